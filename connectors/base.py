@@ -1,0 +1,127 @@
+"""The contracts of sources and sinks.
+
+A *source* lists splits (a file, a partition, a camera); a *reader* delivers the rows of one split in order and says at any
+time which position comes next. A *sink* stages the rows of an epoch and publishes them when the epoch is committed. Neither
+knows about operators, Ray or epochs beyond their number.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+__all__ = ["Position", "Reader", "Sink", "Source", "Staged"]
+
+Position = dict[str, Any]
+"""A JSON value that names the *next* row to read. Only the source that made it can interpret it."""
+
+
+class Reader(ABC):
+    """Delivers one split in order. Used by one thread at a time; opened in the process that reads.
+
+    A reader never raises for bad data: it delivers a row whose ``error`` column says what was wrong and goes on.
+    """
+
+    exhausted: bool = False
+    """True once the split has ended: ``read`` returns None for ever."""
+
+    closes: Sequence[str] = ()
+    """Streams that end with this split (their operators free the slot). Valid once ``exhausted`` is true."""
+
+    @abstractmethod
+    def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
+        """Return 1..``max_rows`` rows (stop after ``max_bytes``, but at least one row), or None: nothing now, or exhausted."""
+
+    @abstractmethod
+    def position(self) -> Position:
+        """Return the position after the last row that ``read`` returned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files and threads. May be called twice."""
+
+    def total_rows(self) -> int | None:
+        """Return the estimated number of rows of the split where it is known, for progress only."""
+        return None
+
+
+class Source(ABC):
+    """A kind of input, built from its options dataclass. Cheap to build; does I/O only in the methods below."""
+
+    Options: ClassVar[type]
+    bounded: bool = True
+    """True when every split ends by itself."""
+    replayable: bool = True
+    """True when a reader opened at an earlier position delivers the same rows again."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @property
+    @abstractmethod
+    def schema(self) -> pa.Schema:
+        """Schema of every batch of this source."""
+
+    @abstractmethod
+    def splits(self) -> list[str]:
+        """List the split ids in a stable order. Raise ``SourceError`` when there is nothing to read, naming the path."""
+
+    @abstractmethod
+    def open(self, split: str, position: Position | None) -> Reader:
+        """Open a split at a position (None: the start). Raise ``SourceError`` if the file has changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """One prepared output of an epoch. Paths are relative to the sink's folder; the final name is a function of
+    (epoch, shard, counter), so publishing twice does nothing the second time."""
+
+    staged: str
+    final: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Sink(ABC):
+    """A kind of output. One object per shard; used by one thread at a time.
+
+    Order of calls: ``recover`` once per run on one shard before any shard is opened, ``open``, then per epoch any number of
+    ``write`` and one ``prepare(epoch)``; ``commit`` after the epoch's manifest is durable, possibly again after a crash.
+    """
+
+    Options: ClassVar[type]
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def open(self, schemas: Mapping[str, pa.Schema], *, attempt: int, shard: int) -> None:
+        """Get ready to write. ``schemas`` maps each input's node name to its schema; ``attempt`` fences older runs."""
+
+    @abstractmethod
+    def write(self, source: str, batch: pa.RecordBatch) -> None:
+        """Take rows that came from node ``source``. Raise ``SinkError`` if they cannot be kept (full disk)."""
+
+    @abstractmethod
+    def prepare(self, epoch: int) -> list[Staged]:
+        """Flush and fsync what was written since the last call under staged names. Nothing is visible to readers yet."""
+
+    @abstractmethod
+    def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
+        """Publish the staged files of ``epoch``. Repeatable: what is already published is left alone."""
+
+    @abstractmethod
+    def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
+        """Finish the commit of ``epoch``, the newest one with a manifest (-1: none), and delete everything staged besides.
+
+        Also takes back what a later, uncommitted epoch may have left. Safe to call on a folder that does not exist.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drop what was not prepared and release files. May be called twice."""

@@ -1,0 +1,49 @@
+"""How sources, sinks and operators declare their options.
+
+An options class is a keyword-only frozen dataclass whose fields are made by :func:`option`. The pipeline file, ``check`` and
+``describe`` read the metadata from there, so a default, a unit or a bound is written once. Checks across fields belong into
+``__post_init__`` and raise ``ConfigError``. Standard library only: operators run where pydantic is not installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["REQUIRED", "option"]
+
+REQUIRED: Any = dataclasses.MISSING
+"""Pass as ``default`` for an option that the user must give."""
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    unit: str | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[Any] | None = None,
+    secret: bool = False,
+) -> Any:
+    """Declare one option of a keyword-only frozen dataclass.
+
+    ``doc`` is one sentence: meaning and when to change it. ``ge``/``gt``/``le``/``lt`` bound a number, ``choices`` lists the
+    allowed values. ``secret`` options take only ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed.
+    A list or dict default is copied for every instance.
+    """
+    metadata = {
+        "doc": doc,
+        "unit": unit,
+        "bounds": {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None},
+        "choices": tuple(choices) if choices is not None else None,
+        "secret": secret,
+    }
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata)
+    if isinstance(default, list | dict | set):
+        return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)

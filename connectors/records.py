@@ -1,0 +1,111 @@
+"""The records that flow between stages: Arrow schemas, their names and versions, and row status.
+
+Every batch is a ``pyarrow.RecordBatch`` whose first three columns are :data:`KEY_FIELDS`. Outputs of operators end with
+:data:`STATUS_FIELDS`. Units stand in field metadata, the schema's name and version in schema metadata. Within a version
+columns are only added, and only nullable ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+
+from connectors.errors import SchemaError
+
+__all__ = [
+    "FRAME",
+    "KEY_FIELDS",
+    "STATUS_FIELDS",
+    "TIME_TYPE",
+    "align",
+    "field",
+    "key_schema",
+    "output_schema",
+    "require",
+    "schema_name",
+]
+
+TIME_TYPE = pa.timestamp("us", tz="UTC")
+
+KEY_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("stream_id", pa.string(), nullable=False),
+    pa.field("sequence", pa.int64(), nullable=False),
+    pa.field("event_time", TIME_TYPE, nullable=False),
+)
+"""``stream_id``: the key that owns state. ``sequence``: strictly increasing within a stream. ``event_time``: when it happened."""
+
+STATUS_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("status", pa.dictionary(pa.int8(), pa.string())),
+    pa.field("error", pa.string()),
+)
+"""``status`` is ``ok`` or the operator's own word; ``error`` says what was wrong with the row, null when fine."""
+
+
+def field(name: str, kind: pa.DataType, *, unit: str | None = None, nullable: bool = True) -> pa.Field:
+    """Make a field that carries its physical unit in the metadata."""
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit} if unit else None)
+
+
+def key_schema(name: str, version: int, fields: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Make the schema ``name.v<version>``: the key columns, then ``fields``."""
+    return pa.schema([*KEY_FIELDS, *fields], metadata={"streambank.schema": f"{name}.v{version}"})
+
+
+def output_schema(
+    name: str, version: int, fields: Iterable[pa.Field] = (), metadata: Mapping[str, str] | None = None
+) -> pa.Schema:
+    """Make an operator's output schema: key columns, ``fields``, then the status columns."""
+    return pa.schema(
+        [*KEY_FIELDS, *fields, *STATUS_FIELDS],
+        metadata={"streambank.schema": f"{name}.v{version}", **(metadata or {})},
+    )
+
+
+FRAME = key_schema(
+    "frame",
+    1,
+    [
+        pa.field("image", pa.binary()),
+        pa.field("encoding", pa.string()),
+        field("height", pa.int32(), unit="px"),
+        field("width", pa.int32(), unit="px"),
+        pa.field("error", pa.string()),
+    ],
+)
+"""One video frame. ``encoding``: jpeg, png, or raw_rgb8 / raw_bgr8 / raw_gray8 (height·width·channels bytes, row-major).
+``error`` is set by a source that could not decode the frame; ``image`` is then null."""
+
+
+def schema_name(schema: pa.Schema) -> str:
+    """Return ``name.vN`` from the schema's metadata, or ``unnamed``."""
+    return (schema.metadata or {}).get(b"streambank.schema", b"unnamed").decode()
+
+
+def require(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> None:
+    """Raise ``SchemaError`` unless ``batch`` holds every column of ``schema`` with its type. Extra columns are fine."""
+    problems = []
+    for wanted in schema:
+        index = batch.schema.get_field_index(wanted.name)
+        if index < 0:
+            problems.append(f"column {wanted.name!r} ({wanted.type}) is missing")
+        elif batch.schema.field(index).type != wanted.type:
+            problems.append(f"column {wanted.name!r} is {batch.schema.field(index).type}, not {wanted.type}")
+    if problems:
+        raise SchemaError(
+            f"{where}: {'; '.join(problems)}; got {batch.schema.names}, need {schema_name(schema)} {schema.names}"
+        )
+
+
+def align(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return ``batch`` with exactly the columns of ``schema``: extra ones dropped, missing nullable ones null."""
+    columns = []
+    for wanted in schema:
+        index = batch.schema.get_field_index(wanted.name)
+        if index >= 0:
+            columns.append(batch.column(index).cast(wanted.type))
+        elif wanted.nullable:
+            columns.append(pa.nulls(batch.num_rows, wanted.type))
+        else:
+            raise SchemaError(f"column {wanted.name!r} is missing; got {batch.schema.names}")
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

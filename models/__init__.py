@@ -1,0 +1,1 @@
+"""Networks, their losses, training and official-checkpoint loaders: one package per method. No streams, no state."""

@@ -1,0 +1,72 @@
+"""The contract of every operator. It knows nothing of Ray, Kafka, files, shards or epochs.
+
+Promises that the conformance suite (``pipelines.testing.conformance``) checks for every operator:
+
+* Each stream's output depends on its own rows only: not on other streams of a batch, nor on where batches are cut.
+* Causal: a row's output depends on rows up to it, unless an option that says otherwise is chosen.
+* A bad row gives an output row with ``status`` and ``error``; it changes no state and never raises.
+* ``restore(snapshot())`` is bit for bit; nothing grows with the length of a stream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import torch
+
+from connectors.errors import SchemaError
+from operators.state import State
+
+__all__ = ["Context", "Operator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an operator is told about the place it runs in."""
+
+    name: str = "operator"
+    """The node's name in the pipeline file, for messages."""
+    device: torch.device = torch.device("cpu")
+    """Where weights and banks live."""
+
+
+class Operator(ABC):
+    """One shard of a stateful operator. Used by one thread at a time."""
+
+    Options: ClassVar[type]
+    """Keyword-only frozen dataclass made of ``connectors.options.option`` fields."""
+
+    input_schema: pa.Schema
+    control_schema: pa.Schema | None = None
+    output_schema: pa.Schema
+
+    def __init__(self, options: Any, context: Context) -> None:
+        self.options = options
+        self.context = context
+
+    @abstractmethod
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """Take rows of many streams, in order within each stream; return output rows, in order within each stream."""
+
+    def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """Take control rows (questions, prompts, labels); may answer at once. Only where ``control_schema`` is set."""
+        raise SchemaError(f"{self.context.name}: this operator takes no control rows; remove 'control' from the pipeline file")
+
+    @abstractmethod
+    def snapshot(self, *, incremental: bool = False) -> State:
+        """Return a copy of all state, or of what changed since the last call of ``snapshot``."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Replace all state by a full ``state``. Raise ``RecoveryError`` naming what differs if it does not fit."""
+
+    @abstractmethod
+    def close_stream(self, stream_id: str) -> None:
+        """Forget a stream and free its slot. An unknown stream is no error; the same id may start afresh later."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return gauges for the progress line and Prometheus: bank bytes, slots used, evictions."""
+        return {}

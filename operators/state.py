@@ -1,0 +1,147 @@
+"""What an operator hands over at an epoch: typed tensors of its streams, in a form that can be cut and merged by stream.
+
+One ``State`` holds many streams in columns, never one object per stream. It knows nothing about shards or files; the
+engine selects streams by key when the number of shards changes.
+"""
+
+# N streams of this state, R rows over all streams
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from connectors.errors import RecoveryError
+
+__all__ = ["Rows", "State"]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows of different number per stream, stored back to back.
+
+    A full snapshot holds all rows (``count == length`` and ``index`` runs 0..length-1 per stream); an incremental one holds
+    only the rows that changed, with their positions.
+    """
+
+    length_N: Tensor
+    """int64: how many rows each stream has in all."""
+    count_N: Tensor
+    """int64: how many of them stand here."""
+    index_R: Tensor
+    """int64: the position of each stored row within its stream."""
+    values_R: Tensor
+    """[R, ...]: the rows."""
+
+    @staticmethod
+    def full(length_N: Tensor, values_R: Tensor) -> Rows:
+        """Wrap all rows of each stream, in order."""
+        starts_N = torch.cumsum(length_N, 0) - length_N
+        index_R = torch.arange(values_R.shape[0]) - torch.repeat_interleave(starts_N, length_N)
+        return Rows(length_N, length_N.clone(), index_R, values_R)
+
+    def select(self, streams: Tensor) -> Rows:
+        """Keep the streams at positions ``streams`` (int64, ascending), copying their rows."""
+        keep_N = torch.zeros(self.count_N.shape[0], dtype=torch.bool)
+        keep_N[streams] = True
+        keep_R = torch.repeat_interleave(keep_N, self.count_N)
+        return Rows(self.length_N[streams], self.count_N[streams], self.index_R[keep_R], self.values_R[keep_R])
+
+
+@dataclass(slots=True)
+class State:
+    """All that an operator must know to go on, on the CPU. Owns its tensors (copies, never views of a bank)."""
+
+    streams: list[str] = field(default_factory=list)
+    """Stream ids, in the order of every leading N."""
+    dense: dict[str, Tensor] = field(default_factory=dict)
+    """name → [N, ...]: one entry per stream."""
+    rows: dict[str, Rows] = field(default_factory=dict)
+    """name → rows of varying number per stream."""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    """name → tensor that belongs to no stream (a sketch, a pool). Every shard gets all of it."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """JSON: what the operator wants to check at ``restore`` (its options, a model id)."""
+    incremental: bool = False
+    """True: holds only streams and rows that changed since the previous snapshot."""
+    closed: list[str] = field(default_factory=list)
+    """Incremental only: streams that ended since the previous snapshot."""
+
+    def select(self, keep: Sequence[bool] | np.ndarray) -> State:
+        """Return the streams whose flag is true; ``shared`` and ``meta`` stay whole."""
+        flags = np.asarray(keep, dtype=bool)
+        chosen = torch.from_numpy(np.flatnonzero(flags))
+        return State(
+            streams=[name for name, flag in zip(self.streams, flags, strict=True) if flag],
+            dense={name: tensor[chosen] for name, tensor in self.dense.items()},
+            rows={name: rows.select(chosen) for name, rows in self.rows.items()},
+            shared=self.shared,
+            meta=self.meta,
+            incremental=self.incremental,
+            closed=self.closed,
+        )
+
+    def bytes(self) -> int:
+        """Return the size of all tensors in bytes."""
+        tensors = [*self.dense.values(), *self.shared.values()]
+        for rows in self.rows.values():
+            tensors += [rows.length_N, rows.count_N, rows.index_R, rows.values_R]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @staticmethod
+    def merge(states: Sequence[State]) -> State:
+        """Join the streams of several full states (shards of one operator). A stream may stand in one of them only."""
+        if not states:
+            return State()
+        streams = [name for state in states for name in state.streams]
+        if len(set(streams)) != len(streams):
+            raise RecoveryError("a stream stands in the snapshots of two shards; the state folder is damaged")
+        filled = [state for state in states if state.streams] or [states[0]]
+        return State(
+            streams=streams,
+            dense={name: torch.cat([s.dense[name] for s in filled]) for name in filled[0].dense},
+            rows={
+                name: Rows(*(torch.cat([getattr(s.rows[name], part) for s in filled]) for part in _ROW_PARTS))
+                for name in filled[0].rows
+            },
+            shared=states[0].shared,
+            meta=states[0].meta,
+        )
+
+    def apply(self, change: State) -> State:
+        """Return the full state after an incremental one. ``self`` must be full and the state directly before."""
+        gone = set(change.closed) | set(change.streams)
+        old_of = {name: i for i, name in enumerate(self.streams)}
+        kept = self.select([name not in gone for name in self.streams])
+        rows = {name: self._apply_rows(name, change, old_of) for name in change.rows}
+        fresh = State(change.streams, change.dense, rows, change.shared or self.shared, change.meta or self.meta)
+        merged = State.merge([kept, fresh]) if kept.streams and fresh.streams else (fresh if fresh.streams else kept)
+        merged.shared = change.shared or self.shared
+        merged.meta = change.meta or self.meta
+        return merged
+
+    def _apply_rows(self, name: str, change: State, old_of: dict[str, int]) -> Rows:
+        new = change.rows[name]
+        old = self.rows.get(name)
+        values_R = new.values_R.new_empty((int(new.length_N.sum()), *new.values_R.shape[1:]))
+        start = taken = 0
+        # Per stream, not per row: recovery is the only caller, and streams of one shard are at most thousands.
+        starts = (torch.cumsum(old.count_N, 0) - old.count_N).tolist() if old is not None else []
+        lengths, counts = new.length_N.tolist(), new.count_N.tolist()
+        for stream, length, count in zip(change.streams, lengths, counts, strict=True):
+            here = values_R[start : start + length]
+            before = old_of.get(stream)
+            if old is not None and before is not None:
+                n = min(length, int(old.length_N[before]))
+                here[:n] = old.values_R[starts[before] : starts[before] + n]
+            here[new.index_R[taken : taken + count]] = new.values_R[taken : taken + count]
+            start, taken = start + length, taken + count
+        return Rows.full(new.length_N, values_R)
+
+
+_ROW_PARTS = ("length_N", "count_N", "index_R", "values_R")
