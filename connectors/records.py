@@ -33,7 +33,7 @@ KEY_FIELDS: tuple[pa.Field, ...] = (
     pa.field("sequence", pa.int64(), nullable=False),
     pa.field("event_time", TIME_TYPE, nullable=False),
 )
-"""``stream_id``: the key that owns state. ``sequence``: strictly increasing within a stream. ``event_time``: when it happened."""
+"""``stream_id`` owns state; ``sequence`` strictly increases within a stream; ``event_time`` is when it happened."""
 
 STATUS_FIELDS: tuple[pa.Field, ...] = (
     pa.field("status", pa.dictionary(pa.int8(), pa.string())),
@@ -79,7 +79,8 @@ FRAME = key_schema(
 
 def schema_name(schema: pa.Schema) -> str:
     """Return ``name.vN`` from the schema's metadata, or ``unnamed``."""
-    return (schema.metadata or {}).get(b"streambank.schema", b"unnamed").decode()
+    name: bytes = (schema.metadata or {}).get(b"streambank.schema", b"unnamed")
+    return name.decode()
 
 
 def require(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> None:

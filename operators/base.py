@@ -11,7 +11,7 @@ Promises that the conformance suite (``pipelines.testing.conformance``) checks f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ class Context:
 
     name: str = "operator"
     """The node's name in the pipeline file, for messages."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where weights and banks live."""
 
 
