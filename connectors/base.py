@@ -78,7 +78,8 @@ class Source(ABC):
 @dataclass(frozen=True, slots=True)
 class Staged:
     """One prepared output of an epoch. Paths are relative to the sink's folder; the final name is a function of
-    (epoch, shard, counter), so publishing twice does nothing the second time."""
+    (epoch, shard, counter), so publishing twice does nothing the second time.
+    """
 
     staged: str
     final: str

@@ -1,0 +1,1 @@
+"""MAMBA (AAAI 2021): multi-level aggregation via memory bank for video object detection. Networks only."""
