@@ -5,7 +5,12 @@ What depends on a stream (bank length, number of keys, write rule) belongs to th
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from connectors.errors import ConfigError, nearest
 
 __all__ = ["IMAGENET_VID_CLASSES", "MambaConfig"]
 
@@ -46,3 +51,47 @@ class MambaConfig:
     pad_multiple: int = 16
     mean_rgb: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std_rgb: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        """Check what the network is built from. Raises ``ConfigError``."""
+        if self.backbone not in ("resnet", "conv5"):
+            raise ConfigError(f"backbone {self.backbone!r} is not known; use 'resnet' or 'conv5'")
+        if len(self.channels) != 5:
+            raise ConfigError(f"channels must be five numbers (see MambaConfig), got {self.channels}")
+        if self.backbone == "resnet" and (len(self.blocks) != 4 or min(self.blocks) < 1):
+            raise ConfigError(f"blocks must be four numbers above 0, got {self.blocks}")
+        step = 4 if self.backbone == "resnet" else 8
+        checked = self.channels[1:] if self.backbone == "resnet" else self.channels
+        if any(c < 1 or c % step for c in checked):
+            raise ConfigError(f"channels of backbone {self.backbone!r} must be multiples of {step}, got {self.channels}")
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ConfigError(f"classes must be different names, at least one; got {list(self.classes)}")
+        if self.pixel_position not in ("backbone", "neck"):
+            raise ConfigError(f"pixel_position {self.pixel_position!r} is not known; use 'backbone' or 'neck'")
+        self._check_heads("heads", self.heads, "fc_channels", self.fc_channels)
+        if self.pixel_level:
+            self._check_heads("pixel_heads", self.pixel_heads, "channels at pixel_position", self.pixel_channels)
+
+    @staticmethod
+    def _check_heads(name: str, heads: int, what: str, channels: int) -> None:
+        if heads < 1 or channels % heads:
+            raise ConfigError(f"{name}={heads} must divide {what}={channels}; choose a divisor")
+
+    @property
+    def pixel_channels(self) -> int:
+        """Width of the map that the pixel level enhances."""
+        return self.channels[-1] if self.pixel_position == "backbone" else self.neck_channels
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> MambaConfig:
+        """Build a config from JSON values (lists become tuples). Unknown names raise ``ConfigError``."""
+        known = {field.name for field in dataclasses.fields(MambaConfig)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"MambaConfig has no setting {name!r}{nearest(name, known)}; it has {sorted(known)}")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return MambaConfig(**plain)

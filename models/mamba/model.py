@@ -1,0 +1,136 @@
+"""The MAMBA detector as a set of stages that a caller strings together around its memory. Weights only: no bank, no stream.
+
+A frame goes ``prepare -> encode -> [pixel attention] -> neck -> propose -> roi_features -> head stages -> detect``. The
+attention in between reads whatever keys the caller hands in: banks of a stream when serving, references in training.
+"""
+
+# B batch, C channels, H height, W width, N proposals, F flattened RoI features, K classes, D detections
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms, roi_align
+
+from models.mamba.attention import Attention
+from models.mamba.backbone import build_backbone
+from models.mamba.boxes import clip_boxes, decode_boxes
+from models.mamba.config import MambaConfig
+from models.mamba.head import BoxHead
+from models.mamba.images import Prepared, is_too_small, padded_size, prepare_images, resized_size
+from models.mamba.rpn import Proposals, RegionProposals
+
+__all__ = ["BOX_DELTA_STD", "Detections", "Mamba", "Prepared", "Proposals"]
+
+BOX_DELTA_STD = 0.2
+"""The box head predicts deltas in units of this standard deviation, all four."""
+
+_SAMPLING_RATIO = 2
+
+
+class Detections(NamedTuple):
+    """What was found in one image, best first."""
+
+    boxes_D4: Tensor
+    """Pixels of the original image."""
+    scores_D: Tensor
+    labels_D: Tensor
+    """int64 index into ``config.classes``."""
+
+
+class Mamba(nn.Module):
+    """Faster R-CNN (ResNet-DC5) with attention over memory at pixel and instance level (AAAI 2021; arXiv 2401.09923)."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(config)
+        self.neck_conv = nn.Conv2d(config.channels[-1], config.neck_channels, 3, padding=1)
+        nn.init.xavier_uniform_(self.neck_conv.weight)
+        nn.init.zeros_(self.neck_conv.bias)  # type: ignore[arg-type]
+        self.rpn = RegionProposals(config)
+        self.head = BoxHead(config)
+        self.pixel = Attention(config.pixel_channels, config.pixel_heads) if config.pixel_level else None
+        self.fused = False
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) in px that an image of this size has after resizing."""
+        return resized_size(self.config, height, width)
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) in px of the network input for an image of this size. Images that share it can be stacked."""
+        return padded_size(self.config, height, width)
+
+    def is_too_small(self, height: int, width: int) -> bool:
+        """Tell whether an image of this size must be rejected (a side below 16 px after resizing)."""
+        return is_too_small(self.config, height, width)
+
+    def prepare(self, images: Sequence[Tensor], device: torch.device | str) -> Prepared:
+        """Resize, normalise, pad and stack RGB images (uint8, ``[H, W, 3]``) that share a padded size."""
+        return prepare_images(self.config, images, device)
+
+    def encode(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the backbone's map ``[B, C, H/16, W/16]``."""
+        map_BCHW: Tensor = self.backbone(pixels_BCHW)
+        return map_BCHW
+
+    def neck(self, map_BCHW: Tensor) -> Tensor:
+        """Return the feature map that RPN and box head share: 3x3 convolution *and ReLU*."""
+        return F.relu(self.neck_conv(map_BCHW))
+
+    def propose(self, feature_BCHW: Tensor, sizes_B2: Tensor, training: bool = False) -> Proposals:
+        """Return ``config.proposals`` (``train_proposals`` when ``training``) boxes per image, sorted by score and padded."""
+        logits_BP, deltas_BP4 = self.rpn(feature_BCHW)
+        number = self.config.train_proposals if training else self.config.proposals
+        return self.rpn.select(logits_BP, deltas_BP4, self.rpn.anchors(feature_BCHW), sizes_B2, number)
+
+    def roi_features(self, feature_BCHW: Tensor, boxes_BN4: Tensor) -> Tensor:
+        """Return RoIAlign features ``x_BNF``, flattened channel by channel. Padded boxes give finite rows to be ignored."""
+        B, N = boxes_BN4.shape[:2]
+        image_BN1 = torch.arange(B, device=boxes_BN4.device, dtype=torch.float32)[:, None, None].expand(B, N, 1)
+        # In float32 whatever the map's precision: 8 bits of mantissa cannot hold a coordinate of 1000 px.
+        x_RCHW = roi_align(
+            feature_BCHW.float(),
+            torch.cat([image_BN1, boxes_BN4.float()], dim=-1).flatten(0, 1),
+            output_size=self.config.roi_size,
+            spatial_scale=1.0 / self.config.anchor_base,
+            sampling_ratio=_SAMPLING_RATIO,
+            aligned=True,
+        )
+        x_BNF: Tensor = x_RCHW.to(feature_BCHW.dtype).reshape(B, N, -1)
+        return x_BNF
+
+    @torch.no_grad()
+    def detect(
+        self, cls_BNK1: Tensor, reg_BNK4: Tensor, proposals: Proposals, sizes_B2: Tensor, scales_B2: Tensor
+    ) -> list[Detections]:
+        """Turn the head's output into detections: softmax, decode, clip, class-wise NMS, best ``max_detections``.
+
+        ``sizes_B2`` (h, w) and ``scales_B2`` (y, x) are those of ``prepare``. Invalid proposals give nothing.
+        """
+        scores_BNK = cls_BNK1.float().softmax(dim=-1)[..., :-1]
+        boxes_BNK4 = decode_boxes(proposals.boxes_BN4[:, :, None], reg_BNK4.float() * BOX_DELTA_STD)
+        boxes_BNK4 = clip_boxes(boxes_BNK4, sizes_B2) / scales_B2[:, None, None, [1, 0, 1, 0]]
+        good_BNK = (scores_BNK > self.config.score_threshold) & proposals.valid_BN[..., None]
+        return [self._suppress(*image) for image in zip(boxes_BNK4, scores_BNK, good_BNK, strict=True)]
+
+    def _suppress(self, boxes_NK4: Tensor, scores_NK: Tensor, good_NK: Tensor) -> Detections:
+        boxes_D4, scores_D, labels_D = boxes_NK4[good_NK], scores_NK[good_NK], good_NK.nonzero()[:, 1]
+        if boxes_D4.shape[0] == 0:
+            return Detections(boxes_D4, scores_D, labels_D)
+        # Classes moved apart, so that one call suppresses within each class only.
+        apart_D1 = (labels_D * (boxes_D4.max() + 1.0))[:, None]
+        kept = nms(boxes_D4 + apart_D1, scores_D, self.config.box_nms)[: self.config.max_detections]
+        return Detections(boxes_D4[kept], scores_D[kept], labels_D[kept])
+
+    def fuse_for_inference(self) -> Mamba:
+        """Fold BatchNorm into the convolutions (exact algebra), in place, for serving. Ends training and saving."""
+        if not self.fused:
+            self.backbone.fuse()
+            self.requires_grad_(False)
+            self.fused = True
+        return self.eval()

@@ -1,0 +1,86 @@
+"""Region proposal network: scores and deltas per anchor, and the proposals of a batch of maps.
+
+Knows nothing about targets or losses. Proposals are sorted by score and padded to a fixed number, so that shapes do not
+depend on the data.
+"""
+
+# B batch, A anchors per cell, N proposals, P anchors of a map (H·W·A), K kept candidates, C channels, H height, W width
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from models.mamba.boxes import base_anchors, clip_boxes, decode_boxes, grid_anchors
+from models.mamba.config import MambaConfig
+
+__all__ = ["Proposals", "RegionProposals"]
+
+
+class Proposals(NamedTuple):
+    """Proposals of a batch, best first. Rows that are not valid hold zeros."""
+
+    boxes_BN4: Tensor
+    """Pixels of the network input."""
+    scores_BN: Tensor
+    """Objectness in 0..1."""
+    valid_BN: Tensor
+    """bool; the valid rows stand first."""
+
+
+class RegionProposals(nn.Module):
+    """3x3 convolution, then one objectness logit and four deltas per anchor (Faster R-CNN §3.1)."""
+
+    base_A4: Tensor
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        channels = config.neck_channels
+        base_A4 = base_anchors(config.anchor_base, config.anchor_scales, config.anchor_ratios)
+        self.config = config
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, base_A4.shape[0], 1)
+        self.deltas = nn.Conv2d(channels, base_A4.shape[0] * 4, 1)
+        self.register_buffer("base_A4", base_A4, persistent=False)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, feature_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``logits_BP`` and ``deltas_BP4`` in the order of :meth:`anchors`, in float32."""
+        x_BCHW = F.relu(self.conv(feature_BCHW))
+        logits_BP = self.objectness(x_BCHW).permute(0, 2, 3, 1).flatten(1)
+        deltas_BP4 = self.deltas(x_BCHW).permute(0, 2, 3, 1).reshape(logits_BP.shape[0], -1, 4)
+        return logits_BP.float(), deltas_BP4.float()
+
+    def anchors(self, feature_BCHW: Tensor) -> Tensor:
+        """Return the anchors ``[P, 4]`` of a map of this size."""
+        height, width = feature_BCHW.shape[-2:]
+        return grid_anchors(self.base_A4.float(), height, width, self.config.anchor_base)
+
+    @torch.no_grad()
+    def select(self, logits_BP: Tensor, deltas_BP4: Tensor, anchors_P4: Tensor, sizes_B2: Tensor, proposals: int) -> Proposals:
+        """Turn the network's output into at most ``proposals`` boxes per image (best ``nms_pre``, clip, NMS).
+
+        ``sizes_B2`` are the (h, w) of the images without padding. Boxes without area after clipping are dropped.
+        """
+        B, P = logits_BP.shape
+        scores_BK, order_BK = logits_BP.sigmoid().topk(min(self.config.nms_pre, P), dim=1)
+        chosen_BK4 = deltas_BP4.gather(1, order_BK[..., None].expand(-1, -1, 4))
+        boxes_BK4 = clip_boxes(decode_boxes(anchors_P4[order_BK], chosen_BK4), sizes_B2)
+        real_BK = ((boxes_BK4[..., 2:] - boxes_BK4[..., :2]) > 0).all(dim=-1)
+        boxes_BN4 = boxes_BK4.new_zeros(B, proposals, 4)
+        scores_BN = scores_BK.new_zeros(B, proposals)
+        valid_BN = torch.zeros(B, proposals, dtype=torch.bool, device=boxes_BK4.device)
+        # One NMS per image: suppression is quadratic, so one call over the whole batch would cost B times as much.
+        for b in range(B):
+            candidates = real_BK[b].nonzero()[:, 0]
+            kept = candidates[nms(boxes_BK4[b, candidates], scores_BK[b, candidates], self.config.rpn_nms)][:proposals]
+            boxes_BN4[b, : kept.shape[0]] = boxes_BK4[b, kept]
+            scores_BN[b, : kept.shape[0]] = scores_BK[b, kept]
+            valid_BN[b, : kept.shape[0]] = True
+        return Proposals(boxes_BN4, scores_BN, valid_BN)
