@@ -1,0 +1,92 @@
+"""The folders' promises: which way dependencies point, and what an import must not drag in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("connectors", "models", "operators", "pipelines")
+BOTTOM = {"connectors.errors", "connectors.options", "connectors.records"}
+FORBIDDEN = {
+    "connectors": {"torch", "ray", "models", "operators", "pipelines"},
+    "models": {"ray", "kafka", "decord", "open3d", "pydantic", "operators", "pipelines"},
+    "operators": {"ray", "kafka", "decord", "open3d", "pydantic", "pipelines"},
+    "pipelines": {"kafka", "decord", "open3d"},
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules.add(node.module)
+    return modules
+
+
+def files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_dependencies_point_one_way(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files(package)
+        for module in imported_modules(path)
+        if module.split(".")[0] in FORBIDDEN[package] and not (package == "connectors" and path.name == "_torch.py")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ["models", "operators"])
+def test_operators_and_models_use_only_the_bottom_of_connectors(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in files(package)
+        for module in imported_modules(path)
+        if module.split(".")[0] == "connectors" and module not in BOTTOM
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_exist(package: str) -> None:
+    """``__all__`` lists only what is there; checked on the syntax tree so that nothing heavy is imported."""
+    wrong = []
+    for path in files(package):
+        tree = ast.parse(path.read_text())
+        defined: set[str] = set()
+        public: list[str] = []
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = {target.id for target in targets if isinstance(target, ast.Name)}
+                defined |= names
+                if "__all__" in names and node.value is not None:
+                    public = ast.literal_eval(node.value)
+        has_lazy = "__getattr__" in defined
+        wrong += [f"{path.relative_to(ROOT)}: {name}" for name in public if name not in defined and not has_lazy]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", ["connectors", "models", "operators", "pipelines", "operators.mamba", "connectors.base"])
+def test_importing_a_package_is_light(module: str) -> None:
+    code = f"import {module}, sys; print([m for m in ('ray', 'decord', 'open3d', 'kafka') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_is_longer_than_600_lines() -> None:
+    long = [f"{path.relative_to(ROOT)}: {n}" for p in PACKAGES for path in files(p) if (n := len(path.read_text().splitlines())) > 600]
+    assert not long, "\n".join(long)
