@@ -1,0 +1,36 @@
+"""The memory that operators share: preallocated, batched over streams, with snapshots. It knows no method and no stream id."""
+
+from operators.banks.draws import Sampler, random_numbers, sample_without_replacement, stream_seed
+from operators.banks.policies import (
+    Plan,
+    Policy,
+    Writing,
+    append,
+    drop_redundant_neighbour,
+    fifo_pinned,
+    random_replacement,
+    ring,
+)
+from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
+from operators.banks.slots import SlotTable
+
+__all__ = [
+    "Plan",
+    "Policy",
+    "ReadBuffer",
+    "Readout",
+    "RowSpec",
+    "Sampler",
+    "SlotBank",
+    "SlotTable",
+    "Writing",
+    "append",
+    "check_budget",
+    "drop_redundant_neighbour",
+    "fifo_pinned",
+    "random_numbers",
+    "random_replacement",
+    "ring",
+    "sample_without_replacement",
+    "stream_seed",
+]

@@ -1,0 +1,269 @@
+"""SlotBank: rows of memory for many streams in preallocated tensors ``[slots, capacity, *row]``, one slot per stream.
+
+It knows slots, not stream ids (:class:`operators.banks.slots.SlotTable` maps those), and copies rows where a policy of
+:mod:`operators.banks.policies` says. Invariants: nothing is allocated after the constructor except results; positions
+``0..fill-1`` of a slot hold its rows, the rest is garbage that reads mask; every call works on all its streams at once. The
+slots of one call must be distinct.
+"""
+
+# S slots, C capacity, B streams of a call, N new rows per stream, K rows read per stream, R rows over all streams
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from connectors.errors import ConfigError, RecoveryError
+from operators.banks.draws import Sampler, sample_without_replacement
+from operators.banks.policies import Policy, Writing
+from operators.state import Rows, State
+
+__all__ = ["ReadBuffer", "Readout", "RowSpec", "SlotBank", "check_budget"]
+
+_COUNTERS = ("fill", "written", "step", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """Shape and storage type of one row."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """Rows read from a bank: copies. With a :class:`ReadBuffer` they last until the next read through the same buffer."""
+
+    rows: dict[str, Tensor]
+    """name → [B, K, *row], in the storage type."""
+    valid_BK: Tensor
+    """False: padding of a stream with fewer than K rows."""
+    index_BK: Tensor
+    """Positions within the slots."""
+
+
+class ReadBuffer:
+    """Memory that reads of one or several banks share, as large as the largest read so far.
+
+    For the CPU: memory fresh from the system costs a page fault per 4 KiB, up to ten times the copy itself. On a GPU the
+    allocator keeps memory by itself, and banks do without a buffer.
+    """
+
+    def __init__(self) -> None:
+        self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor of this shape on the CPU, content undefined, that the next call with this ``key`` reuses."""
+        size = math.prod(shape)
+        flat = self._flat.get((key, dtype))
+        if flat is None or flat.numel() < size:
+            flat = self._flat[key, dtype] = torch.empty(size, dtype=dtype)
+        return flat[:size].view(shape)
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} GiB"
+
+
+def check_budget(name: str, *, bytes_per_stream: int, streams: int, budget: int, hint: str) -> None:
+    """Raise ``ConfigError`` unless ``streams`` streams fit into ``budget`` bytes. ``hint`` says which options help."""
+    need = bytes_per_stream * streams
+    if need > budget:
+        raise ConfigError(
+            f"{name}: banks for {streams} streams need {_size(need)} ({_size(bytes_per_stream)} per stream), but the budget is "
+            f"{_size(budget)}; {budget // bytes_per_stream} streams fit. {hint}"
+        )
+
+
+class SlotBank:
+    """Rows of one kind for ``slots`` streams. ``rows`` names the tensors that make up a row (keys and values, say)."""
+
+    def __init__(
+        self,
+        name: str,
+        rows: Mapping[str, RowSpec],
+        *,
+        slots: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        sampler: Sampler = sample_without_replacement,
+        buffer: ReadBuffer | None = None,
+    ) -> None:
+        self.name = name
+        self.slots = slots
+        self.capacity = capacity
+        self.device = torch.device(device)
+        self.sampler = sampler
+        self._buffer = buffer if self.device.type == "cpu" else None
+        self.specs = dict(rows)
+        # Zeros, not empty: reads multiply garbage by a weight of 0, which is 0 only if the garbage is finite.
+        self.rows = {
+            key: torch.zeros((slots, capacity, *spec.shape), dtype=spec.dtype, device=self.device) for key, spec in rows.items()
+        }
+        """name → [S, C, *row]"""
+        self._fill_S, self._written_S, self._step_S, self._seed_S = (
+            torch.zeros(slots, dtype=torch.int64, device=self.device) for _ in _COUNTERS
+        )
+        self._dirty_SC = torch.zeros((slots, capacity), dtype=torch.bool, device=self.device)
+
+    @staticmethod
+    def bytes_per_slot(rows: Mapping[str, RowSpec], capacity: int) -> int:
+        """Return what one stream costs: rows, one flag per row, counters."""
+        return capacity * (sum(spec.bytes for spec in rows.values()) + 1) + 8 * len(_COUNTERS)
+
+    def bytes(self) -> int:
+        """Return the bytes of all tensors of this bank; equals ``slots * bytes_per_slot``."""
+        tensors = [*self.rows.values(), self._dirty_SC, self._fill_S, self._written_S, self._step_S, self._seed_S]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    # Slots
+
+    def open(self, slots_B: Tensor, seeds_B: Tensor) -> None:
+        """Hand slots to new streams: empty, at step 0, with these generator seeds."""
+        for counter_S in (self._fill_S, self._written_S, self._step_S):
+            counter_S[slots_B] = 0
+        self._seed_S[slots_B] = seeds_B.to(self.device)
+
+    def clear(self, slots_B: Tensor) -> None:
+        """Forget all rows of these streams; step and seed go on."""
+        self._fill_S[slots_B] = 0
+        self._written_S[slots_B] = 0
+
+    def advance(self, slots_B: Tensor) -> None:
+        """Go to the next step: draws from now on are new ones."""
+        self._step_S[slots_B] += 1
+
+    def fill(self, slots_B: Tensor) -> Tensor:
+        """Return how many rows each stream holds, [B]."""
+        return self._fill_S[slots_B]
+
+    def written(self, slots_B: Tensor) -> Tensor:
+        """Return how many rows each stream was given since it was opened or cleared, [B]."""
+        return self._written_S[slots_B]
+
+    # Reads
+
+    def draw(self, slots_B: Tensor, k: int, purpose: int) -> Tensor:
+        """Draw ``k`` distinct positions per stream, [B, k]. Columns from a stream's fill on are padding."""
+        return self.sampler(
+            self._fill_S[slots_B], k, seed_B=self._seed_S[slots_B], step_B=self._step_S[slots_B], purpose=purpose
+        )
+
+    def gather(self, slots_B: Tensor, index_BK: Tensor, valid_BK: Tensor) -> Readout:
+        """Read these positions."""
+        flat = (slots_B[:, None] * self.capacity + index_BK).flatten()
+        rows = {}
+        for key, rows_SC in self.rows.items():
+            shape = (flat.shape[0], *rows_SC.shape[2:])
+            out = self._buffer.take(key, shape, rows_SC.dtype) if self._buffer is not None else rows_SC.new_empty(shape)
+            torch.index_select(rows_SC.flatten(0, 1), 0, flat, out=out)
+            rows[key] = out.view(*index_BK.shape, *rows_SC.shape[2:])
+        return Readout(rows, valid_BK, index_BK)
+
+    def read(self, slots_B: Tensor) -> Readout:
+        """Read all rows of each stream, oldest position first; K is the largest fill."""
+        fill_B = self._fill_S[slots_B]
+        index_K = torch.arange(int(fill_B.max()) if fill_B.numel() else 0, device=self.device)
+        valid_BK = index_K < fill_B[:, None]
+        return self.gather(slots_B, index_K.expand_as(valid_BK), valid_BK)
+
+    def sample(self, slots_B: Tensor, k: int, *, purpose: int) -> Readout:
+        """Read ``k`` rows drawn uniformly without replacement; all rows of a stream that holds no more than ``k``."""
+        fill_B = self._fill_S[slots_B]
+        most = int(fill_B.max()) if fill_B.numel() else 0
+        if most <= k:
+            return self.read(slots_B)
+        index_K = torch.arange(k, device=self.device)
+        # A young stream reads its rows in order whether or not an older one in the batch makes a draw necessary.
+        index_BK = torch.where(fill_B[:, None] <= k, index_K, self.draw(slots_B, k, purpose))
+        return self.gather(slots_B, index_BK, index_K < fill_B[:, None])
+
+    def top_k(self, slots_B: Tensor, score_BC: Tensor, k: int) -> Readout:
+        """Read the ``k`` rows of highest score, best first. ``score_BC`` covers the whole capacity; garbage is ignored."""
+        fill_B = self._fill_S[slots_B]
+        index_C = torch.arange(self.capacity, device=self.device)
+        score_BC = score_BC.masked_fill(index_C >= fill_B[:, None], -torch.inf)
+        index_BK = score_BC.topk(min(k, self.capacity), dim=1, sorted=True).indices
+        valid_BK = torch.arange(index_BK.shape[1], device=self.device) < fill_B[:, None]
+        return self.gather(slots_B, index_BK, valid_BK)
+
+    # Writes
+
+    def write(
+        self, slots_B: Tensor, rows: Mapping[str, Tensor], count_B: Tensor, policy: Policy, *, purpose: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Store the first ``count_B`` of each stream's N new rows where ``policy`` says.
+
+        ``rows``: name → [B, N, *row], all names of the bank; converted to the storage type. Zero rows change nothing. Returns
+        ``(position_BN, valid_BN)``: where each row went, and whether it was stored.
+        """
+        width = next(iter(rows.values())).shape[1]
+        plan = policy(Writing(self, slots_B, rows, count_B, width, purpose))
+        flat_BN = slots_B[:, None] * self.capacity + plan.position_BN
+        flat_R = flat_BN[plan.valid_BN]
+        for key, rows_SC in self.rows.items():
+            rows_SC.flatten(0, 1)[flat_R] = rows[key][plan.valid_BN].to(rows_SC.dtype)
+        self._dirty_SC.flatten()[flat_R] = True
+        self._fill_S[slots_B] = plan.fill_B
+        self._written_S[slots_B] += count_B
+        return plan.position_BN, plan.valid_BN
+
+    # Snapshots
+
+    def export(self, slots_N: Tensor, state: State, *, incremental: bool) -> None:
+        """Add copies of these slots to ``state`` under ``<bank>.<name>``; of the rows only those changed where incremental."""
+        for key, counter_S in self._counters().items():
+            state.dense[f"{self.name}.{key}"] = counter_S[slots_N].cpu()
+        fill_N = self._fill_S[slots_N]
+        index_C = torch.arange(self.capacity, device=self.device)
+        held_NC = index_C < fill_N[:, None]
+        if incremental:
+            held_NC &= self._dirty_SC[slots_N]
+        stream_R, index_R = held_NC.nonzero(as_tuple=True)
+        flat_R = slots_N[stream_R] * self.capacity + index_R
+        for key, rows_SC in self.rows.items():
+            values_R = rows_SC.flatten(0, 1).index_select(0, flat_R).cpu()
+            state.rows[f"{self.name}.{key}"] = Rows(fill_N.cpu(), held_NC.sum(1).cpu(), index_R.cpu(), values_R)
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        self._dirty_SC.zero_()
+
+    def load(self, slots_N: Tensor, state: State) -> None:
+        """Take these slots' content from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
+        for key, rows_SC in self.rows.items():
+            stored = state.rows.get(f"{self.name}.{key}")
+            if stored is None:
+                raise RecoveryError(f"the snapshot has no rows {self.name}.{key}; it has {sorted(state.rows)}")
+            if stored.values_R.dtype != rows_SC.dtype or stored.values_R.shape[1:] != rows_SC.shape[2:]:
+                raise RecoveryError(
+                    f"rows {self.name}.{key} of the snapshot are {tuple(stored.values_R.shape[1:])} {stored.values_R.dtype}, "
+                    f"the bank's are {tuple(rows_SC.shape[2:])} {rows_SC.dtype}; resume with the options of the first run"
+                )
+            if stored.length_N.numel() and int(stored.length_N.max()) > self.capacity:
+                raise RecoveryError(
+                    f"a stream of the snapshot holds {int(stored.length_N.max())} rows of {self.name}, the bank's capacity is "
+                    f"{self.capacity}; resume with the options of the first run"
+                )
+            start_R = torch.repeat_interleave(slots_N * self.capacity, stored.count_N.to(self.device))
+            rows_SC.flatten(0, 1)[start_R + stored.index_R.to(self.device)] = stored.values_R.to(self.device)
+        for key, counter_S in self._counters().items():
+            counter_S[slots_N] = state.dense[f"{self.name}.{key}"].to(self.device)
+
+    def _counters(self) -> dict[str, Tensor]:
+        return {"fill": self._fill_S, "written": self._written_S, "step": self._step_S, "seed": self._seed_S}
