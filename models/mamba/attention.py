@@ -39,10 +39,10 @@ class Attention(nn.Module):
 
         ``valid_BM`` (bool) names the keys that count; values behind invalid ones are ignored but must be finite. A batch
         entry without any valid key gives zeros, so that GEO leaves its queries as they are. Keys and values may be stored
-        in another precision than the queries.
+        in another precision than the queries, and may come split by head, ``[B, H, M, D]`` (contiguous is fastest on CPU).
         """
         B, N, C = q_BNC.shape
-        M = k_BMC.shape[1]
+        M = k_BMC.shape[-2]
         if M == 0:
             return torch.zeros_like(q_BNC)
         mask_B11M = None
@@ -61,5 +61,7 @@ class Attention(nn.Module):
         return self.attend(self.query(x_BNC), *self.project(keys_BMC), valid_BM)
 
     def _split(self, rows_BNC: Tensor) -> Tensor:
+        if rows_BNC.dim() == 4:
+            return rows_BNC
         B, N, C = rows_BNC.shape
         return rows_BNC.reshape(B, N, self.heads, C // self.heads).transpose(1, 2)
