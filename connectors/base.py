@@ -44,6 +44,10 @@ class Reader(ABC):
     def close(self) -> None:
         """Release files and threads. May be called twice."""
 
+    def next_due(self) -> float | None:
+        """Return the seconds until ``read`` may deliver again, 0.0 for now; None where the reader cannot tell."""
+        return None
+
     def total_rows(self) -> int | None:
         """Return the estimated number of rows of the split where it is known, for progress only."""
         return None
