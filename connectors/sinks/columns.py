@@ -1,0 +1,62 @@
+"""Which columns a table sink keeps, in which order and under which names. Nothing is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from connectors.errors import ConfigError, SchemaError, nearest
+
+__all__ = ["Columns", "check_columns"]
+
+
+def check_columns(columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str]) -> None:
+    """Raise ``ConfigError`` for what is wrong in itself, before any schema is known."""
+    if columns is None:
+        return
+    if exclude:
+        raise ConfigError(f"'columns' ({list(columns)}) and 'exclude' ({list(exclude)}) are both given; keep one of them")
+    if not columns:
+        raise ConfigError("'columns' is empty; name at least one column, or leave it out to keep all")
+    names = list(columns.values()) if isinstance(columns, Mapping) else list(columns)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"'columns' gives the name {twice[0]!r} to more than one column; names must differ")
+
+
+class Columns:
+    """A selection of columns: a list of names, a mapping ``{column: new name}``, or all but some.
+
+    Batches whose schema changes on the way are looked up anew; a chosen column that has gone is a ``SchemaError``.
+    """
+
+    def __init__(self, columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str], schema: pa.Schema) -> None:
+        wanted = list(columns) if columns is not None else list(exclude)
+        for name in wanted:
+            if name not in schema.names:
+                option = "columns" if columns is not None else "exclude"
+                raise ConfigError(f"'{option}' names {name!r}{nearest(name, schema.names)}; the input has {schema.names}")
+        self._columns = columns
+        self._exclude = frozenset(exclude)
+        self._input: pa.Schema | None = None
+        self._indices: list[int] = []
+        self.schema = self._resolve(schema)
+
+    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the chosen columns of ``batch``."""
+        if batch.schema is not self._input and not batch.schema.equals(self._input, check_metadata=True):
+            self.schema = self._resolve(batch.schema)
+        return pa.RecordBatch.from_arrays([batch.column(i) for i in self._indices], schema=self.schema)
+
+    def _resolve(self, schema: pa.Schema) -> pa.Schema:
+        chosen = self._columns if self._columns is not None else [n for n in schema.names if n not in self._exclude]
+        gone = [name for name in chosen if name not in schema.names]
+        if gone:
+            raise SchemaError(f"column {gone[0]!r} is no longer in the input; it has {schema.names} now")
+        self._input = schema
+        self._indices = [schema.get_field_index(name) for name in chosen]
+        fields = [schema.field(i) for i in self._indices]
+        if isinstance(chosen, Mapping):
+            fields = [field.with_name(name) for field, name in zip(fields, chosen.values(), strict=True)]
+        return pa.schema(fields, metadata=schema.metadata)

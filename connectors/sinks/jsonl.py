@@ -1,0 +1,96 @@
+"""Sink: one JSON object per row, one file per epoch and shard (``part-<epoch>-<shard>-<n>.jsonl``).
+
+Rows stand in the order in which they were written. How a value becomes text is :mod:`connectors.sinks.json_text`'s concern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+
+from connectors.options import REQUIRED, option
+from connectors.sinks.columns import Columns, check_columns
+from connectors.sinks.json_text import json_lines
+from connectors.sinks.staged import FileSink, StagedFile, single_input
+
+__all__ = ["JsonlOptions", "JsonlSink"]
+
+# Batches are joined up to this size, since Arrow's kernels cost a fixed 0.5 ms per call, and cut at it, since the text of
+# one call must stay far below the 2 GiB of a string array.
+_BLOCK_ROWS = 1 << 15
+_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JsonlOptions:
+    """Options of the sink ``jsonl``."""
+
+    path: Path = option(REQUIRED, "Folder for the files.")
+    columns: list[str] | dict[str, str] | None = option(
+        None, "Columns to write, in this order: a list of names, or a mapping {column: name in the file}. Default: all."
+    )
+    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, self.exclude)
+
+
+class JsonlSink(FileSink):
+    """Writes JSON lines. NaN and infinities become null, binary becomes base64 (slow: better exclude it)."""
+
+    Options: ClassVar[type] = JsonlOptions
+    suffix = ".jsonl"
+    options: JsonlOptions
+
+    def __init__(self, options: JsonlOptions) -> None:
+        super().__init__(options)
+        self._columns: Columns  # by open
+        self._file: StagedFile | None = None
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = self._waiting_bytes = self._rows = 0
+
+    def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
+        self._columns = Columns(self.options.columns, self.options.exclude, single_input("jsonl", schemas))
+
+    def write(self, source: str, batch: pa.RecordBatch) -> None:
+        """Keep the rows until a block of text is worth making."""
+        if not batch.num_rows:
+            return
+        batch = self._columns.apply(batch)
+        if self._waiting and not batch.schema.equals(self._waiting[0].schema):
+            self._write_waiting()
+        self._waiting.append(batch)
+        self._waiting_rows += batch.num_rows
+        self._waiting_bytes += batch.nbytes
+        if self._waiting_rows >= _BLOCK_ROWS or self._waiting_bytes >= _BLOCK_BYTES:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        if self._file is None:
+            self._file, self._rows = StagedFile(self._new_path()), 0
+        rows, size = self._waiting_rows, self._waiting_bytes
+        joined = pa.concat_batches(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES * rows // max(1, size)))
+        for start in range(0, rows, step):
+            self._file.write(json_lines(joined.slice(start, step)))
+        self._rows += rows
+
+    def _flush(self) -> None:
+        self._write_waiting()
+        if self._file is not None:
+            self._file.finish()
+            self._finished(self._file, partition="", rows=self._rows)
+            self._file = None
+
+    def _drop(self) -> None:
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        if self._file is not None:
+            self._file.abort()
+            self._file = None
