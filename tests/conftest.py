@@ -1,0 +1,1 @@
+"""Makes this folder importable (``golden_cases``) for the tests below it."""
