@@ -67,7 +67,8 @@ class ReadBuffer:
         size = math.prod(shape)
         flat = self._flat.get((key, dtype))
         if flat is None or flat.numel() < size:
-            flat = self._flat[key, dtype] = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # so that the buffer can be reused outside inference mode, too
+                flat = self._flat[key, dtype] = torch.empty(size, dtype=dtype)
         return flat[:size].view(shape)
 
 
@@ -155,6 +156,14 @@ class SlotBank:
     def written(self, slots_B: Tensor) -> Tensor:
         """Return how many rows each stream was given since it was opened or cleared, [B]."""
         return self._written_S[slots_B]
+
+    def step(self, slots_B: Tensor) -> Tensor:
+        """Return how often each stream was advanced, [B]."""
+        return self._step_S[slots_B]
+
+    def seed(self, slots_B: Tensor) -> Tensor:
+        """Return the generator seed of each stream, [B]."""
+        return self._seed_S[slots_B]
 
     # Reads
 

@@ -1,0 +1,96 @@
+"""From the ``image`` column of FRAME rows to RGB arrays: codecs, colour orders, bit depths. A bad row gives an error text.
+
+Knows nothing about models or streams. Everything that leaves here is finite, RGB, ``[H, W, 3]``, 0..255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+__all__ = ["ENCODINGS", "Decoded", "decode_image", "decode_images"]
+
+ENCODINGS = ("jpeg", "png", "raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb")
+"""``raw_*``: height·width·channels values, row-major, no padding; ``raw_f32_rgb``: little-endian float32 in 0..255."""
+
+Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+_RAW = {"raw_rgb8": (np.uint8, 3), "raw_bgr8": (np.uint8, 3), "raw_gray8": (np.uint8, 1), "raw_f32_rgb": (np.dtype("<f4"), 3)}
+
+
+class Decoded(NamedTuple):
+    """One entry per row; exactly one of the two is None."""
+
+    images: list[Image | None]
+    errors: list[str | None]
+
+
+def decode_images(batch: pa.RecordBatch) -> Decoded:
+    """Decode the rows of a FRAME batch. Rows that a source marked with an ``error`` keep that error."""
+    column, encodings = batch.column("image"), batch.column("encoding").to_pylist()
+    heights, widths = batch.column("height").to_pylist(), batch.column("width").to_pylist()
+    images: list[Image | None] = []
+    errors: list[str | None] = []
+    for i, source_error in enumerate(batch.column("error").to_pylist()):
+        image, error = None, source_error
+        if error is None and not column[i].is_valid:
+            error = "the row has no image"
+        if error is None:
+            try:
+                image = decode_image(column[i].as_buffer(), encodings[i], heights[i], widths[i])
+            except (ValueError, cv2.error) as problem:
+                error = str(problem)
+        images.append(image)
+        errors.append(error)
+    return Decoded(images, errors)
+
+
+def decode_image(data: pa.Buffer | bytes, encoding: str | None, height: int | None, width: int | None) -> Image:
+    """Decode one image to a new RGB array: uint8, or float32 for ``raw_f32_rgb``.
+
+    Grey becomes three equal channels, alpha is dropped, 16-bit PNG is scaled to 8 bit, EXIF orientation is applied. Raises
+    ``ValueError`` for whatever cannot be used, saying why.
+    """
+    if encoding in _RAW:
+        return _decode_raw(data, encoding, height, width)
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding {encoding!r} is not supported; use one of {_list(ENCODINGS)}")
+    packed = np.frombuffer(data, np.uint8)
+    if packed.size == 0:
+        raise ValueError(f"the {encoding} image has no bytes")
+    bgr = cv2.imdecode(packed, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if bgr is None or bgr.size == 0:
+        raise ValueError(f"the {encoding} image of {packed.size} bytes cannot be decoded")
+    if bgr.dtype == np.uint16:
+        bgr = ((bgr.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if bgr.dtype != np.uint8:
+        raise ValueError(f"the {encoding} image has {bgr.dtype} pixels; 8 or 16 bits per channel are supported")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _decode_raw(data: pa.Buffer | bytes, encoding: str, height: int | None, width: int | None) -> Image:
+    kind, channels = _RAW[encoding]
+    if not height or not width or height < 0 or width < 0:
+        raise ValueError(f"{encoding} needs a positive height and width, got {height}x{width}")
+    values = np.frombuffer(data, np.uint8)
+    expected = height * width * channels * np.dtype(kind).itemsize
+    if values.size != expected:
+        raise ValueError(f"{encoding} of {height}x{width} needs {expected} bytes, got {values.size}")
+    image = values.view(kind).reshape(height, width, channels)
+    if encoding == "raw_f32_rgb":
+        # NaN fails both comparisons.
+        if not bool(((image >= 0) & (image <= 255)).all()):
+            raise ValueError("raw_f32_rgb holds values that are NaN, infinite or outside 0..255")
+        return np.array(image, dtype=np.float32)
+    if encoding == "raw_gray8":
+        return np.repeat(image, 3, axis=2)
+    return np.array(image[..., ::-1] if encoding == "raw_bgr8" else image, dtype=np.uint8)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
