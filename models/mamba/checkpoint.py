@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,10 @@ def _stored_config(metadata: Mapping[str, str], file: Path) -> MambaConfig:
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Notes on unusual pickle protocols; what cannot be read is refused below anyway.
+            warnings.simplefilter("ignore")
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointMismatch(
             f"{file}: refused, it is damaged or holds more than tensors and plain values, and nothing of it was executed; "

@@ -49,8 +49,7 @@ def test_training_step_losses_and_gradients(path: Path):
             assert_close(parameter.grad, arrays[f"grad_{official}"], official)
             checked += 1
         if f"gradnorm_{official}" in arrays:
-            wanted = arrays[f"gradnorm_{official}"]
-            assert_close(parameter.grad.norm(), wanted, official, atol=1e-4 * max(1.0, float(wanted)))
+            assert_close(parameter.grad.norm(), arrays[f"gradnorm_{official}"], official)
             checked += 1
         if parameter.grad is None:
             assert not parameter.requires_grad, f"{official} got no gradient"

@@ -154,6 +154,7 @@ def test_pixel_and_instance_level_video(path: Path):
     # Start of the video: plain maps of references and first frame; every image is detected with all top rows as keys.
     images = np.concatenate([arrays["refs"], arrays["frames"][:1]])
     image = prepared(images, settings)
+    in_network_pixels = prepared(images[:1], settings | {"scale": 1.0})
     plain = model.encode(image.pixels_BCHW)
     features = model.neck(plain)
     proposals = model.propose(features, image.sizes_B2)
@@ -164,7 +165,7 @@ def test_pixel_and_instance_level_video(path: Path):
     rows: list[Tensor] = []
     for i in range(len(images)):
         cls, reg, rows = start(model, x[i : i + 1], x_refs)
-        found = detections(model, cls, reg, Proposals(*(part[i : i + 1] for part in proposals)), prepared(images[:1], {}))
+        found = detections(model, cls, reg, Proposals(*(part[i : i + 1] for part in proposals)), in_network_pixels)
         width = arrays[f"init{i}_det"].shape[1]
         assert_same_boxes(found[:, :width], arrays[f"init{i}_det"], f"image {i} of the start")
         assert_cells(arrays[f"init{i}_cells"], arrays[f"init{i}_det"], stored[i], settings, f"image {i} of the start")
@@ -191,7 +192,7 @@ def test_pixel_and_instance_level_video(path: Path):
         assert proposals.valid_BN.any()
         proposals = Proposals(*(part[:, proposals.valid_BN[0]] for part in proposals))
         cls, reg = step(model, model.roi_features(feature, proposals.boxes_BN4), banks, topk)
-        found = detections(model, cls, reg, proposals, prepared(images[:1], {}))
+        found = detections(model, cls, reg, proposals, in_network_pixels)
         assert_same_boxes(found, arrays[f"f{t}_det"], f"frame {t} detections")
         assert_cells(arrays[f"f{t}_written_cells"], arrays[f"f{t}_det"], enhanced[0], settings, f"frame {t} cells")
         pixels.write(enhanced[0].flatten(1).T[torch.from_numpy(arrays[f"f{t}_written_cells"])])
