@@ -20,7 +20,7 @@ ENCODINGS = ("jpeg", "png", "raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb")
 
 Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
-_RAW = {"raw_rgb8": (np.uint8, 3), "raw_bgr8": (np.uint8, 3), "raw_gray8": (np.uint8, 1), "raw_f32_rgb": (np.dtype("<f4"), 3)}
+_RAW = {"raw_rgb8": ("u1", 3), "raw_bgr8": ("u1", 3), "raw_gray8": ("u1", 1), "raw_f32_rgb": ("<f4", 3)}  # type, channels
 
 
 class Decoded(NamedTuple):
@@ -74,11 +74,11 @@ def decode_image(data: pa.Buffer | bytes, encoding: str | None, height: int | No
 
 
 def _decode_raw(data: pa.Buffer | bytes, encoding: str, height: int | None, width: int | None) -> Image:
-    kind, channels = _RAW[encoding]
+    kind, channels = np.dtype(_RAW[encoding][0]), _RAW[encoding][1]
     if not height or not width or height < 0 or width < 0:
         raise ValueError(f"{encoding} needs a positive height and width, got {height}x{width}")
     values = np.frombuffer(data, np.uint8)
-    expected = height * width * channels * np.dtype(kind).itemsize
+    expected = height * width * channels * kind.itemsize
     if values.size != expected:
         raise ValueError(f"{encoding} of {height}x{width} needs {expected} bytes, got {values.size}")
     image = values.view(kind).reshape(height, width, channels)

@@ -95,8 +95,8 @@ class MambaOptions:
     def __post_init__(self) -> None:
         if self.checkpoint is not None and self.network:
             raise ConfigError(
-                f"network={self.network} and checkpoint={self.checkpoint!r} are both set; the checkpoint brings its own shapes. "
-                "Remove one of them"
+                f"network={self.network} and checkpoint={self.checkpoint!r} are both set; the checkpoint brings its own "
+                "shapes, so remove network"
             )
         if self.write_topk > self.max_length:
             raise ConfigError(

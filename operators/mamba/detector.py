@@ -19,12 +19,11 @@ from models.mamba.attention import Attention
 from models.mamba.model import Detections, Mamba
 from models.mamba.rpn import Proposals
 from operators.banks import (
-    Readout,
     ReadBuffer,
+    Readout,
     RowSpec,
     Sampler,
     SlotBank,
-    append,
     check_budget,
     random_replacement,
     sample_without_replacement,
@@ -34,7 +33,7 @@ from operators.mamba.config import MambaOptions
 from operators.mamba.rules import Boxes, CellRule, CellSelector, select_cells
 from operators.state import State
 
-__all__ = ["Frames", "Found", "StreamDetector"]
+__all__ = ["Found", "Frames", "StreamDetector"]
 
 # Purposes of random numbers within a step. A first frame writes several times; turn t of those adds t * _TURN.
 _READ, _REPLACE, _CELLS, _TURN = 0, 1, 2, 3
@@ -234,7 +233,7 @@ class StreamDetector:
 
     @torch.inference_mode()
     def step(self, slots_B: Tensor, frames: Frames, *, write_B: Tensor) -> Found:
-        """Take the next frame of B streams: read, enhance, detect, write. ``write_B`` false: leave that stream's banks alone."""
+        """Take the next frame of B streams: read, enhance, detect, write; without the write where ``write_B`` is false."""
         used: list[list[int]] = []
         pixel_used: list[list[int]] = []
         if self._pixel is not None and self._pixels is not None:

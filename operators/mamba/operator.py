@@ -330,15 +330,15 @@ class MambaOperator(Operator):
         made_by = state.meta.get("model_id", self.model_id)
         if made_by != self.model_id:
             raise RecoveryError(
-                f"{self.context.name}: the snapshot was made with weights {made_by}, these are {self.model_id}; banks hold rows "
-                "projected by the weights, so resume with the same checkpoint"
+                f"{self.context.name}: the snapshot was made with weights {made_by}, these are {self.model_id}; banks hold "
+                "rows projected by the weights, so resume with the same checkpoint"
             )
         gone = evicted(state)
         live = state.select([not flag for flag in gone])
         if len(live.streams) > self.options.max_streams:
             raise RecoveryError(
-                f"{self.context.name}: the snapshot holds {len(live.streams)} streams, max_streams is {self.options.max_streams}; "
-                "raise it, or resume with more shards"
+                f"{self.context.name}: the snapshot holds {len(live.streams)} streams, max_streams is "
+                f"{self.options.max_streams}; raise it, or resume with more shards"
             )
         self._table.clear()
         self._streams = {}
@@ -396,13 +396,16 @@ def _to_original(detections: Detections, scale_2: Tensor) -> Detections:
 def _build_model(options: MambaOptions, context: Context) -> Mamba:
     if options.checkpoint is not None:
         return checkpoint.load(options.checkpoint)
-    known = {f.name for f in dataclasses.fields(MambaConfig)}
-    for name in options.network:
+    values: dict[str, Any] = {}
+    known = {f.name: f.default for f in dataclasses.fields(MambaConfig)}
+    for name, given in options.network.items():
         if name not in known:
-            raise ConfigError(
-                f"{context.name}: network has no field {name!r}{nearest(name, known)}; allowed: {', '.join(sorted(known))}"
-            )
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.network.items()}
+            allowed = ", ".join(sorted(known))
+            raise ConfigError(f"{context.name}: network has no field {name!r}{nearest(name, known)}; allowed: {allowed}")
+        value = tuple(given) if isinstance(given, list) else float(given) if isinstance(known[name], float) else given
+        if type(value) is not type(known[name]):
+            raise ConfigError(f"{context.name}: network.{name}={given!r} must be a {type(known[name]).__name__}")
+        values[name] = value
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return Mamba(MambaConfig(**values))

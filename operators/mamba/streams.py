@@ -100,7 +100,7 @@ def import_streams(streams: Sequence[Stream], state: State) -> None:
         stream.histogram = histogram.numpy().copy() if histogram.numel() else None
     shapes, data = _split(state.rows["reference_shapes"]), _split(state.rows["reference_bytes"])
     for stream, shape_R4, bytes_R in zip(streams, shapes, data, strict=True):
-        parts = bytes_R.split(shape_R4[:, 0].tolist()) if len(shape_R4) else ()
+        parts = torch.split(bytes_R, shape_R4[:, 0].tolist()) if len(shape_R4) else ()
         stream.references = [
             Packed(part.numpy().tobytes(), ENCODINGS[encoding], height, width)
             for part, (_, encoding, height, width) in zip(parts, shape_R4.tolist(), strict=True)
@@ -130,4 +130,4 @@ def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
 
 
 def _split(rows: Rows) -> list[Tensor]:
-    return list(rows.values_R.split(rows.length_N.tolist()))
+    return list(torch.split(rows.values_R, rows.length_N.tolist()))
