@@ -44,7 +44,7 @@ def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str)
         elif given.exists():
             entries = [given]
         elif glob.has_magic(item):
-            matches = (Path(match) for match in glob.glob(str(given), recursive=True))
+            matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 (absolute patterns)
             entries = [entry for entry in matches if wanted(entry)]
             if not entries:
                 raise SourceError(f"nothing matches {item!r} ({what}); {_nearby(given)}")

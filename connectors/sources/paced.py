@@ -59,9 +59,7 @@ def speed(pace: str | float) -> float:
     raise ConfigError(f"pace: {pace!r} is not a pace; allowed: 'max', 'realtime', or a factor above 0 such as 2.0")
 
 
-def open_paced(
-    source: Source, split: str, position: Position | None, clock: Callable[[], float] = time.monotonic
-) -> Reader:
+def open_paced(source: Source, split: str, position: Position | None, clock: Callable[[], float] = time.monotonic) -> Reader:
     """Open a split with the pace that the source's options ask for; the way for an engine to open any source.
 
     ``clock`` returns monotonic seconds. The returned reader's ``next_due`` says how long to wait before the next ``read``.
@@ -85,7 +83,7 @@ def open_paced(
 
 def rows_within(batch: pa.RecordBatch, start: int, max_rows: int, max_bytes: int) -> int:
     """Return how many rows from ``start`` fit both limits: at least 1, found by halving."""
-    rows = max(1, min(max_rows, batch.num_rows - start))
+    rows: int = max(1, min(max_rows, batch.num_rows - start))
     while rows > 1 and batch.slice(start, rows).nbytes > max_bytes:
         rows //= 2
     return rows

@@ -1,0 +1,79 @@
+"""How much of a media file is missing, told from the lengths that its container declares.
+
+Decoders report the end of a cut file like any other end, and a frame count is only an estimate; the outermost boxes of MP4
+and MOV, the RIFF header of AVI and the Segment of Matroska say exactly how long the file should be. Reads a few bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["missing_bytes"]
+
+_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot", b"uuid", b"meta"}
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def missing_bytes(path: Path) -> int:
+    """Return how many bytes ``path`` is shorter than its container declares; 0 if whole or of a kind not known here."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        if head[4:8] in _BOXES:
+            end = _end_of_boxes(file, size)
+        elif head[:4] == b"RIFF" and len(head) == 12:
+            end = 8 + int(struct.unpack("<I", head[4:8])[0])
+        elif head[:4] == _EBML:
+            end = _end_of_segment(file)
+        else:
+            end = 0
+    return max(0, end - size)
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    """Walk the outermost ISO boxes and return where the last one should end."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if kind not in _BOXES and not kind.isalnum():
+            return start  # padding or foreign data behind the last box
+        if length == 0:  # up to the end of the file
+            return size
+        if length == 1:
+            wide = file.read(8)
+            length = int(struct.unpack(">Q", wide)[0]) if len(wide) == 8 else 16
+        if length < 8:
+            return start
+        start += length
+    return start
+
+
+def _end_of_segment(file: BinaryIO) -> int:
+    """Return where Matroska's Segment should end, 0 if it is of unknown length (live recordings)."""
+    file.seek(4)
+    header = _vint(file)
+    if header is None:
+        return 0
+    file.seek(header, 1)
+    if file.read(4) != _SEGMENT:
+        return 0
+    length = _vint(file)
+    return file.tell() + length if length is not None else 0
+
+
+def _vint(file: BinaryIO) -> int | None:
+    """Read one EBML length; None if cut off or of unknown length."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    width = 9 - first[0].bit_length()
+    rest = file.read(width - 1)
+    if len(rest) < width - 1:
+        return None
+    bits = 7 * width
+    value = int.from_bytes(first + rest, "big") & ((1 << bits) - 1)
+    return None if value == (1 << bits) - 1 else value

@@ -1,0 +1,374 @@
+"""Recorded video files, one stream per file, decoded in order by OpenCV with the container's own timestamps.
+
+Frames are decoded straight into the Arrow buffer of the batch. A file that is empty, damaged or cut short gives the frames
+that decode and then one row with ``error``; other files are not affected. Memory does not depend on the length of a file.
+"""
+
+# H height, W width
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from connectors.base import Position, Reader, Source
+from connectors.errors import ConfigError, SourceError, nearest
+from connectors.options import REQUIRED, option
+from connectors.records import FRAME
+from connectors.sources.containers import missing_bytes
+from connectors.sources.files import FileStamp, expand, name_streams
+from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
+from connectors.sources.paced import ReplayOptions
+from connectors.sources.random_access import even_spread, read_frames
+
+__all__ = ["VideoOptions", "VideoReader", "VideoSource"]
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp", ".mjpeg"}
+
+_BATCH_BYTES = 16 << 20
+"""Pixels per batch at most: larger batches fall out of the processor's cache and cost a tenth of the frame rate."""
+
+_SEEK_FROM_FRAME = 600
+"""Positions before this frame are reached by decoding from the start: always exact, and not slower than seeking."""
+
+_SEEK_MARGIN_MS = 4000.0
+"""How far before a position seeking aims. Decoding over a margin rebuilds what open groups of pictures refer back to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions(ReplayOptions):
+    """Options of the source ``video``."""
+
+    path: str | list[str] = option(
+        REQUIRED, "Video file, folder of video files, glob, or a list of these; one stream per file."
+    )
+    stream_names: str = option(
+        "stem",
+        "Stream id of a file: its name without suffix, or its path below the common folder where names repeat.",
+        choices=("stem", "path"),
+    )
+    start_time: str | None = option(
+        None,
+        "event_time of the container's time 0: an ISO 8601 time (UTC unless it says otherwise), 'mtime' for the file's "
+        "modification time, or nothing for 1970-01-01.",
+    )
+    max_fps: float | None = option(
+        None, "Deliver at most this many frames per second of video; others are skipped.", unit="1/s", gt=0
+    )
+    references: int = option(
+        0,
+        "Deliver this many frames spread evenly over the whole file ahead of it, with role 'reference' and sequence -N..-1.",
+        ge=0,
+        le=256,
+    )
+    encode: str = option(
+        "raw", "raw: pixels (raw_bgr8), no copy; jpeg: for transport between machines.", choices=("raw", "jpeg")
+    )
+    jpeg_quality: int = option(90, "Quality of encode: jpeg; lower is smaller.", ge=1, le=100)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_time not in (None, "mtime"):
+            parse_start_time(str(self.start_time))
+
+
+def parse_start_time(text: str) -> int:
+    """Return the microseconds since 1970 UTC of an ISO 8601 time. Raise ``ConfigError`` if it is none."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"start_time: {text!r} is not an ISO 8601 time; write for example '2026-03-01T08:00:00Z', or 'mtime'"
+        ) from error
+    if time.tzinfo is None:
+        time = time.replace(tzinfo=UTC)
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+class VideoSource(Source):
+    """Video files; splits are files and are called like their streams."""
+
+    Options = VideoOptions
+    options: VideoOptions
+
+    def __init__(self, options: VideoOptions) -> None:
+        super().__init__(options)
+        self._files: dict[str, Path] | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """``frame.v1``, with ``role`` where references are asked for."""
+        return FRAME_WITH_ROLE if self.options.references else FRAME
+
+    def splits(self) -> list[str]:
+        """List the stream ids, one per file."""
+        return list(self._streams())
+
+    def open(self, split: str, position: Position | None) -> VideoReader:
+        """Open a file. A damaged file opens too: its reader delivers the row that says so."""
+        files = self._streams()
+        if split not in files:
+            raise SourceError(f"video file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
+        return VideoReader(files[split], split, self.options, position)
+
+    def _streams(self) -> dict[str, Path]:
+        if self._files is None:
+            paths = expand(self.options.path, lambda path: path.suffix.lower() in _SUFFIXES, "video files")
+            self._files = name_streams(paths, self.options.stream_names)
+        return self._files
+
+
+class VideoReader(Reader):
+    """Reads one file. ``sequence`` is the number of the decoded frame, also where ``max_fps`` leaves frames out.
+
+    Position: ``frame`` is the first frame not yet considered; ``time_us`` and ``crc`` are the container time and the pixel
+    checksum of the last delivered one, which tell whether a seek has landed right.
+    """
+
+    def __init__(self, path: Path, stream_id: str, options: VideoOptions, position: Position | None) -> None:
+        cv2.setNumThreads(1)  # readers share cores with other processes; frame decoding has its own threads
+        self.closes: Sequence[str] = (stream_id,)
+        self._path = path
+        self._stream_id = stream_id
+        self._options = options
+        self._schema = FRAME_WITH_ROLE if options.references else FRAME
+        self._memory = FrameMemory()
+        self._stamp = FileStamp.of(path)
+        if position is not None:
+            self._stamp.require(path, position)
+        if options.start_time == "mtime":
+            self._epoch_us = self._stamp.mtime_ns // 1000
+        else:
+            self._epoch_us = parse_start_time(options.start_time) if options.start_time else 0
+        self._capture: cv2.VideoCapture | None = None
+        self._grabbed = 0  # frames taken from the decoder since the file's start
+        self._pending: tuple[Bytes, int, int] | None = None  # decoded (image, frame, time_us) that did not fit the last batch
+        self._shape: tuple[int, ...] | None = None
+        self._frame = 0
+        self._time_us: int | None = None
+        self._last: Bytes | None = None
+        self._crc: int | None = None
+        self._references_done = 0
+        if position is None:
+            self._open_capture()
+        else:
+            self._resume(position)
+
+    def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
+        """Decode the next frames; None once the file has ended."""
+        if self.exhausted:
+            return None
+        batch = FrameBatch(self._stream_id, self._schema, max_rows, min(max_bytes, _BATCH_BYTES), self._memory)
+        if self._references_done < self._options.references:
+            self._read_references(batch)
+        while not self.exhausted and self._references_done >= self._options.references and batch.fits(self._frame_bytes()):
+            if not self._read_frame(batch):
+                break
+        if self._last is not None:
+            self._crc, self._last = _checksum(self._last), None
+        return batch.finish()
+
+    def position(self) -> Position:
+        """Return the next frame, the file's stamp and how to recognise the frame before."""
+        return {
+            "frame": self._frame,
+            "time_us": self._time_us,
+            "crc": self._crc,
+            "references": self._references_done,
+            "ended": self.exhausted,
+            "size": self._stamp.size,
+            "mtime_ns": self._stamp.mtime_ns,
+        }
+
+    def total_rows(self) -> int | None:
+        """Return the container's estimate, less what ``max_fps`` leaves out."""
+        if self._capture is None or not self._capture.isOpened():
+            return None
+        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        if frames <= 0:
+            return None
+        kept = min(1.0, self._options.max_fps / rate) if self._options.max_fps and rate > 0 else 1.0
+        return round(frames * kept) + self._options.references
+
+    def close(self) -> None:
+        """Release the decoder."""
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+        self._pending = self._last = None
+
+    def _read_frame(self, batch: FrameBatch) -> bool:
+        """Append the next frame, or the row that says why there is none. False: leave the batch as it is."""
+        if self._pending is None:
+            time_us = self._grab()
+            if time_us is None:
+                self._end(batch)
+                return True
+            frame = self._grabbed - 1
+            slot = batch.slot(self._shape) if self._shape is not None and self._options.encode == "raw" else None
+            image = self._retrieve(slot)
+            if image is None:
+                self._frame, self._time_us, self._crc, self._last = frame + 1, time_us, None, None
+                batch.add_error(f"frame {frame} cannot be decoded", sequence=frame, time_us=self._epoch_us + time_us)
+                return True
+            self._shape = image.shape
+            if slot is not None and image.ctypes.data == slot.ctypes.data:
+                self._deliver(batch, image, frame, time_us, in_place=True)
+                return True
+            self._pending = (image, frame, time_us)
+        image, frame, time_us = self._pending
+        if not batch.fits(image.size):
+            return False
+        self._pending = None
+        self._deliver(batch, image, frame, time_us, in_place=False)
+        return True
+
+    def _deliver(self, batch: FrameBatch, image: Bytes, frame: int, time_us: int, *, in_place: bool) -> None:
+        self._append(batch, image, frame, self._epoch_us + time_us, in_place=in_place)
+        self._frame, self._time_us, self._last = frame + 1, time_us, image
+
+    def _append(
+        self, batch: FrameBatch, image: Bytes, sequence: int, time_us: int, *, in_place: bool = False, role: str | None = None
+    ) -> None:
+        height, width = image.shape[:2]
+        data: bytes | Bytes | None = None if in_place else np.ascontiguousarray(image).reshape(-1)
+        encoding = "raw_bgr8"
+        if self._options.encode == "jpeg":
+            encoding = "jpeg"
+            data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self._options.jpeg_quality])[1]
+        batch.add(
+            data,
+            sequence=sequence,
+            time_us=time_us,
+            encoding=encoding,
+            height=height,
+            width=width,
+            size=image.size,
+            role=role,
+        )
+
+    def _read_references(self, batch: FrameBatch) -> None:
+        """Append the frames that go ahead of the stream, at the time of its first frame."""
+        count = self._options.references
+        frames: list[Bytes] = []
+        if self._capture is not None and self._capture.isOpened():
+            length = max(1, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+            frames = read_frames(self._path, even_spread(count, length))
+        if not frames:  # the stream itself will say what is wrong with the file
+            self._references_done = count
+            return
+        while self._references_done < count and batch.fits(frames[self._references_done].size):
+            index = self._references_done
+            self._append(batch, frames[index], index - count, self._epoch_us, role="reference")
+            self._references_done += 1
+
+    def _frame_bytes(self) -> int:
+        return math.prod(self._shape) if self._shape is not None else 0
+
+    def _open_capture(self) -> None:
+        self.close()
+        self._grabbed = 0
+        # An absolute path: FFmpeg would take "a:b.mp4" for a protocol.
+        self._capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG)
+
+    def _grab(self) -> int | None:
+        """Take the next frame that ``max_fps`` keeps and return its container time in microseconds, or None at the end."""
+        while True:
+            time_us = self._grab_any()
+            if time_us is None or self._options.max_fps is None or self._time_us is None:
+                return time_us
+            # The first frame of every interval 1/max_fps; a microsecond of grace for rounded container times.
+            interval_us = 1e6 / self._options.max_fps
+            if (time_us + 1) // interval_us > (self._time_us + 1) // interval_us:
+                return time_us
+
+    def _grab_any(self) -> int | None:
+        capture = self._capture
+        if capture is None or not capture.isOpened() or not capture.grab():
+            return None
+        # POS_MSEC is the time of the grabbed frame, counted from the stream's start; after a failed grab it is reset to 0.
+        time_us = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
+        if time_us == 0 and self._grabbed > 0:  # elementary streams without times
+            rate = capture.get(cv2.CAP_PROP_FPS)
+            time_us = round(self._grabbed * 1e6 / rate) if rate > 0 else 0
+        self._grabbed += 1
+        return time_us
+
+    def _retrieve(self, slot: Bytes | None) -> Bytes | None:
+        """Convert the grabbed frame, into ``slot`` if its size fits, and return it as BGR [H, W, 3]."""
+        assert self._capture is not None
+        try:
+            ok, image = self._capture.retrieve(slot) if slot is not None else self._capture.retrieve()
+        except cv2.error as error:
+            logger.warning("retrieve_failed stream=%s frame=%d error=%s", self._stream_id, self._grabbed - 1, error)
+            return None
+        return image if ok and image is not None and image.size else None
+
+    def _end(self, batch: FrameBatch) -> None:
+        """Finish the split, with an error row if the file holds less than it should."""
+        missing = missing_bytes(self._path)
+        problem = None
+        if self._stamp.size == 0:
+            problem = f"{self._path.name}: the file is empty"
+        elif missing:
+            problem = f"{self._path.name}: the file ends {missing} bytes early, after {self._grabbed} decodable frames"
+        elif self._grabbed == 0:
+            problem = f"{self._path.name}: no frame can be decoded; not a video, or damaged"
+        if problem is not None:
+            batch.add_error(problem, sequence=self._grabbed, time_us=self._epoch_us + (self._time_us or 0))
+            logger.warning("bad_file stream=%s error=%s", self._stream_id, problem)
+        self._frame, self.exhausted = self._grabbed, True
+        self.close()
+
+    def _resume(self, position: dict[str, Any]) -> None:
+        """Go on where ``position`` says: by seeking where that can be checked, else by decoding from the start."""
+        self._frame = int(position["frame"])
+        self._time_us = position["time_us"]
+        self._crc = position["crc"]
+        self._references_done = int(position["references"])
+        if position["ended"]:
+            self.exhausted = True
+            return
+        self._open_capture()
+        if self._frame == 0 or (self._frame > _SEEK_FROM_FRAME and self._seek()):
+            return
+        self._open_capture()
+        while self._grabbed < self._frame:
+            if self._grab_any() is None:
+                raise SourceError(
+                    f"{str(self._path)!r} ends after {self._grabbed} frames but the position says {self._frame}; "
+                    "put the old file back, or start afresh with another state folder"
+                )
+
+    def _seek(self) -> bool:
+        """Seek before the last delivered frame and decode up to it; true if it is found with the very same pixels."""
+        capture = self._capture
+        if capture is None or self._time_us is None or self._crc is None:
+            return False
+        capture.set(cv2.CAP_PROP_POS_MSEC, max(0.0, self._time_us / 1000 - _SEEK_MARGIN_MS))
+        self._grabbed = self._frame  # only tells _grab_any that this is not the first frame
+        while (time_us := self._grab_any()) is not None and time_us <= self._time_us:
+            if time_us == self._time_us:
+                image = self._retrieve(None)
+                self._grabbed = self._frame
+                return image is not None and _checksum(image) == self._crc
+        return False
+
+
+def _checksum(image: Bytes) -> int:
+    """Return a checksum of every 8th pixel both ways: enough to tell a wrongly rebuilt picture, at 1/64 of the cost."""
+    return zlib.crc32(image[::8, ::8].tobytes())
