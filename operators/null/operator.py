@@ -17,7 +17,7 @@ __all__ = ["NullOperator"]
 
 
 class NullOperator(Operator):
-    """One row out per frame: ``height``, ``width``, and ``status`` ``ok`` or, where the source set an error, ``rejected_corrupt``."""
+    """One row out per frame: its size and ``ok``, or ``rejected_corrupt`` where the source set an error."""
 
     Options = NullOptions
     input_schema = records.FRAME
