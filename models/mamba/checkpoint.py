@@ -27,7 +27,7 @@ from connectors.errors import CheckpointMismatch, ConfigError
 from models.mamba.config import IMAGENET_VID_CLASSES, MambaConfig
 from models.mamba.model import Mamba
 
-__all__ = ["convert", "infer_config", "load", "official_key", "own_key", "save"]
+__all__ = ["convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,19 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, c
     model = load(source, classes=classes)
     save(model, target)
     return model
+
+
+def load_backbone(model: Mamba, path: str | os.PathLike[str]) -> None:
+    """Fill the backbone of ``model`` with ImageNet weights in torchvision's layout (a ResNet's state dict).
+
+    Training at full size starts from such weights: the stem and the first stage stay as they are. The classifier ``fc.*`` of
+    the file is not used. Raises ``CheckpointMismatch`` if anything else is missing, left over or shaped differently.
+    """
+    file = Path(path)
+    state, _ = _read(file)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    _check(state, model.backbone.state_dict(), file)
+    model.backbone.load_state_dict({name: state[name] for name in model.backbone.state_dict()})
 
 
 def infer_config(state: Mapping[str, Tensor], file: Path) -> MambaConfig:

@@ -81,9 +81,12 @@ def evaluate_motion(truth: Objects, found: Found, *, images: int, classes: int, 
     """
     if truth.motion_N is None:
         raise ValueError("the motion split needs truth.motion_N; compute it with motion_iou(...)")
+    shown = len(np.unique(truth.image_N))
+    if images < shown:
+        raise ValueError(f"images={images}, but {shown} images have objects; give the number of all images of the data set")
     motion_N = np.asarray(truth.motion_N)
     # An image without objects contributes one motion value of 0 to the share.
-    empty = images - len(np.unique(truth.image_N))
+    empty = images - shown
     results = {}
     for name, (low, high) in MOTION_RANGES.items():
         inside_N = (motion_N >= low) & (motion_N <= high)

@@ -232,6 +232,20 @@ def test_safetensors_with_an_absurd_header_is_refused(tmp_path: Path):
         checkpoint.load(file)
 
 
+def test_imagenet_weights_fill_the_backbone_only(tmp_path: Path, model: Mamba):
+    torch.manual_seed(1)
+    other = Mamba(config())
+    torch.save(dict(other.backbone.state_dict()) | {"fc.weight": torch.zeros(5, 32)}, tmp_path / "resnet.pth")
+    head = model.head.fc[0].weight.clone()
+    checkpoint.load_backbone(model, tmp_path / "resnet.pth")
+    for name, tensor in other.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor), name
+    assert torch.equal(model.head.fc[0].weight, head)
+    deeper = Mamba(config(blocks=(1, 3, 1, 1)))
+    with pytest.raises(CheckpointMismatch, match=r"parameters are missing .layer2\.2"):
+        checkpoint.load_backbone(deeper, tmp_path / "resnet.pth")
+
+
 def test_names_translate_both_ways(model: Mamba):
     names = list(Mamba(config(pixel_level=True)).state_dict())
     translated = [checkpoint.official_key(name) for name in names]

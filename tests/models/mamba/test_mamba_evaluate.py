@@ -155,6 +155,12 @@ def test_motion_split_without_motion_values_says_where_to_get_them():
         evaluate_motion(truth, found, images=1, classes=1)
 
 
+def test_fewer_images_than_have_objects_is_refused():
+    truth, found = scene(0, images=40)
+    with pytest.raises(ValueError, match=r"images=10, but \d+ images have objects"):
+        evaluate_motion(truth, found, images=10, classes=3)
+
+
 def test_motion_is_the_mean_overlap_with_nearby_frames_of_the_same_track():
     rng = np.random.default_rng(0)
     video, frame, track = (a.ravel() for a in np.meshgrid(np.arange(2), np.arange(0, 60, 3), np.arange(2), indexing="ij"))
