@@ -1,0 +1,85 @@
+"""The nodes of a pipeline as a graph of tasks: who sends to whom, in which order they are built.
+
+A *task* is one shard of a node. Between the tasks of two joined nodes runs an edge from every sender to every receiver; rows
+take the one that their stream's key group belongs to (``pipelines.runtime.keys``). Knows nothing of runners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from pipelines.runtime.messages import Edge, TaskId
+from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
+
+__all__ = ["Graph", "topological_order"]
+
+
+def topological_order(inputs: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Order nodes so that each follows its inputs; return them and the nodes of one cycle (empty where there is none).
+
+    ``inputs`` maps a node to the nodes that it reads. Names that are no key (sources, unknown names) count as given. Nodes
+    that do not depend on each other keep their order.
+    """
+    order: list[str] = []
+    waiting = {name: {up for up in ups if up in inputs} for name, ups in inputs.items()}
+    while waiting:
+        ready = [name for name, ups in waiting.items() if not ups & waiting.keys()]
+        if not ready:
+            return order, _cycle(waiting)
+        order += ready
+        for name in ready:
+            del waiting[name]
+    return order, []
+
+
+class Graph:
+    """Tasks and edges of a pipeline. Built from the spec alone: cheap, no I/O."""
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        self.spec = spec
+
+    @cached_property
+    def tasks(self) -> list[TaskId]:
+        """All tasks: sources, operators in topological order, sinks."""
+        return [TaskId(node.name, shard) for node in self.spec.nodes.values() for shard in range(_shards(node))]
+
+    @cached_property
+    def edges(self) -> list[Edge]:
+        """All edges, grouped by receiver; data edges of a receiver come before its control edges."""
+        edges: list[Edge] = []
+        receivers: list[OperatorSpec | SinkSpec] = [*self.spec.operators, *self.spec.sinks]
+        for node in receivers:
+            for shard in range(node.shards):
+                receiver = TaskId(node.name, shard)
+                for up in node.inputs:
+                    edges += [Edge(sender, receiver, "data") for sender in self.tasks_of(up)]
+                for up in node.control if isinstance(node, OperatorSpec) else ():
+                    edges += [Edge(sender, receiver, "control") for sender in self.tasks_of(up)]
+        return edges
+
+    def tasks_of(self, node: str) -> list[TaskId]:
+        """Return the tasks of one node, by shard."""
+        return [TaskId(node, shard) for shard in range(_shards(self.spec.node(node)))]
+
+    def inputs_of(self, task: TaskId) -> list[Edge]:
+        """Return the edges into a task."""
+        return [edge for edge in self.edges if edge.receiver == task]
+
+    def outputs_of(self, task: TaskId) -> list[Edge]:
+        """Return the edges out of a task."""
+        return [edge for edge in self.edges if edge.sender == task]
+
+
+def _shards(node: SourceSpec | OperatorSpec | SinkSpec) -> int:
+    return node.parallelism if isinstance(node, SourceSpec) else node.shards
+
+
+def _cycle(waiting: Mapping[str, set[str]]) -> list[str]:
+    """Return the nodes of one cycle, in the direction of the rows, the first one repeated at the end."""
+    name = next(iter(waiting))
+    path: list[str] = []
+    while name not in path:
+        path.append(name)
+        name = sorted(waiting[name] & waiting.keys())[0]
+    return [*path[path.index(name) :], name][::-1]

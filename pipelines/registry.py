@@ -1,0 +1,102 @@
+"""The names that a pipeline file can use for ``type``, and where their classes are.
+
+Nothing is imported before it is asked for: listing the names needs neither torch nor ray. ``module:Class`` names a class of
+the user's own and is not registered anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from connectors.errors import ConfigError, nearest
+
+__all__ = ["CONFIGS", "KINDS", "Entry", "Kind", "entries", "find", "load", "ready_pipelines"]
+
+Kind = Literal["source", "operator", "sink"]
+KINDS: tuple[Kind, ...] = ("source", "operator", "sink")
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+"""Folder of the ready pipelines."""
+
+_BASES = {"source": "connectors.base:Source", "operator": "operators.base:Operator", "sink": "connectors.base:Sink"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A registered type."""
+
+    kind: Kind
+    name: str
+    target: str
+    """``module:Class``."""
+    summary: str
+
+
+_ENTRIES = (
+    Entry("source", "video", "connectors.sources.video:VideoSource", "video files, one stream per file"),
+    Entry("source", "images", "connectors.sources.images:ImagesSource", "folders of images, one stream per folder"),
+    Entry("source", "parquet", "connectors.sources.parquet:ParquetSource", "rows of Parquet files"),
+    Entry("source", "csv", "connectors.sources.csv:CsvSource", "rows of CSV files"),
+    Entry("source", "jsonl", "connectors.sources.jsonl:JsonlSource", "one JSON object per line"),
+    Entry("source", "arrow", "connectors.sources.arrow:ArrowSource", "rows of Arrow IPC files and streams"),
+    Entry("operator", "mamba", "operators.mamba.operator:MambaOperator", "video object detection with a memory per stream"),
+    Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
+    Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
+    Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
+    Entry("sink", "jsonl", "connectors.sinks.jsonl:JsonlSink", "JSON lines"),
+    Entry("sink", "annotated_video", "connectors.sinks.annotated_video:AnnotatedVideoSink", "MP4 with detections drawn on it"),
+)
+
+
+def entries(kind: Kind | None = None) -> list[Entry]:
+    """List the registered types, of one kind or of all."""
+    return [entry for entry in _ENTRIES if kind in (None, entry.kind)]
+
+
+def find(name: str) -> list[Entry]:
+    """Return the types called ``name`` (a source and a sink may share one). Raise ``ConfigError`` where there is none."""
+    found = [entry for entry in _ENTRIES if entry.name == name]
+    if not found:
+        names = sorted({entry.name for entry in _ENTRIES})
+        raise ConfigError(
+            f"no source, operator or sink is called {name!r}{nearest(name, names)}; there are: {', '.join(names)}"
+        )
+    return found
+
+
+def load(kind: Kind, name: str) -> type[Any]:
+    """Return the class behind a registered name or behind ``module:Class``.
+
+    Raise ``ConfigError`` where the name is unknown, the module cannot be imported, or the class is no ``kind``.
+    """
+    known = {entry.name: entry.target for entry in entries(kind)}
+    if name not in known and ":" not in name:
+        raise ConfigError(
+            f"unknown {kind} type {name!r}{nearest(name, known)}; allowed: {', '.join(known)}, or module:Class of your own"
+        )
+    loaded = _import(known.get(name, name), f"{kind} type {name!r}")
+    base = _import(_BASES[kind], kind)
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise ConfigError(f"{kind} type {name!r} is not a subclass of {_BASES[kind].replace(':', '.')}")
+    if not isinstance(getattr(loaded, "Options", None), type):
+        raise ConfigError(f"{kind} type {name!r} has no class attribute Options; declare its options dataclass there")
+    return loaded
+
+
+def ready_pipelines() -> dict[str, Path]:
+    """Return the pipeline files that come with the package, by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def _import(target: str, what: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{what}: module {module!r} cannot be imported: {error}") from error
+    if not hasattr(loaded, attribute):
+        raise ConfigError(f"{what}: module {module!r} has no {attribute!r}{nearest(attribute, vars(loaded))}")
+    return getattr(loaded, attribute)

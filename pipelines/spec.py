@@ -1,0 +1,166 @@
+"""A checked pipeline: what ``pipelines.file`` makes of a pipeline file and what the runners get.
+
+Plain frozen dataclasses that can be pickled into another process. They know how to build their source, operator or sink,
+but nothing of YAML; paths are absolute, options are instances of the type's own dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pipelines import registry
+
+if TYPE_CHECKING:
+    from connectors.base import Sink, Source
+    from operators.base import Operator
+
+__all__ = ["NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "SinkSpec", "SourceSpec"]
+
+RunnerName = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSpec:
+    """What every node has."""
+
+    name: str
+    type: str
+    """A registered name or ``module:Class``."""
+    options: Any
+    """Instance of the ``Options`` of the type."""
+    references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Secret option → where its value came from, ``{env: NAME}`` or ``{file: PATH}``; shown in place of the value."""
+    num_cpus: float = 1.0
+    """Ray only: cores that one task asks for."""
+
+    def options_dict(self) -> dict[str, Any]:
+        """Return the options as plain values for printing and for fingerprints; secrets as their references."""
+        values = {f.name: _plain(getattr(self.options, f.name)) for f in dataclasses.fields(self.options)}
+        return {**values, **{name: dict(reference) for name, reference in self.references.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec(NodeSpec):
+    """One entry of ``sources``."""
+
+    parallelism: int = 1
+    """Tasks among which the splits are shared out."""
+
+    def build(self) -> Source:
+        """Make the source. Does no I/O."""
+        return cast("Source", registry.load("source", self.type)(self.options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorSpec(NodeSpec):
+    """One entry of ``operators``."""
+
+    inputs: tuple[str, ...]
+    control: tuple[str, ...] = ()
+    """Nodes whose rows go to ``Operator.control``."""
+    shards: int = 1
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where it is, else the CPU."""
+    num_gpus: float = 0.0
+    """Ray only: share of a GPU for one shard; more than 0 only where ``device`` is not ``cpu``."""
+    max_batch: int = 32
+    """Rows of one call of ``process`` at most."""
+    max_wait_ms: float = 20.0
+    """A batch that is not full is processed this long after its oldest row arrived."""
+
+    def build(self, device: str | None = None) -> Operator:
+        """Make one shard of the operator on ``device`` (default: the spec's own, ``auto`` resolved for this process).
+
+        Loads weights and allocates banks. Raise ``DeviceError`` where the device is not there.
+        """
+        from operators.base import Context
+        from pipelines.devices import resolve_device
+
+        context = Context(name=self.name, device=resolve_device(device or self.device, self.name))
+        return cast("Operator", registry.load("operator", self.type)(self.options, context))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkSpec(NodeSpec):
+    """One entry of ``sinks``."""
+
+    inputs: tuple[str, ...]
+    shards: int = 1
+
+    def build(self) -> Sink:
+        """Make one shard of the sink. Does no I/O."""
+        return cast("Sink", registry.load("sink", self.type)(self.options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSpec:
+    """A whole pipeline. Node names are unique over sources, operators and sinks."""
+
+    name: str
+    state: Path
+    """Folder of epochs and snapshots."""
+    sources: tuple[SourceSpec, ...]
+    operators: tuple[OperatorSpec, ...]
+    """In topological order: every operator comes after its inputs."""
+    sinks: tuple[SinkSpec, ...]
+    runner: RunnerName = "local"
+    epoch_s: float = 10.0
+    """Seconds between commits."""
+    max_attempts: int = 3
+    """How often a run is begun anew from its last epoch after an actor died, before it fails."""
+    seed: int | None = None
+    """Default of every option called ``seed``."""
+
+    def node(self, name: str) -> SourceSpec | OperatorSpec | SinkSpec:
+        """Return the node of that name; ``KeyError`` where there is none."""
+        return self.nodes[name]
+
+    @cached_property
+    def nodes(self) -> dict[str, SourceSpec | OperatorSpec | SinkSpec]:
+        """All nodes by name: sources, operators in topological order, sinks."""
+        return {node.name: node for group in (self.sources, self.operators, self.sinks) for node in group}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved pipeline in the form of a pipeline file: all defaults filled in, secrets as references."""
+        return {
+            "name": self.name,
+            "state": str(self.state),
+            "runner": self.runner,
+            "epoch_s": self.epoch_s,
+            "max_attempts": self.max_attempts,
+            **({} if self.seed is None else {"seed": self.seed}),
+            "sources": {node.name: _node_dict(node) for node in self.sources},
+            "operators": {node.name: _node_dict(node) for node in self.operators},
+            "sinks": {node.name: _node_dict(node) for node in self.sinks},
+        }
+
+
+_NOT_ENGINE_KEYS = frozenset({"name", "type", "options", "references", "inputs", "control"})
+
+
+def _node_dict(node: SourceSpec | OperatorSpec | SinkSpec) -> dict[str, Any]:
+    values: dict[str, Any] = {"type": node.type}
+    if not isinstance(node, SourceSpec):
+        values |= {"input": node.inputs[0]} if len(node.inputs) == 1 else {"inputs": list(node.inputs)}
+    if isinstance(node, OperatorSpec) and node.control:
+        values["control"] = node.control[0] if len(node.control) == 1 else list(node.control)
+    for f in dataclasses.fields(node):
+        if f.name not in _NOT_ENGINE_KEYS:
+            values[f.name] = _plain(getattr(node, f.name))
+    return values | node.options_dict()
+
+
+def _plain(value: Any) -> Any:
+    """Turn an option's value into what YAML and JSON can write."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
