@@ -331,6 +331,16 @@ def test_detections_equal_a_literal_post_processing():
 
 
 @torch.inference_mode()
+def test_boxes_of_different_classes_do_not_suppress_each_other():
+    model = small_model(score_threshold=0.2)
+    cls, reg, proposals = head_output(3, 2)
+    cls[:] = torch.tensor([5.0, 5.0, -9.0, -9.0])
+    proposals.boxes_BN4[:] = torch.tensor([10.0, 10.0, 50.0, 50.0])
+    found = model.detect(cls, torch.zeros_like(reg), proposals, torch.tensor([[90.0, 100.0]]), torch.ones(1, 2))[0]
+    assert sorted(found.labels_D.tolist()) == [0, 1]
+
+
+@torch.inference_mode()
 def test_background_is_the_last_class_and_invalid_proposals_give_nothing():
     model = small_model()
     cls, reg, proposals = head_output(3, 2)
