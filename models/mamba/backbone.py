@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from models.mamba.config import MambaConfig
 
-__all__ = ["PlainConvs", "ResNet", "build_backbone"]
+__all__ = ["STRIDE", "PlainConvs", "ResNet", "build_backbone"]
+
+STRIDE = 16
+"""px of the network input per cell of the map, for every backbone."""
 
 # Stage strides and dilations of ResNet-DC5: the last stage keeps stride 16 and dilates *every* 3x3 convolution, the first
 # block's included (torchvision's replace_stride_with_dilation leaves that one undilated).

@@ -35,7 +35,7 @@ class MambaConfig:
     pixel_level: bool = False
     pixel_position: str = "backbone"  # "backbone" or "neck": which map the pixel level enhances
     pixel_heads: int = 16
-    anchor_base: float = 16.0  # px; also the stride
+    anchor_base: float = 16.0  # px; side of the anchor of scale 1
     anchor_scales: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # h / w
     nms_pre: int = 6000

@@ -22,7 +22,7 @@ from models.mamba.images import Prepared
 from models.mamba.model import BOX_DELTA_STD, Mamba, Proposals
 from models.mamba.targets import Sample, assign, inside, sample
 
-__all__ = ["TrainingRules", "Truth", "roi_loss", "rpn_loss", "training_step"]
+__all__ = ["TrainingRules", "Truth", "roi_loss", "rpn_loss", "sample_rois", "training_step"]
 
 _RPN_BETA = 1.0 / 9.0
 _ROI_BETA = 1.0
@@ -99,7 +99,7 @@ def training_step(
         ref_BMF = ref_rows.reshape(B, -1, ref_rows.shape[-1])
         valid_BM = reference_proposals.valid_BN[:, top].reshape(B, -1)
 
-    boxes, samples = _sample_rois(proposals, truth, generator, rules)
+    boxes, samples = sample_rois(proposals, truth, generator, rules)
     boxes_BS4 = pad_sequence(boxes, batch_first=True)
     cls_BSK1, reg_BSK4 = model.head(model.roi_features(feature, boxes_BS4), ref_BMF, valid_BM)
     return losses | roi_loss(cls_BSK1, reg_BSK4, boxes, samples, truth)
@@ -204,7 +204,7 @@ def _enhance_pixels(
     return enhanced_BLC.transpose(1, 2).reshape(map_BCHW.shape)
 
 
-def _sample_rois(
+def sample_rois(
     proposals: Proposals, truth: Sequence[Truth], generator: torch.Generator, rules: TrainingRules
 ) -> tuple[list[Tensor], list[Sample]]:
     """Return the RoIs of each image and what they learn. Ground truth boxes are candidates too, before the proposals."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from models.mamba.attention import Attention
-from models.mamba.backbone import build_backbone
+from models.mamba.backbone import STRIDE, build_backbone
 from models.mamba.boxes import clip_boxes, decode_boxes
 from models.mamba.config import MambaConfig
 from models.mamba.head import BoxHead
@@ -97,7 +97,7 @@ class Mamba(nn.Module):
             feature_BCHW.float(),
             torch.cat([image_BN1, boxes_BN4.float()], dim=-1).flatten(0, 1),
             output_size=self.config.roi_size,
-            spatial_scale=1.0 / self.config.anchor_base,
+            spatial_scale=1.0 / STRIDE,
             sampling_ratio=_SAMPLING_RATIO,
             aligned=True,
         )

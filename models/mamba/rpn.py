@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from models.mamba.backbone import STRIDE
 from models.mamba.boxes import base_anchors, clip_boxes, decode_boxes, grid_anchors
 from models.mamba.config import MambaConfig
 
@@ -35,17 +36,14 @@ class Proposals(NamedTuple):
 class RegionProposals(nn.Module):
     """3x3 convolution, then one objectness logit and four deltas per anchor (Faster R-CNN §3.1)."""
 
-    base_A4: Tensor
-
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         channels = config.neck_channels
-        base_A4 = base_anchors(config.anchor_base, config.anchor_scales, config.anchor_ratios)
+        anchors = len(config.anchor_scales) * len(config.anchor_ratios)
         self.config = config
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, base_A4.shape[0], 1)
-        self.deltas = nn.Conv2d(channels, base_A4.shape[0] * 4, 1)
-        self.register_buffer("base_A4", base_A4, persistent=False)
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.deltas = nn.Conv2d(channels, anchors * 4, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -59,8 +57,11 @@ class RegionProposals(nn.Module):
 
     def anchors(self, feature_BCHW: Tensor) -> Tensor:
         """Return the anchors ``[P, 4]`` of a map of this size."""
+        config = self.config
+        # No buffer: a model moved to half precision would round the anchors with its weights.
+        base_A4 = base_anchors(config.anchor_base, config.anchor_scales, config.anchor_ratios).to(feature_BCHW.device)
         height, width = feature_BCHW.shape[-2:]
-        return grid_anchors(self.base_A4.float(), height, width, self.config.anchor_base)
+        return grid_anchors(base_A4, height, width, STRIDE)
 
     @torch.no_grad()
     def select(self, logits_BP: Tensor, deltas_BP4: Tensor, anchors_P4: Tensor, sizes_B2: Tensor, proposals: int) -> Proposals:

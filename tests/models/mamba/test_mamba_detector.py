@@ -227,6 +227,19 @@ def test_proposals_equal_a_literal_rpn_and_end_at_the_image_without_padding():
 
 
 @torch.inference_mode()
+def test_half_precision_weights_do_not_round_anchors_and_the_stages_run():
+    model = small_model(anchor_ratios=(0.5, 1.0, 2.0))
+    pixels, sizes = torch.randn(1, 3, 96, 128), torch.tensor([[96.0, 128.0]])
+    wanted = model.rpn.anchors(model.neck(model.encode(pixels)))
+    feature = model.bfloat16().neck(model.encode(pixels.bfloat16()))
+    assert torch.equal(model.rpn.anchors(feature), wanted)
+    proposals = model.propose(feature, sizes)
+    cls, reg = model.head(model.roi_features(feature, proposals.boxes_BN4))
+    assert {proposals.boxes_BN4.dtype, cls.dtype, reg.dtype} == {torch.float32}
+    assert model.detect(cls, reg, proposals, sizes, torch.ones(1, 2))[0].boxes_D4.dtype == torch.float32
+
+
+@torch.inference_mode()
 def test_boxes_without_area_are_dropped_and_missing_proposals_are_marked_invalid():
     model = small_model()
     P = 5
