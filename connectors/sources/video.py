@@ -162,6 +162,7 @@ class VideoReader(Reader):
         self._last: Bytes | None = None
         self._crc: int | None = None
         self._references_done = 0
+        self._total: int | None = None
         if position is None:
             self._open_capture()
         else:
@@ -195,14 +196,7 @@ class VideoReader(Reader):
 
     def total_rows(self) -> int | None:
         """Return the container's estimate, less what ``max_fps`` leaves out."""
-        if self._capture is None or not self._capture.isOpened():
-            return None
-        frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        if frames <= 0:
-            return None
-        kept = min(1.0, self._options.max_fps / rate) if self._options.max_fps and rate > 0 else 1.0
-        return round(frames * kept) + self._options.references
+        return self._total
 
     def close(self) -> None:
         """Release the decoder."""
@@ -284,6 +278,11 @@ class VideoReader(Reader):
         self._grabbed = 0
         # An absolute path: FFmpeg would take "a:b.mp4" for a protocol.
         self._capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG)
+        if self._capture.isOpened():
+            frames = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            rate = self._capture.get(cv2.CAP_PROP_FPS)
+            kept = min(1.0, self._options.max_fps / rate) if self._options.max_fps and rate > 0 else 1.0
+            self._total = round(frames * kept) + self._options.references if frames > 0 else None
 
     def _grab(self) -> int | None:
         """Take the next frame that ``max_fps`` keeps and return its container time in microseconds, or None at the end."""

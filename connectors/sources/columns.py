@@ -1,0 +1,274 @@
+"""Columns of a table as keys and values of records: choosing them, their types, and event times of every notation.
+
+Knows nothing of files. Everything is vectorised; only a column that fails to convert as a whole is halved until the rows
+that cannot be converted are found, and these become null.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from connectors.errors import ConfigError, SourceError, nearest
+from connectors.records import KEY_FIELDS, TIME_TYPE
+
+__all__ = ["TIME_UNITS", "Layout", "convert", "parse_type", "times_us"]
+
+TIME_UNITS = ("auto", "s", "ms", "us", "ns", "iso", "rows")
+
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+# Years 1 to 9999, what Python's datetime can show.
+_MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+_ZONE = re.compile(r"(Z|[+-]\d{2}:?\d{2})$")
+_LIST = re.compile(r"list<(.+)>")
+
+
+def parse_type(name: str) -> pa.DataType:
+    """Return the Arrow type called ``name``: ``double``, ``int64``, ``string``, ``timestamp[us]``, ``list<float>`` …"""
+    inner = _LIST.fullmatch(name.strip())
+    if inner:
+        return pa.list_(parse_type(inner[1]))
+    try:
+        return pa.type_for_alias(name.strip())
+    except ValueError as error:
+        raise ConfigError(
+            f"columns: {name!r} is no type; allowed: bool, int8 … int64, uint8 … uint64, float, double, string, binary, "
+            "date32, timestamp[s|ms|us|ns], list<TYPE>"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which column of a file is what. ``raw`` is what to read, ``schema`` what comes out."""
+
+    stream_id: str | None
+    event_time: str | None
+    sequence: str | None
+    unit: str
+    raw: pa.Schema
+    schema: pa.Schema
+
+    @classmethod
+    def of(
+        cls,
+        file: pa.Schema,
+        where: str,
+        *,
+        stream_id: str | None,
+        event_time: str | None,
+        sequence: str | None,
+        unit: str,
+        columns: Sequence[str] | None,
+    ) -> Layout:
+        """Resolve the options against the columns of a file; a column called like a key is that key by default.
+
+        Raise ``SourceError`` for a column that does not exist or cannot be what it is meant to be.
+        """
+        keys = {
+            key: _find(file, name if name is not None else key, key, where, required=name is not None)
+            for key, name in (("stream_id", stream_id), ("event_time", event_time), ("sequence", sequence))
+        }
+        if unit == "rows":
+            keys["event_time"] = None
+        elif keys["event_time"] is None:
+            raise SourceError(
+                f"{where}: no column says when a row happened; name one by event_time: …, of {file.names}, "
+                "or set event_time_unit: rows to count rows as seconds"
+            )
+        else:
+            unit = _resolve_unit(file.field(keys["event_time"]), unit, where)
+        used = {name for name in keys.values() if name is not None}
+        chosen = list(columns) if columns is not None else [name for name in file.names if name not in used]
+        for name in chosen:
+            _find(file, name, "columns", where, required=True)
+        values = [file.field(name).with_nullable(True) for name in chosen if name not in used]
+        for taken in values:
+            if taken.name in ("stream_id", "sequence", "event_time"):
+                raise SourceError(
+                    f"{where}: column {taken.name!r} would be in the way of the key {taken.name!r}, which is read from "
+                    f"{keys[taken.name]!r}; leave it out by listing the columns you want in columns: […]"
+                )
+            if taken.name == "error" and taken.type != pa.string():
+                raise SourceError(f"{where}: column 'error' is {taken.type}; it must be string, or be left out by columns: […]")
+        fields = [*KEY_FIELDS, *values]
+        if "error" not in (value.name for value in values):
+            fields.append(pa.field("error", pa.string()))
+        return cls(
+            stream_id=keys["stream_id"],
+            event_time=keys["event_time"],
+            sequence=keys["sequence"],
+            unit=unit,
+            raw=pa.schema([*(file.field(name) for name in file.names if name in used), *values]),
+            schema=pa.schema(fields, metadata=_kept_metadata(file)),
+        )
+
+    def apply(
+        self, raw: pa.RecordBatch, errors: pa.Array | None, *, stream: str, first_row: int, time_us: int
+    ) -> tuple[pa.RecordBatch, int]:
+        """Make records of rows of a file, and return them with the last event time (µs).
+
+        ``stream`` names the rows that name no stream, ``first_row`` numbers them, ``time_us`` is the event time of the row
+        before. A row whose keys cannot be used keeps its place and gets an ``error``.
+        """
+        rows = raw.num_rows
+        numbers = pa.array(np.arange(first_row, first_row + rows))
+        problems = [] if errors is None else [errors]
+        streams = pa.repeat(stream, rows)
+        if self.stream_id is not None:
+            given = _strings(raw.column(self.stream_id))
+            if given.null_count:
+                problems.append(_complain(given.is_null(), f"column {self.stream_id!r} names no stream", None))
+                given = given.fill_null(stream)
+            streams = given
+        if self.event_time is None:
+            times = pc.multiply(numbers, 1_000_000)
+        else:
+            source = raw.column(self.event_time)
+            times = times_us(source, self.unit)
+            if times.null_count:
+                problems.append(_complain(times.is_null(), f"column {self.event_time!r} is no time in {self.unit!r}", source))
+                times = pc.fill_null_forward(pa.concat_arrays([pa.array([time_us]), times])).slice(1)
+        sequence = numbers
+        if self.sequence is not None:
+            source = raw.column(self.sequence)
+            sequence = convert(source, pa.int64())
+            if sequence.null_count:
+                problems.append(_complain(sequence.is_null(), f"column {self.sequence!r} is no whole number", source))
+                sequence = pc.if_else(sequence.is_null(), numbers, sequence)
+        columns = {"stream_id": streams, "sequence": sequence, "event_time": times.view(TIME_TYPE)}
+        for field in self.schema:
+            if field.name not in columns and field.name in self.raw.names:
+                values = convert(raw.column(field.name), field.type)
+                lost = values.null_count - raw.column(field.name).null_count
+                if lost:
+                    bad = pc.and_(values.is_null(), raw.column(field.name).is_valid())
+                    problems.append(_complain(bad, f"column {field.name!r} is no {field.type}", raw.column(field.name)))
+                columns[field.name] = values
+        if problems:
+            if "error" in columns:
+                problems.append(columns["error"])
+            columns["error"] = pc.coalesce(*problems)
+        elif "error" not in columns:
+            columns["error"] = pa.nulls(rows, pa.string())
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        return batch, int(times[rows - 1].as_py()) if rows else time_us
+
+
+def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Cast ``array``; null where a value cannot be cast."""
+    if array.type == kind:
+        return array
+    return _tolerant(array, lambda part: part.cast(kind), kind)
+
+
+def times_us(array: pa.Array, unit: str) -> pa.Array:
+    """Return event times as int64 microseconds since 1970 UTC; null where there is none or it is beyond year 1 to 9999.
+
+    Times without a zone are taken for UTC. ``unit`` is one of ``TIME_UNITS`` but auto and rows.
+    """
+    if unit == "iso":
+        if pa.types.is_date(array.type):
+            array = array.cast(pa.timestamp("s"))
+        if pa.types.is_timestamp(array.type):
+            # Not safe: nanoseconds below a microsecond are cut off.
+            return array.cast(pa.timestamp("us", array.type.tz), safe=False).view(pa.int64())
+        return _tolerant(convert(array, pa.string()), _parse_iso, pa.int64())
+    per_second = _PER_SECOND[unit]
+    if pa.types.is_integer(array.type):
+        numbers = convert(array, pa.int64())
+        missing = numbers.is_null().to_numpy(zero_copy_only=False)
+        values = numbers.fill_null(0).to_numpy()
+        if unit == "ns":
+            us = values // 1000
+        else:
+            scale = 1_000_000 // per_second
+            missing = missing | (values > _MAX_US // scale) | (values < _MIN_US // scale)
+            us = np.where(missing, 0, values) * scale
+        return pa.array(us, mask=missing) if missing.any() else pa.array(us)
+    floats = convert(array, pa.float64())
+    scaled = floats.to_numpy(zero_copy_only=False) * (1_000_000 / per_second)
+    fine = (scaled >= _MIN_US) & (scaled <= _MAX_US)  # false for NaN, which stands for null too
+    us = np.rint(np.where(fine, scaled, 0.0)).astype(np.int64)
+    return pa.array(us) if fine.all() else pa.array(us, mask=~fine)
+
+
+def _parse_iso(part: pa.Array) -> pa.Array:
+    known = part.drop_null()
+    zoned = len(known) > 0 and _ZONE.search(known[0].as_py().strip()) is not None
+    kind = TIME_TYPE if zoned else pa.timestamp("us")
+    return pc.utf8_trim_whitespace(part).cast(kind).view(pa.int64())
+
+
+def _tolerant(array: pa.Array, work: Callable[[pa.Array], pa.Array], kind: pa.DataType) -> pa.Array:
+    """Apply ``work``; where it fails, halve until the values that fail are alone and replace these by null."""
+    try:
+        return work(array)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(array) <= 1:
+            return pa.nulls(len(array), kind)
+        half = len(array) // 2
+        return pa.concat_arrays([_tolerant(array[:half], work, kind), _tolerant(array[half:], work, kind)])
+
+
+def _strings(array: pa.Array) -> pa.Array:
+    """Return stream ids as strings; NaN and the empty string become null."""
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), None, array)
+    strings = convert(array, pa.string())
+    empty = pc.equal(pc.binary_length(strings), 0)
+    return pc.if_else(empty, None, strings) if pc.any(empty).as_py() else strings
+
+
+def _complain(bad: pa.Array, text: str, values: pa.Array | None) -> pa.Array:
+    """Return an error column: ``text``, with the value, in the rows that are ``bad``."""
+    if values is None:
+        return pc.if_else(bad, text, pa.scalar(None, pa.string()))
+    messages = [
+        f"{text}: {_shorten(value.as_py())}" if wrong else None for wrong, value in zip(bad.to_pylist(), values, strict=True)
+    ]
+    return pa.array(messages, pa.string())
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _find(file: pa.Schema, name: str, what: str, where: str, *, required: bool) -> str | None:
+    count = len(file.get_all_field_indices(name))
+    if count == 1:
+        return name
+    if count > 1:
+        raise SourceError(f"{where}: {what}: there are {count} columns called {name!r}; names must differ")
+    if required:
+        raise SourceError(f"{where}: {what}: no column {name!r}{nearest(name, file.names)}; there are {file.names}")
+    return None
+
+
+def _resolve_unit(field: pa.Field, unit: str, where: str) -> str:
+    kind = field.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "iso"
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    if unit == "auto" and text:
+        return "iso"
+    if number and unit in ("auto", "iso"):
+        raise SourceError(
+            f"{where}: event_time column {field.name!r} holds numbers ({kind}); "
+            "say in which unit since 1970: event_time_unit: s, ms, us or ns"
+        )
+    if not number and not text:
+        raise SourceError(f"{where}: event_time column {field.name!r} is {kind}; it must hold times, numbers or ISO 8601 text")
+    return unit
+
+
+def _kept_metadata(file: pa.Schema) -> dict[bytes, bytes] | None:
+    """Keep what Streambank wrote into a file (schema name, class names), not what pandas and others did."""
+    kept = {key: value for key, value in (file.metadata or {}).items() if key.startswith(b"streambank.")}
+    return kept or None

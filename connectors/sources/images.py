@@ -1,0 +1,208 @@
+"""Folders of images, one stream per folder, in natural order of the file names.
+
+JPEG and PNG pass through as the bytes of the file; other formats are decoded to raw_bgr8. An image that is empty, cut short
+or no image at all becomes a row with ``error`` and the next one follows.
+"""
+
+# H height, W width
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from connectors.base import Position, Reader, Source
+from connectors.errors import SourceError, nearest
+from connectors.options import REQUIRED, option
+from connectors.records import FRAME
+from connectors.sources.files import expand, name_streams, natural_key
+from connectors.sources.frames import FrameBatch, FrameMemory
+from connectors.sources.image_header import parse_header
+from connectors.sources.paced import ReplayOptions
+from connectors.sources.video import parse_start_time
+
+__all__ = ["ImagesOptions", "ImagesReader", "ImagesSource"]
+
+_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+_MAX_FILE_BYTES = 256 << 20
+"""A larger file is taken for no image: one row must never fill the memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesOptions(ReplayOptions):
+    """Options of the source ``images``."""
+
+    path: str | list[str] = option(
+        REQUIRED,
+        "Folder with images, folder whose sub-folders hold images, glob of folders or of images, or a list of these; "
+        "one stream per folder.",
+    )
+    stream_names: str = option(
+        "stem",
+        "Stream id of a folder: its name, or its path below the common folder where names repeat.",
+        choices=("stem", "path"),
+    )
+    event_time: str = option(
+        "fps",
+        "fps: image n happened n/fps seconds after start_time; mtime: when its file was last modified.",
+        choices=("fps", "mtime"),
+    )
+    fps: float = option(25.0, "Images per second of event time.", unit="1/s", gt=0)
+    start_time: str | None = option(None, "event_time of the first image, ISO 8601; nothing for 1970-01-01.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_time is not None:
+            parse_start_time(self.start_time)
+
+
+class ImagesSource(Source):
+    """Image folders; splits are folders and are called like their streams."""
+
+    Options = ImagesOptions
+    options: ImagesOptions
+
+    def __init__(self, options: ImagesOptions) -> None:
+        super().__init__(options)
+        self._folders: dict[str, list[Path]] | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """``frame.v1``."""
+        return FRAME
+
+    def splits(self) -> list[str]:
+        """List the stream ids, one per folder."""
+        return list(self._streams())
+
+    def open(self, split: str, position: Position | None) -> ImagesReader:
+        """Open a folder. The list of its files is fixed from here on."""
+        folders = self._streams()
+        if split not in folders:
+            raise SourceError(f"image folder of stream {split!r} is gone{nearest(split, folders)}; there are {len(folders)}")
+        return ImagesReader(folders[split], split, self.options, position)
+
+    def _streams(self) -> dict[str, list[Path]]:
+        """Group the image files that ``path`` names by folder."""
+        if self._folders is None:
+            by_folder: dict[Path, list[Path]] = {}
+            for entry in expand(self.options.path, _is_image_or_folder_of_images, "images or folders of images"):
+                for image in _images_in(entry) if entry.is_dir() else [entry]:
+                    by_folder.setdefault(image.parent.resolve(), []).append(image)
+            names = name_streams(sorted(by_folder, key=natural_key), self.options.stream_names)
+            self._folders = {name: by_folder[folder] for name, folder in names.items()}
+        return self._folders
+
+
+class ImagesReader(Reader):
+    """Reads one folder. Position: the next file's number and name, and a digest of the whole list (name, size, time)."""
+
+    def __init__(self, files: Sequence[Path], stream_id: str, options: ImagesOptions, position: Position | None) -> None:
+        self.closes: Sequence[str] = (stream_id,)
+        self._files = files
+        self._stream_id = stream_id
+        self._options = options
+        self._start_us = parse_start_time(options.start_time) if options.start_time else 0
+        self._memory = FrameMemory()
+        self._digest = _digest(files)
+        self._next = 0
+        if position is not None:
+            if position["digest"] != self._digest:
+                raise SourceError(
+                    f"the images of stream {stream_id!r} in {str(files[0].parent)!r} have changed since the position was "
+                    f"recorded ({position['files']} files then, {len(files)} now; next was {position['name']!r}); "
+                    "put the old files back, or start afresh with another state folder"
+                )
+            self._next = int(position["frame"])
+        self.exhausted = self._next >= len(files)
+
+    def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
+        """Return the next images; None once the folder has ended."""
+        batch = FrameBatch(self._stream_id, FRAME, max_rows, max_bytes, self._memory)
+        while not self.exhausted and self._add_next(batch):
+            self._next += 1
+            self.exhausted = self._next >= len(self._files)
+        return batch.finish()
+
+    def position(self) -> Position:
+        """Return the next file and what identifies the list."""
+        name = self._files[self._next].name if self._next < len(self._files) else None
+        return {"frame": self._next, "name": name, "files": len(self._files), "digest": self._digest}
+
+    def total_rows(self) -> int:
+        """Return the number of files."""
+        return len(self._files)
+
+    def close(self) -> None:
+        """Nothing is held open between reads."""
+
+    def _add_next(self, batch: FrameBatch) -> bool:
+        """Append the next image if it fits; false otherwise."""
+        path = self._files[self._next]
+        time_us = self._start_us + round(self._next * 1e6 / self._options.fps)
+        try:
+            status = path.stat()
+            if self._options.event_time == "mtime":
+                time_us = status.st_mtime_ns // 1000
+            if status.st_size > _MAX_FILE_BYTES:
+                raise ValueError(f"{status.st_size} bytes are too many for an image; at most {_MAX_FILE_BYTES}")
+            if not batch.fits(status.st_size):
+                return False
+            data = path.read_bytes()
+            if not data:
+                raise ValueError("the file is empty")
+            header = parse_header(data)
+            if header is not None:
+                batch.add(
+                    data,
+                    sequence=self._next,
+                    time_us=time_us,
+                    encoding=header.encoding,
+                    height=header.height,
+                    width=header.width,
+                )
+                return True
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            if image is None:
+                raise ValueError("not an image, or of a format that OpenCV cannot decode")
+            if not batch.fits(image.size):
+                return False
+            height, width = image.shape[:2]
+            pixels = image.reshape(-1)
+            batch.add(pixels, sequence=self._next, time_us=time_us, encoding="raw_bgr8", height=height, width=width)
+        except (OSError, ValueError, cv2.error) as error:
+            if not batch.fits(0):
+                return False
+            batch.add_error(f"{path.name}: {error}", sequence=self._next, time_us=time_us)
+        return True
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted((entry for entry in folder.iterdir() if _is_image(entry)), key=natural_key)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _is_image_or_folder_of_images(path: Path) -> bool:
+    return _is_image(path) or (path.is_dir() and any(_is_image(entry) for entry in path.iterdir()))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Return a digest of names, sizes and modification times."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            status = path.stat()
+            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{path.name}\0gone\n".encode())
+    return digest.hexdigest()

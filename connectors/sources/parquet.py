@@ -1,0 +1,78 @@
+"""Parquet files, streamed by row groups: one row group's compressed columns and one batch are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from connectors.errors import SourceError
+from connectors.sources.tables import Chunk, TableFormat, TableOptions, TableSource
+
+__all__ = ["ParquetFormat", "ParquetSource"]
+
+_CHUNK_BYTES = 8 << 20
+_MAX_CHUNK_ROWS = 65_536
+
+
+class ParquetFormat(TableFormat):
+    """Reads Parquet. ``at`` is [row group, row in it]; a chunk never spans row groups."""
+
+    def schema(self, paths: Sequence[Path]) -> pa.Schema:
+        """Return the columns of the first file that can be read."""
+        return first_schema(paths, pq.read_schema)
+
+    def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
+        """Yield batches of about 8 MiB."""
+        first, skip = at if at is not None else (0, 0)
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+            require_columns(file.schema_arrow, columns)
+            for group in range(first, file.num_row_groups):
+                size = file.metadata.row_group(group)
+                per_row = max(1, size.total_byte_size // max(1, size.num_rows))
+                rows = max(1, min(_MAX_CHUNK_ROWS, _CHUNK_BYTES // per_row))
+                start = 0
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns.names, use_threads=False):
+                    after = start + batch.num_rows
+                    if start >= skip:
+                        yield Chunk(batch, None, [group, start], [group, after])
+                    start = after
+                skip = 0
+
+    def estimate_rows(self, path: Path) -> int:
+        """Return the number of rows from the footer."""
+        return int(pq.read_metadata(path).num_rows)
+
+
+class ParquetSource(TableSource):
+    """Parquet files."""
+
+    Options = TableOptions
+    suffixes = frozenset({".parquet", ".pq"})
+
+    def format(self) -> ParquetFormat:
+        """Return how to read Parquet."""
+        return ParquetFormat()
+
+
+def first_schema(paths: Sequence[Path], read: Any) -> pa.Schema:
+    """Return the schema of the first readable file. Raise ``SourceError`` with the reason for the first one if none is."""
+    reason = None
+    for path in paths:
+        try:
+            schema: pa.Schema = read(path)
+        except (pa.ArrowException, OSError) as error:
+            reason = reason or f"{str(path)!r} cannot be read: {str(error).strip().splitlines()[0]}"
+        else:
+            return schema
+    raise SourceError(f"{reason}; no file of this source tells its columns")
+
+
+def require_columns(file: pa.Schema, columns: pa.Schema) -> None:
+    """Raise ``ValueError`` unless ``file`` has all of ``columns``."""
+    missing = [name for name in columns.names if name not in file.names]
+    if missing:
+        raise ValueError(f"columns {missing} of the first file are missing; there are {file.names}")

@@ -1,0 +1,292 @@
+"""Recorded tables: what Parquet, CSV, JSON lines and Arrow files have in common.
+
+A format cuts each file into chunks and can go on at any chunk's start; this module names streams, makes records, cuts them
+into batches and keeps the position. Memory holds one chunk. A file that cannot be read becomes one row with ``error``.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from connectors.base import Position, Reader, Source
+from connectors.errors import ConfigError, SourceError, nearest
+from connectors.options import REQUIRED, option
+from connectors.sources.columns import TIME_UNITS, Layout, parse_type
+from connectors.sources.files import FileStamp, expand, name_streams
+from connectors.sources.paced import ReplayOptions, rows_within
+
+__all__ = ["Chunk", "TableFormat", "TableOptions", "TableReader", "TableSource"]
+
+logger = logging.getLogger(__name__)
+
+_ONE_SPLIT = "all"
+"""Split id where a column names the streams: one split, all files in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(ReplayOptions):
+    """Options of the sources ``parquet``, ``csv``, ``jsonl`` and ``arrow``."""
+
+    path: str | list[str] = option(REQUIRED, "File, folder of files, glob, or a list of these.")
+    stream_id: str | None = option(
+        None, "Column that names the stream; nothing: the column 'stream_id' if there is one, else every file is a stream."
+    )
+    event_time: str | None = option(None, "Column that says when a row happened; nothing: the column 'event_time'.")
+    event_time_unit: str = option(
+        "auto",
+        "Notation of event_time: s, ms, us, ns since 1970 UTC; iso (ISO 8601 text); auto for text and time columns; "
+        "rows: no column, row n happened n seconds after 1970-01-01.",
+        choices=TIME_UNITS,
+    )
+    sequence: str | None = option(
+        None, "Column that counts the rows of a stream; nothing: the column 'sequence' if there is one, else the row number."
+    )
+    columns: list[str] | dict[str, str] | None = option(
+        None, "Columns to read, as a list or as {name: type}; nothing: all, with the types that the files show."
+    )
+    stream_names: str = option(
+        "stem",
+        "Stream id of a file where no column names it: its name without suffix, or its path below the common folder.",
+        choices=("stem", "path"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.columns, dict):
+            for kind in self.columns.values():
+                parse_type(kind)
+        if self.event_time is not None and self.event_time_unit == "rows":
+            raise ConfigError(f"event_time: {self.event_time!r} is not read with event_time_unit: rows; leave one of them out")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that follow one another in a file. ``at`` and ``after`` are JSON values only the format understands."""
+
+    rows: pa.RecordBatch
+    errors: pa.Array | None
+    """Per row what was wrong with it; None if nothing."""
+    at: Any
+    after: Any
+
+
+class TableFormat(ABC):
+    """How to read one kind of file."""
+
+    @abstractmethod
+    def schema(self, paths: Sequence[Path]) -> pa.Schema:
+        """Return the columns of the files. Raise ``SourceError`` if no file tells."""
+
+    @abstractmethod
+    def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
+        """Yield the rows from ``at`` (None: the start) with ``columns``, in bounded pieces whose cuts depend on ``at`` only.
+
+        Raise an Arrow error, ``OSError`` or ``ValueError`` for a file that cannot be read on.
+        """
+
+    @abstractmethod
+    def estimate_rows(self, path: Path) -> int | None:
+        """Return about how many rows a file holds."""
+
+
+class TableSource(Source):
+    """Base of the table sources. With a stream column there is one split; otherwise every file is a split and a stream."""
+
+    Options = TableOptions
+    options: TableOptions
+    suffixes: ClassVar[frozenset[str]]
+    sparse: ClassVar[bool] = False
+    """Whether a record may lack a column, so that one may be declared which the start of the files does not show."""
+
+    def __init__(self, options: TableOptions) -> None:
+        super().__init__(options)
+        self._paths: list[Path] | None = None
+        self._resolved: Layout | None = None
+
+    @abstractmethod
+    def format(self) -> TableFormat:
+        """Return how to read the files."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The key columns, the chosen columns, ``error``. Reads the head of the files on first use."""
+        return self._layout().schema
+
+    def splits(self) -> list[str]:
+        """List one split per file, or one for all where a column names the streams."""
+        return list(self._files_of())
+
+    def open(self, split: str, position: Position | None) -> TableReader:
+        """Open a split; every file is compared with what the position recorded of it."""
+        files = self._files_of()
+        if split not in files:
+            raise SourceError(f"file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
+        return TableReader(self.format(), files[split], split, self._layout(), position)
+
+    def _files_of(self) -> dict[str, list[Path]]:
+        if self._layout().stream_id is not None:
+            return {_ONE_SPLIT: self._list()}
+        return {name: [path] for name, path in name_streams(self._list(), self.options.stream_names).items()}
+
+    def _list(self) -> list[Path]:
+        if self._paths is None:
+            what = f"{'/'.join(sorted(self.suffixes))} files"
+            self._paths = expand(self.options.path, lambda path: path.suffix.lower() in self.suffixes and path.is_file(), what)
+        return self._paths
+
+    def _layout(self) -> Layout:
+        if self._resolved is None:
+            paths = self._list()
+            options = self.options
+            columns = self.format().schema(paths)
+            if isinstance(options.columns, dict):
+                for name, kind in options.columns.items():
+                    index = columns.get_field_index(name)
+                    if index >= 0:
+                        columns = columns.set(index, columns.field(index).with_type(parse_type(kind)))
+                    elif self.sparse:
+                        columns = columns.append(pa.field(name, parse_type(kind)))
+            self._resolved = Layout.of(
+                columns,
+                str(paths[0]),
+                stream_id=options.stream_id,
+                event_time=options.event_time,
+                sequence=options.sequence,
+                unit=options.event_time_unit,
+                columns=None if options.columns is None else list(options.columns),
+            )
+        return self._resolved
+
+
+class TableReader(Reader):
+    """Reads the files of one split, one after the other.
+
+    Position: where the current chunk starts (``file``, ``at``), what came before it (``row``, ``time_us``) and how many of
+    its rows were delivered (``skip``). ``files`` holds name, size and modification time of every file.
+    """
+
+    def __init__(
+        self, format: TableFormat, paths: Sequence[Path], split: str, layout: Layout, position: Position | None
+    ) -> None:
+        self._format = format
+        self._paths = paths
+        self._layout = layout
+        self._streams = [path.stem for path in paths] if layout.stream_id is not None else [split]
+        if layout.stream_id is None:
+            self.closes = (split,)
+        self._stamps = [FileStamp.of(path) for path in paths]
+        start = position or {"file": 0, "at": None, "row": 0, "time_us": 0, "skip": 0}
+        if position is not None:
+            self._require_unchanged(position["files"])
+        self._file = int(start["file"])
+        self._at: Any = start["at"]
+        self._row = int(start["row"])
+        self._time_us = int(start["time_us"])
+        self._skip = int(start["skip"])
+        self._chunks: Iterator[Chunk] | None = None
+        self._batch: pa.RecordBatch | None = None
+        self._after: tuple[int, Any, int] = (0, None, 0)  # file, at and time_us behind the current chunk
+        self.exhausted = self._file >= len(paths)
+
+    def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
+        """Return the next rows, at most the rest of the current chunk; None once all files have ended."""
+        while self._batch is None:
+            if self.exhausted:
+                return None
+            self._load()
+        rows = rows_within(self._batch, self._skip, max_rows, max_bytes)
+        batch = self._batch.slice(self._skip, rows)
+        self._skip += rows
+        if self._skip >= self._batch.num_rows:
+            self._pass()
+        return batch
+
+    def position(self) -> Position:
+        """Return the next row and the stamps of all files."""
+        return {
+            "file": self._file,
+            "at": self._at,
+            "row": self._row,
+            "skip": self._skip,
+            "time_us": self._time_us,
+            "files": [[path.name, stamp.size, stamp.mtime_ns] for path, stamp in zip(self._paths, self._stamps, strict=True)],
+        }
+
+    def total_rows(self) -> int | None:
+        """Return the sum of the files' estimates."""
+        estimates = [self._estimate(path) for path in self._paths]
+        return None if None in estimates else sum(estimate or 0 for estimate in estimates)
+
+    def close(self) -> None:
+        """Close the current file."""
+        self._chunks = self._batch = None
+
+    def _load(self) -> None:
+        """Make the next chunk the current one, or go on to the next file."""
+        path = self._paths[self._file]
+        errors: pa.Array | None
+        try:
+            if self._chunks is None:
+                self._chunks = self._format.chunks(path, self._at, self._layout.raw)
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                self._next_file()
+                return
+            rows, errors, after = chunk.rows, chunk.errors, (self._file, chunk.after)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problem = f"{path.name}: cannot be read on: {_first_line(error)}"
+            logger.warning("bad_file path=%s error=%s", path, problem)
+            rows = pa.RecordBatch.from_arrays([pa.nulls(1, kind) for kind in self._layout.raw.types], schema=self._layout.raw)
+            errors, after = pa.array([problem]), (self._file + 1, None)
+        if not rows.num_rows:
+            self._at = after[1]
+            return
+        batch, time_us = self._layout.apply(
+            rows, errors, stream=self._streams[self._file], first_row=self._row, time_us=self._time_us
+        )
+        self._batch, self._after = batch, (*after, time_us)
+        if self._skip >= batch.num_rows:
+            raise SourceError(f"{str(path)!r} holds fewer rows than the recorded position says; start afresh")
+
+    def _pass(self) -> None:
+        """Leave the current chunk behind."""
+        assert self._batch is not None
+        self._row += self._batch.num_rows
+        self._batch, self._skip = None, 0
+        file, self._at, self._time_us = self._after
+        if file != self._file:
+            self._next_file()
+
+    def _next_file(self) -> None:
+        self._chunks = None
+        self._file, self._at, self._skip = self._file + 1, None, 0
+        self.exhausted = self._file >= len(self._paths)
+
+    def _estimate(self, path: Path) -> int | None:
+        try:
+            return self._format.estimate_rows(path)
+        except (pa.ArrowException, OSError, ValueError):  # the reader says so in a row when it gets there
+            return None
+
+    def _require_unchanged(self, recorded: Sequence[Sequence[Any]]) -> None:
+        now = [path.name for path in self._paths]
+        then = [str(name) for name, _, _ in recorded]
+        if now != then:
+            gone, new = [name for name in then if name not in now], [name for name in now if name not in then]
+            raise SourceError(
+                f"the files of this source have changed since the position was recorded: gone {gone}, new {new}; "
+                "put the old files back, or start afresh with another state folder"
+            )
+        for path, stamp, (_, size, mtime_ns) in zip(self._paths, self._stamps, recorded, strict=True):
+            stamp.require(path, {"size": size, "mtime_ns": mtime_ns})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
