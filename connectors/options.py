@@ -28,11 +28,13 @@ def option(
     lt: float | None = None,
     choices: Sequence[Any] | None = None,
     secret: bool = False,
+    path: bool = False,
 ) -> Any:
     """Declare one option of a keyword-only frozen dataclass.
 
     ``doc`` is one sentence: meaning and when to change it. ``ge``/``gt``/``le``/``lt`` bound a number, ``choices`` lists the
     allowed values. ``secret`` options take only ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed.
+    ``path`` options (and all of type ``Path``) hold paths or globs; in a pipeline file they are relative to it.
     A list or dict default is copied for every instance.
     """
     metadata = {
@@ -41,6 +43,7 @@ def option(
         "bounds": {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None},
         "choices": tuple(choices) if choices is not None else None,
         "secret": secret,
+        "path": path,
     }
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
