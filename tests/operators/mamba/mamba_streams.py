@@ -100,3 +100,22 @@ def encode(picture: np.ndarray, encoding: str) -> bytes:
 def interleaved(streams: Sequence[str], length: int, start: int = 0) -> list[tuple[str, int]]:
     """Return (stream, sequence) rows, one of each stream in turn."""
     return [(stream, sequence) for sequence in range(start, start + length) for stream in streams]
+
+
+def detections_difference(wanted: pa.Array, got: pa.Array, *, box_px: float = 0.02, score: float = 2e-4) -> str | None:
+    """Compare two columns of detections as sets per row: the same label, box and score within what kernels round."""
+    if wanted.is_null().to_pylist() != got.is_null().to_pylist():
+        return "other rows have detections"
+    for row, pair in enumerate(zip(wanted.to_pylist(), got.to_pylist(), strict=True)):
+        a, b = (np.array([[*d.values()] for d in found or []]).reshape(-1, 6) for found in pair)
+        if len(a) != len(b):
+            return f"row {row}: {len(b)} detections instead of {len(a)}"
+        near = (np.abs(a[:, None, :4] - b[None, :, :4]) < box_px).all(-1)
+        near &= (np.abs(a[:, None, 4] - b[None, :, 4]) < score) & (a[:, None, 5] == b[None, :, 5])
+        free = np.ones(len(b), dtype=bool)
+        for i, partners in enumerate(near):
+            chosen = np.flatnonzero(partners & free)
+            if not len(chosen):
+                return f"row {row}: nothing equals {a[i].tolist()}"
+            free[chosen[0]] = False
+    return None
