@@ -1,0 +1,80 @@
+"""Runs a checked pipeline, in this process (``local``) or on Ray (``ray``). Same tasks, same rows, same state folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from connectors import faults
+from connectors.errors import ConfigError
+from pipelines.runners.report import Progress, RunReport
+from pipelines.spec import PipelineSpec
+
+__all__ = ["Progress", "RunReport", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    spec: PipelineSpec,
+    *,
+    runner: str | None = None,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    fault: str | None = None,
+) -> RunReport:
+    """Run ``spec`` to the end of its sources, or until ``stop`` is set or SIGINT or SIGTERM arrives.
+
+    A stop is graceful: the sources stop, a last epoch is committed, and a run with ``resume=True`` goes on from there; a second
+    signal ends the run at once. ``runner`` wins over the spec's own. ``fault`` arms a fault point (``connectors.faults``) in
+    this process or, on Ray, in every task of the first attempt.
+
+    Raise ``RecoveryError`` where the state folder does not fit, ``DeviceError`` where a device is not there, ``SourceError``
+    and ``SinkError`` for what a source or a sink cannot do. What was committed before stays committed.
+    """
+    name = runner or spec.runner
+    stop = stop or threading.Event()
+    with _graceful(stop):
+        if name == "local":
+            from pipelines.runners.local import LocalRunner
+
+            faults.arm(fault)
+            return LocalRunner(spec, resume=resume, on_progress=on_progress, stop=stop).run()
+        if name == "ray":
+            from pipelines.runners.ray import RayRunner
+
+            return RayRunner(spec, resume=resume, on_progress=on_progress, stop=stop, fault=fault).run()
+    raise ConfigError(f"runner: {name!r} is not a runner; allowed: 'local', 'ray'")
+
+
+@contextlib.contextmanager
+def _graceful(stop: threading.Event) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into ``stop``; the second one acts as usual. Only the main thread can do so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        logger.info("signal=%s stopping after one more epoch; once more to stop at once", signal.Signals(number).name)
+        stop.set()
+        _restore(before)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        # None: installed outside of Python; it cannot be put back by us.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

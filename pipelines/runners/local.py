@@ -1,0 +1,249 @@
+"""One process, one loop: every message is driven through all tasks before a source reads the next one.
+
+So nothing queues up: a slow sink slows the sources by itself. Snapshots are written by one more thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from connectors.base import Source, Staged
+from connectors.sources.paced import open_paced
+from operators.base import Operator
+from pipelines.graph import Graph
+from pipelines.runners.report import Progress, RunReport, already_finished, make_progress
+from pipelines.runtime.clock import Clock, SystemClock
+from pipelines.runtime.coordinator import Coordinator
+from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.manifest import Manifest, StateFolder
+from pipelines.runtime.messages import Body, Edge, Event, SplitState, TaskId
+from pipelines.runtime.metrics import TaskStats
+from pipelines.runtime.operator_task import OperatorTask
+from pipelines.runtime.recovery import assign_splits, merge_open_streams, restore_operator, staged_of, starting_point
+from pipelines.runtime.routing import Router
+from pipelines.runtime.sink_task import SinkTask
+from pipelines.runtime.sizing import read_rows
+from pipelines.runtime.snapshots import SnapshotWriter
+from pipelines.runtime.source_task import SourceTask
+from pipelines.spec import OperatorSpec, PipelineSpec
+
+__all__ = ["LocalRunner"]
+
+_SLICE_S = 0.05
+"""Longest wait in one piece, so that a stop is noticed soon."""
+
+_PROGRESS_S = 0.5
+
+Task = SourceTask | OperatorTask | SinkTask
+
+logger = logging.getLogger(__name__)
+
+
+class LocalRunner:
+    """One run. ``clock`` serves pacing, batching and epochs."""
+
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        *,
+        resume: bool,
+        on_progress: Callable[[Progress], None] | None,
+        stop: threading.Event,
+        clock: Clock | None = None,
+    ) -> None:
+        self._spec = spec
+        self._graph = Graph(spec)
+        self._resume = resume
+        self._on_progress = on_progress
+        self._stop = stop
+        self._clock: Clock = clock or SystemClock()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._inboxes: dict[TaskId, Inbox] = {}
+        self._sources: list[SourceTask] = []
+        self._operators: list[OperatorTask] = []
+        self._sinks: dict[TaskId, SinkTask] = {}
+
+    def run(self) -> RunReport:
+        """Run to the end of the sources or until stopped."""
+        began = self._clock()
+        folder = StateFolder(self._spec.state)
+        with contextlib.ExitStack() as cleanup:
+            folder.open()
+            cleanup.callback(folder.close)
+            base = starting_point(folder, self._spec, resume=self._resume)
+            if base is not None and base.finished:
+                return already_finished(base, "local")
+            attempt = folder.next_attempt(base)
+            writer = SnapshotWriter(folder.root)
+            cleanup.callback(writer.close)
+            cleanup.callback(self._close)
+            self._build(folder, base, attempt, writer)
+            coordinator = Coordinator(self._graph, folder, self, self._clock, base=base, attempt=attempt)
+            started = self._clock()
+            logger.info("pipeline=%s runner=local attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
+            self._loop(coordinator, attempt, started)
+            self._close()
+            manifest = coordinator.manifest
+            assert manifest is not None  # the loop ends with a committed epoch
+            return RunReport(
+                status="finished" if manifest.finished else "stopped",
+                runner="local",
+                seconds=self._clock() - started,
+                startup_s=started - began,
+                attempts=1,
+                epoch=manifest.epoch,
+                epochs=coordinator.epochs,
+                rows_committed=manifest.rows,
+                tasks=self._stats(),
+            )
+
+    # -- what a router and the coordinator ask of this runner
+
+    def send(self, messages: Sequence[tuple[Edge, int, Body]]) -> None:
+        """Put messages of this attempt into their inboxes."""
+        for edge, sequence, body in messages:
+            inbox = self._inboxes[edge.receiver]
+            inbox.offer(edge, inbox.attempt, sequence, body)
+
+    def request_barrier(self, epoch: int, *, final: bool) -> None:
+        """Have every source send a barrier next."""
+        for source in self._sources:
+            source.request_barrier(epoch, final=final)
+
+    def commit(self, epoch: int, staged: Mapping[TaskId, Sequence[Staged]]) -> None:
+        """Publish the epoch's files."""
+        for task, files in staged.items():
+            self._sinks[task].commit(epoch, files)
+
+    # -- building
+
+    def _build(self, folder: StateFolder, base: Manifest | None, attempt: int, writer: SnapshotWriter) -> None:
+        sources = {node.name: node.build() for node in self._spec.sources}
+        splits = {
+            node.name: assign_splits(node.name, sources[node.name].splits(), base, node.parallelism)
+            for node in self._spec.sources
+        }
+        schemas = {name: source.schema for name, source in sources.items()}
+        for node in self._spec.operators:
+            for shard in range(node.shards):
+                operator = self._build_operator(node, shard, folder, base, attempt, writer)
+                schemas[node.name] = operator.output_schema
+        for sink_node in self._spec.sinks:
+            shards = [sink_node.build() for _ in range(sink_node.shards)]
+            shards[0].recover(base.epoch if base is not None else -1, staged_of(base, sink_node.name))
+            for shard, sink in enumerate(shards):
+                task = TaskId(sink_node.name, shard)
+                self._sinks[task] = SinkTask(task, sink, self._inbox(task, attempt), self._events.put)
+                sink.open({name: schemas[name] for name in sink_node.inputs}, attempt=attempt, shard=shard)
+        for source_node in self._spec.sources:
+            source = sources[source_node.name]
+            for task, share in zip(self._graph.tasks_of(source_node.name), splits[source_node.name], strict=True):
+                self._sources.append(self._source_task(task, source, share))
+
+    def _build_operator(
+        self,
+        node: OperatorSpec,
+        shard: int,
+        folder: StateFolder,
+        base: Manifest | None,
+        attempt: int,
+        writer: SnapshotWriter,
+    ) -> Operator:
+        task = TaskId(node.name, shard)
+        operator = node.build()
+        states = base.operators.get(node.name, ()) if base is not None else ()
+        restore_operator(operator, states, folder.root, shard=shard, shards=node.shards)
+        self._operators.append(
+            OperatorTask(
+                task,
+                operator,
+                node.inputs,
+                self._inbox(task, attempt),
+                Router(self._graph.outputs_of(task), self),
+                writer,
+                self._events.put,
+                self._clock,
+                attempt=attempt,
+                max_batch=node.max_batch,
+                max_wait_s=node.max_wait_ms / 1000,
+                open_streams=merge_open_streams(states, shard=shard, shards=node.shards),
+            )
+        )
+        return operator
+
+    def _source_task(self, task: TaskId, source: Source, share: Mapping[str, SplitState]) -> SourceTask:
+        return SourceTask(
+            task,
+            share,
+            lambda split, position: open_paced(source, split, position, self._clock),
+            Router(self._graph.outputs_of(task), self),
+            self._events.put,
+            self._clock,
+            read_rows=read_rows(self._spec, task.node),
+        )
+
+    def _inbox(self, task: TaskId, attempt: int) -> Inbox:
+        self._inboxes[task] = Inbox(self._graph.inputs_of(task), attempt=attempt)
+        return self._inboxes[task]
+
+    # -- running
+
+    def _loop(self, coordinator: Coordinator, attempt: int, started: float) -> None:
+        downstream: list[OperatorTask | SinkTask] = [*self._operators, *self._sinks.values()]
+        told_s = started
+        while not coordinator.done:
+            if self._stop.is_set():
+                coordinator.stop()
+            self._hear(coordinator)
+            coordinator.tick()
+            worked = _drain(downstream)
+            for source in self._sources:
+                if source.step():
+                    worked = True
+                    _drain(downstream)
+            now = self._clock()
+            if self._on_progress is not None and now - told_s >= _PROGRESS_S:
+                told_s = now
+                self._on_progress(make_progress(self._stats(), coordinator, attempt, now - started))
+            if not worked:
+                self._wait(coordinator)
+        if self._on_progress is not None:
+            self._on_progress(make_progress(self._stats(), coordinator, attempt, self._clock() - started))
+
+    def _hear(self, coordinator: Coordinator, timeout_s: float = 0.0) -> None:
+        """Pass on what tasks report; wait for it where asked to."""
+        with contextlib.suppress(queue.Empty):
+            coordinator.report(self._events.get(timeout=timeout_s) if timeout_s else self._events.get_nowait())
+            while True:
+                coordinator.report(self._events.get_nowait())
+
+    def _wait(self, coordinator: Coordinator) -> None:
+        waits = [source.idle_s() for source in self._sources if not source.ended]
+        waits += [due for operator in self._operators if (due := operator.idle_s()) is not None]
+        if coordinator.under_way:
+            self._hear(coordinator, min([_SLICE_S, *waits]))  # for the thread that writes snapshots
+        else:
+            self._clock.sleep(min([_SLICE_S, coordinator.idle_s(), *waits]))
+
+    def _stats(self) -> list[TaskStats]:
+        return [task.stats.copy() for task in self._tasks()]
+
+    def _close(self) -> None:
+        for task in self._tasks():
+            task.close()
+
+    def _tasks(self) -> list[Task]:
+        return [*self._sources, *self._operators, *self._sinks.values()]
+
+
+def _drain(tasks: Sequence[OperatorTask | SinkTask]) -> bool:
+    """Drive messages through; one pass is enough since tasks are in topological order. Return whether there was any."""
+    worked = False
+    for task in tasks:
+        while task.step():
+            worked = True
+    return worked

@@ -1,0 +1,86 @@
+"""What a runner tells while it runs (``Progress``) and at its end (``RunReport``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipelines.runtime.coordinator import Coordinator
+from pipelines.runtime.manifest import Manifest
+from pipelines.runtime.metrics import TaskStats
+
+__all__ = ["Progress", "RunReport", "already_finished", "make_progress"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A reading, about twice a second. Counts are those of the current attempt, except ``rows_committed``."""
+
+    seconds: float
+    """Since the first row could be read (start-up not counted)."""
+    attempt: int
+    epoch: int
+    """Last committed epoch, -1 before the first."""
+    rows_read: int
+    """By all sources."""
+    rows_written: int
+    """Handed to all sinks, committed or not."""
+    rows_left: int | None
+    """Estimated rows that the sources have not read yet; None where a source cannot tell."""
+    rows_committed: Mapping[str, int]
+    """Per source and sink, from the first epoch to the last committed one."""
+    tasks: Sequence[TaskStats]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """How a run ended."""
+
+    status: Literal["finished", "stopped", "already finished"]
+    """``stopped``: on request; ``--resume`` goes on from there. ``already finished``: there was nothing left to do."""
+    runner: str
+    seconds: float
+    """From the first possible row to the last commit."""
+    startup_s: float
+    """Before that: opening sources and sinks, loading weights, starting Ray."""
+    attempts: int
+    """1 unless actors died on the way."""
+    epoch: int
+    epochs: int
+    """Committed by this run."""
+    rows_committed: Mapping[str, int]
+    """Per source and sink, over all runs into this state folder."""
+    tasks: Sequence[TaskStats]
+    """Last reading of every task, of the last attempt."""
+
+
+def make_progress(tasks: Sequence[TaskStats], coordinator: Coordinator, attempt: int, seconds: float) -> Progress:
+    """Sum up the readings of all tasks."""
+    sources = [stats for stats in tasks if stats.kind == "source"]
+    left = [stats.lag_rows for stats in sources]
+    return Progress(
+        seconds=seconds,
+        attempt=attempt,
+        epoch=coordinator.last_epoch,
+        rows_read=sum(stats.rows_in for stats in sources),
+        rows_written=sum(stats.rows_in for stats in tasks if stats.kind == "sink"),
+        rows_left=None if None in left else sum(rows for rows in left if rows is not None),
+        rows_committed=coordinator.manifest.rows if coordinator.manifest is not None else {},
+        tasks=tasks,
+    )
+
+
+def already_finished(manifest: Manifest, runner: str) -> RunReport:
+    """Return the report of a run that found nothing left to do."""
+    return RunReport(
+        status="already finished",
+        runner=runner,
+        seconds=0.0,
+        startup_s=0.0,
+        attempts=0,
+        epoch=manifest.epoch,
+        epochs=0,
+        rows_committed=manifest.rows,
+        tasks=(),
+    )

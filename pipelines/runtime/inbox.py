@@ -1,0 +1,163 @@
+"""The receiving end of a task's edges: order, duplicates, fencing of old attempts, alignment of barriers.
+
+Knows nothing of what messages mean beyond ``Barrier`` and ``End``. Thread-safe: deliveries come from many threads, one thread
+takes. Invariant: per edge, messages are taken once each, in the order in which they were sent, and nothing behind a barrier is
+taken before every edge has delivered that barrier.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from connectors.errors import StreambankError
+from pipelines.runtime.messages import Barrier, Body, Edge, End
+
+__all__ = ["Inbox", "InboxClosed", "SequenceGap", "StaleAttempt"]
+
+
+class StaleAttempt(StreambankError):
+    """A message of an attempt that has been given up; its sender must end."""
+
+
+class SequenceGap(StreambankError):
+    """A message is missing, or a sender ignores its credit."""
+
+
+class InboxClosed(StreambankError):
+    """The receiving task has ended or failed."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One edge. ``queue`` holds what may be taken, ``early`` what overtook a message that is still under way."""
+
+    queue: deque[Body] = field(default_factory=deque)
+    early: dict[int, Body] = field(default_factory=dict)
+    expected: int = 0
+    taken: int = 0
+    barrier: int | None = None
+    ended: bool = False
+
+
+class Inbox:
+    """Queues of all edges of one task.
+
+    ``window`` is the sender's credit per edge: how many messages it may have under way that were not taken. None means that
+    sender and receiver share a thread: messages then come strictly in order and the caller bounds their number.
+    """
+
+    def __init__(self, edges: Sequence[Edge], *, attempt: int, window: int | None = None) -> None:
+        self.attempt = attempt
+        self.duplicates = 0
+        self._window = window
+        self._lanes = {edge: _Lane() for edge in edges}
+        self._turn: deque[Edge] = deque(edges)
+        self._change = threading.Condition()
+        self._closed: str | None = None
+
+    def offer(self, edge: Edge, attempt: int, sequence: int, body: Body) -> bool:
+        """Take in a message; return False if it was there before (it is dropped).
+
+        Raise ``StaleAttempt`` for an older attempt, ``SequenceGap`` for a message beyond the sender's credit, which means that
+        an earlier one is lost, and ``InboxClosed`` after ``close``.
+        """
+        with self._change:
+            if self._closed is not None:
+                raise InboxClosed(self._closed)
+            if attempt != self.attempt:
+                raise StaleAttempt(f"edge {edge}: message of attempt {attempt} at a task of attempt {self.attempt}")
+            lane = self._lanes[edge]
+            if sequence < lane.expected or sequence in lane.early:
+                self.duplicates += 1
+                return False
+            reach = lane.expected + 1 if self._window is None else lane.taken + self._window
+            if sequence >= reach:
+                raise SequenceGap(
+                    f"edge {edge}: message {sequence} arrived while message {lane.expected} is missing "
+                    f"({lane.taken} taken, credit {self._window or 1})"
+                )
+            lane.early[sequence] = body
+            while lane.expected in lane.early:
+                lane.queue.append(lane.early.pop(lane.expected))
+                lane.expected += 1
+            self._change.notify_all()
+            return True
+
+    def take(self) -> tuple[Edge | None, Body] | None:
+        """Return the next message and its edge, the edges taking turns, or None when there is nothing to take now.
+
+        A ``Barrier`` or ``End`` is returned once, with edge None, when every edge has delivered it. An edge that has ended
+        counts as aligned with every barrier.
+        """
+        with self._change:
+            for _ in range(len(self._turn)):
+                edge = self._turn[0]
+                self._turn.rotate(-1)
+                lane = self._lanes[edge]
+                if lane.barrier is not None or not lane.queue:
+                    continue
+                body = lane.queue.popleft()
+                lane.taken += 1
+                self._change.notify_all()
+                if isinstance(body, Barrier):
+                    lane.barrier = body.epoch
+                elif isinstance(body, End):
+                    lane.ended = True
+                else:
+                    return edge, body
+                aligned = self._aligned()
+                if aligned is not None:
+                    return None, aligned
+            return None
+
+    def wait_taken(self, edge: Edge, sequence: int, timeout_s: float | None = None) -> bool:
+        """Block until message ``sequence`` of ``edge`` has been taken: this is the sender's credit. False on timeout."""
+        with self._change:
+            lane = self._lanes[edge]
+            done = self._change.wait_for(lambda: lane.taken > sequence or self._closed is not None, timeout_s)
+            if lane.taken <= sequence and self._closed is not None:
+                raise InboxClosed(self._closed)
+            return done
+
+    def wait(self, timeout_s: float) -> None:
+        """Block until something may have become takeable, ``wake`` is called, or the time is over."""
+        with self._change:
+            if not any(lane.queue and lane.barrier is None for lane in self._lanes.values()):
+                self._change.wait(timeout_s)
+
+    def wake(self) -> None:
+        """End a ``wait`` early."""
+        with self._change:
+            self._change.notify_all()
+
+    def close(self, reason: str) -> None:
+        """Refuse everything from now on and release all who wait."""
+        with self._change:
+            self._closed = reason
+            for lane in self._lanes.values():
+                lane.queue.clear()
+                lane.early.clear()
+            self._change.notify_all()
+
+    def waiting(self) -> int:
+        """Return the number of messages held."""
+        with self._change:
+            return sum(len(lane.queue) + len(lane.early) for lane in self._lanes.values())
+
+    def _aligned(self) -> Barrier | End | None:
+        live = [lane for lane in self._lanes.values() if not lane.ended]
+        if not live:
+            return End()
+        epochs = {lane.barrier for lane in live}
+        if None in epochs:
+            return None
+        if len(epochs) > 1:
+            raise SequenceGap(f"barriers of different epochs meet: {sorted(e for e in epochs if e is not None)}")
+        for lane in live:
+            lane.barrier = None
+        epoch = epochs.pop()
+        assert epoch is not None  # checked above; narrows the type
+        return Barrier(epoch)

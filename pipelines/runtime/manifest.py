@@ -1,0 +1,214 @@
+"""The state folder: manifests of committed epochs, the attempt counter, the lock, and which snapshot files are still needed.
+
+Layout: ``epochs/<epoch>.json`` (two are kept), ``snapshots/<node>/*.safetensors``, ``attempt``, ``lock``. Knows nothing of
+tasks. Invariant: an epoch is committed exactly when its manifest exists under its final name; everything that a kept manifest
+names exists.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from connectors.base import Staged
+from connectors.errors import RecoveryError
+from pipelines.runtime.messages import SnapshotFile, SplitState
+
+__all__ = ["Manifest", "OperatorState", "StateFolder", "read_manifests"]
+
+FORMAT = 1
+_KEEP = 2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorState:
+    """What one operator shard left behind: its chain of snapshot files and, with several inputs, their open streams."""
+
+    chain: tuple[SnapshotFile, ...]
+    open_streams: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that is needed to go on after an epoch."""
+
+    name: str
+    """The pipeline's name."""
+    options: Mapping[str, Any]
+    """``node.option`` → value: what must not change on resume."""
+    attempt: int
+    epoch: int
+    finished: bool
+    """All sources were read to their end: there is nothing to resume."""
+    sources: Mapping[str, Mapping[str, SplitState]]
+    """Node → split → where to go on."""
+    operators: Mapping[str, tuple[OperatorState, ...]]
+    """Node → per shard its state."""
+    sinks: Mapping[str, tuple[tuple[Staged, ...], ...]]
+    """Node → per shard the files staged for this epoch."""
+    rows: Mapping[str, int]
+    """Rows that each source has delivered and each sink has been given, from the first epoch to this one."""
+    committed_at: str = ""
+    """ISO time, UTC, for people."""
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Manifest:
+        """Rebuild what ``to_json`` returned."""
+        sources = {
+            node: {split: SplitState(**state) for split, state in splits.items()} for node, splits in value["sources"].items()
+        }
+        operators = {
+            node: tuple(
+                OperatorState(tuple(SnapshotFile(**file) for file in shard["chain"]), shard["open_streams"]) for shard in shards
+            )
+            for node, shards in value["operators"].items()
+        }
+        sinks = {
+            node: tuple(tuple(Staged(**file) for file in shard) for shard in shards) for node, shards in value["sinks"].items()
+        }
+        return Manifest(**{**value, "sources": sources, "operators": operators, "sinks": sinks})
+
+    def snapshot_paths(self) -> set[str]:
+        """Return the snapshot files that this epoch needs, relative to the state folder."""
+        return {file.path for shards in self.operators.values() for shard in shards for file in shard.chain}
+
+
+class StateFolder:
+    """The only writer of a state folder; holds its lock from ``open`` to ``close``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """Make the folder and lock it. Raise ``RecoveryError`` while another run holds it."""
+        try:
+            (self.root / "epochs").mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RecoveryError(
+                f"state folder {self.root} cannot be written: {error.strerror}; set 'state' to a folder that this user may "
+                "write"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._lock, 64, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._lock)
+            self._lock = None
+            raise RecoveryError(
+                f"state folder {self.root} is in use by another run (process {holder}); wait for it, stop it, or set "
+                "'state' to another folder"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+
+    def close(self) -> None:
+        """Give the lock back. May be called twice."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def newest(self) -> Manifest | None:
+        """Return the newest readable manifest, None where there is none."""
+        return next(iter(read_manifests(self.root)), None)
+
+    def next_attempt(self, manifest: Manifest | None) -> int:
+        """Return an attempt number that no earlier attempt had, and remember it. Durable when this returns."""
+        path = self.root / "attempt"
+        last = manifest.attempt if manifest is not None else 0
+        try:
+            last = max(last, int(path.read_text()))
+        except FileNotFoundError:
+            pass
+        except ValueError:
+            logger.warning("state=%s the attempt counter is unreadable; going on from the manifest", self.root)
+        self._write(path, str(last + 1).encode())
+        return last + 1
+
+    def write(self, manifest: Manifest) -> None:
+        """Commit an epoch: when this returns, its manifest is durable."""
+        stamped = {**manifest.to_json(), "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        content = json.dumps(stamped, separators=(",", ":"))
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        document = f'{{"sha256":"{digest}","manifest":{content}}}\n'
+        self._write(self.root / "epochs" / f"{manifest.epoch:06d}.json", document.encode())
+
+    def clean(self) -> None:
+        """Delete manifests beyond the newest two, and snapshot files and temporary files that those do not need."""
+        kept = read_manifests(self.root)[:_KEEP]
+        needed = set().union(*(manifest.snapshot_paths() for manifest in kept))
+        names = {f"{manifest.epoch:06d}.json" for manifest in kept}
+        for path in (self.root / "epochs").iterdir():
+            # An unreadable manifest newer than the newest good one stays for a person to look at.
+            older = path.stem.isdecimal() and (not kept or int(path.stem) < kept[-1].epoch)
+            if path.name not in names and (older or path.suffix == ".tmp"):
+                path.unlink(missing_ok=True)
+        for path in (self.root / "snapshots").glob("*/*"):
+            if path.relative_to(self.root).as_posix() not in needed:
+                path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Replace a file as a whole, durably."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RecoveryError(
+                f"{path} cannot be written: {error.strerror or error}. The epoch is not committed; free space or set "
+                "'state' to another disk, then run again with --resume"
+            ) from error
+
+
+def read_manifests(root: Path) -> list[Manifest]:
+    """Return the readable manifests of a state folder, newest first; a torn or foreign one is skipped with a warning.
+
+    Needs no lock: manifests are replaced as a whole. Raise ``RecoveryError`` for one of a newer format.
+    """
+    folder = root / "epochs"
+    paths = sorted(folder.glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True) if folder.is_dir() else []
+    manifests = []
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+            value = json.loads(text)["manifest"]
+        except FileNotFoundError:
+            continue  # deleted by a run that goes on
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("manifest=%s skipped: unreadable (%s)", path, error)
+            continue
+        if value.get("format") != FORMAT:
+            raise RecoveryError(
+                f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; resume with the version that wrote it"
+            )
+        content = text[text.index('"manifest":') + len('"manifest":') : text.rindex("}")]
+        if hashlib.sha256(content.encode()).hexdigest() != json.loads(text).get("sha256"):
+            logger.warning("manifest=%s skipped: its checksum differs", path)
+            continue
+        manifests.append(Manifest.from_json(value))
+    return manifests

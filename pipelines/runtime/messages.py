@@ -1,0 +1,143 @@
+"""What flows between two tasks, and what tasks tell the coordinator.
+
+On an edge flow, in order: ``Data``, ``Close``, ``Barrier`` and, at the end, ``End``. How they are carried (a function call or
+an actor call) is the runner's concern. All of these are immutable and can be pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+
+from connectors.base import Position, Staged
+
+__all__ = [
+    "Ack",
+    "Barrier",
+    "Body",
+    "Close",
+    "Data",
+    "Edge",
+    "End",
+    "Event",
+    "Exhausted",
+    "OperatorAck",
+    "SinkAck",
+    "SnapshotFile",
+    "SourceAck",
+    "SplitState",
+    "TaskId",
+]
+
+
+class TaskId(NamedTuple):
+    """One shard of a node of the pipeline file."""
+
+    node: str
+    shard: int
+
+    def __str__(self) -> str:
+        return f"{self.node}[{self.shard}]"
+
+
+class Edge(NamedTuple):
+    """A channel between two tasks. ``role`` says which of an operator's methods takes its rows."""
+
+    sender: TaskId
+    receiver: TaskId
+    role: Literal["data", "control"] = "data"
+
+    def __str__(self) -> str:
+        return f"{self.sender}->{self.receiver}" + (":control" if self.role == "control" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Rows, in order within each stream."""
+
+    batch: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """These streams have ended at the sender."""
+
+    streams: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Everything before belongs to ``epoch`` or an earlier one."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Nothing follows."""
+
+
+Body = Data | Close | Barrier | End
+
+
+@dataclass(frozen=True, slots=True)
+class SplitState:
+    """How far a split has been read: ``position`` names the next row (None: not begun)."""
+
+    position: Position | None = None
+    done: bool = False
+    rows: int = 0
+    """Rows delivered so far, over all attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """One file of an operator's snapshot chain; ``path`` is relative to the state folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+    incremental: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAck:
+    """A source task has sent the barrier; ``splits`` is where it stood."""
+
+    task: TaskId
+    epoch: int
+    splits: dict[str, SplitState]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAck:
+    """An operator task's snapshot is on disk: the full file, then what changed since."""
+
+    task: TaskId
+    epoch: int
+    chain: Sequence[SnapshotFile]
+    open_streams: dict[str, list[str]] = field(default_factory=dict)
+    """Input node → streams it has open; kept only by operators with several inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkAck:
+    """A sink task has staged its rows of the epoch."""
+
+    task: TaskId
+    epoch: int
+    staged: Sequence[Staged]
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """A source task has read all its splits; it still answers barriers."""
+
+    task: TaskId
+
+
+Ack = SourceAck | OperatorAck | SinkAck
+Event = Ack | Exhausted

@@ -1,0 +1,58 @@
+"""The sending end of a task: which shard of which consumer gets which rows, and the sequence number of every message.
+
+Knows nothing of how a message travels; that is the ``Transport``'s concern. Rows of one stream always take the same edge, so
+their order is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pipelines.runtime.keys import shard_of, split_by_shard
+from pipelines.runtime.messages import Body, Close, Data, Edge
+
+__all__ = ["Router", "Transport"]
+
+
+class Transport(Protocol):
+    """Carries messages of one task. May block while receivers are behind."""
+
+    def send(self, messages: Sequence[tuple[Edge, int, Body]]) -> None:
+        """Send ``(edge, sequence number, body)``; one call holds what one batch became. Bodies may be shared among edges."""
+        ...
+
+
+class Router:
+    """Sends a task's output to all its consumers."""
+
+    def __init__(self, edges: Sequence[Edge], transport: Transport) -> None:
+        consumers: dict[tuple[str, str], list[Edge]] = {}
+        for edge in edges:
+            consumers.setdefault((edge.receiver.node, edge.role), []).append(edge)
+        self._consumers = [sorted(group, key=lambda edge: edge.receiver.shard) for group in consumers.values()]
+        self._next = dict.fromkeys(edges, 0)
+        self._transport = transport
+
+    def send(self, body: Body) -> None:
+        """Send rows and closings to the shards they belong to, barriers and the end to all."""
+        messages = []
+        for shards in self._consumers:
+            for edge, part in self._split(body, shards):
+                messages.append((edge, self._next[edge], part))
+                self._next[edge] += 1
+        if messages:
+            self._transport.send(messages)
+
+    @staticmethod
+    def _split(body: Body, shards: list[Edge]) -> list[tuple[Edge, Body]]:
+        if len(shards) == 1:
+            return [(shards[0], body)]
+        if isinstance(body, Data):
+            return [(shards[shard], Data(rows)) for shard, rows in split_by_shard(body.batch, len(shards))]
+        if isinstance(body, Close):
+            owners: dict[int, list[str]] = {}
+            for stream in body.streams:
+                owners.setdefault(shard_of(stream, len(shards)), []).append(stream)
+            return [(shards[shard], Close(tuple(streams))) for shard, streams in owners.items()]
+        return [(edge, body) for edge in shards]

@@ -1,0 +1,73 @@
+"""Drives one shard of a sink: writes rows, stages them at a barrier, publishes them when told that the epoch is committed.
+
+Knows sinks only by their contract. Runs in one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from connectors import faults
+from connectors.base import Sink, Staged
+from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.messages import Barrier, Data, End, Event, SinkAck, TaskId
+from pipelines.runtime.metrics import TaskStats
+
+__all__ = ["SinkTask"]
+
+
+class SinkTask:
+    """One sink shard."""
+
+    def __init__(self, task: TaskId, sink: Sink, inbox: Inbox, report: Callable[[Event], None]) -> None:
+        self.task = task
+        self.stats = TaskStats(task=task, kind="sink")
+        self.ended = False
+        self._sink = sink
+        self._inbox = inbox
+        self._report = report
+
+    def step(self) -> bool:
+        """Take one message; return False if there is none."""
+        message = self._inbox.take()
+        if message is None:
+            return False
+        edge, body = message
+        if isinstance(body, Data):
+            assert edge is not None  # only barriers and ends have none
+            started = time.perf_counter()
+            self._sink.write(edge.sender.node, body.batch)
+            self.stats.step_s += time.perf_counter() - started
+            self.stats.rows_in += body.batch.num_rows
+            self.stats.batches += 1
+        elif isinstance(body, Barrier):
+            self._prepare(body.epoch)
+        elif isinstance(body, End):
+            self.ended = True
+        self.stats.dropped["duplicate message"] = self._inbox.duplicates
+        return True
+
+    def idle_s(self) -> float | None:
+        """Return None: a sink has nothing to do before the next message."""
+        return None
+
+    def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
+        """Publish what was staged for ``epoch``; call it in the task's thread, after the manifest is durable."""
+        faults.reach("before_commit", epoch, str(self.task))
+        self._sink.commit(epoch, staged)
+        faults.reach("after_commit", epoch, str(self.task))
+        self.stats.rows_out += sum(file.rows for file in staged)
+
+    def close(self) -> None:
+        """Release the sink; what was not prepared is dropped."""
+        self._sink.close()
+
+    def _prepare(self, epoch: int) -> None:
+        faults.reach("before_prepare", epoch, str(self.task))
+        started = time.perf_counter()
+        staged = self._sink.prepare(epoch)
+        self.stats.step_s += time.perf_counter() - started
+        faults.reach("after_prepare", epoch, str(self.task))
+        self.stats.last_epoch = epoch
+        self._report(SinkAck(self.task, epoch, tuple(staged)))

@@ -1,0 +1,136 @@
+"""Operator state on disk: one safetensors file per shard and epoch, with the structure as JSON in the file's header.
+
+Knows nothing of operators or epochs. A file is complete or absent (temporary name, fsync, rename) and named by its SHA-256 in
+the manifest. A chain of files is a full one, then incremental ones; it can be read for some of the streams only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from connectors.errors import RecoveryError
+from operators.state import Rows, State
+from pipelines.runtime.messages import SnapshotFile
+
+__all__ = ["SnapshotWriter", "read_chain", "read_snapshot", "write_snapshot"]
+
+_ROW_PARTS = ("length_N", "count_N", "index_R", "values_R")
+
+Keep = Callable[[str], bool]
+
+
+def write_snapshot(state: State, root: Path, path: str) -> SnapshotFile:
+    """Write ``state`` to ``root/path``, durable when this returns."""
+    target = root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    structure = {
+        "streams": state.streams,
+        "rows": list(state.rows),
+        "meta": state.meta,
+        "incremental": state.incremental,
+        "closed": state.closed,
+    }
+    try:
+        save_file(_tensors(state), temporary, metadata={"streambank.state": json.dumps(structure)})
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        size = temporary.stat().st_size
+        temporary.replace(target)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RecoveryError(
+            f"snapshot {target} cannot be written: {error}. The epoch is not committed; free space or set 'state' to another "
+            "disk, then run again with --resume"
+        ) from error
+    sync_folder(target.parent)
+    return SnapshotFile(path, size, sha256, state.incremental)
+
+
+def read_snapshot(root: Path, file: SnapshotFile, keep: Keep | None = None) -> State:
+    """Read one file back, bit for bit; only the streams that ``keep`` wants, if given. Raise ``RecoveryError`` if damaged."""
+    path = root / file.path
+    try:
+        with path.open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise RecoveryError(f"snapshot {path} of the manifest cannot be read: {error.strerror}; start afresh") from error
+    if sha256 != file.sha256:
+        raise RecoveryError(f"snapshot {path} has changed since its epoch was committed (SHA-256 differs); start afresh")
+    with safe_open(path, framework="pt") as stored:
+        structure = json.loads(stored.metadata()["streambank.state"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+    state = State(
+        streams=structure["streams"],
+        dense={name[6:]: tensor for name, tensor in tensors.items() if name.startswith("dense.")},
+        rows={name: Rows(*(tensors[f"rows.{part}.{name}"] for part in _ROW_PARTS)) for name in structure["rows"]},
+        shared={name[7:]: tensor for name, tensor in tensors.items() if name.startswith("shared.")},
+        meta=structure["meta"],
+        incremental=structure["incremental"],
+        closed=structure["closed"],
+    )
+    if keep is None:
+        return state
+    return state.select(np.fromiter((keep(stream) for stream in state.streams), np.bool_, len(state.streams)))
+
+
+def read_chain(root: Path, chain: Sequence[SnapshotFile], keep: Keep | None = None) -> State:
+    """Return the full state at the end of a chain."""
+    if not chain or chain[0].incremental:
+        raise RecoveryError(f"a snapshot chain in {root} does not begin with a full snapshot; the manifest is damaged")
+    state = read_snapshot(root, chain[0], keep)
+    for file in chain[1:]:
+        state = state.apply(read_snapshot(root, file, keep))
+    return state
+
+
+class SnapshotWriter:
+    """Writes snapshots in a thread of its own, so that rows flow on while the disk is busy."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+
+    def submit(self, state: State, path: str) -> Future[SnapshotFile]:
+        """Write ``state`` (ownership passes) to ``path`` below the state folder."""
+        return self._pool.submit(write_snapshot, state, self._root, path)
+
+    def close(self) -> None:
+        """Finish what was submitted."""
+        self._pool.shutdown(wait=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    tensors = {f"dense.{name}": tensor for name, tensor in state.dense.items()}
+    tensors |= {f"shared.{name}": tensor for name, tensor in state.shared.items()}
+    for name, rows in state.rows.items():
+        tensors |= {f"rows.{part}.{name}": getattr(rows, part) for part in _ROW_PARTS}
+    seen: set[int] = set()
+    owned = {}
+    for name, tensor in tensors.items():
+        # safetensors refuses tensors that share memory (Rows.full may reuse one) or have gaps.
+        pointer = tensor.untyped_storage().data_ptr()
+        owned[name] = tensor.clone(memory_format=torch.contiguous_format) if pointer in seen else tensor.contiguous()
+        seen.add(pointer)
+    return owned

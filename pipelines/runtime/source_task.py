@@ -1,0 +1,146 @@
+"""Reads the splits of one source task and sends their rows on, a barrier when asked for one.
+
+Knows readers only by their contract. Runs in one thread; ``request_barrier`` may be called from another. Invariant: the
+positions it reports for an epoch name exactly the first rows that it has not sent before the epoch's barrier.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from connectors.base import Position, Reader
+from pipelines.runtime.clock import Clock
+from pipelines.runtime.messages import Barrier, Close, Data, End, Event, Exhausted, SourceAck, SplitState, TaskId
+from pipelines.runtime.metrics import TaskStats
+from pipelines.runtime.routing import Router
+
+__all__ = ["MAX_OPEN_SPLITS", "SourceTask"]
+
+MAX_OPEN_SPLITS = 64
+"""Splits that a task reads at the same time; more wait until one ends. Bounds file handles and decoder memory."""
+
+_READ_BYTES = 16 << 20
+_IDLE_S = 0.02
+"""How soon to ask again a reader that cannot say when it will have rows."""
+
+
+class SourceTask:
+    """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring."""
+
+    def __init__(
+        self,
+        task: TaskId,
+        splits: Mapping[str, SplitState],
+        open_split: Callable[[str, Position | None], Reader],
+        router: Router,
+        report: Callable[[Event], None],
+        clock: Clock,
+        *,
+        read_rows: int,
+    ) -> None:
+        self.task = task
+        self.stats = TaskStats(task=task, kind="source", splits=len(splits), splits_done=sum(s.done for s in splits.values()))
+        self.ended = False
+        self._open_split = open_split
+        self._router = router
+        self._report = report
+        self._clock = clock
+        self._read_rows = read_rows
+        self._state = dict(splits)
+        self._waiting = deque(name for name, state in splits.items() if not state.done)
+        self._open: deque[tuple[str, Reader]] = deque()
+        self._totals: dict[str, int | None] = {}
+        self._rows_before = {name: state.rows for name, state in splits.items()}
+        self._request: tuple[int, bool] | None = None
+        self._reported_exhausted = False
+        self._idle_s = 0.0
+
+    def request_barrier(self, epoch: int, *, final: bool) -> None:
+        """Ask for ``Barrier(epoch)`` before the next read; ``final``: followed by ``End``."""
+        self._request = (epoch, final)
+
+    def idle_s(self) -> float:
+        """Return how long it is useless to call ``step``, after it returned False."""
+        return self._idle_s
+
+    def step(self) -> bool:
+        """Send one message's worth; return False if there is nothing to send now."""
+        if self.ended:
+            return False
+        if self._request is not None:
+            self._send_barrier(*self._request)
+            return True
+        self._open_more()
+        self._idle_s = _IDLE_S
+        waits = []
+        for _ in range(len(self._open)):
+            name, reader = self._open[0]
+            self._open.rotate(-1)
+            started = self._clock()
+            batch = reader.read(max(1, self._read_rows // len(self._open)), _READ_BYTES)
+            self.stats.step_s += self._clock() - started
+            if batch is not None:
+                self.stats.rows_in += batch.num_rows
+                self.stats.rows_out += batch.num_rows
+                self.stats.batches += 1
+                state = self._state[name]
+                self._state[name] = SplitState(state.position, False, state.rows + batch.num_rows)
+                self._router.send(Data(batch))
+                return True
+            if reader.exhausted:
+                self._finish(name, reader)
+                return True
+            due = reader.next_due()
+            if due is not None:
+                waits.append(due)
+        if waits and len(waits) == len(self._open):
+            self._idle_s = min(waits)
+        if not self._open and not self._reported_exhausted:
+            self._reported_exhausted = True
+            self._report(Exhausted(self.task))
+        return False
+
+    def close(self) -> None:
+        """Release all readers. May be called twice."""
+        while self._open:
+            self._open.popleft()[1].close()
+
+    def _open_more(self) -> None:
+        while self._waiting and len(self._open) < MAX_OPEN_SPLITS:
+            name = self._waiting.popleft()
+            reader = self._open_split(name, self._state[name].position)
+            self._open.append((name, reader))
+            self._totals[name] = reader.total_rows()
+            self.stats.splits_open = len(self._open)
+            self._estimate()
+
+    def _finish(self, name: str, reader: Reader) -> None:
+        self._open.remove((name, reader))
+        closes = tuple(reader.closes)
+        rows = self._state[name].rows
+        self._state[name] = SplitState(reader.position(), True, rows)
+        self._totals[name] = rows
+        reader.close()
+        self.stats.splits_open = len(self._open)
+        self.stats.splits_done += 1
+        self._estimate()
+        if closes:
+            self._router.send(Close(closes))
+
+    def _send_barrier(self, epoch: int, final: bool) -> None:
+        self._request = None
+        for name, reader in self._open:
+            self._state[name] = SplitState(reader.position(), False, self._state[name].rows)
+        self._router.send(Barrier(epoch))
+        self.stats.last_epoch = epoch
+        self._report(SourceAck(self.task, epoch, dict(self._state)))
+        if final:
+            self._router.send(End())
+            self.ended = True
+            self.close()
+
+    def _estimate(self) -> None:
+        """Estimate the rows that this attempt will bring, if every split has been opened and can tell."""
+        known = [total - self._rows_before[name] for name, total in self._totals.items() if total is not None]
+        self.stats.total_rows = sum(known) if len(known) == len(self._totals) and not self._waiting else None
