@@ -1,0 +1,126 @@
+"""Pipelines in Python: load, check, run, and read what the sinks have committed. The command line is built on this."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from connectors.errors import ConfigError, nearest
+from pipelines.file import load_spec, spec_from_dict
+from pipelines.spec import PipelineSpec, RunnerName, SinkSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.check import Finding
+    from pipelines.runners.report import Progress, RunReport
+
+__all__ = ["Pipeline", "Result"]
+
+
+class Pipeline:
+    """A checked pipeline, ready to run."""
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        self.spec = spec
+
+    @classmethod
+    def load(cls, path: Path | str, *, overrides: Mapping[str, Any] | None = None, sets: Sequence[str] = ()) -> Pipeline:
+        """Read a pipeline file, or a ready pipeline by its name.
+
+        ``overrides`` maps dotted keys to values, such as ``{"operators.detect.max_batch": 8}``; ``sets`` holds the same as
+        texts for ``--set``. Relative paths in both start from the current folder, those in the file from the file's folder.
+        Raise ``ConfigError`` that lists everything that is wrong.
+        """
+        return cls(load_spec(path, overrides=overrides, sets=sets))
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], *, base: Path | str | None = None, overrides: Mapping[str, Any] | None = None
+    ) -> Pipeline:
+        """Take a pipeline as a dict of the same form as a file. Relative paths start from ``base`` (default: current folder)."""
+        return cls(spec_from_dict(values, base=base, overrides=overrides))
+
+    def check(self) -> list[Finding]:
+        """Look at what the pipeline refers to (files, schemas, checkpoints, devices, folders) without running it."""
+        from pipelines.check import check_spec
+
+        return check_spec(self.spec)
+
+    def run(
+        self,
+        *,
+        runner: str | None = None,
+        resume: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Result:
+        """Run to the end of the sources, or until ``stop`` is set or SIGINT or SIGTERM arrives.
+
+        ``runner`` wins over the pipeline's own; ``resume`` goes on from the last committed epoch. Raise a ``StreambankError``
+        where the run fails; what was committed before stays committed.
+        """
+        from pipelines import runners
+
+        spec = self.spec if runner is None else dataclasses.replace(self.spec, runner=_runner(runner))
+        report = runners.run(spec, runner=spec.runner, resume=resume, on_progress=on_progress, stop=stop)
+        return Result(spec, report)
+
+
+class Result:
+    """What a run has left behind."""
+
+    def __init__(self, spec: PipelineSpec, report: RunReport) -> None:
+        self.spec = spec
+        self.report = report
+        """How the run ended: status, seconds, attempts, epochs."""
+
+    def table(self, sink: str | None = None) -> pa.Table:
+        """Return all rows that a table sink has committed, over all runs into its folder.
+
+        ``sink`` may be left out where there is one sink only. Raise ``ConfigError`` for a name that is no sink.
+        """
+        from connectors.sinks.read import read_committed
+
+        return read_committed(self._sink(sink).options.path)
+
+    def files(self, sink: str | None = None) -> list[Path]:
+        """Return the files that a sink has committed, in the order of their epochs."""
+        from connectors.sinks.read import committed_files
+
+        return committed_files(self._sink(sink).options.path)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the last counters and gauges of every task, as ``{"detect[0]": {"rows_in": ...}}``."""
+        return {str(stats.task): numbers(stats) for stats in self.report.tasks}
+
+    def _sink(self, name: str | None) -> SinkSpec:
+        sinks = {node.name: node for node in self.spec.sinks}
+        if name is None and len(sinks) == 1:
+            return next(iter(sinks.values()))
+        if name not in sinks:
+            wrong = f"there is no sink {name!r}{nearest(name, sinks)}" if name is not None else "say which sink"
+            raise ConfigError(f"{wrong}; this pipeline has: {', '.join(sinks)}")
+        return sinks[name]
+
+
+def numbers(stats: Any) -> dict[str, float]:
+    """Return the numbers of a task's reading, those of its mappings under ``gauges.x`` and ``dropped.x``."""
+    flat: dict[str, float] = {}
+    for f in dataclasses.fields(stats):
+        value = getattr(stats, f.name)
+        if isinstance(value, Mapping):
+            flat |= {f"{f.name}.{key}": number for key, number in value.items()}
+        elif isinstance(value, int | float):
+            flat[f.name] = value
+    return flat
+
+
+def _runner(name: str) -> RunnerName:
+    if name not in ("local", "ray"):
+        raise ConfigError(f"runner: {name!r} is not a runner{nearest(name, ['local', 'ray'])}; allowed: local, ray")
+    return cast("RunnerName", name)

@@ -1,0 +1,75 @@
+"""The keys of a pipeline file that the engine itself reads, declared like options: type, default, unit, bounds and meaning.
+
+Every other key of a node is an option of its type. Written once here; the checks, ``describe`` and the docs follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from connectors.options import REQUIRED, option
+from pipelines.registry import Kind
+
+__all__ = ["ENGINE_KEYS", "InputKeys", "NodeKeys", "OperatorKeys", "RootKeys", "SinkKeys", "SourceKeys"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootKeys:
+    """Top-level keys besides the three sections of nodes."""
+
+    name: str = option(REQUIRED, "Name of the pipeline: in state, logs and metrics.")
+    state: Path = option(REQUIRED, "Folder of epochs and snapshots; on a cluster one that all machines share.")
+    runner: str = option("local", "local: one process; ray: actors on this machine or a cluster.", choices=("local", "ray"))
+    epoch_s: float = option(
+        10.0, "Time between commits: rows become visible, and a crash repeats, at most this much.", unit="s", gt=0
+    )
+    max_attempts: int = option(3, "How often a run starts, the first time included, before a crash ends it.", ge=1)
+    seed: int | None = option(None, "Default of every option `seed`.", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeKeys:
+    """Keys of every node."""
+
+    type: str = option(REQUIRED, "Registered name (`streambank list`) or module:Class of your own.")
+    num_cpus: float = option(1.0, "Ray: cores that one task asks for.", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKeys(NodeKeys):
+    """Keys of a source."""
+
+    parallelism: int = option(1, "Tasks that share the splits (files) among them.", ge=1, le=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputKeys(NodeKeys):
+    """Keys of every node that reads others."""
+
+    input: str | None = option(None, "Node whose rows it takes.")
+    inputs: list[str] | None = option(None, "Nodes whose rows it takes, in the place of `input`.")
+    shards: int = option(1, "Copies that work side by side; a stream belongs to one of them by its key.", ge=1, le=128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorKeys(InputKeys):
+    """Keys of an operator."""
+
+    control: str | list[str] | None = option(None, "Nodes that deliver control rows: questions, prompts, labels.")
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto: CUDA where it is, else the CPU.")
+    num_gpus: float | None = option(
+        None, "Ray: share of a GPU for one shard. Default: 1 where `device` asks for CUDA, else 0.", ge=0
+    )
+    max_batch: int = option(32, "Rows of one step at most.", unit="rows", ge=1)
+    max_wait_ms: float = option(20.0, "A batch that is not full is processed this long after its oldest row.", unit="ms", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkKeys(InputKeys):
+    """Keys of a sink."""
+
+
+ENGINE_KEYS: Mapping[Kind, type] = {"source": SourceKeys, "operator": OperatorKeys, "sink": SinkKeys}
+"""Keys of a node that the engine reads, whatever its type; all others are options of the type."""

@@ -1,0 +1,358 @@
+"""Reads a pipeline file (docs/pipeline_file.md) into a :class:`~pipelines.spec.PipelineSpec`, or says everything wrong with it.
+
+Checks what the file itself can tell: keys, types, bounds, names, wiring. Files, devices and checkpoints that it refers to
+are the business of ``pipelines.check``. Every message carries file, line and column, key path, value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from connectors.errors import ConfigError, nearest
+from pipelines import registry
+from pipelines.devices import is_device_name
+from pipelines.document import Document, KeyPath, parse_scalar_or_flow, raise_problems
+from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
+from pipelines.graph import topological_order
+from pipelines.options import option_infos, parse_options, show_value, unknown_keys
+from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, RunnerName, SinkSpec, SourceSpec
+
+__all__ = ["load_spec", "spec_from_dict"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
+
+_SECTIONS: Mapping[str, registry.Kind] = {"sources": "source", "operators": "operator", "sinks": "sink"}
+_EXAMPLES = {
+    "sources": "clips: {type: video, path: 'clips/*.mp4'}",
+    "operators": "detect: {type: mamba, input: clips}",
+    "sinks": "rows: {type: parquet, input: detect, path: out}",
+}
+
+
+def load_spec(path: Path | str, *, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> PipelineSpec:
+    """Read and check a pipeline file.
+
+    ``path`` may also be the name of a ready pipeline. ``sets`` are ``key.path=value`` texts as for ``--set``, ``overrides``
+    the same with Python values; relative paths in both start from the current folder, all others from the file's. Raise
+    ``ConfigError`` that lists every problem.
+    """
+    document = Document.read(_find(path))
+    for text in sets:
+        key, value = _parse_set(text)
+        document.set(key, value, f"--set {text}", Path.cwd())
+    for key, value in (overrides or {}).items():
+        document.set(key, value, f"override {key}", Path.cwd())
+    return _Checker(document).spec()
+
+
+def spec_from_dict(
+    values: Mapping[str, Any], *, base: Path | str | None = None, overrides: Mapping[str, Any] | None = None
+) -> PipelineSpec:
+    """Check a pipeline given as a dict of the same form as a file. ``base``: folder for relative paths (default: current)."""
+    document = Document.of(values, Path(base) if base is not None else Path.cwd(), "pipeline")
+    for key, value in (overrides or {}).items():
+        document.set(key, value, f"override {key}", Path.cwd())
+    return _Checker(document).spec()
+
+
+def _parse_set(text: str) -> tuple[str, Any]:
+    """Split ``key.path=value`` and parse the value as YAML. Raise ``ConfigError`` that names ``--set``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: write key.path=value, for example --set operators.detect.max_batch=8")
+    return key.strip(), parse_scalar_or_flow(value, f"--set {text}")
+
+
+def _find(path: Path | str) -> Path:
+    found = Path(path)
+    if found.is_file():
+        return found
+    ready = registry.ready_pipelines()
+    if str(path) in ready:
+        return ready[str(path)]
+    if found.is_dir():
+        raise ConfigError(f"{path} is a folder; give a pipeline file, such as {path}/pipeline.yaml")
+    folder = found.parent
+    near = nearest(found.name, [entry.name for entry in folder.iterdir()]) if folder.is_dir() else f"; {folder} is no folder"
+    raise ConfigError(f"no such pipeline file: {path}{near}; ready pipelines: {', '.join(ready)}")
+
+
+class _Checker:
+    """Goes through a document once, collecting problems."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._values = document.values
+        self._sections: dict[str, str] = {}  # node name → section
+        self._nodes: dict[str, NodeSpec] = {}  # those without problems of their own
+
+    def spec(self) -> PipelineSpec:
+        root = self._root()
+        for section, kind in _SECTIONS.items():
+            self._section(section, kind)
+        self._wiring()
+        self._sink_folders()
+        raise_problems(self._document)
+        assert root is not None
+        reads = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
+        return PipelineSpec(
+            name=root.name,
+            state=root.state,
+            runner=cast("RunnerName", root.runner),
+            epoch_s=root.epoch_s,
+            max_attempts=root.max_attempts,
+            seed=root.seed,
+            sources=tuple(node for node in self._nodes.values() if isinstance(node, SourceSpec)),
+            operators=tuple(cast("OperatorSpec", self._nodes[name]) for name in topological_order(reads)[0]),
+            sinks=tuple(node for node in self._nodes.values() if isinstance(node, SinkSpec)),
+        )
+
+    # Keys, types and bounds
+
+    def _root(self) -> RootKeys | None:
+        known = {info.name for info in option_infos(RootKeys)}
+        self._document.problems += unknown_keys(self._values, known | set(_SECTIONS), "key")
+        root: RootKeys | None = self._parse(RootKeys, self._values, ())
+        if isinstance(self._values.get("name"), str):
+            self._check_name(self._values["name"], ("name",))
+        return root
+
+    def _section(self, section: str, kind: registry.Kind) -> None:
+        nodes = self._values.get(section)
+        if not nodes:
+            if section != "operators":
+                what = "nothing to read" if section == "sources" else "nowhere for the results to go"
+                self._document.report((section,), f"is missing, so there is {what}; add for example {_EXAMPLES[section]}")
+            return
+        if not isinstance(nodes, dict):
+            self._document.report(
+                (section,), f"must be a mapping of node names, such as {_EXAMPLES[section]}; got {show_value(nodes)}"
+            )
+            return
+        for name, values in nodes.items():
+            path: KeyPath = (section, name)
+            self._check_name(name, path)
+            if name in self._sections:
+                taken = self._sections[name]
+                self._document.report(
+                    path, f"the name {name!r} is taken in {taken!r}; node names are unique, rename one of them"
+                )
+                continue
+            self._sections[name] = section
+            if not isinstance(values, dict):
+                self._document.report(path, f"must be a mapping, such as {_EXAMPLES[section]}; got {show_value(values)}")
+                continue
+            node = self._node(name, kind, values, path)
+            if node is not None:
+                self._nodes[name] = node
+
+    def _check_name(self, name: str, path: KeyPath) -> None:
+        if not _NAME.fullmatch(name):
+            allowed = "letters, digits, '_' and '-', at most 64, not beginning with a digit or '-'"
+            self._document.report(path, f"{name!r} is not a usable name; allowed: {allowed}")
+
+    def _node(self, name: str, kind: registry.Kind, values: dict[str, Any], path: KeyPath) -> NodeSpec | None:
+        engine_names = {info.name for info in option_infos(ENGINE_KEYS[kind])}
+        if (*path, "type") in self._document.nulls:
+            values["type"] = "null"  # the operator of that name; YAML takes the word for no value
+        keys = self._parse(ENGINE_KEYS[kind], values, path)
+        if kind != "source":
+            self._check_inputs(values, path)
+        if not isinstance(values.get("type"), str):
+            return None
+        try:
+            loaded = registry.load(kind, values["type"])
+        except ConfigError as error:
+            self._document.report((*path, "type"), str(error))
+            return None
+        if kind == "operator":
+            self._check_operator(values, loaded, path)
+        given = {key: value for key, value in values.items() if key not in engine_names}
+        options, references = self._options(loaded, given, engine_names, path)
+        if keys is None or options is None:
+            return None
+        return _node_spec(name, keys, options, references)
+
+    def _options(
+        self, loaded: type[Any], given: dict[str, Any], engine_names: set[str], path: KeyPath
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the options of a node, None where they are wrong, and the references of its secrets."""
+        infos = {info.name: info for info in option_infos(loaded.Options)}
+        clash = sorted(engine_names & infos.keys())
+        if clash:
+            self._document.report(
+                (*path, "type"), f"{loaded.__name__}.Options declares {', '.join(clash)}, a key of the engine; rename it there"
+            )
+        for problem in unknown_keys(given, engine_names | infos.keys(), "option", hint=infos):
+            self._document.report((*path, *problem.path), problem.message)
+        seed = self._values.get("seed")
+        if "seed" in infos and seed is not None:
+            given.setdefault("seed", seed)
+        secrets = {key: given.pop(key) for key in list(given) if key in infos and infos[key].secret and given[key] is not None}
+        resolved = {key: self._secret(value, (*path, key)) for key, value in secrets.items()}
+        if None in resolved.values():
+            # The options cannot be built, but what is wrong with the others is still to be said.
+            parse_with = {key: value or "" for key, value in resolved.items()}
+            self._parse(loaded.Options, given | parse_with, path)
+            return None, secrets
+        return self._parse(loaded.Options, given | resolved, path), secrets
+
+    def _parse(self, cls: type, values: Mapping[str, Any], path: KeyPath) -> Any:
+        """Return an instance of ``cls`` from the keys of ``values`` that it has, or None after noting the problems."""
+        given = {}
+        for info in option_infos(cls):
+            if info.name in values:
+                value = values[info.name]
+                base = self._document.base_of((*path, info.name))
+                given[info.name] = _absolute(value, base) if info.path else value
+        parsed, problems = parse_options(cls, given)
+        for problem in problems:
+            self._document.report((*path, *problem.path), problem.message)
+        return parsed
+
+    def _secret(self, value: Any, path: KeyPath) -> str | None:
+        """Return what a reference refers to, None after noting why that cannot be. Never shows a value."""
+        if not (isinstance(value, dict) and len(value) == 1 and isinstance(value.get("env", value.get("file")), str)):
+            self._document.report(path, "is a secret: write {env: NAME} or {file: PATH}, never the value itself")
+            return None
+        if "env" in value:
+            secret = os.environ.get(value["env"])
+            if not secret:
+                self._document.report(path, f"the environment variable {value['env']!r} is not set; set it before the start")
+            return secret or None
+        file = Path(_absolute(value["file"], self._document.base_of(path)))
+        try:
+            return file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            self._document.report(path, f"the file {str(file)!r} cannot be read: {reason}")
+            return None
+
+    # Checks across keys and nodes
+
+    def _check_inputs(self, values: dict[str, Any], path: KeyPath) -> None:
+        one, many = values.get("input"), values.get("inputs")
+        if one is not None and many is not None:
+            self._document.report((*path, "inputs"), "give either 'input' (one node) or 'inputs' (a list), not both")
+        elif one is None and not many:
+            self._document.report(path, "has no input; add 'input: NODE' or 'inputs: [NODE, ...]'")
+
+    def _check_operator(self, values: dict[str, Any], loaded: type[Any], path: KeyPath) -> None:
+        device, num_gpus = values.get("device", "auto"), values.get("num_gpus")
+        if isinstance(device, str) and not is_device_name(device):
+            self._document.report((*path, "device"), f"must be cpu, cuda, cuda:N (such as cuda:1) or auto, got {device!r}")
+        if isinstance(num_gpus, int | float) and not isinstance(num_gpus, bool):
+            if num_gpus > 0 and device == "cpu":
+                self._document.report(
+                    (*path, "num_gpus"), f"is {num_gpus:g}, but 'device' is cpu; remove num_gpus or set 'device: cuda'"
+                )
+            if num_gpus > 1 and num_gpus % 1:
+                self._document.report((*path, "num_gpus"), f"must be a whole number where it is above 1, got {num_gpus:g}")
+        if values.get("control") is not None and loaded.control_schema is None:
+            self._document.report(
+                (*path, "control"), f"operators of type {values['type']!r} take no control rows; remove this key"
+            )
+
+    def _wiring(self) -> None:
+        senders = [name for name, section in self._sections.items() if section != "sinks"]
+        read: set[str] = set()
+        for name, section in self._sections.items():
+            values = self._values[section][name]
+            if section == "sources" or not isinstance(values, dict):
+                continue
+            for key in ("input", "inputs", "control"):
+                names = _names(values.get(key))
+                for number, wanted in enumerate(names):
+                    path = (section, name, key) if isinstance(values[key], str) else (section, name, key, number)
+                    self._check_reference(name, wanted, senders, path)
+                    if wanted in names[:number]:
+                        self._document.report(path, f"the node {wanted!r} stands twice; remove one")
+                    read.add(wanted)
+        for name in senders:
+            if name not in read and self._sections.keys() - senders:
+                section = self._sections[name]
+                self._document.report(
+                    (section, name), "nothing reads its rows; name it as the input of an operator or a sink, or remove it"
+                )
+        operators = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
+        _, cycle = topological_order({name: [up for up in ups if up != name] for name, ups in operators.items()})
+        if cycle:
+            self._document.report(("operators", cycle[0]), f"the nodes form a cycle: {' → '.join(cycle)}; cut it at one place")
+
+    def _check_reference(self, name: str, wanted: str, senders: list[str], path: KeyPath) -> None:
+        if wanted == name:
+            self._document.report(path, f"the node {name!r} cannot read its own rows")
+        elif self._sections.get(wanted) == "sinks":
+            self._document.report(path, f"{wanted!r} is a sink, and sinks have no rows to read; allowed: {', '.join(senders)}")
+        elif wanted not in senders:
+            others = [sender for sender in senders if sender != name]
+            self._document.report(path, f"there is no node {wanted!r}{nearest(wanted, others)}; allowed: {', '.join(others)}")
+
+    def _sink_folders(self) -> None:
+        """Two sinks in one folder would delete each other's staged files."""
+        taken: dict[str, str] = {}
+        for node in self._nodes.values():
+            folder = getattr(node.options, "path", None)
+            if isinstance(node, SinkSpec) and isinstance(folder, str | Path):
+                other = taken.setdefault(str(folder), node.name)
+                if other != node.name:
+                    self._document.report(
+                        ("sinks", node.name, "path"),
+                        f"sink {other!r} writes to the same folder {str(folder)!r}; choose another",
+                    )
+
+    def _of_section(self, section: str) -> list[str]:
+        return [name for name, where in self._sections.items() if where == section]
+
+
+def _node_spec(name: str, keys: NodeKeys, options: Any, references: Mapping[str, Any]) -> NodeSpec:
+    common: dict[str, Any] = {
+        "name": name,
+        "type": keys.type,
+        "options": options,
+        "references": references,
+        "num_cpus": keys.num_cpus,
+    }
+    if isinstance(keys, SourceKeys):
+        return SourceSpec(**common, parallelism=keys.parallelism)
+    assert isinstance(keys, InputKeys)
+    common["inputs"] = _names(keys.input) or _names(keys.inputs)
+    common["shards"] = keys.shards
+    if not isinstance(keys, OperatorKeys):
+        return SinkSpec(**common)
+    default_gpus = 1.0 if keys.device.startswith("cuda") else 0.0
+    return OperatorSpec(
+        **common,
+        control=_names(keys.control),
+        device=keys.device,
+        num_gpus=default_gpus if keys.num_gpus is None else keys.num_gpus,
+        max_batch=keys.max_batch,
+        max_wait_ms=keys.max_wait_ms,
+    )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Return the node names in ``input``, ``inputs`` or ``control``, leaving out what is no text."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _reads(values: Any) -> tuple[str, ...]:
+    """Return all nodes that a node reads."""
+    if not isinstance(values, dict):
+        return ()
+    return tuple(name for key in ("input", "inputs", "control") for name in _names(values.get(key)))
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    """Make a path, or each path of a list, absolute; leave URLs and what is no text alone."""
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    if not isinstance(value, str) or "://" in value:
+        return value
+    return os.path.normpath(base / Path(value).expanduser())
