@@ -66,10 +66,15 @@ class Precision:
         return float(known.mean()) if known.size else float("nan")
 
 
-def mean_average_precision(truth: Objects, found: Found, *, classes: int, iou: float = 0.5) -> Precision:
-    """Return the average precision over all objects, all-point interpolated, at one overlap threshold."""
+def mean_average_precision(
+    truth: Objects, found: Found, *, classes: int, iou: float = 0.5, published: bool = True
+) -> Precision:
+    """Return the average precision over all objects, all-point interpolated, at one overlap threshold.
+
+    ``published`` grows boxes as the published evaluator does, which favours small ones; False takes the plain overlap.
+    """
     still = np.zeros(len(truth.image_N), dtype=bool)
-    return _evaluate(truth, found, still, 0.0, classes, iou)
+    return _evaluate(truth, found, still, 0.0, classes, iou, grow=1.0 if published else 0.0)
 
 
 def evaluate_motion(truth: Objects, found: Found, *, images: int, classes: int, iou: float = 0.5) -> dict[str, Precision]:
@@ -119,7 +124,13 @@ def motion_iou(video_N: _Ints, frame_N: _Ints, track_N: _Ints, boxes_N4: _Floats
 
 
 def _evaluate(
-    truth: Objects, found: Found, ignored_N: NDArray[np.bool_], empty_weight: float, classes: int, iou: float
+    truth: Objects,
+    found: Found,
+    ignored_N: NDArray[np.bool_],
+    empty_weight: float,
+    classes: int,
+    iou: float,
+    grow: float = 1.0,
 ) -> Precision:
     ap_K = np.full(classes, np.nan)
     for label in range(classes):
@@ -138,6 +149,7 @@ def _evaluate(
             np.asarray(found.boxes_D4, dtype=np.float32)[found_of_class][best_first],
             empty_weight,
             iou,
+            grow,
         )
         counts = ignore != 1.0
         weight = np.where(ignore == 0.0, 1.0, ignore)
@@ -155,6 +167,7 @@ def _match(
     boxes_D4: NDArray[np.float32],
     empty_weight: float,
     threshold: float,
+    grow: float,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Match detections of one class (best first) greedily within each image; return ``matched_D`` and ``ignore_D``.
 
@@ -181,7 +194,7 @@ def _match(
     by_rank = np.argsort(rank, kind="stable")
     for chunk in np.split(by_rank, np.cumsum(np.bincount(rank))[:-1]) if len(rank) else []:
         d, s = known[chunk], group[chunk]
-        iou_SG = np.where(present_SG[s], _overlap(boxes_D4[d][:, None], boxes_N4[row_SG[s]], grow=1.0), -1.0)
+        iou_SG = np.where(present_SG[s], _overlap(boxes_D4[d][:, None], boxes_N4[row_SG[s]], grow=grow), -1.0)
         free_SG = np.where(present_SG[s] & ~taken_SG[s] & (iou_SG >= threshold), iou_SG, -1.0)
         best_S1 = free_SG.max(axis=1, keepdims=True)
         hit = best_S1[:, 0] >= 0.0

@@ -1,0 +1,98 @@
+"""Pictures of annotated videos, by frame number. Frames of a video file are decoded once, in order, into a folder of PNGs.
+
+Video files are never seeked: a seek in OpenCV may land on another frame, and a box on the wrong frame teaches the wrong thing.
+"""
+
+# H rows, W columns
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from connectors.errors import ConfigError
+from models.mamba.annotations import AnnotatedVideos
+
+__all__ = ["FrameStore"]
+
+logger = logging.getLogger(__name__)
+
+_FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+
+
+class FrameStore:
+    """Reads the frames of ``videos``; ``cache`` is where frames of video files go (kept between runs)."""
+
+    def __init__(self, videos: AnnotatedVideos, cache: Path) -> None:
+        self.videos = videos
+        self.cache = cache
+
+    def extract(self) -> None:
+        """Decode the annotated frames of all video files that are not in the cache yet.
+
+        Raises ``ConfigError`` that lists the videos that end too early or have another size.
+        """
+        problems = []
+        for video, file in enumerate(self.videos.video_files):
+            wanted = {int(self.videos.frame_I[i]): i for i in self.videos.frames_of(video) if self.videos.picture_I[i] is None}
+            missing = {frame: i for frame, i in wanted.items() if not self._cached(i).is_file()}
+            if not missing or file is None:
+                continue
+            logger.info("video=%s extracting_frames=%d", file, len(missing))
+            problem = self._decode(file, missing)
+            if problem:
+                problems.append(problem)
+        if problems:
+            raise ConfigError("videos do not fit their annotations:\n  " + "\n  ".join(problems))
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        """Return frame ``i`` as [H, W, 3] RGB, 0–255. Raises ``ConfigError`` if it cannot be decoded or has another size."""
+        path = self.videos.picture_I[i] or self._cached(i)
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None:
+            raise ConfigError(f"{path}: cannot be read as an image; replace it or remove its entry from 'images'")
+        self._check_size(i, image, path)
+        rgb: NDArray[np.uint8] = image
+        return rgb
+
+    def _cached(self, i: int) -> Path:
+        return self.cache / f"{self.videos.video_I[i]:06d}" / f"{self.videos.frame_I[i]:08d}.png"
+
+    def _check_size(self, i: int, image: NDArray[np.uint8], path: Path) -> None:
+        if image.shape[:2] != tuple(self.videos.size_I2[i]):
+            height, width = self.videos.size_I2[i]
+            raise ConfigError(
+                f"{path}: frame {self.videos.frame_I[i]} is {image.shape[1]}x{image.shape[0]} px, but 'images' says "
+                f"{width}x{height}; boxes would not fit. Correct width and height"
+            )
+
+    def _decode(self, file: Path, missing: dict[int, int]) -> str | None:
+        """Write the missing frames (number → position); return what was wrong."""
+        capture = cv2.VideoCapture(str(file))
+        try:
+            if not capture.isOpened():
+                return f"{file}: cannot be opened as a video"
+            last = max(missing)
+            for frame in range(last + 1):
+                if not capture.grab():
+                    return f"{file}: ends after {frame} frames, but frame {last} is annotated"
+                if frame not in missing:
+                    continue
+                readable, image = capture.retrieve()
+                if not readable:
+                    return f"{file}: frame {frame} cannot be decoded"
+                target = self._cached(missing[frame])
+                self._check_size(missing[frame], image, file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_suffix(".partial.png")
+                cv2.imwrite(str(partial), image, _FAST_PNG)
+                partial.replace(target)
+        except ConfigError as error:
+            return str(error)
+        finally:
+            capture.release()
+        return None
