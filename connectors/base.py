@@ -104,6 +104,10 @@ class Sink(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
+    def examine(self, schemas: Mapping[str, pa.Schema]) -> None:
+        """Raise ``ConfigError`` where rows of these schemas could not be written; for ``check``. Does no I/O."""
+        return None
+
     @abstractmethod
     def open(self, schemas: Mapping[str, pa.Schema], *, attempt: int, shard: int) -> None:
         """Get ready to write. ``schemas`` maps each input's node name to its schema; ``attempt`` fences older runs."""

@@ -47,6 +47,15 @@ class Operator(ABC):
         self.options = options
         self.context = context
 
+    @classmethod
+    def examine(cls, options: Any, name: str) -> pa.Schema | None:
+        """Look at what ``options`` refer to, such as a checkpoint's header, without building anything; for ``check``.
+
+        Return the output schema that an operator with these options would have, None where only building it tells. Raise a
+        ``StreambankError`` for what would fail at the start; ``name`` is the node's name for messages.
+        """
+        return getattr(cls, "output_schema", None)
+
     @abstractmethod
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Take rows of many streams, in order within each stream; return output rows, in order within each stream."""

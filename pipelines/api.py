@@ -41,7 +41,7 @@ class Pipeline:
     def from_dict(
         cls, values: Mapping[str, Any], *, base: Path | str | None = None, overrides: Mapping[str, Any] | None = None
     ) -> Pipeline:
-        """Take a pipeline as a dict of the same form as a file. Relative paths start from ``base`` (default: current folder)."""
+        """Take a pipeline as a dict of the form of a file. Relative paths start from ``base`` (default: the current folder)."""
         return cls(spec_from_dict(values, base=base, overrides=overrides))
 
     def check(self) -> list[Finding]:

@@ -73,7 +73,7 @@ class OptionInfo:
             return "a list of " + words.removeprefix("one of ") if get_origin(self.annotation) is list else words
         limits = " and ".join(f"{_BOUNDS[kind][0]} {bound:g}" for kind, bound in self.bounds.items())
         words = " or ".join(_type_words(member) for member in _members(self.annotation))
-        return words + (f" {limits}" if limits else "") + (f" ({self.unit})" if self.unit else "")
+        return words + (f", {limits}" if limits else "") + (f" ({self.unit})" if self.unit else "")
 
 
 @lru_cache(maxsize=256)

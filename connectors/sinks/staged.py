@@ -214,6 +214,10 @@ class FileSink(Sink):
 
     # -- contract
 
+    def examine(self, schemas: Mapping[str, pa.Schema]) -> None:
+        """Check the schemas of the inputs against the options."""
+        self._start(schemas)
+
     def open(self, schemas: Mapping[str, pa.Schema], *, attempt: int, shard: int) -> None:
         """Make the staging folder of this attempt and shard. ``SinkError`` where a newer attempt already writes."""
         self._start(schemas)

@@ -21,7 +21,9 @@ class MambaOptions:
     """What a user can set for ``type: mamba``."""
 
     checkpoint: str | None = option(
-        None, "Weights: a safetensors file of this project or the official .pth; without it the weights are random."
+        None,
+        "Weights: a safetensors file of this project or the official .pth; without it the weights are random.",
+        path=True,
     )
     network: dict[str, Any] = option(
         {}, "Fields of MambaConfig that differ from the full-size model; only without `checkpoint`, which brings its own."

@@ -1,0 +1,159 @@
+"""Looks at what a pipeline refers to, without running it: files, schemas between nodes, checkpoints, devices, folders.
+
+Reads no data beyond headers and starts neither Ray nor a model. Collects everything that it finds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import pyarrow as pa
+
+from connectors import records
+from connectors.errors import DeviceError, StreambankError
+from pipelines import registry
+from pipelines.devices import resolve_device
+from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
+
+if TYPE_CHECKING:
+    from operators.base import Operator
+
+__all__ = ["Finding", "check_spec"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of a check."""
+
+    level: Literal["ok", "warning", "error"]
+    where: str
+    """Key path in the pipeline file."""
+    message: str
+
+
+def check_spec(spec: PipelineSpec) -> list[Finding]:
+    """Check everything that ``spec`` refers to; return findings in the order of the file's sections."""
+    checker = _Checker(spec)
+    checker.check()
+    return checker.findings
+
+
+@dataclass
+class _Checker:
+    spec: PipelineSpec
+    findings: list[Finding] = field(default_factory=list)
+    schemas: dict[str, pa.Schema | None] = field(default_factory=dict)
+    """Node → schema of its rows, None where it is not known before the start."""
+
+    def check(self) -> None:
+        self._folder("state", self.spec.state)
+        if any((self.spec.state / "epochs").glob("[0-9]*.json")):
+            self._add(
+                "warning", "state", f"{self.spec.state} holds epochs of an earlier run: go on with --resume, or choose another"
+            )
+        for source in self.spec.sources:
+            self._source(source)
+        for operator in self.spec.operators:
+            self._operator(operator)
+        for sink in self.spec.sinks:
+            self._sink(sink)
+
+    def _source(self, node: SourceSpec) -> None:
+        where = f"sources.{node.name}"
+        source = self._try(where, node.build)
+        if source is None:
+            self.schemas[node.name] = None
+            return
+        splits = self._try(where, source.splits)
+        schema = self._try(where, lambda: source.schema) if splits is not None else None
+        self.schemas[node.name] = schema
+        if splits is None or schema is None:
+            return
+        count = f"{len(splits)} split{'s' if len(splits) != 1 else ''}"
+        self._add("ok", where, f"{node.type}, {count} ({_few(splits)}), rows of {records.schema_name(schema)}")
+        if node.parallelism > len(splits):
+            self._add(
+                "warning", f"{where}.parallelism", f"is {node.parallelism}, but there is only {count}; the other tasks idle"
+            )
+
+    def _operator(self, node: OperatorSpec) -> None:
+        where = f"operators.{node.name}"
+        kind: type[Operator] = registry.load("operator", node.type)
+        for up in node.inputs:
+            self._fits(where, "input", up, getattr(kind, "input_schema", None))
+        for up in node.control:
+            self._fits(where, "control", up, kind.control_schema)
+        before = len(self.findings)
+        schema = self._try(where, lambda: kind.examine(node.options, node.name))
+        self.schemas[node.name] = schema
+        device = self._device(node, f"{where}.device")
+        if len(self.findings) == before and device is not None:
+            shards = f", {node.shards} shards" if node.shards > 1 else ""
+            gives = f", gives {records.schema_name(schema)}" if schema is not None else ""
+            self._add("ok", where, f"{node.type} on {device}{shards}{gives}")
+
+    def _device(self, node: OperatorSpec, where: str) -> str | None:
+        if node.device in ("auto", "cpu"):
+            return node.device
+        try:
+            return str(resolve_device(node.device, node.name))
+        except DeviceError as error:
+            if self.spec.runner == "local":
+                self._add("error", where, str(error).removeprefix(f"{node.name}: "))
+                return None
+            self._add(
+                "warning", where, "this machine has no such GPU; the Ray cluster must have one, else the run ends at once"
+            )
+            return node.device
+
+    def _sink(self, node: SinkSpec) -> None:
+        where = f"sinks.{node.name}"
+        before = len(self.findings)
+        folder = getattr(node.options, "path", None)
+        if isinstance(folder, Path):
+            self._folder(f"{where}.path", folder)
+        sink = self._try(where, node.build)
+        known = {up: schema for up in node.inputs if (schema := self.schemas.get(up)) is not None}
+        if sink is not None and len(known) == len(node.inputs):
+            self._try(where, lambda: sink.examine(known))
+        if not any(finding.level == "error" for finding in self.findings[before:]):
+            self._add("ok", where, f"{node.type}" + (f" into {folder}" if folder is not None else ""))
+
+    def _fits(self, where: str, key: str, up: str, wanted: pa.Schema | None) -> None:
+        """Check the rows of node ``up`` against what an operator takes, where both are known."""
+        given = self.schemas.get(up)
+        if given is None or wanted is None:
+            return
+        empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in given], schema=given)
+        self._try(f"{where}.{key}", lambda: records.require(empty, wanted, f"rows of {up!r} do not fit"))
+
+    def _folder(self, where: str, folder: Path) -> None:
+        """Check that a folder can be written, or made."""
+        there = folder
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            self._add("error", where, f"{there} is a file, so the folder {folder} cannot be made; choose another path")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            self._add("error", where, f"no permission to write in {there}; choose a folder that this user may write")
+
+    def _try(self, where: str, step: Callable[[], _T]) -> _T | None:
+        """Return the result of ``step``, or None after noting why there is none."""
+        try:
+            return step()
+        except StreambankError as error:
+            self._add("error", where, str(error))
+            return None
+
+    def _add(self, level: Literal["ok", "warning", "error"], where: str, message: str) -> None:
+        self.findings.append(Finding(level, where, message))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
