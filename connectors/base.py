@@ -106,7 +106,7 @@ class Sink(ABC):
 
     def examine(self, schemas: Mapping[str, pa.Schema]) -> None:
         """Raise ``ConfigError`` where rows of these schemas could not be written; for ``check``. Does no I/O."""
-        return None
+        return
 
     @abstractmethod
     def open(self, schemas: Mapping[str, pa.Schema], *, attempt: int, shard: int) -> None:
