@@ -43,6 +43,7 @@ class ImagesOptions(ReplayOptions):
         REQUIRED,
         "Folder with images, folder whose sub-folders hold images, glob of folders or of images, or a list of these; "
         "one stream per folder.",
+        path=True,
     )
     stream_names: str = option(
         "stem",

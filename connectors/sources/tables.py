@@ -34,7 +34,7 @@ _ONE_SPLIT = "all"
 class TableOptions(ReplayOptions):
     """Options of the sources ``parquet``, ``csv``, ``jsonl`` and ``arrow``."""
 
-    path: str | list[str] = option(REQUIRED, "File, folder of files, glob, or a list of these.")
+    path: str | list[str] = option(REQUIRED, "File, folder of files, glob, or a list of these.", path=True)
     stream_id: str | None = option(
         None, "Column that names the stream; nothing: the column 'stream_id' if there is one, else every file is a stream."
     )

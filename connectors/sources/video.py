@@ -52,7 +52,7 @@ class VideoOptions(ReplayOptions):
     """Options of the source ``video``."""
 
     path: str | list[str] = option(
-        REQUIRED, "Video file, folder of video files, glob, or a list of these; one stream per file."
+        REQUIRED, "Video file, folder of video files, glob, or a list of these; one stream per file.", path=True
     )
     stream_names: str = option(
         "stem",
@@ -359,12 +359,12 @@ class VideoReader(Reader):
         if capture is None or self._time_us is None or self._crc is None:
             return False
         capture.set(cv2.CAP_PROP_POS_MSEC, max(0.0, self._time_us / 1000 - _SEEK_MARGIN_MS))
-        self._grabbed = self._frame  # only tells _grab_any that this is not the first frame
-        while (time_us := self._grab_any()) is not None and time_us <= self._time_us:
-            if time_us == self._time_us:
-                image = self._retrieve(None)
+        while capture.grab():
+            time_us = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
+            if time_us >= self._time_us:
                 self._grabbed = self._frame
-                return image is not None and _checksum(image) == self._crc
+                image = self._retrieve(None)
+                return time_us == self._time_us and image is not None and _checksum(image) == self._crc
         return False
 
 
