@@ -52,11 +52,11 @@ class FrameStore:
     def read(self, i: int) -> NDArray[np.uint8]:
         """Return frame ``i`` as [H, W, 3] RGB, 0–255. Raises ``ConfigError`` if it cannot be decoded or has another size."""
         path = self.videos.picture_I[i] or self._cached(i)
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned as EXIF says, as the operator does
         if image is None:
             raise ConfigError(f"{path}: cannot be read as an image; replace it or remove its entry from 'images'")
         self._check_size(i, image, path)
-        rgb: NDArray[np.uint8] = image
+        rgb: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return rgb
 
     def _cached(self, i: int) -> Path:
