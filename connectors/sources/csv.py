@@ -46,6 +46,10 @@ class CsvFormat(LineFormat):
         index = inferred.get_field_index(self._options.stream_id or "stream_id")
         return inferred if index < 0 else inferred.set(index, inferred.field(index).with_type(pa.string()))
 
+    def clean(self, line: bytes) -> bytes:
+        """Return the line without its end; blanks and tabs may be values."""
+        return line.rstrip(b"\r")
+
     def merge(self, first: pa.DataType, second: pa.DataType) -> pa.DataType:
         """Fall back to text where two types do not go together."""
         try:

@@ -14,11 +14,18 @@ __all__ = ["JsonlFormat", "JsonlSource"]
 class JsonlFormat(LineFormat):
     """Reads JSON lines by Arrow's parser, on the calling thread."""
 
+    sparse = True
+
     def parse(self, block: bytes, columns: pa.Schema | None) -> pa.Table:
         """Parse a block of lines, each of which must begin an object."""
         # Arrow's parser crashes the process on a top-level null, so no block reaches it in which a line begins otherwise.
         if not block.startswith(b"{") or block.count(b"\n{") + 1 != block.count(b"\n") + (not block.endswith(b"\n")):
             raise pa.ArrowInvalid("not a JSON object")
+        if not block.isascii():  # Arrow's parser takes any bytes for text
+            try:
+                block.decode()
+            except UnicodeDecodeError as error:
+                raise pa.ArrowInvalid(f"not UTF-8: {error.reason}") from error
         table = pj.read_json(
             pa.BufferReader(block),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
@@ -27,6 +34,10 @@ class JsonlFormat(LineFormat):
             ),
         )
         return table if columns is None else table.select(columns.names)
+
+    def clean(self, line: bytes) -> bytes:
+        """Return the line without white space."""
+        return line.strip()
 
     def merge(self, first: pa.DataType, second: pa.DataType) -> pa.DataType:
         """Keep the first type where two do not go together: JSON values of another type are bad lines."""
@@ -41,7 +52,6 @@ class JsonlSource(TableSource):
 
     Options = TableOptions
     suffixes = frozenset({".jsonl", ".ndjson"})
-    sparse = True
 
     def format(self) -> JsonlFormat:
         """Return how to read JSON lines."""

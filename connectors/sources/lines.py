@@ -7,6 +7,7 @@ bad lines are alone; these become rows with an error. A line of any length uses 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,22 +39,29 @@ class LineFormat(TableFormat):
         with path.open("rb") as file:
             return len(_BOM) if file.read(len(_BOM)) == _BOM else 0
 
+    @abstractmethod
+    def clean(self, line: bytes) -> bytes:
+        """Return ``line`` without what surrounds the record; empty if there is none."""
+
     def merge(self, first: pa.DataType, second: pa.DataType) -> pa.DataType:
         """Return the type that holds both. Raise ``pa.ArrowTypeError`` if there is none."""
         schemas = [pa.schema([("x", kind)]) for kind in (first, second)]
         return pa.unify_schemas(schemas, promote_options="permissive").field("x").type
 
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
-        """Infer the columns from the start, middle and end of the first and last files."""
-        types: dict[str, pa.DataType] = {}
+        """Infer the columns from the start, middle and end of the first and last files; types by the number of rows."""
+        votes: dict[str, Counter[pa.DataType]] = {}
         for path in dict.fromkeys((*paths[:2], paths[-1])):
+            known = set(votes) if votes and not self.sparse else None
             for block in self._samples(path):
-                for table, _ in _parse_lines(self, [line for line in block.splitlines() if line.strip()], None):
-                    for field in table.schema if table is not None else ():
-                        types[field.name] = self.merge(types.get(field.name, pa.null()), field.type)
-        if not types:
+                lines = [line for line in map(self.clean, block.split(b"\n")) if line]
+                for table in (table for table, _ in _parse_lines(self, lines, None) if table is not None):
+                    for field in table.schema:
+                        if known is None or field.name in known:
+                            votes.setdefault(field.name, Counter())[field.type] += table.num_rows
+        if not votes:
             raise SourceError(f"{str(paths[0])!r} holds no record from which the columns could be told; is it of this format?")
-        return pa.schema([(name, _readable(kind)) for name, kind in types.items()])
+        return pa.schema([(name, _readable(self._elect(kinds))) for name, kinds in votes.items()])
 
     def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
         """Yield one chunk per block."""
@@ -89,11 +97,18 @@ class LineFormat(TableFormat):
             pass  # found line by line below
         lines, offsets, at = [], [], start
         for line in block.split(b"\n"):
-            if line.strip():
-                lines.append(line.strip(b"\r"))
+            if record := self.clean(line):
+                lines.append(record)
                 offsets.append(at)
             at += len(line) + 1
         return _rows(columns, _parse_lines(self, lines, columns, offsets))
+
+    def _elect(self, kinds: Counter[pa.DataType]) -> pa.DataType:
+        """Merge the types that a column showed, the most frequent one first."""
+        elected = pa.null()
+        for kind, _ in kinds.most_common():
+            elected = self.merge(elected, kind)
+        return elected
 
     def _samples(self, path: Path) -> Iterator[bytes]:
         """Yield whole lines from three places of a file."""

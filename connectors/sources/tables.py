@@ -80,6 +80,9 @@ class Chunk:
 class TableFormat(ABC):
     """How to read one kind of file."""
 
+    sparse: ClassVar[bool] = False
+    """Whether a record may lack a column, so that one may be declared which the start of the files does not show."""
+
     @abstractmethod
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
         """Return the columns of the files. Raise ``SourceError`` if no file tells."""
@@ -102,8 +105,6 @@ class TableSource(Source):
     Options = TableOptions
     options: TableOptions
     suffixes: ClassVar[frozenset[str]]
-    sparse: ClassVar[bool] = False
-    """Whether a record may lack a column, so that one may be declared which the start of the files does not show."""
 
     def __init__(self, options: TableOptions) -> None:
         super().__init__(options)
@@ -145,13 +146,14 @@ class TableSource(Source):
         if self._resolved is None:
             paths = self._list()
             options = self.options
-            columns = self.format().schema(paths)
+            format = self.format()
+            columns = format.schema(paths)
             if isinstance(options.columns, dict):
                 for name, kind in options.columns.items():
                     index = columns.get_field_index(name)
                     if index >= 0:
                         columns = columns.set(index, columns.field(index).with_type(parse_type(kind)))
-                    elif self.sparse:
+                    elif format.sparse:
                         columns = columns.append(pa.field(name, parse_type(kind)))
             self._resolved = Layout.of(
                 columns,

@@ -68,7 +68,7 @@ def retime(path: Path, deltas: Sequence[int]) -> list[float]:
     """
     data = path.read_bytes()
     time_scale = struct.unpack_from(">I", data, box(data, b"mdhd")[1] + 12)[0]
-    start, body, end = box(data, b"stts")
+    start, _, end = box(data, b"stts")
     table = struct.pack(">4sII", b"stts", 0, len(deltas)) + b"".join(struct.pack(">II", 1, delta) for delta in deltas)
     table = struct.pack(">I", len(table) + 4) + table
     edited = bytearray(data[:start] + table + data[end:])
@@ -108,7 +108,7 @@ def container_times_us(path: Path) -> list[int]:
     """Return the video track's presentation times in order, from the sample tables, less the first one."""
     data = path.read_bytes()
     for kind, start, _body, end in boxes(data):
-        if kind == b"trak" and b"vide" == data[box(data[start:end], b"hdlr")[1] + start + 8 :][:4]:
+        if kind == b"trak" and data[box(data[start:end], b"hdlr")[1] + start + 8 :][:4] == b"vide":
             track = data[start:end]
     time_scale = struct.unpack_from(">I", track, box(track, b"mdhd")[1] + 12)[0]
     decode_times = np.cumsum([0, *_runs(track, b"stts", ">II")])[:-1]

@@ -4,12 +4,12 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from reading import assert_every_restart_is_exact, read_all
 
 from connectors.errors import ConfigError, SourceError
 from connectors.records import FRAME
 from connectors.sources.image_header import parse_header
 from connectors.sources.images import ImagesOptions, ImagesSource
-from reading import assert_every_restart_is_exact, read_all
 
 
 def source(path, **options):

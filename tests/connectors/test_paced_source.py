@@ -5,12 +5,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading import read_all
 
 from connectors.errors import ConfigError
 from connectors.sources.jsonl import JsonlSource
 from connectors.sources.paced import PacedReader, ReplayOptions, open_paced, rows_within
 from connectors.sources.tables import TableOptions
-from reading import read_all
 
 
 class Clock:

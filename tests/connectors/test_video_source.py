@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from mp4_files import container_times_us, index_first, number_of, numbered_frame, retime, rotate, write_video
+from reading import assert_every_restart_is_exact, batches, read_all
 
 import connectors.sources.random_access as random_access
 import connectors.sources.video as video_module
@@ -14,8 +16,6 @@ from connectors.records import FRAME
 from connectors.sources.containers import missing_bytes
 from connectors.sources.random_access import even_spread, read_frames
 from connectors.sources.video import VideoOptions, VideoSource
-from mp4_files import container_times_us, index_first, number_of, numbered_frame, retime, rotate, write_video
-from reading import assert_every_restart_is_exact, batches, read_all
 
 SHARED = Path(os.environ.get("STREAMBANK_SHARED", Path(__file__).resolve().parents[2] / "../shared"))
 REAL_CLIPS = sorted((SHARED / "data/av").glob("*.mp4"))
@@ -289,7 +289,7 @@ def test_streams_are_called_like_files_and_may_not_collide(tmp_path):
     for folder in ("left", "right"):
         (tmp_path / folder).mkdir()
         write_video(tmp_path / folder / "cam.mp4", 3)
-    with pytest.raises(SourceError, match="two files would share the stream id 'cam'.*stream_names: path"):
+    with pytest.raises(SourceError, match=r"two files would share the stream id 'cam'.*stream_names: path"):
         source(tmp_path / "*" / "*.mp4").splits()
     assert source(tmp_path / "*" / "*.mp4", stream_names="path").splits() == ["left/cam", "right/cam"]
 
