@@ -24,6 +24,7 @@ from operators.state import Rows, State
 
 __all__ = ["ReadBuffer", "Readout", "RowSpec", "SlotBank", "check_budget"]
 
+_HALF_MAX = torch.finfo(torch.float16).max
 _COUNTERS = ("fill", "written", "step", "seed")
 
 
@@ -226,7 +227,10 @@ class SlotBank:
         flat_BN = slots_B[:, None] * self.capacity + plan.position_BN
         flat_R = flat_BN[plan.valid_BN]
         for key, rows_SC in self.rows.items():
-            rows_SC.flatten(0, 1)[flat_R] = rows[key][plan.valid_BN].to(rows_SC.dtype)
+            values_R = rows[key][plan.valid_BN]
+            if rows_SC.dtype == torch.float16:  # an infinite row would spoil every read that draws it
+                values_R = values_R.clamp(-_HALF_MAX, _HALF_MAX)
+            rows_SC.flatten(0, 1)[flat_R] = values_R.to(rows_SC.dtype)
         self._dirty_SC.flatten()[flat_R] = True
         self._fill_S[slots_B] = plan.fill_B
         self._written_S[slots_B] += count_B

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -39,11 +39,24 @@ __all__ = ["MambaOperator"]
 
 _log = logging.getLogger(__name__)
 
-_MAX_REFERENCES = 64
-"""Reference frames that one stream may hold back until its first frame."""
-
 _TOMBSTONES = 4096
 """Evicted streams that are remembered, so that their next row can say so."""
+
+
+_COUNTED = {"late": "late", "reset": "resets", "rejected_corrupt": "rejected", "rejected_full": "rejected"}
+"""Status of a row -> name of the gauge that counts it."""
+
+
+class _Row(NamedTuple):
+    """One input row, decoded."""
+
+    number: int
+    stream_id: str
+    sequence: int
+    time_us: int
+    is_reference: bool
+    image: Image | None
+    error: str
 
 
 @dataclass(slots=True)
@@ -56,6 +69,27 @@ class _Job:
     write: bool = True
     reset: bool = False
     references: list[Packed] = field(default_factory=list)
+
+
+class _Queue:
+    """Jobs that wait for the network, at most ``chunk_mpix`` of them."""
+
+    def __init__(self) -> None:
+        self.jobs: list[_Job] = []
+        self.slots: set[int] = set()
+        self.pixels = 0
+
+    def add(self, job: _Job, pixels: int) -> None:
+        """Append a job."""
+        self.jobs.append(job)
+        self.slots.add(job.slot)
+        self.pixels += pixels
+
+    def take(self) -> list[_Job]:
+        """Return all jobs and become empty."""
+        jobs = self.jobs
+        self.__init__()  # type: ignore[misc]
+        return jobs
 
 
 class MambaOperator(Operator):
@@ -96,82 +130,69 @@ class MambaOperator(Operator):
                 "set references (say 14) on the video source, or init='self'"
             )
         results = Results(batch)
-        decoded = decode_images(batch)
-        streams = batch.column("stream_id").to_pylist()
-        sequences = batch.column("sequence").to_pylist()
-        times_us = batch.column("event_time").cast(pa.int64()).to_pylist()
-        roles = batch.column("role").to_pylist() if self.options.init == "spread" else [None] * batch.num_rows
-        jobs: list[_Job] = []
-        busy: set[int] = set()
-        pixels = 0
-        for row, (stream_id, image) in enumerate(zip(streams, decoded.images, strict=True)):
-            if image is None:
-                results.reject(row, "rejected_corrupt", str(decoded.errors[row]))
-                continue
-            if self.detector.model.is_too_small(*image.shape[:2]):
-                results.reject(row, "rejected_corrupt", f"a {image.shape[0]}x{image.shape[1]} image is too small or too narrow")
-                continue
-            is_reference = roles[row] == "reference"
-            stream = self._streams.get(stream_id)
-            problem = None if stream is None else stream.lateness(sequences[row], times_us[row], reference=is_reference)
-            if stream is not None and problem is not None:
-                if self.options.late == "drop" or is_reference or not stream.started:
-                    results.reject(row, "late", problem)
-                else:
-                    results.mark(row, "late", problem)
-                    jobs.append(_Job(row, stream.slot, image, write=False))
-                    busy.add(stream.slot)
-                continue
-            if stream is None:
-                if self._table.full:
-                    if self.options.on_full == "reject":
-                        full = f"all {self.options.max_streams} slots are taken; raise max_streams or set on_full='evict'"
-                        results.reject(row, "rejected_full", full)
-                        continue
-                    victim = self._streams[self._table.idle_longest()].slot
-                    if victim in busy:  # its rows of this batch come before it goes
-                        self._run(jobs, results)
-                        jobs, busy, pixels = [], set(), 0
-                    self._evict()
-                stream = self._open(stream_id, row, results)
-            self._use(stream_id, stream, sequences[row])
-            if is_reference:
-                stream.references.append(Packed.of(batch, row))
-                results.drop(row)
-                continue
-            reset = self._note_frame(stream, row, image, times_us[row], results)
-            jobs.append(_Job(row, stream.slot, image, reset=reset, references=stream.references))
-            stream.references = []
-            busy.add(stream.slot)
-            height, width = self.detector.model.padded_size(*image.shape[:2])
-            pixels += height * width * (1 + len(jobs[-1].references))
-            if pixels >= self.options.chunk_mpix * 1e6:
-                self._run(jobs, results)
-                jobs, busy, pixels = [], set(), 0
-        self._run(jobs, results)
-        for status, name in (
-            ("late", "late"),
-            ("reset", "resets"),
-            ("rejected_corrupt", "rejected"),
-            ("rejected_full", "rejected"),
-        ):
+        queue = _Queue()
+        for row in _rows(batch, spread=self.options.init == "spread"):
+            job = self._admit(row, batch, queue, results)
+            if job is not None:
+                height, width = self.detector.model.padded_size(*job.image.shape[:2])
+                queue.add(job, height * width * (1 + len(job.references)))
+            if queue.pixels >= self.options.chunk_mpix * 1e6:
+                self._run(queue.take(), results)
+        self._run(queue.take(), results)
+        for status, name in _COUNTED.items():
             self._counts[name] += results.count(status)
         return results.batches(self.output_schema, self.model_id)
 
-    def _open(self, stream_id: str, row: int, results: Results) -> Stream:
-        stream = self._streams[stream_id] = Stream(self._table.admit(stream_id))
-        self.detector.open(stream.slot, stream_id)
-        if stream_id in self._tombstones:
-            del self._tombstones[stream_id]
-            results.mark(row, "reset", "the memory of this stream was evicted to make room; raise max_streams to avoid that")
-        return stream
-
-    def _use(self, stream_id: str, stream: Stream, sequence: int) -> None:
+    def _admit(self, row: _Row, batch: pa.RecordBatch, queue: _Queue, results: Results) -> _Job | None:
+        """Decide what becomes of a row; return its job if it goes through the network."""
+        if row.image is None:
+            results.reject(row.number, "rejected_corrupt", row.error)
+            return None
+        if self.detector.model.is_too_small(*row.image.shape[:2]):
+            size = f"{row.image.shape[0]}x{row.image.shape[1]}"
+            results.reject(row.number, "rejected_corrupt", f"an image of {size} px is too small or too narrow")
+            return None
+        stream = self._streams.get(row.stream_id)
+        if stream is None:
+            stream = self._open(row, queue, results)
+            if stream is None:
+                return None
+        elif problem := stream.lateness(row.sequence, row.time_us, reference=row.is_reference):
+            if self.options.late == "read_only" and stream.started and not row.is_reference:
+                results.mark(row.number, "late", problem)
+                return _Job(row.number, stream.slot, row.image, write=False)
+            results.reject(row.number, "late", problem)
+            return None
         self._tick += 1
         stream.used = self._tick
-        stream.last_sequence = sequence
-        self._table.touch(stream_id)
-        self._touched.add(stream_id)
+        stream.last_sequence = row.sequence
+        self._table.touch(row.stream_id)
+        self._touched.add(row.stream_id)
+        if row.is_reference:
+            stream.references.append(Packed.of(batch, row.number))
+            results.drop(row.number)
+            return None
+        reset = self._note_frame(stream, row.number, row.image, row.time_us, results)
+        references, stream.references = stream.references, []
+        return _Job(row.number, stream.slot, row.image, reset=reset, references=references)
+
+    def _open(self, row: _Row, queue: _Queue, results: Results) -> Stream | None:
+        """Give a slot to the stream of a row; None if there is none to be had."""
+        if self._table.full:
+            if self.options.on_full == "reject":
+                reason = f"all {self.options.max_streams} slots are taken; raise max_streams or set on_full='evict'"
+                results.reject(row.number, "rejected_full", reason)
+                return None
+            if self._streams[self._table.idle_longest()].slot in queue.slots:
+                self._run(queue.take(), results)  # the rows of that stream come before its end
+            self._evict()
+        stream = self._streams[row.stream_id] = Stream(self._table.admit(row.stream_id))
+        self.detector.open(stream.slot, row.stream_id)
+        if row.stream_id in self._tombstones:
+            del self._tombstones[row.stream_id]
+            reason = "the memory of this stream was evicted to make room; raise max_streams to avoid that"
+            results.mark(row.number, "reset", reason)
+        return stream
 
     def _note_frame(self, stream: Stream, row: int, image: Image, time_us: int, results: Results) -> bool:
         """Update the stream's bookkeeping and tell whether its memory must be forgotten before this frame."""
@@ -386,6 +407,23 @@ class _Looked:
             parts, scales = self._parts[key], self._scales[key] = [Frames.cat(parts)], [torch.cat(scales)]
         index = torch.tensor([self._place[image][1] for image in images], device=scales[0].device)
         return parts[0].take(index), scales[0][index]
+
+
+def _rows(batch: pa.RecordBatch, *, spread: bool) -> list[_Row]:
+    """Decode a FRAME batch."""
+    decoded = decode_images(batch)
+    roles = batch.column("role").to_pylist() if spread else [None] * batch.num_rows
+    columns = zip(
+        range(batch.num_rows),
+        batch.column("stream_id").to_pylist(),
+        batch.column("sequence").to_pylist(),
+        batch.column("event_time").cast(pa.int64()).to_pylist(),
+        [role == "reference" for role in roles],
+        decoded.images,
+        [error or "" for error in decoded.errors],
+        strict=True,
+    )
+    return [_Row(*values) for values in columns]
 
 
 def _to_original(detections: Detections, scale_2: Tensor) -> Detections:

@@ -21,7 +21,10 @@ from operators.images import ENCODINGS, Image, decode_image
 from operators.mamba.rules import HISTOGRAM_BINS
 from operators.state import Rows, State
 
-__all__ = ["Packed", "Stream", "add_tombstones", "evicted", "export_streams", "import_streams"]
+__all__ = ["MAX_REFERENCES", "Packed", "Stream", "add_tombstones", "evicted", "export_streams", "import_streams"]
+
+MAX_REFERENCES = 64
+"""Reference frames that one stream may hold until its first frame."""
 
 _NEVER = -(2**63)
 
@@ -64,8 +67,10 @@ class Stream:
         """Say why a row comes too late for this stream; None if it does not."""
         if sequence <= self.last_sequence:
             return f"sequence {sequence} does not follow {self.last_sequence}"
+        if reference and self.started:
+            return "a reference frame came after the first frame of its stream"
         if reference:
-            return "a reference frame came after the first frame of its stream" if self.started else None
+            return f"there are {MAX_REFERENCES} reference frames already" if len(self.references) == MAX_REFERENCES else None
         if time_us <= self.last_time_us:
             return f"event_time is {(self.last_time_us - time_us) / 1e6:.6f} s before or at the last frame's"
         return None

@@ -227,6 +227,12 @@ def test_drop_redundant_neighbour_equals_the_list_version():
             assert sorted(held(bank, slot, "order")) == [time for time, _ in kept]
 
 
+def test_half_precision_rows_stay_finite():
+    bank = make(dtype=torch.float16)
+    put(bank, append, {0: [1e6, -1e6, 1.0]})
+    assert held(bank, 0) == [65504.0, -65504.0, 1.0]
+
+
 def test_clear_forgets_rows_but_goes_on_drawing():
     bank = make()
     put(bank, append, {0: [1.0, 2.0], 1: [5.0]})
