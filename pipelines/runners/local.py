@@ -15,7 +15,7 @@ from connectors.base import Source, Staged
 from connectors.sources.paced import open_paced
 from operators.base import Operator
 from pipelines.graph import Graph
-from pipelines.runners.report import Progress, RunReport, already_finished, make_progress
+from pipelines.runners.report import Progress, RunReport, finish, make_progress
 from pipelines.runtime.clock import Clock, SystemClock
 from pipelines.runtime.coordinator import Coordinator
 from pipelines.runtime.inbox import Inbox
@@ -76,7 +76,7 @@ class LocalRunner:
             cleanup.callback(folder.close)
             base = starting_point(folder, self._spec, resume=self._resume)
             if base is not None and base.finished:
-                return already_finished(base, "local")
+                return finish(self._spec, base, "local")
             attempt = folder.next_attempt(base)
             writer = SnapshotWriter(folder.root)
             cleanup.callback(writer.close)

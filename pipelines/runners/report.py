@@ -9,8 +9,10 @@ from typing import Literal
 from pipelines.runtime.coordinator import Coordinator
 from pipelines.runtime.manifest import Manifest
 from pipelines.runtime.metrics import TaskStats
+from pipelines.runtime.recovery import staged_of
+from pipelines.spec import PipelineSpec
 
-__all__ = ["Progress", "RunReport", "already_finished", "make_progress"]
+__all__ = ["Progress", "RunReport", "finish", "make_progress"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,10 @@ def make_progress(tasks: Sequence[TaskStats], coordinator: Coordinator, attempt:
     )
 
 
-def already_finished(manifest: Manifest, runner: str) -> RunReport:
-    """Return the report of a run that found nothing left to do."""
+def finish(spec: PipelineSpec, manifest: Manifest, runner: str) -> RunReport:
+    """Return the report of a run that finds nothing left to read; publish what a crash after the last manifest left staged."""
+    for sink in spec.sinks:
+        sink.build().recover(manifest.epoch, staged_of(manifest, sink.name))
     return RunReport(
         status="already finished",
         runner=runner,

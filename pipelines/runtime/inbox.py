@@ -57,6 +57,7 @@ class Inbox:
         self._turn: deque[Edge] = deque(edges)
         self._change = threading.Condition()
         self._closed: str | None = None
+        self._woken = False
 
     def offer(self, edge: Edge, attempt: int, sequence: int, body: Body) -> bool:
         """Take in a message; return False if it was there before (it is dropped).
@@ -125,12 +126,14 @@ class Inbox:
     def wait(self, timeout_s: float) -> None:
         """Block until something may have become takeable, ``wake`` is called, or the time is over."""
         with self._change:
-            if not any(lane.queue and lane.barrier is None for lane in self._lanes.values()):
+            if not self._woken and not any(lane.queue and lane.barrier is None for lane in self._lanes.values()):
                 self._change.wait(timeout_s)
+            self._woken = False
 
     def wake(self) -> None:
-        """End a ``wait`` early."""
+        """End the ``wait`` of now, or else the next one."""
         with self._change:
+            self._woken = True
             self._change.notify_all()
 
     def close(self, reason: str) -> None:

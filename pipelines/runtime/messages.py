@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -60,6 +60,18 @@ class Data:
 
     batch: pa.RecordBatch
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the rows only: Arrow would send the whole buffers that a slice is a view of.
+
+        Buffers that are used whole go out of band, without a copy; slices as an IPC stream.
+        """
+        if self.batch.get_total_buffer_size() <= _SLACK * max(self.batch.nbytes, _SMALL_BYTES):
+            return Data, (self.batch,)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.batch.schema) as writer:
+            writer.write_batch(self.batch)
+        return _from_ipc, (sink.getvalue(),)
+
 
 @dataclass(frozen=True, slots=True)
 class Close:
@@ -81,6 +93,14 @@ class End:
 
 
 Body = Data | Close | Barrier | End
+
+_SLACK = 1.25
+_SMALL_BYTES = 4096
+
+
+def _from_ipc(buffer: pa.Buffer) -> Data:
+    with pa.ipc.open_stream(buffer) as reader:
+        return Data(reader.read_next_batch())
 
 
 @dataclass(frozen=True, slots=True)

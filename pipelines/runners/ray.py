@@ -1,0 +1,138 @@
+"""Runs a pipeline on Ray: the driver coordinates, every task is an actor.
+
+Ray's own restarts and retries are off, since they repeat and reorder calls. When an actor dies, the attempt is ended and the
+next one goes on from the last committed epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from connectors import faults
+from connectors.errors import StreambankError
+from pipelines.graph import Graph
+from pipelines.runners.cluster import check_local_gpus, cluster, shares
+from pipelines.runners.fleet import ActorLost, Fleet
+from pipelines.runners.report import Progress, RunReport, finish, make_progress
+from pipelines.runtime.clock import SystemClock
+from pipelines.runtime.coordinator import Coordinator, EpochTimeout
+from pipelines.runtime.manifest import Manifest, StateFolder
+from pipelines.runtime.recovery import starting_point
+from pipelines.spec import PipelineSpec
+
+__all__ = ["RayRunner"]
+
+_HEAR_S = 0.1
+_PROGRESS_S = 0.5
+
+logger = logging.getLogger(__name__)
+
+
+class RayRunner:
+    """One run, of as many attempts as it takes."""
+
+    def __init__(
+        self,
+        spec: PipelineSpec,
+        *,
+        resume: bool,
+        on_progress: Callable[[Progress], None] | None,
+        stop: threading.Event,
+        fault: str | None,
+    ) -> None:
+        self._spec = spec
+        self._graph = Graph(spec)
+        self._resume = resume
+        self._on_progress = on_progress
+        self._stop = stop
+        self._fault = fault
+        self._clock = SystemClock()
+
+    def run(self) -> RunReport:
+        """Run to the end of the sources or until stopped. Needs ``max_attempts`` deaths in a row, no epoch between, to fail."""
+        began = time.monotonic()
+        faults.arm(self._fault)
+        folder = StateFolder(self._spec.state)
+        with contextlib.ExitStack() as cleanup:
+            folder.open()
+            cleanup.callback(folder.close)
+            base = starting_point(folder, self._spec, resume=self._resume)
+            if base is not None and base.finished:
+                return finish(self._spec, base, "ray")
+            check_local_gpus(self._graph)
+            cleanup.enter_context(cluster())
+            return self._attempts(folder, base, began)
+
+    def _attempts(self, folder: StateFolder, base: Manifest | None, began: float) -> RunReport:
+        attempts = failures = epochs = 0
+        while True:
+            attempts += 1
+            attempt = folder.next_attempt(base)
+            fleet = Fleet(self._graph, shares(self._graph), attempt=attempt, fault=self._fault if attempts == 1 else None)
+            coordinator: Coordinator | None = None
+            try:
+                fleet.start(base)
+                started = time.monotonic()
+                coordinator = Coordinator(self._graph, folder, fleet, self._clock, base=base, attempt=attempt)
+                logger.info("pipeline=%s runner=ray attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
+                self._supervise(fleet, coordinator, attempt, started)
+                with contextlib.suppress(ActorLost):  # all is committed
+                    fleet.close()
+                manifest = coordinator.manifest
+                assert manifest is not None  # supervision ends with a committed epoch
+                return RunReport(
+                    status="finished" if manifest.finished else "stopped",
+                    runner="ray",
+                    seconds=time.monotonic() - started,
+                    startup_s=started - began,
+                    attempts=attempts,
+                    epoch=manifest.epoch,
+                    epochs=epochs + coordinator.epochs,
+                    rows_committed=manifest.rows,
+                    tasks=list(fleet.stats.values()),
+                )
+            except (ActorLost, EpochTimeout) as error:
+                committed = coordinator.epochs if coordinator is not None else 0
+                epochs += committed
+                failures = 1 if committed else failures + 1
+                if failures > self._spec.max_attempts:
+                    raise StreambankError(
+                        f"gave up after {failures} attempts in a row without a committed epoch; the last one ended because "
+                        f"{error}. Look for the reason in the log of that task (out of memory?); --resume goes on from epoch "
+                        f"{folder_epoch(folder)}"
+                    ) from error
+                base = folder.newest()
+                if base is not None and base.finished:
+                    return replace(finish(self._spec, base, "ray"), status="finished", attempts=attempts, epochs=epochs)
+                epoch = base.epoch if base is not None else -1
+                logger.warning("attempt=%d ended: %s; going on from epoch %d", attempt, error, epoch)
+            finally:
+                fleet.kill()
+
+    def _supervise(self, fleet: Fleet, coordinator: Coordinator, attempt: int, started: float) -> None:
+        told_s = started
+        while not coordinator.done:
+            if self._stop.is_set():
+                coordinator.stop()
+            coordinator.tick()
+            for reading in fleet.hear(min(_HEAR_S, max(0.001, coordinator.idle_s()) if not coordinator.under_way else _HEAR_S)):
+                for event in reading.events:
+                    coordinator.report(event)
+            now = time.monotonic()
+            if self._on_progress is not None and now - told_s >= _PROGRESS_S:
+                told_s = now
+                self._on_progress(make_progress(list(fleet.stats.values()), coordinator, attempt, now - started))
+        if self._on_progress is not None:
+            stats = list(fleet.stats.values())
+            self._on_progress(make_progress(stats, coordinator, attempt, time.monotonic() - started))
+
+
+def folder_epoch(folder: StateFolder) -> int:
+    """Return the newest committed epoch, -1 where there is none."""
+    manifest = folder.newest()
+    return manifest.epoch if manifest is not None else -1

@@ -1,0 +1,49 @@
+"""Exports the counters of a task through Ray's Prometheus endpoint. Tags are node and shard: their number is bounded."""
+
+from __future__ import annotations
+
+from ray.util.metrics import Counter, Gauge
+
+from pipelines.runtime.messages import TaskId
+from pipelines.runtime.metrics import TaskStats
+
+__all__ = ["RayMetrics"]
+
+_COUNTERS = {
+    "rows_in": ("streambank_rows_in_total", "Rows read, processed or written."),
+    "rows_out": ("streambank_rows_out_total", "Rows sent on; for a sink: committed."),
+    "control_rows": ("streambank_control_rows_total", "Control rows taken."),
+    "batches": ("streambank_batches_total", "Batches read, processed or written."),
+    "step_s": ("streambank_step_seconds_total", "Seconds inside the reader, the operator or the sink."),
+    "queue_wait_s": ("streambank_queue_wait_seconds_total", "Summed waiting time of batches before their step."),
+    "blocked_s": ("streambank_blocked_seconds_total", "Seconds spent waiting for a receiver."),
+}
+_TAGS = ("node", "shard")
+
+
+class RayMetrics:
+    """The metrics of one task; made and updated in its actor."""
+
+    def __init__(self, task: TaskId) -> None:
+        self._tags = {"node": task.node, "shard": str(task.shard)}
+        self._counters = {field: Counter(name, text, tag_keys=_TAGS) for field, (name, text) in _COUNTERS.items()}
+        self._dropped = Counter("streambank_dropped_total", "Rows or messages dropped.", tag_keys=(*_TAGS, "reason"))
+        self._epoch = Gauge("streambank_last_epoch", "Last epoch that the task has acknowledged.", tag_keys=_TAGS)
+        self._lag = Gauge("streambank_source_lag_rows", "Rows that the source has not read yet.", tag_keys=_TAGS)
+        self._operator = Gauge("streambank_operator", "Gauges of the operator itself.", tag_keys=(*_TAGS, "name"))
+        self._before = TaskStats(task=task, kind="source")
+
+    def update(self, stats: TaskStats) -> None:
+        """Export what has changed since the last call."""
+        for field, counter in self._counters.items():
+            if (change := getattr(stats, field) - getattr(self._before, field)) > 0:
+                counter.inc(change, self._tags)
+        for reason, count in stats.dropped.items():
+            if (change := count - self._before.dropped[reason]) > 0:
+                self._dropped.inc(change, {**self._tags, "reason": reason})
+        for name, value in stats.gauges.items():
+            self._operator.set(value, {**self._tags, "name": name})
+        if stats.lag_rows is not None:
+            self._lag.set(stats.lag_rows, self._tags)
+        self._epoch.set(stats.last_epoch, self._tags)
+        self._before = stats
