@@ -6,11 +6,11 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from connectors.errors import ConfigError, nearest
 from pipelines.file import load_spec, spec_from_dict
-from pipelines.spec import PipelineSpec, RunnerName, SinkSpec
+from pipelines.spec import PipelineSpec, SinkSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,14 +28,21 @@ class Pipeline:
         self.spec = spec
 
     @classmethod
-    def load(cls, path: Path | str, *, overrides: Mapping[str, Any] | None = None, sets: Sequence[str] = ()) -> Pipeline:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        sets: Sequence[str] = (),
+        runner: str | None = None,
+    ) -> Pipeline:
         """Read a pipeline file, or a ready pipeline by its name.
 
         ``overrides`` maps dotted keys to values, such as ``{"operators.detect.max_batch": 8}``; ``sets`` holds the same as
         texts for ``--set``. Relative paths in both start from the current folder, those in the file from the file's folder.
-        Raise ``ConfigError`` that lists everything that is wrong.
+        ``runner`` wins over the file's. Raise ``ConfigError`` that lists everything that is wrong.
         """
-        return cls(load_spec(path, overrides=overrides, sets=sets))
+        return cls(load_spec(path, overrides=overrides, sets=sets, runner=runner))
 
     @classmethod
     def from_dict(
@@ -65,7 +72,7 @@ class Pipeline:
         """
         from pipelines import runners
 
-        spec = self.spec if runner is None else dataclasses.replace(self.spec, runner=_runner(runner))
+        spec = self.spec if runner is None else self.spec.with_runner(runner)
         report = runners.run(spec, runner=spec.runner, resume=resume, on_progress=on_progress, stop=stop)
         return Result(spec, report)
 
@@ -118,9 +125,3 @@ def numbers(stats: Any) -> dict[str, float]:
         elif isinstance(value, int | float):
             flat[f.name] = value
     return flat
-
-
-def _runner(name: str) -> RunnerName:
-    if name not in ("local", "ray"):
-        raise ConfigError(f"runner: {name!r} is not a runner{nearest(name, ['local', 'ray'])}; allowed: local, ray")
-    return cast("RunnerName", name)

@@ -10,14 +10,18 @@ from connectors.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_device_name", "resolve_device"]
+__all__ = ["device_problem", "resolve_device"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def is_device_name(name: str) -> bool:
-    """Return whether ``name`` has the form of a device: cpu, cuda, cuda:N or auto."""
-    return _DEVICE.fullmatch(name) is not None
+def device_problem(name: str, runner: str) -> str | None:
+    """Return what is wrong with ``name`` as the device of an operator under ``runner``; None where it can be one."""
+    if not _DEVICE.fullmatch(name):
+        return f"must be cpu, cuda, cuda:N (such as cuda:1) or auto, got {name!r}"
+    if runner == "ray" and ":" in name:
+        return f"is {name!r}, but on Ray every task sees only the GPU that it was given; write cuda, and num_gpus for a share"
+    return None
 
 
 def resolve_device(name: str, node: str) -> torch.device:

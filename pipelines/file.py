@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from connectors.errors import ConfigError, nearest
 from pipelines import registry
-from pipelines.devices import is_device_name
+from pipelines.devices import device_problem
 from pipelines.document import Document, KeyPath, parse_scalar_or_flow, raise_problems
 from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
 from pipelines.graph import topological_order
@@ -33,19 +33,27 @@ _EXAMPLES = {
 }
 
 
-def load_spec(path: Path | str, *, sets: Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> PipelineSpec:
+def load_spec(
+    path: Path | str,
+    *,
+    sets: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    runner: str | None = None,
+) -> PipelineSpec:
     """Read and check a pipeline file.
 
     ``path`` may also be the name of a ready pipeline. ``sets`` are ``key.path=value`` texts as for ``--set``, ``overrides``
-    the same with Python values; relative paths in both start from the current folder, all others from the file's. Raise
-    ``ConfigError`` that lists every problem.
+    the same with Python values; relative paths in both start from the current folder, all others from the file's. A key may
+    begin with a node's name in the place of ``section.name``. ``runner`` wins over the file. Raise ``ConfigError`` that lists
+    every problem.
     """
     document = Document.read(_find(path))
     for text in sets:
         key, value = _parse_set(text)
-        document.set(key, value, f"--set {text}", Path.cwd())
-    for key, value in (overrides or {}).items():
-        document.set(key, value, f"override {key}", Path.cwd())
+        document.set(_full_key(document, key), value, f"--set {text}", Path.cwd())
+    _override(document, overrides)
+    if runner is not None:
+        document.set("runner", runner, f"--runner {runner}", Path.cwd())
     return _Checker(document).spec()
 
 
@@ -54,9 +62,23 @@ def spec_from_dict(
 ) -> PipelineSpec:
     """Check a pipeline given as a dict of the same form as a file. ``base``: folder for relative paths (default: current)."""
     document = Document.of(values, Path(base) if base is not None else Path.cwd(), "pipeline")
-    for key, value in (overrides or {}).items():
-        document.set(key, value, f"override {key}", Path.cwd())
+    _override(document, overrides)
     return _Checker(document).spec()
+
+
+def _override(document: Document, overrides: Mapping[str, Any] | None) -> None:
+    for key, value in (overrides or {}).items():
+        document.set(_full_key(document, key), value, f"override {key}", Path.cwd())
+
+
+def _full_key(document: Document, key: str) -> str:
+    """Put the section before a key that begins with a node's name: ``detect.seed`` is ``operators.detect.seed``."""
+    first = key.partition(".")[0]
+    for section in _SECTIONS:
+        nodes = document.values.get(section)
+        if first not in document.values and isinstance(nodes, dict) and first in nodes:
+            return f"{section}.{key}"
+    return key
 
 
 def _parse_set(text: str) -> tuple[str, Any]:
@@ -243,8 +265,9 @@ class _Checker:
 
     def _check_operator(self, values: dict[str, Any], loaded: type[Any], path: KeyPath) -> None:
         device, num_gpus = values.get("device", "auto"), values.get("num_gpus")
-        if isinstance(device, str) and not is_device_name(device):
-            self._document.report((*path, "device"), f"must be cpu, cuda, cuda:N (such as cuda:1) or auto, got {device!r}")
+        problem = device_problem(device, str(self._values.get("runner", "local"))) if isinstance(device, str) else None
+        if problem is not None:
+            self._document.report((*path, "device"), problem)
         if isinstance(num_gpus, int | float) and not isinstance(num_gpus, bool):
             if num_gpus > 0 and device == "cpu":
                 self._document.report(

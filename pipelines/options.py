@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.errors import ConfigError, nearest
 from pipelines.document import KeyPath, Problem
 
-__all__ = ["OptionInfo", "option_infos", "parse_options", "show_value", "unknown_keys"]
+__all__ = ["OptionInfo", "option_infos", "parse_options", "parse_values", "show_value", "unknown_keys"]
 
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "ge": ("at least", operator.ge),
@@ -108,23 +108,30 @@ def parse_options(cls: type, values: Mapping[str, Any]) -> tuple[Any, list[Probl
     ``values`` are plain (as from YAML). What ``__post_init__`` refuses is a problem too, found only when all else is right.
     """
     infos = {info.name: info for info in option_infos(cls)}
-    given = {name: value for name, value in values.items() if name in infos}
     problems = [
         Problem((info.name,), f"is missing; {_sentence(info.doc)} Allowed: {info.allowed}")
         for info in infos.values()
-        if info.required and info.name not in given
+        if info.required and info.name not in values
     ]
-    checked: dict[str, Any] = {}
-    for name, value in given.items():
-        parsed, wrong = _parse_one(infos[name], cls, value)
-        problems += wrong
-        checked[name] = parsed
+    checked, wrong = parse_values(cls, values)
+    problems += wrong
     if problems:
         return None, problems
     try:
         return cls(**checked), []
     except ConfigError as error:
         return None, [_post_init_problem(str(error), infos)]
+
+
+def parse_values(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return those ``values`` that are options of ``cls``, converted, and the problems with them. None need be there."""
+    checked: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for info in option_infos(cls):
+        if info.name in values:
+            checked[info.name], wrong = _parse_one(info, cls, values[info.name])
+            problems += wrong
+    return checked, problems
 
 
 def unknown_keys(

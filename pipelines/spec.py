@@ -13,15 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from connectors.errors import ConfigError, nearest
 from pipelines import registry
+from pipelines.devices import device_problem, resolve_device
 
 if TYPE_CHECKING:
     from connectors.base import Sink, Source
     from operators.base import Operator
 
-__all__ = ["NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "SinkSpec", "SourceSpec"]
+__all__ = ["RUNNERS", "NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "SinkSpec", "SourceSpec"]
 
 RunnerName = Literal["local", "ray"]
+RUNNERS: tuple[RunnerName, ...] = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,6 @@ class OperatorSpec(NodeSpec):
         Loads weights and allocates banks. Raise ``DeviceError`` where the device is not there.
         """
         from operators.base import Context
-        from pipelines.devices import resolve_device
 
         context = Context(name=self.name, device=resolve_device(device or self.device, self.name))
         return cast("Operator", registry.load("operator", self.type)(self.options, context))
@@ -124,6 +126,16 @@ class PipelineSpec:
     def nodes(self) -> dict[str, SourceSpec | OperatorSpec | SinkSpec]:
         """All nodes by name: sources, operators in topological order, sinks."""
         return {node.name: node for group in (self.sources, self.operators, self.sinks) for node in group}
+
+    def with_runner(self, runner: str) -> PipelineSpec:
+        """Return the same pipeline for another runner. Raise ``ConfigError`` for a runner or a device that it has not."""
+        if runner not in RUNNERS:
+            raise ConfigError(f"runner: {runner!r} is not a runner{nearest(runner, RUNNERS)}; allowed: {', '.join(RUNNERS)}")
+        for node in self.operators:
+            problem = device_problem(node.device, runner)
+            if problem is not None:
+                raise ConfigError(f"operators.{node.name}.device: {problem}")
+        return dataclasses.replace(self, runner=runner)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved pipeline in the form of a pipeline file: all defaults filled in, secrets as references."""

@@ -1,0 +1,204 @@
+"""The command ``streambank``. Every command is a few lines over ``pipelines.api`` and ``pipelines.commands``.
+
+Heavy packages are imported inside the commands, so that ``--help`` and ``list`` answer at once. Exit status: 0 done, or stopped
+on request; 1 the run failed; 2 the pipeline file or the command line cannot be used.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from connectors.errors import ConfigError, StreambankError
+from pipelines.commands.logs import LEVELS, set_up_logging
+
+__all__ = ["cli", "main"]
+
+
+class _Group(click.Group):
+    """Turns our errors into a message and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StreambankError as error:
+            if ctx.meta.get("streambank.debug"):
+                raise
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(_indented(str(error)), err=True)
+            ctx.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command; they take effect before it runs."""
+
+    def logs(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        ctx.meta[f"streambank.{parameter.name}"] = value
+
+    def start(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        ctx.meta["streambank.debug"] = value
+        set_up_logging(ctx.meta["streambank.log_level"], ctx.meta["streambank.log_format"])
+
+    log_option: dict[str, Any] = {"show_default": True, "expose_value": False, "is_eager": True, "callback": logs}
+    decorators = [
+        click.option("--log-level", type=click.Choice(LEVELS), default="warning", help="What is logged.", **log_option),
+        click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Of log lines.", **log_option),
+        click.option("--debug", is_flag=True, expose_value=False, callback=start, help="Show the stack trace of an error."),
+    ]
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def _pipeline_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the argument and options that name a pipeline and change it."""
+    decorators = [
+        click.argument("file"),
+        click.option("--set", "sets", multiple=True, metavar="KEY.PATH=VALUE", help="Change one key of the file; repeatable."),
+        click.option("--runner", type=click.Choice(["local", "ray"]), help="Where to run; wins over the file."),
+    ]
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="streambank")
+def cli() -> None:
+    """Streams through models with memory: from recorded files, cameras or topics to Arrow, exactly once."""
+
+
+@cli.command()
+@_pipeline_file
+@click.option("--resume", is_flag=True, help="Go on from the last committed epoch of the state folder.")
+@click.option("--quiet", "-q", is_flag=True, help="Nothing but errors.")
+@_common
+def run(file: str, sets: tuple[str, ...], runner: str | None, resume: bool, quiet: bool) -> None:
+    """Run a pipeline FILE, or a ready pipeline by its name.
+
+    SIGINT or SIGTERM stops it gracefully: a last epoch is committed, and --resume goes on from there.
+    """
+    from pipelines.api import Pipeline
+    from pipelines.commands.progress import report_text, run_progress
+
+    pipeline = Pipeline.load(file, sets=sets, runner=runner)
+    errors = [finding for finding in pipeline.check() if finding.level == "error"]
+    if errors:
+        raise ConfigError("\n".join(f"{file}  {finding.where}: {finding.message}" for finding in errors))
+    with run_progress(live=not quiet and sys.stderr.isatty()) as on_progress:
+        result = pipeline.run(resume=resume, on_progress=on_progress)
+    if not quiet:
+        folders = {sink.name: str(path) for sink in pipeline.spec.sinks if (path := getattr(sink.options, "path", None))}
+        click.echo(report_text(pipeline.spec.name, result.report, folders))
+
+
+@cli.command()
+@_pipeline_file
+@click.option("--print", "print_resolved", is_flag=True, help="Print the pipeline with all defaults filled in, as YAML.")
+@_common
+def check(file: str, sets: tuple[str, ...], runner: str | None, print_resolved: bool) -> None:
+    """Validate a pipeline FILE and what it refers to, without running it: every error at once."""
+    from pipelines.api import Pipeline
+
+    pipeline = Pipeline.load(file, sets=sets, runner=runner)
+    if print_resolved:
+        import yaml
+
+        click.echo(yaml.safe_dump(pipeline.spec.to_dict(), sort_keys=False, allow_unicode=True, width=120).rstrip())
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    findings = pipeline.check()
+    for finding in findings:
+        click.secho(f"{finding.level:<8}", fg=colours[finding.level], nl=False, err=True)
+        click.echo(f"{finding.where}: {_indented(finding.message)}", err=True)
+    if any(finding.level == "error" for finding in findings):
+        raise click.exceptions.Exit(2)
+
+
+@cli.command("list")
+@_common
+def list_() -> None:
+    """List sources, operators, sinks and ready pipelines."""
+    from pipelines.commands.describe import list_types
+
+    click.echo(list_types())
+
+
+@cli.command()
+@click.argument("name")
+@_common
+def describe(name: str) -> None:
+    """Show schemas and options of the type NAME, or the keys of a pipeline file for the name 'pipeline'."""
+    from pipelines.commands.describe import describe as describe_type
+    from pipelines.commands.describe import describe_root
+
+    click.echo(describe_root() if name == "pipeline" else describe_type(name))
+
+
+@cli.command()
+@click.argument("state", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+@_common
+def inspect(state: Path, as_json: bool) -> None:
+    """Show epochs, positions, banks and staged files of a STATE folder. May be used while a run goes on."""
+    from pipelines.commands.inspect import inspect_state, state_text
+
+    found = inspect_state(state)
+    click.echo(json.dumps(found, indent=2) if as_json else state_text(found))
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--video", type=click.Path(path_type=Path), help="Video file or folder: draw the detections of OUT onto it.")
+@click.option("--output", type=click.Path(path_type=Path), help="Where to write; default: beside OUT.")
+@_common
+def view(out: Path, video: Path | None, output: Path | None) -> None:
+    """Make an HTML report of the results in the folder OUT, or draw its detections onto the video."""
+    from pipelines.view import view as make_view
+
+    for path in make_view(out, video=video, output=output):
+        click.echo(path)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+@click.argument("method", required=False)
+@click.option("--help", "-h", "wants_help", is_flag=True, help="Show the options of METHOD.")
+@click.option("--quiet", "-q", is_flag=True, help="Nothing but errors.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@_common
+@click.pass_context
+def train(ctx: click.Context, method: str | None, wants_help: bool, quiet: bool, arguments: tuple[str, ...]) -> None:
+    """Train METHOD on small data: a ready --recipe, or your own --annotations. `train METHOD --help` shows its options."""
+    from pipelines.commands.train import methods, train_help, train_method
+
+    if method is None:
+        click.echo(f"{ctx.get_help()}\n\nMethods: {', '.join(methods())}")
+        ctx.exit(0 if wants_help else 2)
+    if wants_help:
+        click.echo(train_help(method))
+        return
+    said = train_method(method, arguments, live=not quiet and sys.stderr.isatty())
+    if not quiet:
+        click.echo(said)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the distribution."""
+    # Types of the user's own (module:Class) are looked for in the current folder, as `python -m` does.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    cli(prog_name="streambank")
+
+
+def _indented(text: str) -> str:
+    """Put several lines below each other, the first one on a line of its own."""
+    lines = text.splitlines()
+    return text if len(lines) < 2 else "\n" + "\n".join(f"  {line}" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

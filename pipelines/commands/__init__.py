@@ -1,0 +1,1 @@
+"""What stands behind the commands of ``pipelines.cli``: texts, progress, logging, and the arguments of trainings."""

@@ -1,0 +1,153 @@
+"""Shows how a run or a training goes on: a live line in a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.runners.report import Progress, RunReport
+
+__all__ = ["RateMeter", "report_text", "run_progress", "training_progress"]
+
+logger = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 30.0
+_WINDOW_S = 10.0
+
+
+class RateMeter:
+    """Rows per second over the last seconds, and the time left at that rate."""
+
+    def __init__(self, window_s: float = _WINDOW_S) -> None:
+        self._window_s = window_s
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, seconds: float, rows: int) -> None:
+        """Take a reading. Counts that fall (a new attempt) begin the window anew."""
+        if self._seen and (rows < self._seen[-1][1] or seconds < self._seen[-1][0]):
+            self._seen.clear()
+        self._seen.append((seconds, rows))
+        while len(self._seen) > 2 and self._seen[1][0] <= seconds - self._window_s:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Rows per second; 0 while unknown."""
+        if len(self._seen) < 2:
+            return 0.0
+        (start_s, start), (end_s, end) = self._seen[0], self._seen[-1]
+        return (end - start) / (end_s - start_s) if end_s > start_s else 0.0
+
+    def eta_s(self, rows_left: int | None) -> float | None:
+        """Return the seconds until ``rows_left`` rows are read, None while unknown."""
+        return rows_left / self.rate if rows_left is not None and self.rate > 0 else None
+
+
+@contextmanager
+def run_progress(*, live: bool) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function for ``on_progress``. ``live``: redraw a line on standard error; else log every half minute."""
+    meter = RateMeter()
+    if not live:
+        last_s = time.monotonic()
+
+        def log(progress: Progress) -> None:
+            nonlocal last_s
+            meter.add(progress.seconds, progress.rows_read)
+            now_s = time.monotonic()
+            if now_s - last_s >= _LOG_EVERY_S:
+                last_s = now_s
+                logger.info("%s", " ".join(f"{key}={value}" for key, value in _facts(progress, meter).items()))
+
+        yield log
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text("starting"), console=Console(stderr=True), transient=True, refresh_per_second=4) as display:
+
+        def show(progress: Progress) -> None:
+            meter.add(progress.seconds, progress.rows_read)
+            display.update(Text(live_line(progress, meter)))
+
+        yield show
+
+
+@contextmanager
+def training_progress(*, live: bool) -> Iterator[Callable[[Any], None] | None]:
+    """Yield a function that takes what a training reports (``stage``, ``step``, ``steps``, ``loss``, ``map50``)."""
+    if not live:
+        yield None  # training logs by itself
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(progress: Any) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = bars.add_task(progress.stage, total=progress.steps)
+            score = "" if progress.map50 is None else f" mAP50 {progress.map50:.3f}"
+            bars.update(
+                tasks[progress.stage], completed=progress.step, description=f"{progress.stage} loss {progress.loss:.3f}{score}"
+            )
+
+        yield show
+
+
+def live_line(progress: Progress, meter: RateMeter) -> str:
+    """Return the line that stands in the terminal while a run goes on."""
+    eta_s = meter.eta_s(progress.rows_left)
+    parts = [
+        f"{progress.rows_read:,} rows read",
+        f"{meter.rate:,.0f} rows/s",
+        *([] if progress.rows_left is None else [f"lag {progress.rows_left:,} rows"]),
+        *([] if eta_s is None else [f"ETA {_duration(eta_s)}"]),
+        f"{progress.rows_written:,} written",
+        "no epoch yet" if progress.epoch < 0 else f"epoch {progress.epoch}",
+        *([] if progress.attempt <= 1 else [f"attempt {progress.attempt}"]),
+    ]
+    return f"{_duration(progress.seconds)}  " + " · ".join(parts)
+
+
+def report_text(name: str, report: RunReport, folders: dict[str, str]) -> str:
+    """Return what is said at the end of a run; ``folders`` says where each sink has written."""
+    if report.status == "already finished":
+        return f"{name}: already finished at epoch {report.epoch}; there is nothing left to do"
+    lines = [
+        f"{name}: {report.status} after {_duration(report.seconds)} (start-up {report.startup_s:.1f} s) on {report.runner}, "
+        f"{report.epochs} epoch{'s'[: report.epochs != 1]}, {report.attempts} attempt{'s'[: report.attempts != 1]}"
+    ]
+    width = max((len(node) for node in report.rows_committed), default=0)
+    for node, rows in report.rows_committed.items():
+        lines.append(f"  {node:<{width}}  {rows:>12,} rows" + (f"  {folders[node]}" if node in folders else ""))
+    if report.status == "stopped":
+        lines.append("  go on with --resume")
+    return "\n".join(lines)
+
+
+def _facts(progress: Progress, meter: RateMeter) -> dict[str, Any]:
+    eta_s = meter.eta_s(progress.rows_left)
+    return {
+        "rows_read": progress.rows_read,
+        "rows_per_s": round(meter.rate, 1),
+        "lag_rows": progress.rows_left,
+        "eta_s": None if eta_s is None else round(eta_s),
+        "rows_written": progress.rows_written,
+        "epoch": progress.epoch,
+        "attempt": progress.attempt,
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

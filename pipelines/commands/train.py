@@ -1,0 +1,103 @@
+"""``streambank train METHOD``: arguments for ``models.<method>.train.train``, whose options stand in its dataclass."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from connectors.errors import ConfigError, nearest
+from connectors.options import option
+from pipelines.commands.describe import option_lines
+from pipelines.commands.progress import training_progress
+from pipelines.document import parse_scalar_or_flow
+from pipelines.options import option_infos, parse_values, unknown_keys
+
+__all__ = ["methods", "parse_arguments", "train_help", "train_method"]
+
+
+def methods() -> list[str]:
+    """Return the methods that can be trained. Imports none of them."""
+    return sorted(path.parent.name for path in (Path(__file__).resolve().parents[2] / "models").glob("*/train.py"))
+
+
+def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
+    """Train and return what is said at the end. Raise ``ConfigError`` for arguments that cannot be used."""
+    module = _module(method)
+    values = parse_arguments(arguments)
+    given, problems = _checked(module, values)
+    if problems:
+        raise ConfigError("\n".join(f"train {method}: --{problem}" for problem in problems))
+    with training_progress(live=live) as progress:
+        result = module.train(given.pop("out", Path("runs") / method), progress=progress, **given)
+    lines = [f"{method}: trained in {result.seconds:.0f} s", f"  weights  {result.weights}"]
+    lines += [f"  control  {result.control}"] if result.control is not None else []
+    lines += [f"  {name}  {value:.4g}" for name, value in result.metrics.items()]
+    return "\n".join(lines)
+
+
+def train_help(method: str) -> str:
+    """Return the options of a method's training."""
+    module = _module(method)
+    own = [info for info in option_infos(module.FinetuneOptions) if info.name != "seed"]
+    recipes = ", ".join(module.RECIPES)
+    return "\n".join(
+        [
+            f"Usage: streambank train {method} (--recipe NAME | --annotations FILE) [--OPTION VALUE ...]",
+            "",
+            *option_lines(option_infos(_common(module))),
+            "",
+            f"recipes, which bring their own data: {recipes}",
+            "",
+            "for own videos",
+            *option_lines(own),
+        ]
+    )
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Turn ``--key value`` and ``--key=value`` into values read as YAML. Raise ``ConfigError`` where that cannot be."""
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            raise ConfigError(f"train: {argument!r} is no option; write --key value")
+        key, equals, text = argument[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"train: --{key} has no value; write --{key} value")
+            text = rest.pop(0)
+        name = key.replace("-", "_")
+        if name in values:
+            raise ConfigError(f"train: --{key} is given twice; remove one")
+        values[name] = parse_scalar_or_flow(text, f"--{key}")
+    return values
+
+
+def _module(method: str) -> Any:
+    if method not in methods():
+        raise ConfigError(f"no method {method!r} can be trained{nearest(method, methods())}; allowed: {', '.join(methods())}")
+    return importlib.import_module(f"models.{method}.train")
+
+
+def _common(module: Any) -> type:
+    """Return the options that every training has."""
+    import dataclasses
+
+    fields = [
+        ("out", str, option("runs/<method>", "Folder for the weights and training.json.", path=True)),
+        ("recipe", str | None, option(None, "A ready recipe.", choices=tuple(module.RECIPES))),
+        ("seed", int, option(0, "Seed of weights, data and draws.", ge=0)),
+    ]
+    return dataclasses.make_dataclass("Common", fields, frozen=True, kw_only=True)
+
+
+def _checked(module: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    common = _common(module)
+    given, problems = parse_values(common, values)
+    names = {info.name for cls in (common, module.FinetuneOptions) for info in option_infos(cls)}
+    own, wrong = parse_values(module.FinetuneOptions, {key: value for key, value in values.items() if key not in given})
+    problems += [*wrong, *unknown_keys(values, names, "option")]
+    return given | own, [f"{problem.path[0]}: {problem.message}" for problem in problems]
