@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
+from connectors import faults
 from connectors.base import Sink, Staged
 from connectors.errors import ConfigError, SinkError
 
@@ -278,6 +279,7 @@ class FileSink(Sink):
                     raise SinkError(self._foreign(target, epoch))
                 _make_folders(target.parent)
                 source.replace(target)
+                faults.reach("between_renames", epoch)
                 folders[target.parent] = None
         for folder in folders:
             with _os_errors(folder):
