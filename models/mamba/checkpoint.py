@@ -27,7 +27,7 @@ from connectors.errors import CheckpointMismatch, ConfigError
 from models.mamba.config import IMAGENET_VID_CLASSES, MambaConfig
 from models.mamba.model import Mamba
 
-__all__ = ["convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "save"]
+__all__ = ["convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "read_config", "save"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +108,39 @@ def load(path: str | os.PathLike[str], config: MambaConfig | None = None, *, cla
     """
     file = Path(path)
     state, stored = _read(file)
-    if config is None:
-        config = stored if stored is not None else infer_config(state, file)
+    config = _settle_config(config or stored, state, file)
     if classes is not None:
         config = _with_classes(config, classes, file)
-    has_pixel = any(name.startswith("pixel.") for name in state)
-    if config.pixel_level and not has_pixel:
-        logger.warning("checkpoint=%s has no pixel level: building the instance-only model", file)
-        config = dataclasses.replace(config, pixel_level=False)
     model = Mamba(config)
     _check(state, model.state_dict(), file)
     model.load_state_dict({name: state[name] for name in model.state_dict()})
     return model.eval()
+
+
+def read_config(path: str | os.PathLike[str]) -> MambaConfig:
+    """Return the config of a checkpoint after checking names and shapes, without loading weights.
+
+    Reads only the header of a safetensors file; an official ``.pth`` has none and is read whole. Raises ``CheckpointMismatch``
+    as ``load`` does.
+    """
+    file = Path(path)
+    state, stored = _read(file, header_only=True)
+    config = _settle_config(stored, state, file)
+    with torch.device("meta"):
+        wanted = Mamba(config).state_dict()
+    _check(state, wanted, file)
+    return config
+
+
+def _settle_config(config: MambaConfig | None, state: Mapping[str, Tensor], file: Path) -> MambaConfig:
+    """Return ``config``, or what the shapes tell; without a pixel level where the file has none."""
+    if config is None:
+        config = infer_config(state, file)
+    has_pixel = any(name.startswith("pixel.") for name in state)
+    if config.pixel_level and not has_pixel:
+        logger.warning("checkpoint=%s has no pixel level: building the instance-only model", file)
+        config = dataclasses.replace(config, pixel_level=False)
+    return config
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, classes: Sequence[str] | None = None) -> Mamba:
@@ -203,7 +224,7 @@ def _check(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path
     ]
     if shapes:
         raise CheckpointMismatch(f"{file}: {len(shapes)} parameters have another shape: {_few(shapes)}; check the config")
-    broken = [name for name in wanted if not torch.isfinite(state[name]).all()]
+    broken = [name for name in wanted if not state[name].is_meta and not torch.isfinite(state[name]).all()]
     if broken:
         raise CheckpointMismatch(f"{file}: {len(broken)} parameters hold NaN or infinity: {_few(broken)}; the file is damaged")
     if unexpected:
@@ -214,24 +235,30 @@ def _few(items: Sequence[str], most: int = 4) -> str:
     return ", ".join(items[:most]) + (f", … {len(items) - most} more" if len(items) > most else "") if items else "none"
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], MambaConfig | None]:
-    """Return the tensors under our names, and the config where the file holds one."""
+def _read(file: Path, *, header_only: bool = False) -> tuple[dict[str, Tensor], MambaConfig | None]:
+    """Return the tensors under our names, and the config where the file holds one.
+
+    ``header_only``: of a safetensors file only names and shapes (meta tensors).
+    """
     try:
         with file.open("rb") as handle:
             start = handle.read(9)
     except OSError as error:
         raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
     if start[8:9] == b"{":
-        tensors, metadata = _read_safetensors(file)
+        tensors, metadata = _read_safetensors(file, header_only)
         if "streambank.model" in metadata:
             return tensors, _stored_config(metadata, file)
         return _own_names(tensors), None
     return _own_names(_read_pickle(file)), None
 
 
-def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(file: Path, header_only: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(file, framework="pt") as handle:
+            if header_only:
+                shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
+                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, handle.metadata() or {}
             return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointMismatch(f"{file}: not a complete safetensors file: {error}; copy or export it again") from error

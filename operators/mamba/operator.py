@@ -102,12 +102,7 @@ class MambaOperator(Operator):
         super().__init__(options, context)
         self.options: MambaOptions = options
         model = _build_model(options, context)
-        if options.levels == "pixel" and model.pixel is None:
-            raise ConfigError(
-                f"{context.name}: levels='pixel', but these weights have no pixel level; use levels='instance' or other weights"
-            )
-        if options.score_threshold is not None:
-            model.config = dataclasses.replace(model.config, score_threshold=options.score_threshold)
+        model.config = _adapt_config(model.config, options, context.name)
         self.model_id = _model_id(model)
         self.detector = StreamDetector(context.name, model.fuse_for_inference(), options, context.device)
         self.output_schema = detection_schema(model.config.classes, _config_hash(model.config, options))
@@ -118,6 +113,13 @@ class MambaOperator(Operator):
         self._closed: set[str] = set()
         self._tick = 0
         self._counts = dict.fromkeys(("evictions", "resets", "late", "rejected"), 0)
+
+    @classmethod
+    def examine(cls, options: MambaOptions, name: str) -> pa.Schema:
+        """Check the checkpoint's names and shapes, or ``network``; return the output schema."""
+        config = checkpoint.read_config(options.checkpoint) if options.checkpoint else _network(options, name)
+        config = _adapt_config(config, options, name)
+        return detection_schema(config.classes, _config_hash(config, options))
 
     # Rows
 
@@ -434,19 +436,36 @@ def _to_original(detections: Detections, scale_2: Tensor) -> Detections:
 def _build_model(options: MambaOptions, context: Context) -> Mamba:
     if options.checkpoint is not None:
         return checkpoint.load(options.checkpoint)
-    values: dict[str, Any] = {}
-    known = {f.name: f.default for f in dataclasses.fields(MambaConfig)}
-    for name, given in options.network.items():
-        if name not in known:
-            allowed = ", ".join(sorted(known))
-            raise ConfigError(f"{context.name}: network has no field {name!r}{nearest(name, known)}; allowed: {allowed}")
-        value = tuple(given) if isinstance(given, list) else float(given) if isinstance(known[name], float) else given
-        if type(value) is not type(known[name]):
-            raise ConfigError(f"{context.name}: network.{name}={given!r} must be a {type(known[name]).__name__}")
-        values[name] = value
+    config = _network(options, context.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return Mamba(MambaConfig(**values))
+        return Mamba(config)
+
+
+def _network(options: MambaOptions, name: str) -> MambaConfig:
+    """Return the shapes that the option ``network`` gives."""
+    values: dict[str, Any] = {}
+    known = {f.name: f.default for f in dataclasses.fields(MambaConfig)}
+    for key, given in options.network.items():
+        if key not in known:
+            allowed = ", ".join(sorted(known))
+            raise ConfigError(f"{name}: network has no field {key!r}{nearest(key, known)}; allowed: {allowed}")
+        value = tuple(given) if isinstance(given, list) else float(given) if isinstance(known[key], float) else given
+        if type(value) is not type(known[key]):
+            raise ConfigError(f"{name}: network.{key}={given!r} must be a {type(known[key]).__name__}")
+        values[key] = value
+    return MambaConfig(**values)
+
+
+def _adapt_config(config: MambaConfig, options: MambaOptions, name: str) -> MambaConfig:
+    """Return the model's settings with what the options change. Raise ``ConfigError`` where the two do not fit."""
+    if options.levels == "pixel" and not config.pixel_level:
+        raise ConfigError(
+            f"{name}: levels='pixel', but these weights have no pixel level; use levels='instance' or other weights"
+        )
+    if options.score_threshold is None:
+        return config
+    return dataclasses.replace(config, score_threshold=options.score_threshold)
 
 
 def _model_id(model: Mamba) -> str:
