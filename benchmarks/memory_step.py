@@ -65,17 +65,22 @@ class Ours:
     def __init__(self, attentions: list[Attention], banks: list[Tensor]) -> None:
         self.attentions = attentions
         self.injected: Tensor | None = None
-        self.buffer = ReadBuffer()
+        buffer = ReadBuffer()
         self.policy = random_replacement(LIMIT, overshoot=True)
-        row = RowSpec((CHANNELS,))
+        row = RowSpec((HEADS, CHANNELS // HEADS))
         self.banks = [
-            SlotBank(f"stage{i}", {"key": row, "value": row}, slots=1, capacity=LIMIT + WRITTEN - 1, buffer=self.buffer)
+            SlotBank(f"stage{i}", {"key": row, "value": row}, slots=1, capacity=LIMIT + WRITTEN - 1, buffer=buffer)
             for i in range(len(banks))
         ]
         for attention, bank, rows_MC in zip(attentions, self.banks, banks, strict=True):
-            key, value = attention.project(rows_MC[None])
             bank.open(SLOT, torch.tensor([1]))
-            bank.write(SLOT, {"key": key, "value": value}, torch.tensor([ROWS]), append)
+            bank.write(SLOT, self.project(attention, rows_MC[None]), torch.tensor([ROWS]), append)
+
+    @staticmethod
+    def project(attention: Attention, rows_BNC: Tensor) -> dict[str, Tensor]:
+        """Return keys and values by head, as the operator stores them."""
+        key, value = (rows.view(1, -1, HEADS, CHANNELS // HEADS) for rows in attention.project(rows_BNC))
+        return {"key": key, "value": value}
 
     def step(self, h_NC: Tensor, draws: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """Return the enhanced rows of the last stage; ``draws``: per stage positions to read and to overwrite."""
@@ -84,14 +89,9 @@ class Ours:
             if draws:
                 picks = iter(draws[stage])
                 bank.sampler = lambda fill_B, k, picks=picks, **_: next(picks)[None, :k]
-            readout = bank.sample(SLOT, KEYS, purpose=0)
-            rows = []
-            for name, rows_BKC in readout.rows.items():
-                split = rows_BKC.view(1, KEYS, HEADS, CHANNELS // HEADS).transpose(1, 2)
-                rows.append(self.buffer.take(f"{name} by head", tuple(split.shape), split.dtype).copy_(split))
-            y_BNC = h_BNC + attention.attend(attention.query(h_BNC), *rows)
-            key, value = attention.project(y_BNC[:, :WRITTEN])
-            bank.write(SLOT, {"key": key, "value": value}, COUNT, self.policy, purpose=1)
+            rows = bank.sample(SLOT, KEYS, purpose=0, split=True).rows
+            y_BNC = h_BNC + attention.attend(attention.query(h_BNC), rows["key"], rows["value"])
+            bank.write(SLOT, self.project(attention, y_BNC[:, :WRITTEN]), COUNT, self.policy, purpose=1)
             bank.advance(SLOT)
             h_BNC = y_BNC.relu()
         return h_BNC[0]
@@ -112,7 +112,7 @@ def same_numbers(attentions: list[Attention], banks: list[Tensor], steps: int) -
 
 
 def measure(attentions: list[Attention], banks: list[Tensor], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of both sides, run in turn, and their ratio."""
+    """Return milliseconds per step of both sides, run in turn, and their ratio."""
     sides = {"published_ms": Published(attentions, list(banks)), "ours_ms": Ours(attentions, banks)}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 2):
@@ -122,8 +122,10 @@ def measure(attentions: list[Attention], banks: list[Tensor], repeats: int) -> d
             side.step(h_NC)
             if repeat >= 2:
                 times[name].append((time.perf_counter() - begin) * 1e3)
-    result = {name: round(statistics.median(values), 2) for name, values in times.items()}
-    return result | {"ratio": round(result["published_ms"] / result["ours_ms"], 2)}
+    # The best of each side: whatever else runs on the machine only ever adds time.
+    best = {name: round(min(values), 2) for name, values in times.items()}
+    medians = {f"median_{name}": round(statistics.median(values), 2) for name, values in times.items()}
+    return best | medians | {"ratio": round(best["published_ms"] / best["ours_ms"], 2)}
 
 
 @torch.inference_mode()
@@ -131,10 +133,9 @@ def main() -> int:
     """Print and record both figures; fail where the claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20, help="timed steps per side")
-    parser.add_argument("--threads", type=int, default=None, help="torch threads; default: torch's own choice")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of both sides")
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     attentions = [Attention(CHANNELS, HEADS).eval() for _ in range(STAGES)]
     banks = [torch.randn(ROWS, CHANNELS) for _ in range(STAGES)]

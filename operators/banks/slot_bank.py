@@ -46,7 +46,7 @@ class Readout:
     """Rows read from a bank: copies. With a :class:`ReadBuffer` they last until the next read through the same buffer."""
 
     rows: dict[str, Tensor]
-    """name → [B, K, *row], in the storage type."""
+    """name → [B, K, *row], in the storage type; with ``split`` [B, H, K, ...] of rows [H, ...]."""
     valid_BK: Tensor
     """False: padding of a stream with fewer than K rows."""
     index_BK: Tensor
@@ -174,34 +174,38 @@ class SlotBank:
             self._fill_S[slots_B], k, seed_B=self._seed_S[slots_B], step_B=self._step_S[slots_B], purpose=purpose
         )
 
-    def gather(self, slots_B: Tensor, index_BK: Tensor, valid_BK: Tensor) -> Readout:
-        """Read these positions."""
-        flat = (slots_B[:, None] * self.capacity + index_BK).flatten()
+    def gather(self, slots_B: Tensor, index_BK: Tensor, valid_BK: Tensor, *, split: bool = False) -> Readout:
+        """Read these positions. ``split`` delivers rows [H, ...] by their first dimension, as attention heads want them."""
+        flat = slots_B[:, None] * self.capacity + index_BK
         rows = {}
         for key, rows_SC in self.rows.items():
-            shape = (flat.shape[0], *rows_SC.shape[2:])
+            source, wanted, row = rows_SC.flatten(0, 1), flat, rows_SC.shape[2:]
+            if split:
+                part = torch.arange(row[0], device=self.device)[:, None]
+                source, wanted, row = source.flatten(0, 1), flat[:, None] * row[0] + part, row[1:]
+            shape = (wanted.numel(), *row)
             out = self._buffer.take(key, shape, rows_SC.dtype) if self._buffer is not None else rows_SC.new_empty(shape)
-            torch.index_select(rows_SC.flatten(0, 1), 0, flat, out=out)
-            rows[key] = out.view(*index_BK.shape, *rows_SC.shape[2:])
+            torch.index_select(source, 0, wanted.flatten(), out=out)
+            rows[key] = out.view(*wanted.shape, *row)
         return Readout(rows, valid_BK, index_BK)
 
-    def read(self, slots_B: Tensor) -> Readout:
+    def read(self, slots_B: Tensor, *, split: bool = False) -> Readout:
         """Read all rows of each stream, oldest position first; K is the largest fill."""
         fill_B = self._fill_S[slots_B]
         index_K = torch.arange(int(fill_B.max()) if fill_B.numel() else 0, device=self.device)
         valid_BK = index_K < fill_B[:, None]
-        return self.gather(slots_B, index_K.expand_as(valid_BK), valid_BK)
+        return self.gather(slots_B, index_K.expand_as(valid_BK), valid_BK, split=split)
 
-    def sample(self, slots_B: Tensor, k: int, *, purpose: int) -> Readout:
+    def sample(self, slots_B: Tensor, k: int, *, purpose: int, split: bool = False) -> Readout:
         """Read ``k`` rows drawn uniformly without replacement; all rows of a stream that holds no more than ``k``."""
         fill_B = self._fill_S[slots_B]
         most = int(fill_B.max()) if fill_B.numel() else 0
         if most <= k:
-            return self.read(slots_B)
+            return self.read(slots_B, split=split)
         index_K = torch.arange(k, device=self.device)
         # A young stream reads its rows in order whether or not an older one in the batch makes a draw necessary.
         index_BK = torch.where(fill_B[:, None] <= k, index_K, self.draw(slots_B, k, purpose))
-        return self.gather(slots_B, index_BK, index_K < fill_B[:, None])
+        return self.gather(slots_B, index_BK, index_K < fill_B[:, None], split=split)
 
     def top_k(self, slots_B: Tensor, score_BC: Tensor, k: int) -> Readout:
         """Read the ``k`` rows of highest score, best first. ``score_BC`` covers the whole capacity; garbage is ignored."""

@@ -120,17 +120,17 @@ class StreamDetector:
         overshoot = options.compat == "official"
         dtype: torch.dtype = getattr(torch, options.bank_dtype)
 
-        def plan(bank: str, channels: int, limit: int, written: int) -> tuple[str, dict[str, RowSpec], int]:
-            row = RowSpec((channels,), dtype)
+        def plan(bank: str, attention: Attention, limit: int, written: int) -> tuple[str, dict[str, RowSpec], int]:
+            # Projected keys and values, by head: rows are projected once, when written, not at every read.
+            row = RowSpec((attention.heads, attention.query.in_features // attention.heads), dtype)
             return bank, {"key": row, "value": row}, limit + (written - 1 if overshoot else 0)
 
         plans = []
         if instance:
-            for stage in range(model.config.stages):
-                plans.append(plan(f"instance{stage}", model.config.fc_channels, options.max_length, options.write_topk))
+            for stage, attention in enumerate(self._attentions()):
+                plans.append(plan(f"instance{stage}", attention, options.max_length, options.write_topk))
         if pixel is not None:
-            limit, written = options.pixel_max_length, options.pixel_per_frame
-            plans.append(plan("pixel", pixel.query.in_features, limit, written))
+            plans.append(plan("pixel", pixel, options.pixel_max_length, options.pixel_per_frame))
         check_budget(
             name,
             bytes_per_stream=sum(SlotBank.bytes_per_slot(rows, capacity) for _, rows, capacity in plans),
@@ -143,7 +143,6 @@ class StreamDetector:
             SlotBank(bank, rows, slots=options.max_streams, capacity=capacity, device=device, sampler=sampler, buffer=buffer)
             for bank, rows, capacity in plans
         ]
-        self._buffer = buffer
         self.banks = banks
         self._stages = banks[: model.config.stages] if instance else []
         self._pixels = banks[-1] if pixel is not None else None
@@ -214,11 +213,10 @@ class StreamDetector:
             if not self._stages:
                 continue
             bank = self._stages[stage]
-            keys, values = attention.project(plain_TNC)
             for turn, rank in enumerate(_ranks(owners), start=1):
-                rows = {"key": keys[rank], "value": values[rank]}
+                rows = _project(attention, plain_TNC[rank])
                 bank.write(slots_B[owners[rank]], rows, count_T[rank], self._replace, purpose=_REPLACE + turn * _TURN)
-            readout = bank.read(slots_B)
+            readout = bank.read(slots_B, split=True)
             used.append(readout.valid_BK.sum(1).tolist())
             h_BNC = h_BNC + self._attend(attention, h_BNC, readout, owners[asked])
         cls, reg = self.model.head.predict(F.relu(h_BNC))
@@ -238,7 +236,7 @@ class StreamDetector:
         pixel_used: list[list[int]] = []
         if self._pixel is not None and self._pixels is not None:
             assert frames.map_BCHW is not None
-            readout = self._pixels.sample(slots_B, self.options.pixel_key_length, purpose=_READ)
+            readout = self._pixels.sample(slots_B, self.options.pixel_key_length, purpose=_READ, split=True)
             pixel_used.append(readout.valid_BK.sum(1).tolist())
             cells_BPC = frames.map_BCHW.flatten(2).transpose(1, 2)
             cells_BPC = cells_BPC + self._attend(self._pixel, cells_BPC, readout)
@@ -251,7 +249,7 @@ class StreamDetector:
             if stage:
                 h_BNC = fc(F.relu(h_BNC))
             if self._stages:
-                readout = self._stages[stage].sample(slots_B, self.options.key_length, purpose=_READ)
+                readout = self._stages[stage].sample(slots_B, self.options.key_length, purpose=_READ, split=True)
                 used.append(readout.valid_BK.sum(1).tolist())
                 h_BNC = h_BNC + self._attend(attention, h_BNC, readout)
                 enhanced.append(h_BNC[:, : self.options.write_topk])
@@ -263,8 +261,7 @@ class StreamDetector:
         if enhanced:
             count_B = seen.proposals.valid_BN[:, : self.options.write_topk].sum(1) * self._due(slots_B, written_B)
             for bank, attention, rows_BNC in zip(self._stages, self._attentions(), enhanced, strict=True):
-                keys, values = attention.project(rows_BNC)
-                bank.write(slots_B, {"key": keys, "value": values}, count_B, self._replace, purpose=_REPLACE)
+                bank.write(slots_B, _project(attention, rows_BNC), count_B, self._replace, purpose=_REPLACE)
         if self._pixels is not None:
             assert frames.map_BCHW is not None
             owners = torch.arange(slots_B.shape[0], device=self.device)
@@ -294,20 +291,12 @@ class StreamDetector:
     def _attend(self, attention: Attention, x_BNC: Tensor, readout: Readout, owner_B: Tensor | None = None) -> Tensor:
         """Return the attention term of GEO over rows read from a bank."""
         valid_BK: Tensor | None = readout.valid_BK
-        keys, values = (self._by_head(name, readout.rows[name], attention.heads, x_BNC.dtype) for name in ("key", "value"))
+        keys, values = readout.rows["key"], readout.rows["value"]
         if owner_B is not None and owner_B.shape[0] != keys.shape[0]:
             keys, values, valid_BK = keys[owner_B], values[owner_B], readout.valid_BK[owner_B]
         if bool(readout.valid_BK.all()):
             valid_BK = None  # the kernels without a mask are faster
         return attention.attend(attention.query(x_BNC), keys, values, valid_BK)
-
-    def _by_head(self, name: str, rows_BKC: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-        """Return [B, H, K, D] in the type of the queries; on the CPU contiguous, which saves a quarter of the attention."""
-        B, K, C = rows_BKC.shape
-        rows_BHKD = rows_BKC.view(B, K, heads, C // heads).transpose(1, 2)
-        if rows_BKC.device.type != "cpu":
-            return rows_BHKD.to(dtype)
-        return self._buffer.take(f"{name} by head", tuple(rows_BHKD.shape), dtype).copy_(rows_BHKD)
 
     def _detect(self, cls: Tensor, reg: Tensor, frames: Frames) -> list[Detections]:
         assert frames.proposals is not None
@@ -343,10 +332,10 @@ class StreamDetector:
             width = int(cells.count_B.max())
             index_BN = cells.index_BN[:, :width]
             rows_BNC = map_BCHW.flatten(2).transpose(1, 2).gather(1, index_BN[..., None].expand(-1, -1, map_BCHW.shape[1]))
-            keys, values = attention.project(rows_BNC)
             count_B = cells.count_B * write_T[rank]
-            rows = {"key": keys, "value": values}
-            bank.write(slots_B[owner_B], rows, count_B, self._replace_pixels, purpose=_REPLACE + turn * _TURN)
+            bank.write(
+                slots_B[owner_B], _project(attention, rows_BNC), count_B, self._replace_pixels, purpose=_REPLACE + turn * _TURN
+            )
 
     def _found(
         self,
@@ -383,6 +372,12 @@ class StreamDetector:
         """Take the banks' content of these slots from a full ``state``."""
         for bank in self.banks:
             bank.load(slots_N, state)
+
+
+def _project(attention: Attention, rows_BNC: Tensor) -> dict[str, Tensor]:
+    """Return what banks store of these rows: keys and values, by head."""
+    keys, values = (rows.unflatten(-1, (attention.heads, -1)) for rows in attention.project(rows_BNC))  # type: ignore[no-untyped-call]
+    return {"key": keys, "value": values}
 
 
 def _finite(feature_B: Tensor) -> Tensor:

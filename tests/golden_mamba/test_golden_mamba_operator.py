@@ -97,7 +97,7 @@ def assert_bank(detector: StreamDetector, recorded: RecordedDraws, bank: str, wa
     keys, values = attention.project(torch.from_numpy(wanted))
     stored = detector.banks[index].rows
     for got, expected in ((stored["key"], keys), (stored["value"], values)):
-        assert_close(got[0, recorded.order[bank]], expected.detach().numpy(), f"{what} {bank}")
+        assert_close(got[0, recorded.order[bank]].flatten(1), expected.detach().numpy(), f"{what} {bank}")
 
 
 def as_array(found: Detections, scale: float) -> np.ndarray:

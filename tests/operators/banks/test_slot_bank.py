@@ -174,6 +174,15 @@ def test_read_buffer_changes_nothing_but_where_rows_are_kept():
     assert buffered.sample(slot, 10, purpose=1).rows["row"].data_ptr() == first.data_ptr()
 
 
+def test_split_read_is_the_transposed_read():
+    bank = make(capacity=20, key=RowSpec((3, 4)))
+    bank.write(torch.tensor([0, 2]), {"key": torch.randn(2, 20, 3, 4)}, torch.tensor([20, 7]), append)
+    slots = torch.tensor([2, 0])
+    plain, split = (bank.sample(slots, 6, purpose=0, split=s) for s in (False, True))
+    assert torch.equal(plain.index_BK, split.index_BK)
+    assert torch.equal(split.rows["key"], plain.rows["key"].transpose(1, 2)) and split.rows["key"].is_contiguous()
+
+
 def test_top_k_reads_the_best_rows_in_order():
     bank = make()
     put(bank, append, {0: [10.0, 11.0, 12.0, 13.0], 1: [20.0]})
