@@ -52,14 +52,20 @@ _FORMAT = 1
 class FinetuneOptions:
     """What can be set. Defaults are the published instance-level schedule (batch 8, 6 epochs)."""
 
-    annotations: str = option(REQUIRED, "CocoVID file: videos, images with video_id and frame_id, annotations, categories.")
-    images: str | None = option(None, "Folder that file_name counts from; default: the folder of the annotations.")
-    validation: str | None = option(None, "CocoVID file to measure mAP50 on; without it nothing is measured.")
-    validation_images: str | None = option(None, "Folder of the validation pictures; default: the folder of that file.")
-    init: str | None = option(
-        None, "Checkpoint to start from (ours or official). Outputs of classes that it does not have start at random."
+    annotations: str = option(
+        REQUIRED, "CocoVID file: videos, images with video_id and frame_id, annotations, categories.", path=True
     )
-    backbone: str | None = option(None, "ImageNet weights of a ResNet in torchvision's layout; without `init` only.")
+    images: str | None = option(None, "Folder that file_name counts from; default: the folder of the annotations.", path=True)
+    validation: str | None = option(None, "CocoVID file to measure mAP50 on; without it nothing is measured.", path=True)
+    validation_images: str | None = option(
+        None, "Folder of the validation pictures; default: the folder of that file.", path=True
+    )
+    init: str | None = option(
+        None,
+        "Checkpoint to start from (ours or official). Outputs of classes that it does not have start at random.",
+        path=True,
+    )
+    backbone: str | None = option(None, "ImageNet weights of a ResNet in torchvision's layout; without `init` only.", path=True)
     network: dict[str, Any] = option({}, "Fields of MambaConfig that differ from the full-size model; without `init` only.")
     iterations: int | None = option(None, "Updates of the weights; default: 6 passes over the annotated frames.", ge=1)
     batch: int = option(8, "Key frames per update; they are processed one after the other.", ge=1)

@@ -1,0 +1,166 @@
+"""Reading CocoVID files: what a good one becomes, and that a bad one is told all its faults at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from connectors.errors import ConfigError
+from models.mamba.annotations import read_annotations
+from models.mamba.frames import FrameStore
+from models.mamba.shapes import ShapesConfig, make_scene, render_clips
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    """Two videos of pictures: three frames, listed out of order, and a still."""
+    for name in ("a0.png", "a1.png", "a2.png", "b0.png"):
+        cv2.imwrite(str(folder / name), np.full((40, 60, 3), 100, np.uint8))
+    size = {"height": 40, "width": 60}
+    return {
+        "videos": [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}],
+        "images": [
+            {"id": 1, "video_id": 7, "frame_id": 0, "file_name": "b0.png", **size},
+            {"id": 2, "video_id": 3, "frame_id": 5, "file_name": "a2.png", **size},
+            {"id": 3, "video_id": 3, "frame_id": 0, "file_name": "a0.png", **size},
+            {"id": 4, "video_id": 3, "frame_id": 2, "file_name": "a1.png", **size},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 20, "bbox": [50, 30, 20, 20], "instance_id": 4},
+            {"id": 2, "image_id": 3, "category_id": 10, "bbox": [1, 2, 3, 4]},
+            {"id": 3, "image_id": 3, "category_id": 20, "bbox": [5.5, 6, 7, 8], "instance_id": 1},
+            {"id": 4, "image_id": 2, "category_id": 10, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+        ],
+        "categories": [{"id": 20, "name": "dog"}, {"id": 10, "name": "cat"}],
+    }
+
+
+def _write(folder: Path, document: Any) -> Path:
+    path = folder / "annotations.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+def test_frames_stand_in_order_with_their_objects(tmp_path: Path) -> None:
+    videos = read_annotations(_write(tmp_path, _document(tmp_path)))
+    assert videos.classes == ("cat", "dog")  # by category id
+    assert videos.video_names == ("a", "b")
+    assert videos.frame_I.tolist() == [0, 2, 5, 0] and list(videos.frames_of(0)) == [0, 1, 2]
+    boxes, labels = videos.objects(0)
+    assert boxes.tolist() == [[1, 2, 4, 6], [5.5, 6, 12.5, 14]] and labels.tolist() == [0, 1]
+    assert videos.objects(1)[0].shape == (0, 4)
+    assert len(videos.objects(2)[1]) == 0, "crowd boxes are left out"
+    assert videos.objects(3)[0].tolist() == [[50, 30, 60, 40]], "cut to the frame"
+    assert videos.tracks_N.tolist() == [-1, 1, 4]
+    assert FrameStore(videos, tmp_path / "cache").read(3).shape == (40, 60, 3)
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
+    document = _document(tmp_path)
+    images, annotations = document["images"], document["annotations"]
+    del images[0]["video_id"]
+    images[1]["video_id"] = 99
+    images[2]["file_name"] = "gone.png"
+    images[3]["frame_id"] = -1
+    annotations += [
+        {"id": 11, "image_id": 1, "category_id": 30, "bbox": [0, 0, 5, 5]},
+        {"id": 12, "image_id": 77, "category_id": 10, "bbox": [0, 0, 5, 5]},
+        {"id": 13, "image_id": 3, "category_id": 10, "bbox": [10, 10, -5, 5]},
+        {"id": 14, "image_id": 3, "category_id": 10, "bbox": [100, 10, 5, 5]},
+        {"id": 15, "image_id": 3, "category_id": 10, "bbox": [1, 2, 3]},
+        {"id": 16, "image_id": 3, "category_id": 10, "bbox": [1, 2, 3, float("nan")]},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        read_annotations(_write(tmp_path, document))
+    message = str(caught.value)
+    for part in (
+        "10 problem(s)",
+        "image 1: has no video_id",
+        "image 2: video_id 99 is not in 'videos'",
+        "gone.png does not exist",
+        "image 4: frame_id is -1",
+        "annotation 11: category_id 30 is not in 'categories'",
+        "annotation 12: image_id 77 is not in 'images'",
+        "annotation 13: bbox [10, 10, -5, 5] has no area",
+        "annotation 14: bbox [100, 10, 5, 5] lies outside image 3, which is 60 px wide and 40 px high",
+        "annotation 15: bbox is [1, 2, 3]",
+        "annotation 16: bbox is [1, 2, 3, nan]",
+    ):
+        assert part in message
+
+
+def test_the_same_frame_twice_and_equal_names_are_faults(tmp_path: Path) -> None:
+    document = _document(tmp_path)
+    document["images"][1]["frame_id"] = 0
+    document["categories"][1]["name"] = "dog"
+    document["videos"].append({"id": 3, "name": "again"})
+    with pytest.raises(ConfigError, match=r"(?s)id 3 is there twice.*'dog' is there twice.*frame 0 of video 3"):
+        read_annotations(_write(tmp_path, document))
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list"),
+        ({"images": [], "annotations": [], "categories": []}, "plain COCO has no videos"),
+        ({"videos": [], "images": [], "annotations": [], "categories": []}, "at least one is needed"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content: Any, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        read_annotations(_write(tmp_path, content))
+
+
+def test_a_missing_file_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.json: cannot be read"):
+        read_annotations(tmp_path / "nothing.json")
+    with pytest.raises(ConfigError, match="pictures is not a folder"):
+        read_annotations(_write(tmp_path, _document(tmp_path)), tmp_path / "pictures")
+
+
+def test_a_long_list_of_faults_is_cut_and_counted(tmp_path: Path) -> None:
+    document = _document(tmp_path)
+    document["annotations"] = [{"id": i, "image_id": 0, "category_id": 10, "bbox": [0, 0, 1, 1]} for i in range(500)]
+    with pytest.raises(ConfigError, match=r"(?s)500 problem.*and 470 more"):
+        read_annotations(_write(tmp_path, document))
+
+
+def test_labels_can_count_in_another_list_of_classes(tmp_path: Path) -> None:
+    videos = read_annotations(_write(tmp_path, _document(tmp_path)))
+    wider = videos.with_classes(["horse", "dog", "cat"])
+    assert wider.labels_N.tolist() == [2, 1, 1]
+    with pytest.raises(ConfigError, match="dog"):
+        videos.with_classes(["cat"])
+
+
+def test_frames_of_a_video_file_are_its_frames_by_number(tmp_path: Path) -> None:
+    config = ShapesConfig(frames=6)
+    path = render_clips(tmp_path, config=config, seeds=[4], scale=2)
+    document = json.loads(path.read_text())
+    document["images"] = [image for image in document["images"] if image["frame_id"] in (1, 4)]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] in kept]
+    store = FrameStore(read_annotations(_write(tmp_path, document)), tmp_path / "cache")
+    store.extract()
+    scene = make_scene(config, 4)
+    for i, t in enumerate((1, 4)):
+        small = cv2.resize(store.read(i), (96, 96), interpolation=cv2.INTER_AREA).astype(float)
+        errors = [np.abs(small - scene.frame(other)).mean() for other in range(6)]
+        assert int(np.argmin(errors)) == t
+    assert len(list((tmp_path / "cache").rglob("*.png"))) == 2
+
+
+def test_a_video_that_ends_too_early_and_a_wrong_size_are_reported_together(tmp_path: Path) -> None:
+    path = render_clips(tmp_path, config=ShapesConfig(frames=3), seeds=[1, 2], scale=1)
+    document = json.loads(path.read_text())
+    document["images"][2]["frame_id"] = 9
+    for image in document["images"][3:]:
+        image["width"] = 100
+    store = FrameStore(read_annotations(_write(tmp_path, document)), tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"(?s)ends after 3 frames, but frame 9.*96x96 px, but 'images' says 100x96"):
+        store.extract()
