@@ -9,7 +9,6 @@ cost a quarter of the frame rate.
 
 from __future__ import annotations
 
-import math
 import sys
 
 import numpy as np
@@ -75,36 +74,30 @@ class FrameBatch:
             return False
         return self.rows == 0 or self._ends[-1] + size <= self._max_bytes
 
-    def slot(self, shape: tuple[int, ...]) -> Bytes:
-        """Return writable memory for a uint8 image of ``shape`` that ``fits``; taken into the batch by ``add(None, …)``."""
-        size = math.prod(shape)
+    def slot(self, shape: tuple[int, ...], size: int) -> Bytes:
+        """Return writable memory for a uint8 image of ``shape`` and ``size`` that ``fits``; ``take_slot`` makes it a row."""
         start = self._ends[-1]
         if start + size > self._block.size:
             self._grow(size)
         return self._block[start : start + size].reshape(shape)
 
-    def add(
-        self,
-        image: bytes | Bytes | None,
-        *,
-        sequence: int,
-        time_us: int,
-        encoding: str,
-        height: int,
-        width: int,
-        size: int = 0,
-        role: str | None = None,
+    def take_slot(
+        self, size: int, sequence: int, time_us: int, encoding: str, height: int, width: int, role: str | None = None
     ) -> None:
-        """Append a row: ``image`` bytes, or None when ``size`` bytes were already written into the last ``slot``."""
-        if image is not None:
-            flat = np.frombuffer(image, np.uint8)
-            size = flat.size
-            self.slot((size,))[:] = flat
-        self._append(sequence, time_us, size, encoding, height, width, None, role)
+        """Append the row whose image was written into the last ``slot``."""
+        self._append(size, sequence, time_us, encoding, height, width, None, role)
+
+    def add(
+        self, image: Bytes | bytes, sequence: int, time_us: int, encoding: str, height: int, width: int, role: str | None = None
+    ) -> None:
+        """Append a row with a copy of the bytes ``image``."""
+        flat = np.frombuffer(image, np.uint8)
+        self.slot((flat.size,), flat.size)[:] = flat
+        self._append(flat.size, sequence, time_us, encoding, height, width, None, role)
 
     def add_error(self, error: str, *, sequence: int, time_us: int) -> None:
         """Append a row without an image that says what was wrong."""
-        self._append(sequence, time_us, 0, None, None, None, error, None)
+        self._append(0, sequence, time_us, None, None, None, error, None)
 
     def finish(self) -> pa.RecordBatch | None:
         """Return the batch, or None if it has no row. The object must not be used afterwards."""
@@ -129,9 +122,9 @@ class FrameBatch:
 
     def _append(
         self,
+        size: int,
         sequence: int,
         time_us: int,
-        size: int,
         encoding: str | None,
         height: int | None,
         width: int | None,

@@ -161,14 +161,7 @@ class ImagesReader(Reader):
                 raise ValueError("the file is empty")
             header = parse_header(data)
             if header is not None:
-                batch.add(
-                    data,
-                    sequence=self._next,
-                    time_us=time_us,
-                    encoding=header.encoding,
-                    height=header.height,
-                    width=header.width,
-                )
+                batch.add(data, self._next, time_us, header.encoding, header.height, header.width)
                 return True
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if image is None:
@@ -176,8 +169,7 @@ class ImagesReader(Reader):
             if not batch.fits(image.size):
                 return False
             height, width = image.shape[:2]
-            pixels = image.reshape(-1)
-            batch.add(pixels, sequence=self._next, time_us=time_us, encoding="raw_bgr8", height=height, width=width)
+            batch.add(image.reshape(-1), self._next, time_us, "raw_bgr8", height, width)
         except (OSError, ValueError, cv2.error) as error:
             if not batch.fits(0):
                 return False
