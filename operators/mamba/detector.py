@@ -188,8 +188,10 @@ class StreamDetector:
     def start(self, slots_B: Tensor, frames: Frames, references: Frames | None, owner_T: Tensor) -> Found:
         """Take the first frame of B streams, with their reference frames (``owner_T``: position in B) if they have any.
 
-        Spec §3.1-3.3. Banks get the plain rows of references and frame; the frame attends to all of them. With the pixel level
-        that is a first pass on plain maps, which fills the pixel bank, and the frame is then processed as any other.
+        Banks get the plain rows of references and frame; the frame attends to all of them (the official protocol; without
+        references the causal variant of it). With the pixel level that is a first pass on plain maps, which fills the pixel
+        bank from the boxes of references and frame, and the frame is then processed as any other. References that are not
+        finite are left out.
         """
         images, key_B = frames, torch.arange(slots_B.shape[0], device=self.device)
         owners = key_B
@@ -198,14 +200,17 @@ class StreamDetector:
             owners, key_B = torch.cat([owner_T, key_B]), key_B + owner_T.shape[0]
         seen = self._propose(images)
         assert seen.h_BNC is not None and seen.proposals is not None
-        bad_B = torch.zeros(slots_B.shape[0], dtype=torch.int64, device=self.device)
-        finite_B = bad_B.index_add_(0, owners, (~seen.finite_B).long()) == 0
+        finite_B = seen.finite_B[key_B]
+        write_T = seen.finite_B & finite_B[owners]
 
         topk = min(self.options.write_topk, seen.h_BNC.shape[1])
-        count_T = seen.proposals.valid_BN[:, :topk].sum(1) * finite_B[owners]
-        # Everything that gets enhanced: the frames; for the pixel level also the references, whose boxes choose cells.
-        asked = torch.arange(owners.shape[0], device=self.device) if self._pixel is not None else key_B
-        h_BNC, plain_TNC = seen.h_BNC[asked], seen.h_BNC[:, :topk]
+        plain_TNC = seen.h_BNC[:, :topk]
+        count_T = seen.proposals.valid_BN[:, :topk].sum(1) * write_T
+        # What gets enhanced: the frames; for the pixel level also the references, whose boxes choose cells.
+        asked = seen if self._pixel is not None or references is None else seen.take(key_B)
+        owner_B = owners if self._pixel is not None and references is not None else None
+        assert asked.h_BNC is not None
+        h_BNC = asked.h_BNC
         used: list[list[int]] = []
         for stage, (fc, attention) in enumerate(self._layers()):
             if stage:
@@ -218,15 +223,13 @@ class StreamDetector:
                 bank.write(slots_B[owners[rank]], rows, count_T[rank], self._replace, purpose=_REPLACE + turn * _TURN)
             readout = bank.read(slots_B, split=True)
             used.append(readout.valid_BK.sum(1).tolist())
-            h_BNC = h_BNC + self._attend(attention, h_BNC, readout, owners[asked])
+            h_BNC = h_BNC + self._attend(attention, h_BNC, readout, owner_B)
         cls, reg = self.model.head.predict(F.relu(h_BNC))
-        chosen = seen.take(asked)
-        assert chosen.proposals is not None
-        detections = self._detect(cls, reg, chosen)
+        detections = self._detect(cls, reg, asked)
         if self._pixel is None:
             return self._found(slots_B, detections, finite_B, used, written_B=finite_B)
         assert images.map_BCHW is not None and self._pixels is not None
-        self._write_cells(slots_B, owners, detections, images.map_BCHW, finite_B[owners], first_turn=1)
+        self._write_cells(slots_B, owners, detections, images.map_BCHW, write_T, first_turn=1)
         return self.step(slots_B, frames, write_B=finite_B)
 
     @torch.inference_mode()
@@ -289,10 +292,10 @@ class StreamDetector:
         return frames._replace(h_BNC=h_BNC, proposals=proposals, finite_B=finite_B)
 
     def _attend(self, attention: Attention, x_BNC: Tensor, readout: Readout, owner_B: Tensor | None = None) -> Tensor:
-        """Return the attention term of GEO over rows read from a bank."""
+        """Return the attention term over rows read from a bank; ``owner_B`` says which stream's, by default one each."""
         valid_BK: Tensor | None = readout.valid_BK
         keys, values = readout.rows["key"], readout.rows["value"]
-        if owner_B is not None and owner_B.shape[0] != keys.shape[0]:
+        if owner_B is not None:
             keys, values, valid_BK = keys[owner_B], values[owner_B], readout.valid_BK[owner_B]
         if bool(readout.valid_BK.all()):
             valid_BK = None  # the kernels without a mask are faster

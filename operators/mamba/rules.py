@@ -44,7 +44,7 @@ class Cells(NamedTuple):
 
 
 class CellRule(NamedTuple):
-    """Numbers of the pixel level's write rule (spec §3.3)."""
+    """Numbers of the pixel level's write rule; see :func:`select_cells`."""
 
     score: float
     per_box: int
