@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -32,13 +33,14 @@ def run(
     """Run ``spec`` to the end of its sources, or until ``stop`` is set or SIGINT or SIGTERM arrives.
 
     A stop is graceful: the sources stop, a last epoch is committed, and a run with ``resume=True`` goes on from there; a second
-    signal ends the run at once. ``runner`` wins over the spec's own. ``fault`` arms a fault point (``connectors.faults``) in
-    this process or, on Ray, in every task of the first attempt.
+    signal ends the run at once. ``runner`` wins over the spec's own. ``fault`` (default: the environment's STREAMBANK_FAULT)
+    arms a fault point of ``connectors.faults`` in this process and, on Ray, in every task of the first attempt.
 
     Raise ``RecoveryError`` where the state folder does not fit, ``DeviceError`` where a device is not there, ``SourceError``
     and ``SinkError`` for what a source or a sink cannot do. What was committed before stays committed.
     """
     name = runner or spec.runner
+    fault = os.environ.get(faults.VARIABLE) if fault is None else fault
     stop = stop or threading.Event()
     with _graceful(stop):
         if name == "local":

@@ -1,0 +1,117 @@
+"""The workload of the engine's tests: keyed JSON lines, running means, JSON lines out; and runs in a process that may be killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # for the operator in benchmarks/, here and in processes that import this module
+    sys.path.insert(0, str(ROOT))
+
+KEYS = 23
+
+
+def value_batch(keys: list[str], start: int = 0) -> pa.RecordBatch:
+    """Rows for ``RunningMean``: sequence and time count up from ``start``, values are a function of them."""
+    from benchmarks.running_mean import RunningMean
+
+    schema = RunningMean.input_schema
+    count = range(start, start + len(keys))
+    times = pa.array(count, pa.int64()).cast(schema.field("event_time").type)
+    values = pa.array([random.Random(i).random() for i in count])
+    return pa.RecordBatch.from_arrays([pa.array(keys), pa.array(count, pa.int64()), times, values], schema=schema)
+
+
+def write_lines(folder: Path, rows: int, files: int = 1) -> None:
+    """Write ``rows`` JSON lines of 23 keys into each of ``files`` files."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        draw = random.Random(number)
+        lines = [
+            json.dumps({"k": f"{number}.{draw.randrange(KEYS)}", "v": round(draw.random(), 3), "t": i}) for i in range(rows)
+        ]
+        (folder / f"part{number}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def pipeline(lines: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    """A pipeline over ``lines`` with state and rows below ``run``; ``changes`` have dotted names, ``__`` for the dot."""
+    values: dict[str, Any] = {
+        "name": "means",
+        "state": str(run / "state"),
+        "epoch_s": 0.03,
+        "sources": {
+            "events": {
+                "type": "jsonl",
+                "path": str(lines),
+                "stream_id": "k",
+                "event_time": "t",
+                "event_time_unit": "s",
+                "columns": {"v": "double"},
+            }
+        },
+        "operators": {
+            "mean": {
+                "type": "benchmarks.running_mean:RunningMean",
+                "input": "events",
+                "max_batch": 256,
+                "max_wait_ms": 0,
+                "slow_s": 0.002,
+            }
+        },
+        "sinks": {"rows": {"type": "jsonl", "input": "mean", "path": str(run / "rows")}},
+    }
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        place = values
+        for key in path:
+            place = place[key]
+        place[last] = value
+    return values
+
+
+def committed(run: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Stream → its committed rows in order."""
+    from connectors.sinks.read import read_committed
+
+    table = read_committed(run / "rows")
+    streams: dict[str, list[tuple[Any, ...]]] = {}
+    for row in zip(*(table.column(name).to_pylist() for name in ("stream_id", "sequence", "n", "m")), strict=True):
+        streams.setdefault(row[0], []).append(row[1:])
+    return streams
+
+
+def staged_files(run: Path) -> list[Path]:
+    """What is left of staging."""
+    return [path for path in (run / "rows").rglob("*.staged")]
+
+
+def run_here(values: dict[str, Any], *, resume: bool = False, runner: str = "local", fault: str | None = None) -> Any:
+    """Run in this process; return the report."""
+    from pipelines.api import Pipeline
+    from pipelines.runners import run
+
+    return run(Pipeline.from_dict(values).spec, runner=runner, resume=resume, fault=fault)
+
+
+def start_process(values: dict[str, Any], **options: Any) -> Any:
+    """Start a run in a process of its own. It is forked from a clean server that has everything imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.runners.local", "pipelines.api", "benchmarks.running_mean", "connectors.sinks.jsonl"])
+    process = context.Process(target=run_here, args=(values,), kwargs=options)
+    process.start()
+    return process
+
+
+def run_process(values: dict[str, Any], **options: Any) -> int:
+    """Run in a process of its own; return its exit code, ``-9`` after a fault."""
+    process = start_process(values, **options)
+    process.join(60)
+    code: int = process.exitcode
+    return code
