@@ -50,6 +50,7 @@ class Layout:
     event_time: str | None
     sequence: str | None
     unit: str
+    row_rate: float
     raw: pa.Schema
     schema: pa.Schema
 
@@ -63,6 +64,7 @@ class Layout:
         event_time: str | None,
         sequence: str | None,
         unit: str,
+        row_rate: float,
         columns: Sequence[str] | None,
     ) -> Layout:
         """Resolve the options against the columns of a file; a column called like a key is that key by default.
@@ -78,7 +80,7 @@ class Layout:
         elif keys["event_time"] is None:
             raise SourceError(
                 f"{where}: no column says when a row happened; name one by event_time: …, of {file.names}, "
-                "or set event_time_unit: rows to count rows as seconds"
+                "or set event_time_unit: rows (and row_rate) if rows are evenly spaced in time"
             )
         else:
             unit = _resolve_unit(file.field(keys["event_time"]), unit, where)
@@ -103,6 +105,7 @@ class Layout:
             event_time=keys["event_time"],
             sequence=keys["sequence"],
             unit=unit,
+            row_rate=row_rate,
             raw=pa.schema([*(file.field(name) for name in file.names if name in used), *values]),
             schema=pa.schema(fields, metadata=_kept_metadata(file)),
         )
@@ -126,7 +129,7 @@ class Layout:
                 given = given.fill_null(stream)
             streams = given
         if self.event_time is None:
-            times = pc.multiply(numbers, 1_000_000)
+            times = pa.array(np.rint(numbers.to_numpy() * (1e6 / self.row_rate)).astype(np.int64))
         else:
             source = raw.column(self.event_time)
             times = times_us(source, self.unit)

@@ -40,7 +40,11 @@ def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str)
         if given.is_dir():
             entries = [entry for entry in given.iterdir() if not entry.name.startswith(".") and wanted(entry)]
             if not entries:
-                raise SourceError(f"folder {item!r} holds no {what}; it holds {_sample(e.name for e in given.iterdir())}")
+                inside = list(given.iterdir())
+                hint = (
+                    f"; for files in its folders give {item.rstrip('/') + '/**/*'!r}" if any(map(Path.is_dir, inside)) else ""
+                )
+                raise SourceError(f"folder {item!r} holds no {what}; it holds {_sample(e.name for e in inside)}{hint}")
         elif given.exists():
             entries = [given]
         elif glob.has_magic(item):

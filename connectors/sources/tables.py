@@ -42,9 +42,10 @@ class TableOptions(ReplayOptions):
     event_time_unit: str = option(
         "auto",
         "Notation of event_time: s, ms, us, ns since 1970 UTC; iso (ISO 8601 text); auto for text and time columns; "
-        "rows: no column, row n happened n seconds after 1970-01-01.",
+        "rows: no column, row n happened n / row_rate seconds after 1970-01-01.",
         choices=TIME_UNITS,
     )
+    row_rate: float = option(1.0, "Rows per second where event_time_unit is rows.", unit="1/s", gt=0)
     sequence: str | None = option(
         None, "Column that counts the rows of a stream; nothing: the column 'sequence' if there is one, else the row number."
     )
@@ -64,6 +65,8 @@ class TableOptions(ReplayOptions):
                 parse_type(kind)
         if self.event_time is not None and self.event_time_unit == "rows":
             raise ConfigError(f"event_time: {self.event_time!r} is not read with event_time_unit: rows; leave one of them out")
+        if self.row_rate != 1.0 and self.event_time_unit != "rows":
+            raise ConfigError(f"row_rate: {self.row_rate!r} needs event_time_unit: rows; it is {self.event_time_unit!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ class TableSource(Source):
                 event_time=options.event_time,
                 sequence=options.sequence,
                 unit=options.event_time_unit,
+                row_rate=options.row_rate,
                 columns=None if options.columns is None else list(options.columns),
             )
         return self._resolved

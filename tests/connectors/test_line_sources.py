@@ -172,6 +172,8 @@ def test_units_of_numbers(tmp_path, unit, number):
 def test_rows_can_stand_for_time(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"v": 1}\n{"v": 2}\n')
     assert microseconds(read_all(jsonl(path, event_time=None, event_time_unit="rows"))) == [0, 1_000_000]
+    table = read_all(jsonl(path, event_time=None, event_time_unit="rows", row_rate=100.0))
+    assert microseconds(table) == [0, 10_000]
 
 
 @pytest.mark.parametrize("unit", ["auto", "iso"])
@@ -341,6 +343,7 @@ def test_estimates_of_rows_are_close(tmp_path):
         ({"delimiter": ""}, "delimiter: '' is not usable"),
         ({"columns": {"x": "number"}}, "columns: 'number' is no type; allowed: bool"),
         ({"event_time": "t", "event_time_unit": "rows"}, "is not read with event_time_unit: rows"),
+        ({"row_rate": 100.0}, "row_rate: 100.0 needs event_time_unit: rows; it is 'auto'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
