@@ -10,6 +10,9 @@ from connectors.sources.tables import TableOptions, TableSource
 
 __all__ = ["JsonlFormat", "JsonlSource"]
 
+_MAX_INFERRED_DEPTH = 10_000
+"""Inferring much deeper types overflows Arrow's stack; with the columns known the parser skips such values safely."""
+
 
 class JsonlFormat(LineFormat):
     """Reads JSON lines by Arrow's parser, on the calling thread."""
@@ -26,6 +29,8 @@ class JsonlFormat(LineFormat):
                 block.decode()
             except UnicodeDecodeError as error:
                 raise pa.ArrowInvalid(f"not UTF-8: {error.reason}") from error
+        if columns is None and _most_brackets(block) > _MAX_INFERRED_DEPTH:
+            raise pa.ArrowInvalid("nested too deeply to tell the columns from it")
         table = pj.read_json(
             pa.BufferReader(block),
             read_options=pj.ReadOptions(use_threads=False, block_size=len(block) + 1),
@@ -56,3 +61,8 @@ class JsonlSource(TableSource):
     def format(self) -> JsonlFormat:
         """Return how to read JSON lines."""
         return JsonlFormat()
+
+
+def _most_brackets(block: bytes) -> int:
+    """Return the number of opening brackets of the line that has most: no line nests deeper than that."""
+    return max(line.count(b"[") + line.count(b"{") for line in block.split(b"\n"))

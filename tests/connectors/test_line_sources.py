@@ -104,6 +104,13 @@ def test_bytes_that_are_no_utf8_spoil_only_their_line(tmp_path):
     assert "not UTF-8" in table["error"].to_pylist()[1]
 
 
+def test_a_deeply_nested_value_does_not_end_the_process(tmp_path):
+    deep = b'{"q": ' + b"[" * 200_000 + b"]" * 200_000 + b', "t": 2}\n'
+    table = read_all(jsonl(write(tmp_path / "a.jsonl", b'{"q": 1, "t": 1}\n' + deep), columns=["t"]))
+    assert microseconds(table)[0] == 1_000_000
+    assert read_all(jsonl(write(tmp_path / "b.jsonl", b'{"q": 1, "t": 1}\n' + deep)))["error"].null_count == 1
+
+
 def test_blank_lines_and_carriage_returns_are_no_records(tmp_path):
     path = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"v": 1, "t": 1}\r\n\r\n   \n  {"v": 2, "t": 2}\r\n\n{"v": 3, "t": 3}')
     table = read_all(jsonl(path))
