@@ -144,10 +144,8 @@ class StateFolder:
     def write(self, manifest: Manifest) -> None:
         """Commit an epoch: when this returns, its manifest is durable."""
         stamped = {**manifest.to_json(), "committed_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        content = json.dumps(stamped, separators=(",", ":"))
-        digest = hashlib.sha256(content.encode()).hexdigest()
-        document = f'{{"sha256":"{digest}","manifest":{content}}}\n'
-        self._write(self.root / "epochs" / f"{manifest.epoch:06d}.json", document.encode())
+        document = {"sha256": _digest(stamped), "manifest": stamped}
+        self._write(self.root / "epochs" / f"{manifest.epoch:06d}.json", json.dumps(document).encode())
 
     def clean(self) -> None:
         """Delete manifests beyond the newest two, and snapshot files and temporary files that those do not need."""
@@ -195,20 +193,22 @@ def read_manifests(root: Path) -> list[Manifest]:
     manifests = []
     for path in paths:
         try:
-            text = path.read_text(encoding="utf-8")
-            value = json.loads(text)["manifest"]
+            document = json.loads(path.read_text(encoding="utf-8"))
+            value = document["manifest"]
+            if value["format"] == FORMAT and _digest(value) != document["sha256"]:
+                raise ValueError("its checksum differs")
         except FileNotFoundError:
             continue  # deleted by a run that goes on
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("manifest=%s skipped: unreadable (%s)", path, error)
+            logger.warning("manifest=%s skipped, unreadable: %s", path, error)
             continue
-        if value.get("format") != FORMAT:
+        if value["format"] != FORMAT:
             raise RecoveryError(
-                f"{path} has format {value.get('format')!r}, this version reads {FORMAT}; resume with the version that wrote it"
+                f"{path} has format {value['format']!r}, this version reads {FORMAT}; resume with the version that wrote it"
             )
-        content = text[text.index('"manifest":') + len('"manifest":') : text.rindex("}")]
-        if hashlib.sha256(content.encode()).hexdigest() != json.loads(text).get("sha256"):
-            logger.warning("manifest=%s skipped: its checksum differs", path)
-            continue
         manifests.append(Manifest.from_json(value))
     return manifests
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
