@@ -87,9 +87,10 @@ class Document:
             raise ConfigError(f"{where}: {key!r} is not a key path; write keys joined by dots, as in operators.detect.seed")
         target = self.values
         for depth, part in enumerate(parts[:-1]):
-            below = target.setdefault(part, {})
-            if below is None:
-                below = target[part] = {}
+            if target.get(part) is None:
+                target[part] = {}
+                self.marks[tuple(parts[: depth + 1])] = where
+            below = target[part]
             if not isinstance(below, dict):
                 at = ".".join(parts[: depth + 1])
                 raise ConfigError(f"{where}: {at!r} is {below!r}, not a mapping, so {parts[depth + 1]!r} cannot be set in it")

@@ -6,6 +6,7 @@ are the business of ``pipelines.check``. Every message carries file, line and co
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from pipelines.document import Document, KeyPath, parse_scalar_or_flow, raise_pr
 from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
 from pipelines.graph import topological_order
 from pipelines.options import option_infos, parse_options, show_value, unknown_keys
-from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, RunnerName, SinkSpec, SourceSpec
+from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, RunnerName, Secret, SinkSpec, SourceSpec
 
 __all__ = ["load_spec", "spec_from_dict"]
 
@@ -50,7 +51,8 @@ def load_spec(
     document = Document.read(_find(path))
     for text in sets:
         key, value = _parse_set(text)
-        document.set(_full_key(document, key), value, f"--set {text}", Path.cwd())
+        where = f"--set {text}"
+        document.set(_full_key(document, key, where), value, where, Path.cwd())
     _override(document, overrides)
     if runner is not None:
         document.set("runner", runner, f"--runner {runner}", Path.cwd())
@@ -68,17 +70,28 @@ def spec_from_dict(
 
 def _override(document: Document, overrides: Mapping[str, Any] | None) -> None:
     for key, value in (overrides or {}).items():
-        document.set(_full_key(document, key), value, f"override {key}", Path.cwd())
+        where = f"override {key}"
+        document.set(_full_key(document, key, where), value, where, Path.cwd())
 
 
-def _full_key(document: Document, key: str) -> str:
-    """Put the section before a key that begins with a node's name: ``detect.seed`` is ``operators.detect.seed``."""
-    first = key.partition(".")[0]
+def _full_key(document: Document, key: str, where: str) -> str:
+    """Put the section before a key that begins with a node's name: ``detect.seed`` is ``operators.detect.seed``.
+
+    Raise ``ConfigError`` where a key goes into a node that is not there: that is a slip far more often than a new node.
+    """
+    parts = key.split(".")
+    nodes: dict[str, str] = {}
     for section in _SECTIONS:
-        nodes = document.values.get(section)
-        if first not in document.values and isinstance(nodes, dict) and first in nodes:
-            return f"{section}.{key}"
-    return key
+        values = document.values.get(section)
+        nodes |= dict.fromkeys(values if isinstance(values, dict) else (), section)
+    if parts[0] in _SECTIONS:
+        wrong = parts[1] if len(parts) > 2 and nodes.get(parts[1]) != parts[0] else None
+        nodes = {name: section for name, section in nodes.items() if section == parts[0]}
+    else:
+        wrong = parts[0] if len(parts) > 1 and parts[0] not in nodes and parts[0] not in document.values else None
+    if wrong:
+        raise ConfigError(f"{where}: there is no node {wrong!r}{nearest(wrong, nodes)}; allowed: {', '.join(nodes)}")
+    return f"{nodes[parts[0]]}.{key}" if len(parts) > 1 and parts[0] in nodes else key
 
 
 def _parse_set(text: str) -> tuple[str, Any]:
@@ -221,7 +234,10 @@ class _Checker:
             parse_with = {key: value or "" for key, value in resolved.items()}
             self._parse(loaded.Options, given | parse_with, path)
             return None, secrets
-        return self._parse(loaded.Options, given | resolved, path), secrets
+        options = self._parse(loaded.Options, given | resolved, path)
+        if options is not None and resolved:
+            options = dataclasses.replace(options, **{key: Secret(value) for key, value in resolved.items()})
+        return options, secrets
 
     def _parse(self, cls: type, values: Mapping[str, Any], path: KeyPath) -> Any:
         """Return an instance of ``cls`` from the keys of ``values`` that it has, or None after noting the problems."""

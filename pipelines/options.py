@@ -192,14 +192,14 @@ def _adapter(cls: type, name: str) -> TypeAdapter[Any]:
 
 def _type_problems(info: OptionInfo, value: Any, error: ValidationError) -> list[Problem]:
     """Say what is wrong in our words. Of a union only the whole is judged: which member was meant cannot be known."""
+    hint = "; {env: ...} and {file: ...} are for secret options only" if _is_reference(value) and not info.secret else ""
     if len(_members(info.annotation)) > 1:
-        hint = "" if info.secret or not _is_reference(value) else "; {env: ...} and {file: ...} are for secret options only"
         return [Problem((info.name,), f"must be {info.allowed}, got {_shown(info, value)}{hint}")]
     problems = []
     for detail in error.errors(include_url=False, include_context=False):
         path = (info.name, *detail["loc"])
         if len(path) == 1:
-            problems.append(Problem(path, f"must be {info.allowed}, got {_shown(info, value)}"))
+            problems.append(Problem(path, f"must be {info.allowed}, got {_shown(info, value)}{hint}"))
         else:
             words = _ERROR_WORDS.get(detail["type"])
             message = f"must be {words}" if words else detail["msg"][:1].lower() + detail["msg"][1:]

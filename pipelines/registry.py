@@ -61,9 +61,7 @@ def find(name: str) -> list[Entry]:
     found = [entry for entry in _ENTRIES if entry.name == name]
     if not found:
         names = sorted({entry.name for entry in _ENTRIES})
-        raise ConfigError(
-            f"no source, operator or sink is called {name!r}{nearest(name, names)}; there are: {', '.join(names)}"
-        )
+        raise ConfigError(f"no source, operator or sink is called {name!r}{nearest(name, names)}; allowed: {', '.join(names)}")
     return found
 
 

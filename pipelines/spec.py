@@ -21,10 +21,19 @@ if TYPE_CHECKING:
     from connectors.base import Sink, Source
     from operators.base import Operator
 
-__all__ = ["RUNNERS", "NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "SinkSpec", "SourceSpec"]
+__all__ = ["RUNNERS", "NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "Secret", "SinkSpec", "SourceSpec"]
 
 RunnerName = Literal["local", "ray"]
 RUNNERS: tuple[RunnerName, ...] = ("local", "ray")
+
+
+class Secret(str):
+    """A text that does not show in ``repr``, and so not in the ``repr`` of the options that hold it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
 
 
 @dataclass(frozen=True, kw_only=True)

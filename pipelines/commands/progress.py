@@ -115,7 +115,7 @@ def live_line(progress: Progress, meter: RateMeter) -> str:
         "no epoch yet" if progress.epoch < 0 else f"epoch {progress.epoch}",
         *([] if progress.attempt <= 1 else [f"attempt {progress.attempt}"]),
     ]
-    return f"{_duration(progress.seconds)}  " + " · ".join(parts)
+    return " · ".join([_duration(progress.seconds), *parts])
 
 
 def report_text(name: str, report: RunReport, folders: dict[str, str]) -> str:
@@ -124,7 +124,8 @@ def report_text(name: str, report: RunReport, folders: dict[str, str]) -> str:
         return f"{name}: already finished at epoch {report.epoch}; there is nothing left to do"
     lines = [
         f"{name}: {report.status} after {_duration(report.seconds)} (start-up {report.startup_s:.1f} s) on {report.runner}, "
-        f"{report.epochs} epoch{'s'[: report.epochs != 1]}, {report.attempts} attempt{'s'[: report.attempts != 1]}"
+        f"{report.epochs} epoch{'s' if report.epochs != 1 else ''}"
+        + (f", {report.attempts} attempts" if report.attempts > 1 else "")
     ]
     width = max((len(node) for node in report.rows_committed), default=0)
     for node, rows in report.rows_committed.items():
@@ -148,6 +149,8 @@ def _facts(progress: Progress, meter: RateMeter) -> dict[str, Any]:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

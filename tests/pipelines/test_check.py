@@ -1,0 +1,143 @@
+"""What ``check`` finds without running: files, schemas between nodes, checkpoints, devices, folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines.api import Pipeline
+from pipelines.check import Finding
+from pipelines.registry import ready_pipelines
+
+
+def findings(tmp_path: Path, **changes: Any) -> list[Finding]:
+    """Check a sound pipeline with some dotted keys changed; ``__`` stands for a dot."""
+    (tmp_path / "n.txt").touch()
+    pipeline = {
+        "name": "labels",
+        "state": "state",
+        "sources": {"numbers": {"type": "pipeline_types:NumberSource", "path": "n.txt"}},
+        "operators": {"label": {"type": "pipeline_types:LabelOperator", "input": "numbers"}},
+        "sinks": {"rows": {"type": "parquet", "input": "label", "path": "rows"}},
+    }
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    return Pipeline.from_dict(pipeline, base=tmp_path, overrides=overrides).check()
+
+
+def problems(found: list[Finding]) -> list[tuple[str, str, str]]:
+    return [(finding.level, finding.where, finding.message) for finding in found if finding.level != "ok"]
+
+
+def test_a_sound_pipeline_is_said_to_be_ok_node_by_node(tmp_path: Path) -> None:
+    assert findings(tmp_path) == [
+        Finding("ok", "sources.numbers", "pipeline_types:NumberSource, 1 split (only), rows of numbers.v1"),
+        Finding("ok", "operators.label", "pipeline_types:LabelOperator on auto, gives labelled.v1"),
+        Finding("ok", "sinks.rows", f"parquet into {tmp_path}/rows"),
+    ]
+
+
+def test_nothing_is_written_by_a_check(tmp_path: Path) -> None:
+    findings(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["n.txt"]
+
+
+def test_all_nodes_are_checked_and_all_problems_reported(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    found = problems(
+        findings(
+            tmp_path, numbers__path=tmp_path / "none.txt", rows__path=blocked / "rows", numbers__parallelism=2, state=blocked
+        )
+    )
+    assert found == [
+        ("error", "state", f"{blocked} is a file, so the folder {blocked} cannot be made; choose another path"),
+        ("error", "sources.numbers", f"no such file: '{tmp_path}/none.txt'"),
+        ("error", "sinks.rows.path", f"{blocked} is a file, so the folder {blocked}/rows cannot be made; choose another path"),
+    ]
+
+
+def test_more_tasks_than_files_are_a_warning(tmp_path: Path) -> None:
+    assert problems(findings(tmp_path, numbers__parallelism=2)) == [
+        ("warning", "sources.numbers.parallelism", "is 2, but there is only 1 split; the other tasks idle")
+    ]
+
+
+def test_rows_that_do_not_fit_an_operator(tmp_path: Path) -> None:
+    found = problems(findings(tmp_path, operators={"label": {"type": "null", "input": "numbers"}}))
+    assert [(level, where) for level, where, _ in found] == [("error", "operators.label.input")]
+    assert found[0][2].startswith("rows of 'numbers' do not fit: column 'image' (binary) is missing; column 'encoding'")
+
+
+def test_control_rows_that_do_not_fit(tmp_path: Path) -> None:
+    found = problems(findings(tmp_path, label__control="numbers"))
+    assert [(level, where) for level, where, _ in found] == [("error", "operators.label.control")]
+    assert "column 'label' (string) is missing" in found[0][2]
+
+
+def test_options_of_a_sink_that_do_not_fit_its_input(tmp_path: Path) -> None:
+    found = problems(findings(tmp_path, rows__columns=["stream_id", "lable"]))
+    assert [(level, where) for level, where, _ in found] == [("error", "sinks.rows")]
+    assert "lable" in found[0][2]
+
+
+def test_a_sink_of_one_input_with_two(tmp_path: Path) -> None:
+    found = problems(findings(tmp_path, sinks__rows={"type": "parquet", "inputs": ["label", "numbers"], "path": "rows"}))
+    assert [(level, where) for level, where, _ in found] == [("error", "sinks.rows")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    message = "device 'cuda' is not there: on this machine there is no CUDA GPU; set 'device: auto' or 'device: cpu'"
+    assert problems(findings(tmp_path, label__device="cuda")) == [("error", "operators.label.device", message)]
+    [(level, where, _)] = problems(findings(tmp_path, label__device="cuda", runner="ray"))
+    assert (level, where) == ("warning", "operators.label.device")
+
+
+def test_a_state_folder_with_epochs_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "state/epochs").mkdir(parents=True)
+    (tmp_path / "state/epochs/000000.json").touch()
+    message = f"{tmp_path}/state holds epochs of an earlier run: go on with --resume, or choose another"
+    assert problems(findings(tmp_path)) == [("warning", "state", message)]
+
+
+def mamba(tmp_path: Path, checkpoint: Path) -> list[tuple[str, str, str]]:
+    return problems(findings(tmp_path, operators={"label": {"type": "mamba", "input": "numbers", "checkpoint": checkpoint}}))
+
+
+def test_a_missing_checkpoint(tmp_path: Path) -> None:
+    found = mamba(tmp_path, tmp_path / "none.safetensors")
+    message = f"{tmp_path}/none.safetensors: cannot be read: No such file or directory; check the path"
+    assert ("error", "operators.label", message) in found
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{nothing")
+    assert any(
+        where == "operators.label" and "not a complete safetensors file" in text
+        for _, where, text in mamba(tmp_path, tmp_path / "m.safetensors")
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ready_pipelines()))
+def test_schemas_of_ready_pipelines_fit(name: str, tmp_path: Path) -> None:
+    """Input files are the user's, so the checks run on a video and weights that stand in for them."""
+    import cv2
+    import numpy as np
+
+    from pipelines.file import load_spec
+
+    video = tmp_path / "v.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    weights = Path(__file__).resolve().parents[2] / "models/mamba/weights/shapes.safetensors"
+    spec = load_spec(name)
+    overrides: dict[str, Any] = {f"{source.name}.path": video for source in spec.sources}
+    overrides |= {f"{sink.name}.path": tmp_path / sink.name for sink in spec.sinks}
+    overrides |= {f"{node.name}.checkpoint": weights for node in spec.operators if node.type == "mamba"}
+    found = Pipeline.load(name, overrides={**overrides, "state": tmp_path / "state"}).check()
+    assert [finding for finding in found if finding.level == "error"] == []
+    assert len(found) >= len(spec.nodes)
