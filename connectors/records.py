@@ -73,7 +73,8 @@ FRAME = key_schema(
         pa.field("error", pa.string()),
     ],
 )
-"""One video frame. ``encoding``: jpeg, png, or raw_rgb8 / raw_bgr8 / raw_gray8 (height·width·channels bytes, row-major).
+"""One video frame. ``encoding``: jpeg, png, raw_rgb8 / raw_bgr8 / raw_gray8 (height·width·channels bytes, row-major), or
+raw_f32_rgb (little-endian float32 in 0..255).
 ``error`` is set by a source that could not decode the frame; ``image`` is then null."""
 
 
