@@ -76,7 +76,7 @@ class _Checker:
         if splits is None or schema is None:
             return
         count = f"{len(splits)} split{'s' if len(splits) != 1 else ''}"
-        self._add("ok", where, f"{node.type}, {count} ({_few(splits)}), rows of {records.schema_name(schema)}")
+        self._add("ok", where, f"{node.type}, {count} ({_few(splits)}), rows of {_rows(schema)}")
         if node.parallelism > len(splits):
             self._add(
                 "warning", f"{where}.parallelism", f"is {node.parallelism}, but there is only {count}; the other tasks idle"
@@ -95,7 +95,7 @@ class _Checker:
         device = self._device(node, f"{where}.device")
         if len(self.findings) == before and device is not None:
             shards = f", {node.shards} shards" if node.shards > 1 else ""
-            gives = f", gives {records.schema_name(schema)}" if schema is not None else ""
+            gives = f", gives {_rows(schema)}" if schema is not None else ""
             self._add("ok", where, f"{node.type} on {device}{shards}{gives}")
 
     def _device(self, node: OperatorSpec, where: str) -> str | None:
@@ -153,6 +153,12 @@ class _Checker:
 
     def _add(self, level: Literal["ok", "warning", "error"], where: str, message: str) -> None:
         self.findings.append(Finding(level, where, message))
+
+
+def _rows(schema: pa.Schema) -> str:
+    """Name a schema; one without a name by its columns."""
+    name = records.schema_name(schema)
+    return f"[{_few(schema.names, 12)}]" if name == "unnamed" else name
 
 
 def _few(names: list[str], most: int = 4) -> str:

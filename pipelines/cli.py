@@ -29,7 +29,7 @@ class _Group(click.Group):
         except StreambankError as error:
             if ctx.meta.get("streambank.debug"):
                 raise
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.secho("error:", fg="red", bold=True, nl=False, err=True)
             click.echo(_indented(str(error)), err=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)
 
@@ -114,7 +114,7 @@ def check(file: str, sets: tuple[str, ...], runner: str | None, print_resolved: 
     findings = pipeline.check()
     for finding in findings:
         click.secho(f"{finding.level:<8}", fg=colours[finding.level], nl=False, err=True)
-        click.echo(f"{finding.where}: {_indented(finding.message)}", err=True)
+        click.echo(f"{finding.where}:{_indented(finding.message)}", err=True)
     if any(finding.level == "error" for finding in findings):
         raise click.exceptions.Exit(2)
 
@@ -195,9 +195,9 @@ def main() -> None:
 
 
 def _indented(text: str) -> str:
-    """Put several lines below each other, the first one on a line of its own."""
+    """Put one line behind what stands before it, several ones below."""
     lines = text.splitlines()
-    return text if len(lines) < 2 else "\n" + "\n".join(f"  {line}" for line in lines)
+    return f" {text}" if len(lines) < 2 else "".join(f"\n  {line}" for line in lines)
 
 
 if __name__ == "__main__":
