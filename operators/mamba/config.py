@@ -82,6 +82,12 @@ class MambaOptions:
     cut_correlation: float = option(
         0.5, "A cut is where the colour histograms of neighbouring frames correlate less than this; for `on_cut: reset`.", le=1
     )
+    max_long_side: int | None = option(
+        None, "Scale frames to at most this long side; default: the weights' own (1000). Smaller is faster.", unit="px", ge=16
+    )
+    max_short_side: int | None = option(
+        None, "Scale frames to at most this short side; default: the weights' own (600).", unit="px", ge=16
+    )
     score_threshold: float | None = option(
         None, "Report detections above this score only; default: the weights' own (1e-4, for evaluation).", ge=0, le=1
     )

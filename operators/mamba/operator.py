@@ -463,9 +463,8 @@ def _adapt_config(config: MambaConfig, options: MambaOptions, name: str) -> Mamb
         raise ConfigError(
             f"{name}: levels='pixel', but these weights have no pixel level; use levels='instance' or other weights"
         )
-    if options.score_threshold is None:
-        return config
-    return dataclasses.replace(config, score_threshold=options.score_threshold)
+    given = {key: getattr(options, key) for key in ("max_long_side", "max_short_side", "score_threshold")}
+    return dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
 
 
 def _model_id(model: Mamba) -> str:
