@@ -144,7 +144,7 @@ def test_check_says_what_it_found_and_touches_nothing(folder: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == ""
     assert result.stderr.splitlines() == [
-        "ok      sources.events: jsonl, 1 split (all), rows of [stream_id, sequence, event_time, k, v, t, error]",
+        "ok      sources.events: jsonl, 1 split (all), rows of [stream_id, sequence, event_time, v, error]",
         f"ok      sinks.rows: parquet into {folder}/rows",
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["copy.yaml", "events.jsonl"]
