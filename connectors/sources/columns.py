@@ -1,13 +1,12 @@
-"""Columns of a table as keys and values of records: choosing them, their types, and event times of every notation.
+"""Which column of a table is what: keys, values and their types, and records made of them, column by column.
 
-Knows nothing of files. Everything is vectorised; only a column that fails to convert as a whole is halved until the rows
-that cannot be converted are found, and these become null.
+Knows nothing of how files are read. A row whose keys cannot be used keeps its place and gets an error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +15,11 @@ import pyarrow.compute as pc
 
 from connectors.errors import ConfigError, SourceError, nearest
 from connectors.records import KEY_FIELDS, TIME_TYPE
+from connectors.sources.casting import convert
+from connectors.sources.event_time import times_us
 
-__all__ = ["TIME_UNITS", "Layout", "convert", "parse_type", "times_us"]
+__all__ = ["Layout", "parse_type"]
 
-TIME_UNITS = ("auto", "s", "ms", "us", "ns", "iso", "rows")
-
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-# Years 1 to 9999, what Python's datetime can show.
-_MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_999_999
-_ZONE = re.compile(r"(Z|[+-]\d{2}:?\d{2})$")
 _LIST = re.compile(r"list<(.+)>")
 
 
@@ -88,15 +83,16 @@ class Layout:
         chosen = list(columns) if columns is not None else [name for name in file.names if name not in used]
         for name in chosen:
             _find(file, name, "columns", where, required=True)
-        values = [file.field(name).with_nullable(True) for name in chosen if name not in used]
-        for taken in values:
-            if taken.name in ("stream_id", "sequence", "event_time"):
+        values = [file.field(name).with_nullable(True) for name in dict.fromkeys(chosen) if keys.get(name) != name]
+        for value in values:
+            if value.name in keys:
+                source = repr(keys[value.name]) if keys[value.name] is not None else "the number of the row"
                 raise SourceError(
-                    f"{where}: column {taken.name!r} would be in the way of the key {taken.name!r}, which is read from "
-                    f"{keys[taken.name]!r}; leave it out by listing the columns you want in columns: […]"
+                    f"{where}: column {value.name!r} would be in the way of the key {value.name!r}, which is {source}; "
+                    "leave it out by listing the columns you want in columns: […]"
                 )
-            if taken.name == "error" and taken.type != pa.string():
-                raise SourceError(f"{where}: column 'error' is {taken.type}; it must be string, or be left out by columns: […]")
+            if value.name == "error" and value.type != pa.string():
+                raise SourceError(f"{where}: column 'error' is {value.type}; it must be string, or be left out by columns: […]")
         fields = [*KEY_FIELDS, *values]
         if "error" not in (value.name for value in values):
             fields.append(pa.field("error", pa.string()))
@@ -106,7 +102,7 @@ class Layout:
             sequence=keys["sequence"],
             unit=unit,
             row_rate=row_rate,
-            raw=pa.schema([*(file.field(name) for name in file.names if name in used), *values]),
+            raw=pa.schema([file.field(name) for name in file.names if name in used or name in chosen]),
             schema=pa.schema(fields, metadata=_kept_metadata(file)),
         )
 
@@ -121,13 +117,13 @@ class Layout:
         rows = raw.num_rows
         numbers = pa.array(np.arange(first_row, first_row + rows))
         problems = [] if errors is None else [errors]
-        streams = pa.repeat(stream, rows)
-        if self.stream_id is not None:
-            given = _strings(raw.column(self.stream_id))
-            if given.null_count:
-                problems.append(_complain(given.is_null(), f"column {self.stream_id!r} names no stream", None))
-                given = given.fill_null(stream)
-            streams = given
+        if self.stream_id is None:
+            streams = pa.repeat(stream, rows)
+        else:
+            streams = _strings(raw.column(self.stream_id))
+            if streams.null_count:
+                problems.append(_complain(streams.is_null(), f"column {self.stream_id!r} names no stream", None))
+                streams = streams.fill_null(stream)
         if self.event_time is None:
             times = pa.array(np.rint(numbers.to_numpy() * (1e6 / self.row_rate)).astype(np.int64))
         else:
@@ -162,62 +158,6 @@ class Layout:
         return batch, int(times[rows - 1].as_py()) if rows else time_us
 
 
-def convert(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Cast ``array``; null where a value cannot be cast."""
-    if array.type == kind:
-        return array
-    return _tolerant(array, lambda part: part.cast(kind), kind)
-
-
-def times_us(array: pa.Array, unit: str) -> pa.Array:
-    """Return event times as int64 microseconds since 1970 UTC; null where there is none or it is beyond year 1 to 9999.
-
-    Times without a zone are taken for UTC. ``unit`` is one of ``TIME_UNITS`` but auto and rows.
-    """
-    if unit == "iso":
-        if pa.types.is_date(array.type):
-            array = array.cast(pa.timestamp("s"))
-        if pa.types.is_timestamp(array.type):
-            # Not safe: nanoseconds below a microsecond are cut off.
-            return array.cast(pa.timestamp("us", array.type.tz), safe=False).view(pa.int64())
-        return _tolerant(convert(array, pa.string()), _parse_iso, pa.int64())
-    per_second = _PER_SECOND[unit]
-    if pa.types.is_integer(array.type):
-        numbers = convert(array, pa.int64())
-        missing = numbers.is_null().to_numpy(zero_copy_only=False)
-        values = numbers.fill_null(0).to_numpy()
-        if unit == "ns":
-            us = values // 1000
-        else:
-            scale = 1_000_000 // per_second
-            missing = missing | (values > _MAX_US // scale) | (values < _MIN_US // scale)
-            us = np.where(missing, 0, values) * scale
-        return pa.array(us, mask=missing) if missing.any() else pa.array(us)
-    floats = convert(array, pa.float64())
-    scaled = floats.to_numpy(zero_copy_only=False) * (1_000_000 / per_second)
-    fine = (scaled >= _MIN_US) & (scaled <= _MAX_US)  # false for NaN, which stands for null too
-    us = np.rint(np.where(fine, scaled, 0.0)).astype(np.int64)
-    return pa.array(us) if fine.all() else pa.array(us, mask=~fine)
-
-
-def _parse_iso(part: pa.Array) -> pa.Array:
-    known = part.drop_null()
-    zoned = len(known) > 0 and _ZONE.search(known[0].as_py().strip()) is not None
-    kind = TIME_TYPE if zoned else pa.timestamp("us")
-    return pc.utf8_trim_whitespace(part).cast(kind).view(pa.int64())
-
-
-def _tolerant(array: pa.Array, work: Callable[[pa.Array], pa.Array], kind: pa.DataType) -> pa.Array:
-    """Apply ``work``; where it fails, halve until the values that fail are alone and replace these by null."""
-    try:
-        return work(array)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        if len(array) <= 1:
-            return pa.nulls(len(array), kind)
-        half = len(array) // 2
-        return pa.concat_arrays([_tolerant(array[:half], work, kind), _tolerant(array[half:], work, kind)])
-
-
 def _strings(array: pa.Array) -> pa.Array:
     """Return stream ids as strings; NaN and the empty string become null."""
     if pa.types.is_floating(array.type):
@@ -231,14 +171,15 @@ def _complain(bad: pa.Array, text: str, values: pa.Array | None) -> pa.Array:
     """Return an error column: ``text``, with the value, in the rows that are ``bad``."""
     if values is None:
         return pc.if_else(bad, text, pa.scalar(None, pa.string()))
-    messages = [
-        f"{text}: {_shorten(value.as_py())}" if wrong else None for wrong, value in zip(bad.to_pylist(), values, strict=True)
-    ]
+    messages = [f"{text}: {_show(value)}" if wrong else None for wrong, value in zip(bad.to_pylist(), values, strict=True)]
     return pa.array(messages, pa.string())
 
 
-def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value)
+def _show(value: pa.Scalar, limit: int = 80) -> str:
+    try:
+        text = repr(value.as_py())
+    except (ValueError, OverflowError):  # no UTF-8, or a time that Python has no object for
+        return f"a {value.type} that cannot be shown"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

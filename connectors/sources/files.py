@@ -65,7 +65,7 @@ def name_streams(paths: Iterable[Path], by: str) -> dict[str, Path]:
 
     Raise ``SourceError`` when two files get the same name, since state belongs to a name.
     """
-    paths = [path.resolve() for path in paths]
+    paths = [path.absolute() for path in paths]
     base = _common_folder(paths)
     streams: dict[str, Path] = {}
     for path in paths:

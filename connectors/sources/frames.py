@@ -9,7 +9,7 @@ cost a quarter of the frame rate.
 
 from __future__ import annotations
 
-import sys
+import weakref
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +32,24 @@ _KEPT_BLOCKS = 3
 
 
 class FrameMemory:
-    """Blocks of memory for frames, of one reader. A block is free when no Arrow buffer refers to it any more."""
+    """Blocks of memory for the frames of one reader, each on loan until the last Arrow buffer that refers to it is gone."""
 
     def __init__(self) -> None:
-        self._blocks: list[Bytes] = []
+        self._free: list[Bytes] = []
 
     def take(self, size: int) -> Bytes:
-        """Return a block of at least ``size`` bytes that nobody refers to."""
-        for block in self._blocks:
-            # References of a free block: the list, the loop variable, the argument of getrefcount.
-            if block.size >= size and sys.getrefcount(block) == 3:
-                return block
-        block = np.empty(size, np.uint8)
-        self._blocks = [*self._blocks[-_KEPT_BLOCKS + 1 :], block]
-        return block
+        """Return at least ``size`` bytes. They come back by themselves when nobody holds the returned array any more."""
+        block = self._free.pop() if self._free else np.empty(size, np.uint8)
+        if block.size < size:
+            block = np.empty(size, np.uint8)
+        loan = block.view()
+        weakref.finalize(loan, self._give_back, block).atexit = False
+        return loan
+
+    def _give_back(self, block: Bytes) -> None:
+        """Keep a block for reuse. Runs in whichever thread dropped the last reference."""
+        if len(self._free) < _KEPT_BLOCKS:
+            self._free.append(block)
 
 
 class FrameBatch:

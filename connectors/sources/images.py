@@ -21,11 +21,11 @@ from connectors.base import Position, Reader, Source
 from connectors.errors import SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
+from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import expand, name_streams, natural_key
 from connectors.sources.frames import FrameBatch, FrameMemory
 from connectors.sources.image_header import parse_header
 from connectors.sources.paced import ReplayOptions
-from connectors.sources.video import parse_start_time
 
 __all__ = ["ImagesOptions", "ImagesReader", "ImagesSource"]
 
@@ -96,7 +96,7 @@ class ImagesSource(Source):
             by_folder: dict[Path, list[Path]] = {}
             for entry in expand(self.options.path, _is_image_or_folder_of_images, "images or folders of images"):
                 for image in _images_in(entry) if entry.is_dir() else [entry]:
-                    by_folder.setdefault(image.parent.resolve(), []).append(image)
+                    by_folder.setdefault(image.parent.absolute(), []).append(image)
             names = name_streams(sorted(by_folder, key=natural_key), self.options.stream_names)
             self._folders = {name: by_folder[folder] for name, folder in names.items()}
         return self._folders

@@ -45,10 +45,10 @@ class ReplayOptions:
     )
 
     def __post_init__(self) -> None:
-        speed(self.pace)
+        _speed(self.pace)
 
 
-def speed(pace: str | float) -> float:
+def _speed(pace: str | float) -> float:
     """Return the factor of real time that ``pace`` means, infinity for ``max``. Raise ``ConfigError`` if it means none."""
     if pace == "max":
         return math.inf
@@ -75,7 +75,7 @@ def open_paced(source: Source, split: str, position: Position | None, clock: Cal
             reader.close()
             raise SourceError(f"split {split!r} ended {released} rows before the recorded position; has its content changed?")
         released -= batch.num_rows
-    factor = speed(getattr(source.options, "pace", "max"))
+    factor = _speed(getattr(source.options, "pace", "max"))
     if math.isinf(factor):
         return reader
     return PacedReader(reader, factor, clock, catch_up=getattr(source.options, "catch_up", False))

@@ -18,7 +18,8 @@ import pyarrow as pa
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
 from connectors.options import REQUIRED, option
-from connectors.sources.columns import TIME_UNITS, Layout, parse_type
+from connectors.sources.columns import Layout, parse_type
+from connectors.sources.event_time import TIME_UNITS
 from connectors.sources.files import FileStamp, expand, name_streams
 from connectors.sources.paced import ReplayOptions, rows_within
 

@@ -12,7 +12,6 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
-from connectors.errors import ConfigError, SourceError, nearest
+from connectors.errors import SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.containers import missing_bytes
+from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import FileStamp, expand, name_streams
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
 from connectors.sources.paced import ReplayOptions
@@ -38,6 +38,9 @@ _SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", "
 
 _BATCH_BYTES = 8 << 20
 """Pixels per batch at most: larger batches fall out of the processor's cache and cost a tenth of the frame rate."""
+
+_DECODER_THREADS = 4
+"""Each holds frames of its own; converting colours, on the reader's thread, is slower than four of them."""
 
 _SEEK_FROM_FRAME = 600
 """Positions before this frame are reached by decoding from the start: always exact, and not slower than seeking."""
@@ -81,20 +84,6 @@ class VideoOptions(ReplayOptions):
         super().__post_init__()
         if self.start_time not in (None, "mtime"):
             parse_start_time(str(self.start_time))
-
-
-def parse_start_time(text: str) -> int:
-    """Return the microseconds since 1970 UTC of an ISO 8601 time. Raise ``ConfigError`` if it is none."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"start_time: {text!r} is not an ISO 8601 time; write for example '2026-03-01T08:00:00Z', or 'mtime'"
-        ) from error
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    since = time - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 class VideoSource(Source):
@@ -263,7 +252,8 @@ class VideoReader(Reader):
         self.close()
         self._grabbed = 0
         # An absolute path: FFmpeg would take "a:b.mp4" for a protocol.
-        capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG)
+        threads = [cv2.CAP_PROP_N_THREADS, min(_DECODER_THREADS, cv2.getNumberOfCPUs())]
+        capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG, threads)
         if capture.isOpened():
             self._capture = capture
             frames, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
@@ -305,19 +295,27 @@ class VideoReader(Reader):
 
     def _end(self, batch: FrameBatch) -> None:
         """Finish the split, with an error row if the file holds less than it should."""
-        missing = missing_bytes(self._path)
-        problem = None
-        if self._stamp.size == 0:
-            problem = f"{self._path.name}: the file is empty"
-        elif missing:
-            problem = f"{self._path.name}: the file ends {missing} bytes early, after {self._grabbed} decodable frames"
-        elif self._grabbed == 0:
-            problem = f"{self._path.name}: no frame can be decoded; not a video, or damaged"
+        problem = self._what_is_wrong()
         if problem is not None:
+            problem = f"{self._path.name}: {problem}"
             batch.add_error(problem, sequence=self._grabbed, time_us=self._epoch_us + (self._time_us or 0))
             logger.warning("bad_file stream=%s error=%s", self._stream_id, problem)
         self._frame, self.exhausted = self._grabbed, True
         self.close()
+
+    def _what_is_wrong(self) -> str | None:
+        """Tell why no further frame decodes, None if the file is simply over."""
+        if self._stamp.size == 0:
+            return "the file is empty"
+        try:
+            missing = missing_bytes(self._path)
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        if missing:
+            return f"the file ends {missing} bytes early, after {self._grabbed} decodable frames"
+        if self._grabbed == 0:
+            return "no frame can be decoded; not a video, or damaged"
+        return None
 
     def _resume(self, position: dict[str, Any]) -> None:
         """Go on where ``position`` says: by seeking where that can be checked, else by decoding from the start."""

@@ -118,7 +118,7 @@ def test_a_file_of_other_columns_is_one_row_with_an_error(tmp_path, kind):
 def test_no_readable_file_is_a_source_error(tmp_path, kind):
     source, name, _ = kind
     (tmp_path / name).write_bytes(b"rubbish rubbish rubbish")
-    with pytest.raises(SourceError, match="cannot be read: .*no file of this source tells its columns"):
+    with pytest.raises(SourceError, match=r"cannot be read: .*no file of this source tells its columns"):
         make(source, tmp_path).splits()
 
 
@@ -191,12 +191,25 @@ def test_a_value_column_in_the_way_of_a_key_is_refused(tmp_path):
     path = write_parquet(
         tmp_path / "a.parquet", readings(2).append_column("sequence", pa.array([7, 8])).append_column("n", [[1, 2]])
     )
-    with pytest.raises(
-        SourceError, match="column 'sequence' would be in the way of the key 'sequence', which is read from 'n'"
-    ):
+    with pytest.raises(SourceError, match="column 'sequence' would be in the way of the key 'sequence', which is 'n'"):
         make(ParquetSource, path, sequence="n").splits()
     got = read_all(make(ParquetSource, path, sequence="n", columns=["value"]))
     assert got["sequence"].to_pylist() == [1, 2]
+
+
+def test_a_key_column_that_is_listed_is_a_value_too(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", readings(2))
+    got = read_all(make(ParquetSource, path, stream_id="machine", columns=["machine", "at"]))
+    assert got["machine"].to_pylist() == got["stream_id"].to_pylist() == ["m0", "m1"]
+    assert got.schema.names == ["stream_id", "sequence", "event_time", "machine", "at", "error"]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_times_beyond_the_year_9999_are_rows_with_an_error(tmp_path, unit):
+    table = pa.table({"at": pa.array([1, 2**63 - 1, -(2**63) + 1, 2], pa.timestamp(unit))})
+    got = read_all(make(ArrowSource, write_file(tmp_path / "a.arrow", table)))
+    is_fine = [error is None for error in got["error"].to_pylist()]
+    assert is_fine == ([True] * 4 if unit == "ns" else [True, False, False, True])  # 64 bits of ns end in 2262
 
 
 def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path):

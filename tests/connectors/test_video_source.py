@@ -253,6 +253,15 @@ def test_a_file_cut_in_the_middle_gives_its_frames_and_then_an_error(tmp_path):
     assert_every_restart_is_exact(lambda: source(path), rows=11)
 
 
+def test_a_file_that_vanishes_while_it_waits_is_one_row_with_an_error(tmp_path):
+    write_video(tmp_path / "a.mp4", 5)
+    clips = source(tmp_path)
+    reader = clips.open(*clips.splits(), None)
+    reader.close()
+    (tmp_path / "a.mp4").unlink()
+    assert reader.read(9, 1 << 30).to_pylist()[0]["error"] == "a.mp4: cannot be read: No such file or directory"
+
+
 def test_a_bad_file_leaves_its_neighbours_alone(tmp_path):
     write_video(tmp_path / "a.mp4", 5)
     (tmp_path / "b.mp4").write_bytes(b"nothing")
