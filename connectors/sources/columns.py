@@ -159,10 +159,14 @@ class Layout:
 
 
 def _strings(array: pa.Array) -> pa.Array:
-    """Return stream ids as strings; NaN and the empty string become null."""
+    """Return stream ids as strings; NaN, the empty string and what is no UTF-8 become null."""
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
     strings = convert(array, pa.string())
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid:  # files of other writers may hold any bytes as text
+        strings = convert(strings.view(pa.binary()), pa.string())
     empty = pc.equal(pc.binary_length(strings), 0)
     return pc.if_else(empty, None, strings) if pc.any(empty).as_py() else strings
 

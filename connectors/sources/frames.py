@@ -26,7 +26,6 @@ FRAME_WITH_ROLE = FRAME.append(pa.field("role", pa.string()))
 
 _MAX_BATCH_BYTES = (1 << 31) - 1  # offsets of pa.binary are int32
 
-
 _KEPT_BLOCKS = 3
 """Blocks kept for reuse: one being filled, one in flight, one with the consumer."""
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
-from connectors.errors import SourceError, nearest
+from connectors.errors import ConfigError, SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.event_time import parse_start_time
@@ -62,6 +62,10 @@ class ImagesOptions(ReplayOptions):
         super().__post_init__()
         if self.start_time is not None:
             parse_start_time(self.start_time)
+        if self.event_time == "mtime" and (self.start_time is not None or self.fps != 25.0):
+            raise ConfigError(
+                "fps and start_time: have no effect with event_time: mtime; leave them out, or set event_time: fps"
+            )
 
 
 class ImagesSource(Source):

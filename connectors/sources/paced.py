@@ -45,7 +45,8 @@ class ReplayOptions:
     )
 
     def __post_init__(self) -> None:
-        _speed(self.pace)
+        if math.isinf(_speed(self.pace)) and self.catch_up:
+            raise ConfigError("catch_up: true needs a pace to fall behind of; set pace: realtime or a factor, or leave it out")
 
 
 def _speed(pace: str | float) -> float:

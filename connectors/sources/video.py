@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
-from connectors.errors import SourceError, nearest
+from connectors.errors import ConfigError, SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.containers import missing_bytes
@@ -84,6 +84,8 @@ class VideoOptions(ReplayOptions):
         super().__post_init__()
         if self.start_time not in (None, "mtime"):
             parse_start_time(str(self.start_time))
+        if self.jpeg_quality != 90 and self.encode != "jpeg":
+            raise ConfigError(f"jpeg_quality: {self.jpeg_quality} needs encode: jpeg; it is {self.encode!r}")
 
 
 class VideoSource(Source):

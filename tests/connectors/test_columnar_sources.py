@@ -159,6 +159,14 @@ def test_nan_and_null_keys_are_rows_with_an_error_and_nan_values_pass(tmp_path):
     assert all(np.isnan(got["value"].to_pylist()))
 
 
+def test_stream_names_that_are_no_utf8_are_rows_with_an_error(tmp_path):
+    names = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    path = write_file(tmp_path / "f.arrow", pa.table({"at": [1, 2, 3], "machine": names}))
+    got = read_all(make(ArrowSource, path, stream_id="machine", event_time_unit="s"))
+    assert got["stream_id"].to_pylist() == ["a", "f", "c"]
+    assert got["error"].to_pylist() == [None, "column 'machine' names no stream", None]
+
+
 def test_recorded_frames_replay_as_they_are(tmp_path):
     pixels = np.full((2, 2, 3), np.nan, np.float32).tobytes()
     frames = pa.table(

@@ -160,3 +160,8 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
 def test_a_start_time_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="start_time: 'noon'"):
         ImagesOptions(path="x", start_time="noon")
+
+
+def test_options_without_effect_are_refused():
+    with pytest.raises(ConfigError, match="fps and start_time: have no effect with event_time: mtime"):
+        ImagesOptions(path="x", event_time="mtime", fps=5.0)

@@ -315,6 +315,8 @@ def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
         ({"start_time": "yesterday"}, "start_time: 'yesterday' is not an ISO 8601 time"),
         ({"pace": "fast"}, "pace: 'fast' is not a pace; allowed: 'max', 'realtime'"),
         ({"pace": 0}, "pace: 0 is not a pace"),
+        ({"catch_up": True}, "catch_up: true needs a pace to fall behind of"),
+        ({"jpeg_quality": 50}, "jpeg_quality: 50 needs encode: jpeg; it is 'raw'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
