@@ -64,7 +64,7 @@ class ImagesOptions(ReplayOptions):
             parse_start_time(self.start_time)
         if self.event_time == "mtime" and (self.start_time is not None or self.fps != 25.0):
             raise ConfigError(
-                "fps and start_time: have no effect with event_time: mtime; leave them out, or set event_time: fps"
+                "event_time: mtime leaves fps and start_time without effect; leave them out, or set event_time: fps"
             )
 
 

@@ -163,5 +163,5 @@ def test_a_start_time_that_is_none_is_refused():
 
 
 def test_options_without_effect_are_refused():
-    with pytest.raises(ConfigError, match="fps and start_time: have no effect with event_time: mtime"):
+    with pytest.raises(ConfigError, match="event_time: mtime leaves fps and start_time without effect"):
         ImagesOptions(path="x", event_time="mtime", fps=5.0)
