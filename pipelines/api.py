@@ -103,7 +103,7 @@ class Result:
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the last counters and gauges of every task, as ``{"detect[0]": {"rows_in": ...}}``."""
-        return {str(stats.task): numbers(stats) for stats in self.report.tasks}
+        return {str(stats.task): _numbers(stats) for stats in self.report.tasks}
 
     def _sink(self, name: str | None) -> SinkSpec:
         sinks = {node.name: node for node in self.spec.sinks}
@@ -115,7 +115,7 @@ class Result:
         return sinks[name]
 
 
-def numbers(stats: Any) -> dict[str, float]:
+def _numbers(stats: Any) -> dict[str, float]:
     """Return the numbers of a task's reading, those of its mappings under ``gauges.x`` and ``dropped.x``."""
     flat: dict[str, float] = {}
     for f in dataclasses.fields(stats):

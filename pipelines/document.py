@@ -97,6 +97,7 @@ class Document:
             target = below
         path: KeyPath = tuple(parts)
         self.marks = {known: mark for known, mark in self.marks.items() if known[: len(path)] != path}
+        self.nulls = {known for known in self.nulls if known[: len(path)] != path}
         self.marks[path] = where
         self.bases[path] = base
         target[parts[-1]] = _copy(value)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from connectors.errors import ConfigError, nearest
 from pipelines import registry
 from pipelines.devices import device_problem
-from pipelines.document import Document, KeyPath, parse_scalar_or_flow, raise_problems
+from pipelines.document import Document, KeyPath, Problem, parse_scalar_or_flow, raise_problems
 from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
 from pipelines.graph import topological_order
-from pipelines.options import option_infos, parse_options, show_value, unknown_keys
+from pipelines.options import option_infos, parse_options, parse_values, show_value, unknown_keys
 from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, RunnerName, Secret, SinkSpec, SourceSpec
 
 __all__ = ["load_spec", "spec_from_dict"]
@@ -222,8 +222,7 @@ class _Checker:
             self._document.report(
                 (*path, "type"), f"{loaded.__name__}.Options declares {', '.join(clash)}, a key of the engine; rename it there"
             )
-        for problem in unknown_keys(given, engine_names | infos.keys(), "option", hint=infos):
-            self._document.report((*path, *problem.path), problem.message)
+        self._report(unknown_keys(given, engine_names | infos.keys(), "option", hint=infos), path)
         seed = self._values.get("seed")
         if "seed" in infos and seed is not None:
             given.setdefault("seed", seed)
@@ -231,8 +230,8 @@ class _Checker:
         resolved = {key: self._secret(value, (*path, key)) for key, value in secrets.items()}
         if None in resolved.values():
             # The options cannot be built, but what is wrong with the others is still to be said.
-            parse_with = {key: value or "" for key, value in resolved.items()}
-            self._parse(loaded.Options, given | parse_with, path)
+            _, problems = parse_values(loaded.Options, self._with_paths(loaded.Options, given, path))
+            self._report(problems, path)
             return None, secrets
         options = self._parse(loaded.Options, given | resolved, path)
         if options is not None and resolved:
@@ -241,16 +240,23 @@ class _Checker:
 
     def _parse(self, cls: type, values: Mapping[str, Any], path: KeyPath) -> Any:
         """Return an instance of ``cls`` from the keys of ``values`` that it has, or None after noting the problems."""
+        parsed, problems = parse_options(cls, self._with_paths(cls, values, path))
+        self._report(problems, path)
+        return parsed
+
+    def _with_paths(self, cls: type, values: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        """Return the ``values`` that are options of ``cls``, their paths absolute."""
         given = {}
         for info in option_infos(cls):
             if info.name in values:
                 value = values[info.name]
                 base = self._document.base_of((*path, info.name))
                 given[info.name] = _absolute(value, base) if info.path else value
-        parsed, problems = parse_options(cls, given)
+        return given
+
+    def _report(self, problems: Iterable[Problem], path: KeyPath) -> None:
         for problem in problems:
             self._document.report((*path, *problem.path), problem.message)
-        return parsed
 
     def _secret(self, value: Any, path: KeyPath) -> str | None:
         """Return what a reference refers to, None after noting why that cannot be. Never shows a value."""
@@ -264,7 +270,10 @@ class _Checker:
             return secret or None
         file = Path(_absolute(value["file"], self._document.base_of(path)))
         try:
-            return file.read_text(encoding="utf-8").rstrip("\r\n")
+            secret = file.read_text(encoding="utf-8").rstrip("\r\n")
+            if not secret:
+                self._document.report(path, f"the file {str(file)!r} is empty; it must hold the secret")
+            return secret or None
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             self._document.report(path, f"the file {str(file)!r} cannot be read: {reason}")
@@ -311,12 +320,11 @@ class _Checker:
                     if wanted in names[:number]:
                         self._document.report(path, f"the node {wanted!r} stands twice; remove one")
                     read.add(wanted)
-        for name in senders:
-            if name not in read and self._sections.keys() - senders:
-                section = self._sections[name]
-                self._document.report(
-                    (section, name), "nothing reads its rows; name it as the input of an operator or a sink, or remove it"
-                )
+        if len(senders) < len(self._sections):  # without a sink nothing can be read, and that is reported already
+            for name in senders:
+                if name not in read:
+                    message = "nothing reads its rows; name it as the input of an operator or a sink, or remove it"
+                    self._document.report((self._sections[name], name), message)
         operators = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
         _, cycle = topological_order({name: [up for up in ups if up != name] for name, ups in operators.items()})
         if cycle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,6 @@ def _module(method: str) -> Any:
 
 def _common(module: Any) -> type:
     """Return the options that every training has."""
-    import dataclasses
-
     fields = [
         ("out", str, option("runs/<method>", "Folder for the weights and training.json.", path=True)),
         ("recipe", str | None, option(None, "A ready recipe.", choices=tuple(module.RECIPES))),

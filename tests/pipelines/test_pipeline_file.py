@@ -77,6 +77,13 @@ def test_the_word_null_names_the_operator_null_without_quotes(tmp_path: Path) ->
     assert load(tmp_path, GOOD.replace('"null"', "null")).operators[0].type == "null"
 
 
+def test_a_type_that_was_null_can_be_set(tmp_path: Path) -> None:
+    text = GOOD.replace('"null"', "null")
+    assert (
+        load(tmp_path, text, sets=["sizes.type=operators.null:NullOperator"]).operators[0].type == "operators.null:NullOperator"
+    )
+
+
 def test_an_empty_type_is_not_the_operator_null(tmp_path: Path) -> None:
     assert problems(tmp_path, GOOD.replace('type: "null"', "type: ")) == [
         "p.yaml:6:11  operators.sizes.type: must be text, got null"
@@ -441,6 +448,7 @@ def test_a_secret_comes_from_the_environment_or_a_file_and_is_not_shown(
         ("s3cret", "is a secret: write {env: NAME} or {file: PATH}, never the value itself"),
         ("{env: [s3cret]}", "is a secret: write {env: NAME} or {file: PATH}, never the value itself"),
         ("{env: STREAMBANK_NOT_SET}", "the environment variable 'STREAMBANK_NOT_SET' is not set; set it before the start"),
+        ("{file: /dev/null}", "the file '/dev/null' is empty; it must hold the secret"),
         ("{file: none.txt}", "the file 'none.txt' cannot be read: No such file or directory"),
     ],
 )
