@@ -104,7 +104,7 @@ class StreamDetector:
         cells: CellSelector = select_cells,
     ) -> None:
         # Channels last: a quarter less time in the convolutions of a CPU, and what tensor cores want.
-        self.model = model.to(device, memory_format=torch.channels_last).eval()
+        self.model: Mamba = model.to(device).to(memory_format=torch.channels_last).eval()
         self.options = options
         self.device = device
         self._cells = cells

@@ -9,9 +9,6 @@ except that ``on_full: evict`` may end its memory.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,10 +18,9 @@ import torch
 from torch import Tensor
 
 from connectors import records
-from connectors.errors import ConfigError, RecoveryError, SchemaError, nearest
+from connectors.errors import RecoveryError, SchemaError
 from models.mamba import checkpoint
-from models.mamba.config import MambaConfig
-from models.mamba.model import Detections, Mamba
+from models.mamba.model import Detections
 from operators.banks import SlotTable
 from operators.base import Context, Operator
 from operators.images import Image, decode_images
@@ -33,6 +29,7 @@ from operators.mamba.detector import Frames, StreamDetector
 from operators.mamba.results import Results, detection_schema
 from operators.mamba.rules import colour_histogram, correlation
 from operators.mamba.streams import Packed, Stream, add_tombstones, evicted, export_streams, import_streams
+from operators.mamba.weights import adapt_config, build_model, config_hash, model_id, network
 from operators.state import State
 
 __all__ = ["MambaOperator"]
@@ -101,11 +98,11 @@ class MambaOperator(Operator):
     def __init__(self, options: MambaOptions, context: Context) -> None:
         super().__init__(options, context)
         self.options: MambaOptions = options
-        model = _build_model(options, context)
-        model.config = _adapt_config(model.config, options, context.name)
-        self.model_id = _model_id(model)
+        model = build_model(options, context.name)
+        self.model_id = model_id(model)
+        model.config = adapt_config(model.config, options, context.name)
         self.detector = StreamDetector(context.name, model.fuse_for_inference(), options, context.device)
-        self.output_schema = detection_schema(model.config.classes, _config_hash(model.config, options))
+        self.output_schema = detection_schema(model.config.classes, config_hash(model.config, options))
         self._streams: dict[str, Stream] = {}
         self._table = SlotTable(options.max_streams)
         self._tombstones: dict[str, None] = {}
@@ -117,9 +114,9 @@ class MambaOperator(Operator):
     @classmethod
     def examine(cls, options: MambaOptions, name: str) -> pa.Schema:
         """Check the checkpoint's names and shapes, or ``network``; return the output schema."""
-        config = checkpoint.read_config(options.checkpoint) if options.checkpoint else _network(options, name)
-        config = _adapt_config(config, options, name)
-        return detection_schema(config.classes, _config_hash(config, options))
+        config = checkpoint.read_config(options.checkpoint) if options.checkpoint else network(options, name)
+        config = adapt_config(config, options, name)
+        return detection_schema(config.classes, config_hash(config, options))
 
     # Rows
 
@@ -431,51 +428,3 @@ def _rows(batch: pa.RecordBatch, *, spread: bool) -> list[_Row]:
 def _to_original(detections: Detections, scale_2: Tensor) -> Detections:
     """Return boxes in pixels of the original image."""
     return detections._replace(boxes_D4=detections.boxes_D4 / scale_2[[1, 0, 1, 0]])
-
-
-def _build_model(options: MambaOptions, context: Context) -> Mamba:
-    if options.checkpoint is not None:
-        return checkpoint.load(options.checkpoint)
-    config = _network(options, context.name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        return Mamba(config)
-
-
-def _network(options: MambaOptions, name: str) -> MambaConfig:
-    """Return the shapes that the option ``network`` gives."""
-    values: dict[str, Any] = {}
-    known = {f.name: f.default for f in dataclasses.fields(MambaConfig)}
-    for key, given in options.network.items():
-        if key not in known:
-            allowed = ", ".join(sorted(known))
-            raise ConfigError(f"{name}: network has no field {key!r}{nearest(key, known)}; allowed: {allowed}")
-        value = tuple(given) if isinstance(given, list) else float(given) if isinstance(known[key], float) else given
-        if type(value) is not type(known[key]):
-            raise ConfigError(f"{name}: network.{key}={given!r} must be a {type(known[key]).__name__}")
-        values[key] = value
-    return MambaConfig(**values)
-
-
-def _adapt_config(config: MambaConfig, options: MambaOptions, name: str) -> MambaConfig:
-    """Return the model's settings with what the options change. Raise ``ConfigError`` where the two do not fit."""
-    if options.levels == "pixel" and not config.pixel_level:
-        raise ConfigError(
-            f"{name}: levels='pixel', but these weights have no pixel level; use levels='instance' or other weights"
-        )
-    given = {key: getattr(options, key) for key in ("max_long_side", "max_short_side", "score_threshold")}
-    return dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
-
-
-def _model_id(model: Mamba) -> str:
-    """Return a name of weights and shapes, equal wherever they are equal."""
-    digest = hashlib.blake2b(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode(), digest_size=6)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return f"mamba-{digest.hexdigest()}"
-
-
-def _config_hash(config: MambaConfig, options: MambaOptions) -> str:
-    text = json.dumps([dataclasses.asdict(config), dataclasses.asdict(options)], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,68 @@
+"""From options to the network and its settings, and the names that outputs and snapshots know them by. No streams, no banks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from connectors.errors import ConfigError, nearest
+from models.mamba import checkpoint
+from models.mamba.config import MambaConfig
+from models.mamba.model import Mamba
+from operators.mamba.config import MambaOptions
+
+__all__ = ["adapt_config", "build_model", "config_hash", "model_id", "network"]
+
+
+def build_model(options: MambaOptions, name: str) -> Mamba:
+    """Return the network: from the checkpoint, or of random weights that ``seed`` and ``network`` fix."""
+    if options.checkpoint is not None:
+        return checkpoint.load(options.checkpoint)
+    config = network(options, name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return Mamba(config)
+
+
+def network(options: MambaOptions, name: str) -> MambaConfig:
+    """Return the shapes that the option ``network`` gives."""
+    values: dict[str, Any] = {}
+    known = {f.name: f.default for f in dataclasses.fields(MambaConfig)}
+    for key, given in options.network.items():
+        if key not in known:
+            allowed = ", ".join(sorted(known))
+            raise ConfigError(f"{name}: network has no field {key!r}{nearest(key, known)}; allowed: {allowed}")
+        value = tuple(given) if isinstance(given, list) else float(given) if isinstance(known[key], float) else given
+        if type(value) is not type(known[key]):
+            raise ConfigError(f"{name}: network.{key}={given!r} must be a {type(known[key]).__name__}")
+        values[key] = value
+    return MambaConfig(**values)
+
+
+def adapt_config(config: MambaConfig, options: MambaOptions, name: str) -> MambaConfig:
+    """Return the model's settings with what the options change. Raise ``ConfigError`` where the two do not fit."""
+    if options.levels == "pixel" and not config.pixel_level:
+        raise ConfigError(
+            f"{name}: levels='pixel', but these weights have no pixel level; use levels='instance' or other weights"
+        )
+    given = {key: getattr(options, key) for key in ("max_long_side", "max_short_side", "score_threshold")}
+    return dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
+
+
+def model_id(model: Mamba) -> str:
+    """Return a name of weights and shapes, equal wherever they are equal."""
+    digest = hashlib.blake2b(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode(), digest_size=6)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"mamba-{digest.hexdigest()}"
+
+
+def config_hash(config: MambaConfig, options: MambaOptions) -> str:
+    """Return a fingerprint of everything that decides the output, besides the weights."""
+    text = json.dumps([dataclasses.asdict(config), dataclasses.asdict(options)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
