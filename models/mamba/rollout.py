@@ -49,8 +49,8 @@ def rollout_losses(
     """Return the four losses over all frames of clips that are gone through in order, as a stream would be.
 
     ``images`` holds B·T frames, those of a clip next to each other and in order, ``frames`` = T. The first frame attends to
-    its own best ``rules.reference_rois`` proposals, a later one to the rows that all earlier ones left: enhanced, before the
-    ReLU. Gradients flow through them. (``losses.training_step`` is the paper's form: references are not enhanced.) Without
+    the plain features of its own best ``rules.reference_rois`` proposals and leaves those; a later one attends to what all
+    earlier ones left, and leaves its enhanced rows, before the ReLU. Gradients flow through them. (``losses.training_step`` is the paper's form: references are not enhanced.) Without
     ``memory`` it is the plain detector on the same frames.
     """
     feature = model.neck(model.encode(images.pixels_BCHW))
@@ -72,17 +72,18 @@ def rollout_losses(
     x_BNF = separable_roi_align(feature, boxes_BN4, bins)
     x_BTNC = x_BNF.view(-1, frames, *x_BNF.shape[1:])
     valid_BTK = proposals.valid_BN[:, :K].view(-1, frames, K)
+    plain_BKC = x_BTNC[:, 0, :K]
     for fc, attention in zip(model.head.fc, model.head.attention, strict=True):
-        h_BTNC = fc(x_BTNC)
-        keys_BMC, valid_BM = h_BTNC[:, 0, :K], valid_BTK[:, 0]
+        h_BTNC, plain_BKC = fc(x_BTNC), fc(plain_BKC)
+        keys_BMC, valid_BM = plain_BKC, valid_BTK[:, 0]
         enhanced = []
         for t in range(frames):
             y_BNC = h_BTNC[:, t] + attention(h_BTNC[:, t], keys_BMC, valid_BM)
             enhanced.append(y_BNC)
-            if t > 0:  # the first frame has left its plain rows
+            if t > 0:  # the first frame leaves its plain rows
                 keys_BMC = torch.cat([keys_BMC, y_BNC[:, :K]], dim=1)
                 valid_BM = torch.cat([valid_BM, valid_BTK[:, t]], dim=1)
-        x_BTNC = F.relu(torch.stack(enhanced, dim=1))
+        x_BTNC, plain_BKC = F.relu(torch.stack(enhanced, dim=1)), F.relu(plain_BKC)
     cls_BSK1, reg_BSK4 = model.head.predict(x_BTNC[:, :, K:].flatten(0, 1))
     return losses | roi_loss(cls_BSK1, reg_BSK4, sampled, samples, truth)
 
@@ -103,17 +104,18 @@ def detect_clip(
         proposals = model.propose(feature, images.sizes_B2)
         x_BNC = model.roi_features(feature, proposals.boxes_BN4)
         written = int(proposals.valid_BN[0, : rules.write_topk].sum())
+        plain_BKC = x_BNC[:, :written]
         for i, (fc, attention) in enumerate(zip(model.head.fc, model.head.attention, strict=True)):
-            x_BNC = fc(x_BNC)
+            x_BNC, plain_BKC = fc(x_BNC), fc(plain_BKC)
             bank = banks[i]
             if memory and bank is None and written:
-                banks[i] = x_BNC[0, :written]
-                x_BNC = x_BNC + attention(x_BNC, x_BNC[:, :written])
+                banks[i] = plain_BKC[0]
+                x_BNC = x_BNC + attention(x_BNC, plain_BKC)
             elif memory and bank is not None:
                 x_BNC = x_BNC + attention(x_BNC, _draw(bank, rules.key_length, generator)[None])
                 kept = _draw(bank, rules.max_length - written, generator)
                 banks[i] = torch.cat([kept, x_BNC[0, :written]])
-            x_BNC = F.relu(x_BNC)
+            x_BNC, plain_BKC = F.relu(x_BNC), F.relu(plain_BKC)
         cls_BNK1, reg_BNK4 = model.head.predict(x_BNC)
         yield model.detect(cls_BNK1, reg_BNK4, proposals, images.sizes_B2, images.scales_B2)[0]
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from connectors.errors import ConfigError
 from models.mamba.config import MambaConfig
 from models.mamba.evaluate import Found, Objects, mean_average_precision
 from models.mamba.losses import TrainingRules, Truth
@@ -99,6 +100,8 @@ def train_shapes(
 ) -> ShapesWeights:
     """Train all stages and return the three detectors. Without ``control`` that one is the untouched base."""
     shapes, schedule = shapes or ShapesConfig(), schedule or ShapesSchedule()
+    if schedule.clip_frames > shapes.frames:
+        raise ConfigError(f"clip_frames is {schedule.clip_frames}, but clips have {shapes.frames} frames; lower it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         base = Mamba(shapes_model_config(shapes))

@@ -29,7 +29,7 @@ __all__ = ["RECIPES", "FinetuneOptions", "Progress", "TrainResult", "train"]
 RECIPES: dict[str, ShapesConfig] = {"shapes": ShapesConfig(), "shapes_binding": ShapesConfig(mode="binding")}
 """Ready recipes by name."""
 
-_FRESH_CLIPS = 60
+_FRESH_CLIPS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ def train(
 ) -> TrainResult:
     """Train MAMBA and write its weights into the folder ``out``.
 
-    Either ``recipe`` (a name of ``RECIPES``; ``schedule`` shortens it for a trial): about five minutes on one core;
-    writes ``<recipe>.safetensors``, ``<recipe>_base.safetensors`` and their mAP50. The same seed gives the same bytes on
-    the same kind of machine with the same PyTorch; it runs on one thread whatever the setting. Or ``annotations=FILE``
-    with any other field of :class:`FinetuneOptions`: fine-tuning on own videos; writes ``model.safetensors``; called again
-    it goes on where it was stopped.
+    Either ``recipe`` (a name of ``RECIPES``; ``schedule`` shortens it for a trial): about five minutes on one core; writes
+    ``<recipe>.safetensors``, ``<recipe>_base.safetensors`` and their mAP50. It runs on one thread whatever the setting, and
+    the same seed gives the same weights, bit for bit on the same kind of processor with the same PyTorch.
+
+    Or ``annotations=FILE`` with any other field of :class:`FinetuneOptions`: fine-tuning on own videos; writes
+    ``model.safetensors``; called again it goes on where it was stopped.
 
     ``progress`` is called some times per minute. Raises ``ConfigError`` for what cannot be used.
     """
