@@ -73,7 +73,7 @@ def run_progress(*, live: bool) -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress) -> None:
             meter.add(progress.seconds, progress.rows_read)
-            display.update(Text(live_line(progress, meter)))
+            display.update(Text(live_line(progress, meter), no_wrap=True, overflow="ellipsis"))
 
         yield show
 
@@ -107,9 +107,9 @@ def live_line(progress: Progress, meter: RateMeter) -> str:
     """Return the line that stands in the terminal while a run goes on."""
     eta_s = meter.eta_s(progress.rows_left)
     parts = [
-        f"{progress.rows_read:,} rows read",
+        f"{progress.rows_read:,} rows",
         f"{meter.rate:,.0f} rows/s",
-        *([] if progress.rows_left is None else [f"lag {progress.rows_left:,} rows"]),
+        *([] if progress.rows_left is None else [f"lag {progress.rows_left:,}"]),
         *([] if eta_s is None else [f"ETA {_duration(eta_s)}"]),
         f"{progress.rows_written:,} written",
         "no epoch yet" if progress.epoch < 0 else f"epoch {progress.epoch}",

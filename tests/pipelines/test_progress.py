@@ -51,7 +51,7 @@ def test_the_live_line_shows_rows_rate_lag_and_time_left() -> None:
     meter.add(0.0, 0)
     meter.add(10.0, 5000)
     line = live_line(progress(10.0, 5000, left=60_000, attempt=2), meter)
-    assert line == "10.0 s · 5,000 rows read · 500 rows/s · lag 60,000 rows · ETA 2:00 · 4,990 written · epoch 3 · attempt 2"
+    assert line == "10.0 s · 5,000 rows · 500 rows/s · lag 60,000 · ETA 2:00 · 4,990 written · epoch 3 · attempt 2"
 
 
 def test_without_a_terminal_progress_is_logged_now_and_then(
