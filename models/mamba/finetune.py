@@ -107,6 +107,7 @@ def finetune(
     Raises ``ConfigError`` for unusable options or annotations, ``CheckpointMismatch`` for unusable weights, ``DeviceError``.
     """
     folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     device = _device(options.device)
     videos = read_annotations(options.annotations, options.images)
     held_out = None
@@ -124,7 +125,10 @@ def finetune(
     run = _Run(model, iterations, options, folder, videos)
     run.resume()
     _iterate(run, sampler, validation, progress)
-    return FinetuneResult(folder / "model.safetensors", iterations, run.loss, run.best)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():  # the run had ended before, and its weights were taken away
+        run.export()
+    return FinetuneResult(weights, iterations, run.loss, run.best)
 
 
 class _Drawn(NamedTuple):

@@ -1,8 +1,8 @@
 """The small recipe: train a detector on moving shapes in minutes on one CPU core, with memory and, for comparison, without.
 
-Stage 1 trains the plain detector, first on easy clips until it knows the colours. Stage 2 adds the attention, whose output
-projection starts at zero, so that training starts exactly at the plain detector; the control gets the same frames, steps and
-learning rate without attention. Everything is a function of the seed (bit for bit for a given number of threads).
+Stages ``colours``, ``easy`` and ``hard`` train the plain detector. ``memory`` adds the attention, whose output projection
+starts at zero, so that training starts exactly at the plain detector; ``control`` is the plain detector with the same frames,
+steps and learning rate. Everything is a function of the seed (bit for bit for a given number of threads).
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class ShapesSchedule:
     """Steps, batches and learning rates of the recipe. Each stage: AdamW, 50 steps of warm-up, cosine decay to 2 %."""
 
     colour_steps: int = 300
+    """Class output alone, at a low rate, on clean clips: the proposal loss, strong at first, drives colour out
+    of the features."""
     colour_rate: float = 3e-4
     easy_steps: int = 1000
     easy_degraded: float = 0.15
@@ -52,11 +54,11 @@ class ShapesSchedule:
     hard_steps: int = 300
     hard_rate: float = 1e-3
     batch: int = 8
-    """Frames per step of stage 1."""
+    """Frames per step of the first three stages."""
     memory_steps: int = 600
     memory_rate: float = 1e-3
     clips: int = 4
-    """Clips per step of stage 2."""
+    """Clips per step of ``memory`` and ``control``."""
     clip_frames: int = 6
     """Frames of each clip, in order, drawn from all of it."""
 
@@ -184,7 +186,7 @@ def _train(
     seed: int,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    """Run one stage. Stages of one seed draw different clips, except that memory and control draw the same."""
+    """Run one stage. Draws follow from the seed and the stage's size, so memory and control go over the same frames."""
     rng = np.random.default_rng([seed, stage.steps, stage.clip_frames])
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=1e-4)
