@@ -105,7 +105,7 @@ def resize_into(picture: Picture, height: int, width: int) -> tuple[Picture, flo
         inner_h, inner_w = height, width
     if (inner_h, inner_w) != picture.shape[:2]:
         way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        picture = cv2.resize(picture, (inner_w, inner_h), interpolation=way)  # type: ignore[assignment]
+        picture = cv2.resize(picture, (inner_w, inner_h), interpolation=way)
     if (inner_h, inner_w) == (height, width):
         return picture, factor, 0, 0
     top, left = (height - inner_h) // 2, (width - inner_w) // 2

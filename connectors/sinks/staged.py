@@ -211,7 +211,11 @@ class FileSink(Sink):
 
     def _finished(self, file: StagedFile, *, partition: str, rows: int) -> None:
         """Report a file that is complete on disk. ``partition``: the folder below the root that it belongs to, or ``""``."""
-        self._done.append(_Finished(file.path, partition, rows, file.bytes, file.sha256))
+        self._finished_file(file.path, partition=partition, rows=rows, size=file.bytes, sha256=file.sha256)
+
+    def _finished_file(self, path: Path, *, partition: str, rows: int, size: int, sha256: str) -> None:
+        """Report a file that a library wrote by itself; it must be flushed to the device."""
+        self._done.append(_Finished(path, partition, rows, size, sha256))
 
     # -- contract
 
