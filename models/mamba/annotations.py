@@ -30,7 +30,7 @@ _MOST_SHOWN = 30
 _TABLES = ("videos", "images", "annotations", "categories")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AnnotatedVideos:
     """Frames in order of video and frame number, and their objects in the order of the frames."""
 

@@ -8,6 +8,7 @@ Video files are never seeked: a seek in OpenCV may land on another frame, and a 
 from __future__ import annotations
 
 import logging
+import zlib
 from pathlib import Path
 
 import cv2
@@ -29,7 +30,7 @@ class FrameStore:
 
     def __init__(self, videos: AnnotatedVideos, cache: Path) -> None:
         self.videos = videos
-        self.cache = cache
+        self._folders = [None if file is None else cache / _identity(file) for file in videos.video_files]
 
     def extract(self) -> None:
         """Decode the annotated frames of all video files that are not in the cache yet.
@@ -60,7 +61,9 @@ class FrameStore:
         return rgb
 
     def _cached(self, i: int) -> Path:
-        return self.cache / f"{self.videos.video_I[i]:06d}" / f"{self.videos.frame_I[i]:08d}.png"
+        folder = self._folders[int(self.videos.video_I[i])]
+        assert folder is not None, "read_annotations lets no frame pass that has neither picture nor video"
+        return folder / f"{self.videos.frame_I[i]:08d}.png"
 
     def _check_size(self, i: int, image: NDArray[np.uint8], path: Path) -> None:
         if image.shape[:2] != tuple(self.videos.size_I2[i]):
@@ -96,3 +99,9 @@ class FrameStore:
         finally:
             capture.release()
         return None
+
+
+def _identity(file: Path) -> str:
+    """Return a folder name that another file, or the same one after a change, does not get."""
+    about = file.stat()
+    return f"{file.stem}-{zlib.crc32(f'{file.resolve()} {about.st_size} {about.st_mtime_ns}'.encode()):08x}"

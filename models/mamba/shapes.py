@@ -75,7 +75,7 @@ class ShapesConfig:
         return tuple(COLOURS)[: self.classes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """One clip as geometry; any frame of it can be rendered by itself, in any order.
 
