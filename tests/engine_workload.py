@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,45 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # for the operator in benchmarks/, here and in processes that import this module
     sys.path.insert(0, str(ROOT))
 
+from benchmarks.running_mean import RunningMean
+from connectors.sinks.jsonl import JsonlSink
+
 KEYS = 23
 
 
 def value_batch(keys: list[str], start: int = 0) -> pa.RecordBatch:
     """Rows for ``RunningMean``: sequence and time count up from ``start``, values are a function of them."""
-    from benchmarks.running_mean import RunningMean
-
     schema = RunningMean.input_schema
     count = range(start, start + len(keys))
     times = pa.array(count, pa.int64()).cast(schema.field("event_time").type)
     values = pa.array([random.Random(i).random() for i in count])
     return pa.RecordBatch.from_arrays([pa.array(keys), pa.array(count, pa.int64()), times, values], schema=schema)
+
+
+class Broken(RunningMean):
+    """Has a bug."""
+
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """Divide by zero."""
+        return [batch.slice(0, 1 // 0)]
+
+
+class Deadly(RunningMean):
+    """Takes its process down."""
+
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """Kill the process."""
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+
+class SlowSink(JsonlSink):
+    """JSON lines, 20 ms per batch."""
+
+    def write(self, source: str, batch: pa.RecordBatch) -> None:
+        """Take one's time."""
+        time.sleep(0.02)
+        super().write(source, batch)
 
 
 def write_lines(folder: Path, rows: int, files: int = 1) -> None:
@@ -103,7 +133,9 @@ def run_here(values: dict[str, Any], *, resume: bool = False, runner: str = "loc
 def start_process(values: dict[str, Any], **options: Any) -> Any:
     """Start a run in a process of its own. It is forked from a clean server that has everything imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipelines.runners.local", "pipelines.api", "benchmarks.running_mean", "connectors.sinks.jsonl"])
+    context.set_forkserver_preload(
+        ["pipelines.runners.local", "pipelines.api", "benchmarks.running_mean", "connectors.sinks.jsonl"]
+    )
     process = context.Process(target=run_here, args=(values,), kwargs=options)
     process.start()
     return process

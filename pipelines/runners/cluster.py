@@ -123,7 +123,9 @@ def _gpu_shares(graph: Graph, there: float) -> dict[str, float]:
 
 
 def _missing(node: OperatorSpec, there: float) -> str:
-    asks = f"{node.num_gpus * node.shards:g} GPUs ({node.shards} shards of {node.num_gpus:g})" if node.num_gpus else "a GPU"
+    asks = f"{node.num_gpus * node.shards:g} GPU" if node.num_gpus else "a GPU"
+    if node.num_gpus and node.shards > 1:
+        asks += f" ({node.shards} shards of {node.num_gpus:g})"
     return (
         f"operators.{node.name}: device {node.device!r} asks for {asks}, the Ray cluster has {there:g}; add GPU workers, "
         "ask for less, or set 'device: auto' or 'device: cpu'"

@@ -114,7 +114,7 @@ class Coordinator:
                 )
         else:
             final = self._stopping or not self._reading
-            if final or now - self._began_s >= self._graph.spec.epoch_s:
+            if final or now >= self._began_s + self._graph.spec.epoch_s:  # the same sum as in idle_s
                 self._epoch, self._final, self._began_s = self.last_epoch + 1, final, now
                 self._acks = {}
                 self._fleet.request_barrier(self._epoch, final=final)

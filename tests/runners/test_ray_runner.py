@@ -1,0 +1,214 @@
+"""The same pipelines on Ray: equal rows, recovery by itself, devices that are not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from engine_workload import ROOT, committed, pipeline, run_here, staged_files, write_lines
+
+from connectors.errors import DeviceError, RecoveryError, StreambankError
+from pipelines.api import Pipeline
+from pipelines.runners import Progress, run
+from pipelines.runners.actors import CREDIT
+from pipelines.runtime.manifest import read_manifests
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_address")]
+
+ROWS = 4000
+FILES = 3
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ray") / "lines"
+    write_lines(folder, ROWS, FILES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lines: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Any, ...]]]:
+    run = tmp_path_factory.mktemp("undisturbed")
+    run_here(pipeline(lines, run, operators__mean__slow_s=0.0))
+    rows = committed(run)
+    assert sum(map(len, rows.values())) == ROWS * FILES
+    return rows
+
+
+def on_ray(values: dict[str, Any], **options: Any) -> Any:
+    return run(Pipeline.from_dict(values).spec, runner="ray", **options)
+
+
+def actor_process(kind: str) -> psutil.Process | None:
+    """A worker of this session's cluster that runs an actor of this class."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if f"ray::{kind}" in " ".join(process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+class When:
+    """Calls ``act`` once, when an epoch has been committed."""
+
+    def __init__(self, act: Callable[[], None], epoch: int = 0) -> None:
+        self.act = act
+        self.epoch = epoch
+        self.done = False
+
+    def __call__(self, reading: Progress) -> None:
+        if not self.done and reading.epoch >= self.epoch:
+            self.done = True
+            self.act()
+
+
+def test_ray_gives_the_same_rows_in_the_same_order_of_each_stream(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__shards=2, sources__events__parallelism=2, sinks__rows__shards=2)
+    report = on_ray(values)
+    assert committed(tmp_path) == undisturbed
+    assert staged_files(tmp_path) == []
+    assert report.status == "finished"
+    assert report.attempts == 1
+    assert report.rows_committed == {"events": ROWS * FILES, "rows": ROWS * FILES}
+    taken = {stats.task.node: 0 for stats in report.tasks}
+    for stats in report.tasks:
+        taken[stats.task.node] += stats.rows_in
+    assert taken == {"events": ROWS * FILES, "mean": ROWS * FILES, "rows": ROWS * FILES}
+
+
+@pytest.mark.parametrize("kind", ["SourceActor", "OperatorActor", "SinkActor"])
+def test_a_killed_actor_is_replaced_and_nothing_is_lost_or_doubled(
+    kind: str, lines: Path, undisturbed: Any, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        process = actor_process(kind)
+        assert process is not None
+        process.kill()
+
+    when = When(kill)
+    report = on_ray(pipeline(lines, tmp_path, operators__mean__slow_s=0.05, epoch_s=0.3), on_progress=when)
+    assert when.done
+    assert report.attempts == 2
+    assert committed(tmp_path) == undisturbed
+    assert staged_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["after_snapshot:epoch=1", "between_renames:epoch=1"])
+def test_an_actor_that_dies_at_a_fault_point_is_replaced(fault: str, lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+    report = on_ray(pipeline(lines, tmp_path, operators__mean__slow_s=0.03, epoch_s=0.3), fault=fault)
+    assert report.attempts == 2
+    assert committed(tmp_path) == undisturbed
+    assert staged_files(tmp_path) == []
+
+
+def test_a_killed_driver_is_resumed_from_its_state_folder(
+    lines: Path, undisturbed: Any, tmp_path: Path, ray_address: str
+) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__slow_s=0.1, epoch_s=0.3)
+    code = "import ast, sys; from engine_workload import run_here; run_here(ast.literal_eval(sys.argv[1]), runner='ray')"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    driver = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, repr(values)],
+        env={**os.environ, "PYTHONPATH": paths, "RAY_ADDRESS": ray_address},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "state" / "epochs").glob("0*.json")) and time.monotonic() < deadline:
+        with_timeout(driver, 0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(10)
+    assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
+    on_ray(values, resume=True)
+    assert committed(tmp_path) == undisturbed
+    assert staged_files(tmp_path) == []
+
+
+def with_timeout(driver: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        driver.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+    raise AssertionError(f"the driver ended by itself with {driver.returncode}")
+
+
+def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+    stop = threading.Event()
+    values = pipeline(lines, tmp_path, operators__mean__slow_s=0.05, epoch_s=0.3)
+    assert on_ray(values, stop=stop, on_progress=When(stop.set)).status == "stopped"
+    rows = sum(map(len, committed(tmp_path).values()))
+    assert 0 < rows < ROWS * FILES
+    assert staged_files(tmp_path) == []
+    with pytest.raises(RecoveryError, match="go on with --resume"):
+        on_ray(values)
+    values["operators"]["mean"]["shards"] = 3
+    assert on_ray(values, resume=True).status == "finished"
+    assert committed(tmp_path) == undisturbed
+    assert len(read_manifests(tmp_path / "state")[0].operators["mean"]) == 3
+
+
+def test_a_slow_sink_slows_the_source_down(lines: Path, tmp_path: Path) -> None:
+    batch = 50
+    ahead: list[int] = []
+    stop = threading.Event()
+
+    def watch(reading: Progress) -> None:
+        # Readings of two tasks are up to half a second apart; in that time the sink takes 25 batches at most.
+        ahead.append(reading.rows_read - reading.rows_written)
+        if len(ahead) >= 6:
+            stop.set()
+
+    values = pipeline(
+        lines,
+        tmp_path,
+        operators__mean__slow_s=0.0,
+        operators__mean__max_batch=batch,
+        sinks__rows__type="engine_workload:SlowSink",
+        epoch_s=60,
+    )
+    on_ray(values, on_progress=watch, stop=stop)
+    under_way = CREDIT + 3 + CREDIT + 1  # two edges, the batcher (two batches and a message), the sink's own
+    assert max(ahead) <= (under_way + 25) * batch
+    assert max(ahead) < ROWS * FILES / 3
+
+
+def test_a_gpu_that_is_not_in_the_cluster_is_a_quick_clear_error(lines: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(DeviceError, match=r"operators\.mean: device 'cuda' asks for 1 GPU, the Ray cluster has 0; add GPU"):
+        on_ray(pipeline(lines, tmp_path / "a", operators__mean__device="cuda"))
+    values = pipeline(lines, tmp_path / "b", operators__mean__device="cuda", operators__mean__num_gpus=0.5)
+    values["operators"]["mean"]["shards"] = 4
+    with pytest.raises(DeviceError, match=r"asks for 2 GPU \(4 shards of 0\.5\), the Ray cluster has 0"):
+        on_ray(values)
+    assert time.monotonic() - began < 10
+
+
+def test_device_auto_runs_on_the_cpu_where_there_is_no_gpu(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__device="auto", operators__mean__num_gpus=1, operators__mean__slow_s=0.0)
+    on_ray(values)
+    assert committed(tmp_path) == undisturbed
+
+
+def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path, tmp_path: Path) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Broken")
+    with pytest.raises(ZeroDivisionError) as raised:
+        on_ray(values)
+    assert any("in operator mean[0], process of" in note for note in raised.value.__notes__)
+    assert (tmp_path / "state" / "attempt").read_text() == "1"
+
+
+def test_a_pipeline_whose_actor_always_dies_is_given_up(lines: Path, tmp_path: Path) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Deadly", max_attempts=1)
+    with pytest.raises(StreambankError, match=r"gave up after 2 attempts in a row without a committed epoch"):
+        on_ray(values)
+    assert (tmp_path / "state" / "attempt").read_text() == "2"
