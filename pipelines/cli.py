@@ -154,7 +154,9 @@ def inspect(state: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--video", type=click.Path(path_type=Path), help="Video file or folder: draw the detections of OUT onto it.")
-@click.option("--output", type=click.Path(path_type=Path), help="Where to write; default: beside OUT.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where to write; default: in OUT, where readers of the rows skip it."
+)
 @_common
 def view(out: Path, video: Path | None, output: Path | None) -> None:
     """Make an HTML report of the results in the folder OUT, or draw its detections onto the video."""

@@ -188,6 +188,15 @@ def test_inspect_of_no_state_folder(folder: Path) -> None:
     assert call("inspect", "none").stderr == "error: none is no folder; give the 'state' of a pipeline file\n"
 
 
+def test_view_writes_a_report_and_says_where(folder: Path) -> None:
+    assert call("run", "copy.yaml").exit_code == 0
+    result = call("view", "rows")
+    assert result.exit_code == 0
+    assert Path(result.stdout.strip()).read_text().lstrip().startswith("<!doctype html>")
+    empty = call("view", "state")
+    assert (empty.exit_code, empty.stderr.startswith("error: state holds no committed rows")) == (1, True)
+
+
 # train
 
 
