@@ -2,9 +2,9 @@
 
 Writes a full-size checkpoint with random weights in the official layout (.pth), replays every MP4 of a folder through the
 command line, reads the rows back with plain ``pyarrow.dataset`` and DuckDB, and compares sequence and time of each row with what
-decord reads from the containers. Frames are scaled to ``--short-side`` px (the official 600 px takes seconds per frame on a CPU).
+decord reads from the containers. Frames are scaled to ``--short-side`` px: the official 600 px takes seconds per frame on a CPU.
 
-    python -m benchmarks.real_clips CLIPS [--short-side 64] [--runner local|ray] [--device auto]
+    python -m benchmarks.real_clips [CLIPS] [--short-side 64] [--runner local|ray] [--device auto]
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def container_times_us(path: Path) -> list[int]:
 def main() -> None:
     """Run, compare, print, write the result; exit with 1 where a row is missing or a time differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clips", type=Path, help="folder with MP4 files")
+    parser.add_argument("clips", type=Path, nargs="?", default=Path("../shared/data/av"), help="folder with MP4 files")
     parser.add_argument("--short-side", type=int, default=64)
     parser.add_argument("--runner", default="local", choices=["local", "ray"])
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     paths = sorted(arguments.clips.glob("*.mp4"))
+    if not paths:
+        sys.exit(f"{arguments.clips} holds no MP4 files; name a folder of clips")
     truth = {path.stem: container_times_us(path) for path in paths}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,14 +77,10 @@ def main() -> None:
         }
         (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline))
         started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", "run", str(folder / "pipeline.yaml"), "--quiet"], check=True
-        )
+        subprocess.run([sys.executable, "-m", "pipelines.cli", "run", str(folder / "pipeline.yaml"), "--quiet"], check=True)
         seconds = time.perf_counter() - started
         table = ds.dataset(folder / "rows", format="parquet").to_table(columns=["stream_id", "sequence", "event_time"])
-        counted = dict(
-            duckdb.sql(f"select stream_id, count(*) from '{folder}/rows/**/*.parquet' group by 1").fetchall()
-        )
+        counted = dict(duckdb.sql(f"select stream_id, count(*) from '{folder}/rows/**/*.parquet' group by 1").fetchall())
     problems = []
     print(f"{'stream':32} {'frames':>6} {'rows':>6} {'DuckDB':>6} {'largest time difference':>24}")
     rows = []
