@@ -86,8 +86,8 @@ def _floats(array: pa.Array) -> pa.Array:
     if pa.types.is_float16(array.type):
         array = array.cast(pa.float32())
     texts = array.cast(pa.string())  # the shortest text that reads back as the same float
-    # Arrow writes 1.0 as "1"; a reader would take the column for integers.
-    whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 1e15))
+    # Arrow writes 1.0 as "1", which a reader would take for an integer; from 1e10 on it writes an exponent.
+    whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 1e10))
     if pc.any(whole).as_py():
         texts = pc.if_else(whole, pc.binary_join_element_wise(texts, ".0", ""), texts)
     finite = pc.is_finite(array)

@@ -31,7 +31,7 @@ def read_committed(path: Path | str, *, schema: pa.Schema | None = None) -> pa.T
 
     Columns that some files lack (the schema has changed during the run) are null there. ``schema``, if given, is what the
     result has: JSON is read with its types, and a folder without any row gives an empty table of it. ``SourceError`` where
-    the folder is missing, or holds no rows and no schema is given, or holds files of several formats.
+    the folder is missing, holds no rows and no schema is given, holds files of several formats, or rows that do not fit.
     """
     root = Path(path)
     if not root.is_dir():
@@ -48,10 +48,13 @@ def read_committed(path: Path | str, *, schema: pa.Schema | None = None) -> pa.T
     for file in files:
         try:
             tables.append(_read(file, schema))
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{file} cannot be read: {error}") from error
-    table = pa.concat_tables(tables, promote_options="permissive")
-    return table.select(schema.names).cast(schema) if schema is not None else table
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+        return _conform(table, schema) if schema is not None else table
+    except (pa.ArrowException, ValueError) as error:
+        raise SourceError(f"{root}: its rows do not fit {'the given schema' if schema else 'together'}: {error}") from error
 
 
 def _read(file: Path, schema: pa.Schema | None) -> pa.Table:
@@ -65,5 +68,20 @@ def _read(file: Path, schema: pa.Schema | None) -> pa.Table:
     return pa.json.read_json(
         file,
         read_options=pa.json.ReadOptions(block_size=block),
-        parse_options=pa.json.ParseOptions(explicit_schema=schema),
+        parse_options=pa.json.ParseOptions(explicit_schema=_plain(schema) if schema is not None else None),
     )
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Replace dictionaries, which Arrow's JSON reader cannot make, by what they hold."""
+    fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
+    return pa.schema([field.with_nullable(True) for field in fields])
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of ``schema``, those that no file has as nulls."""
+    columns = [
+        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
