@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 __all__ = [
@@ -43,7 +44,13 @@ _MUTED: Colour = (190, 180, 170)
 _WARNING: Colour = (40, 60, 200)
 _GREY: Colour = (128, 128, 128)
 _GAP_PX = 4
-_RAW_CHANNELS = {"raw_rgb8": 3, "raw_bgr8": 3, "raw_gray8": 1}
+# encoding → (type, channels)
+_RAW: dict[str, tuple[Any, int]] = {
+    "raw_rgb8": (np.uint8, 3),
+    "raw_bgr8": (np.uint8, 3),
+    "raw_gray8": (np.uint8, 1),
+    "raw_f32_rgb": ("<f4", 3),  # 0..255
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +62,32 @@ class Boxes:
     label_N: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def decode_image(data: bytes | None, encoding: str | None, height: int | None, width: int | None) -> Picture | None:
+def decode_image(data: bytes | pa.Buffer | None, encoding: str | None, height: int | None, width: int | None) -> Picture | None:
     """Decode the ``image`` of a frame record (see ``connectors.records.FRAME``); None where that is not possible."""
-    if not data:
+    if data is None or len(data) == 0:
         return None
-    if encoding in _RAW_CHANNELS:
-        channels = _RAW_CHANNELS[encoding]
-        if not height or not width or len(data) != height * width * channels:
+    if encoding in _RAW:
+        kind, channels = _RAW[encoding]
+        values = np.frombuffer(data, np.uint8)
+        if (
+            height is None
+            or width is None
+            or min(height, width) <= 0
+            or values.size != height * width * channels * np.dtype(kind).itemsize
+        ):
             return None
-        pixels: Any = np.frombuffer(data, np.uint8).reshape(height, width, channels)
-        if encoding == "raw_rgb8":
-            return np.ascontiguousarray(pixels[:, :, ::-1])
-        return pixels.copy() if channels == 3 else np.repeat(pixels, 3, axis=2)
+        pixels: Any = values.view(kind).reshape(height, width, channels)
+        if encoding == "raw_f32_rgb":
+            pixels = np.nan_to_num(pixels).clip(0, 255).astype(np.uint8)
+        if channels == 1:
+            return np.repeat(pixels, 3, axis=2)
+        return np.array(pixels if encoding == "raw_bgr8" else pixels[:, :, ::-1], order="C")
     try:
-        # The orientation tag is left alone: boxes are in pixels as they are stored.
-        decoded: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        # Applies the orientation tag, as the operators' decoder does: boxes are in pixels of the upright picture.
+        decoded: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:  # a header that promises more pixels than OpenCV allows
         return None
-    return None if decoded is None else decoded
+    return decoded if decoded is not None and decoded.size else None
 
 
 def placeholder(height: int, width: int, text: str) -> Picture:

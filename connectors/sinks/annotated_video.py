@@ -1,13 +1,15 @@
 """Sink: MP4 files with detections drawn onto the frames, one panel per detecting node, one file per stream and epoch.
 
 Joins frames and detections by (stream_id, sequence). Frames are decoded and scaled as they arrive, and drawn once every
-detecting node has passed them; so what waits is bounded by how far the sources run ahead of the operators (their credits).
+detecting node has passed them, at the latest at the barrier. Credits keep sources from running far ahead of operators; where
+more than ``max_waiting_bytes`` of frames wait all the same, the oldest are drawn with what is there.
 """
 
 # H height, W width, N boxes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -62,6 +64,9 @@ class AnnotatedVideoOptions:
         "mp4v", "`mp4v` is fast and read by every player; `vp09` is smaller, plays in browsers, and takes longer.",
         choices=("mp4v", "vp09"),
     )  # fmt: skip
+    max_waiting_bytes: int = option(
+        256 << 20, "Frames of all streams that may wait for their detections, at the size of a panel.", unit="bytes", ge=1 << 20
+    )
 
 
 class Mp4Writer:
@@ -74,8 +79,8 @@ class Mp4Writer:
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
         if not self._writer.isOpened():
             raise SinkError(
-                f"{path}: OpenCV cannot write {codec!r} video of {size[0]}x{size[1]} px there. Is the folder writable, is there "
-                "space, has this build of OpenCV the codec? The PyPI wheels have mp4v and vp09"
+                f"{path}: OpenCV cannot write {codec!r} video of {size[0]}x{size[1]} px there. Is the folder writable, is "
+                "there space, has this build of OpenCV the codec? The PyPI wheels have mp4v and vp09"
             )
 
     def write(self, picture: Picture) -> None:
@@ -103,7 +108,8 @@ class Mp4Writer:
     def abort(self) -> None:
         """Close and delete. Never raises."""
         self._writer.release()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
 
 def class_names(schema: pa.Schema) -> list[str]:
@@ -179,6 +185,8 @@ class AnnotatedVideoSink(FileSink):
         self._frames_from = ""
         self._classes: dict[str, list[str]] = {}
         self._streams: dict[str, _Stream] = {}
+        self._waiting_bytes = 0
+        self._hurried = 0  # frames of this epoch that did not wait for their detections
 
     def examine(self, schemas: Mapping[str, pa.Schema]) -> None:
         """Raise ``ConfigError`` unless exactly one input has frames and all others have detections."""
@@ -209,7 +217,11 @@ class AnnotatedVideoSink(FileSink):
         for name in dict.fromkeys(streams):
             stream = self._streams[name]
             while stream.frames and self._complete(stream, stream.frames[0].sequence):
-                self._draw(name, stream, stream.frames.popleft())
+                self._draw_first(name, stream)
+        while self._waiting_bytes > self.options.max_waiting_bytes:
+            name, stream = max(self._streams.items(), key=lambda item: len(item[1].frames))
+            self._draw_first(name, stream)
+            self._hurried += 1
 
     def _take_frames(self, batch: pa.RecordBatch, streams: list[str], sequences: list[int]) -> None:
         times_us = batch.column("event_time").cast(pa.int64()).to_pylist()
@@ -229,12 +241,14 @@ class AnnotatedVideoSink(FileSink):
             data = images[i].as_buffer() if images[i].is_valid else None
             picture = decode_image(data, encodings[i], heights[i], widths[i])
             if picture is None:
-                size = stream.panel or _EMPTY_SIZE
+                size = stream.panel or (heights[i] or _EMPTY_SIZE[0], widths[i] or _EMPTY_SIZE[1])
                 picture = placeholder(*size, errors[i] or "this frame cannot be decoded")
             if stream.panel is None:
                 scale, most = self.options.scale, self.options.max_height
                 stream.panel = panel_size(*picture.shape[:2], scale=scale, max_height=most)
-            stream.frames.append(_Frame(sequences[i], times_us[i], *resize_into(picture, *stream.panel)))
+            frame = _Frame(sequences[i], times_us[i], *resize_into(picture, *stream.panel))
+            stream.frames.append(frame)
+            self._waiting_bytes += frame.picture.nbytes
 
     def _take_rows(self, source: str, batch: pa.RecordBatch, streams: list[str], sequences: list[int]) -> None:
         names = batch.schema.names
@@ -251,8 +265,10 @@ class AnnotatedVideoSink(FileSink):
     def _complete(self, stream: _Stream, sequence: int) -> bool:
         return all(stream.passed.get(node, sequence - 1) >= sequence for node in self._classes)
 
-    def _draw(self, name: str, stream: _Stream, frame: _Frame) -> None:
-        """Draw one frame with what is there, and forget its rows and those before it."""
+    def _draw_first(self, name: str, stream: _Stream) -> None:
+        """Draw the oldest frame with what is there, and forget its rows and those before it."""
+        frame = stream.frames.popleft()
+        self._waiting_bytes -= frame.picture.nbytes
         height, width = frame.picture.shape[:2]
         panels = []
         for node, classes in self._classes.items():
@@ -297,7 +313,7 @@ class AnnotatedVideoSink(FileSink):
         """End the files of this epoch. All rows before a barrier are here, so what waits is drawn with what it has."""
         for name, stream in self._streams.items():
             while stream.frames:
-                self._draw(name, stream, stream.frames.popleft())
+                self._draw_first(name, stream)
             self._write_drawn(stream)
             if stream.writer is not None:
                 stream.writer.finish()
@@ -310,12 +326,17 @@ class AnnotatedVideoSink(FileSink):
                     staged, partition=encode_name(name), rows=stream.writer.frames, size=staged.stat().st_size, sha256=digest
                 )
         self._streams.clear()
+        if self._hurried:
+            text = "sink=%s %d frames were drawn before their detections came; shorten epoch_s or raise max_waiting_bytes"
+            logger.warning(text, self.root, self._hurried)
+            self._hurried = 0
 
     def _drop(self) -> None:
         for stream in self._streams.values():
             if stream.writer is not None:
                 stream.writer.abort()
         self._streams.clear()
+        self._waiting_bytes = self._hurried = 0
 
 
 def _bar_height(height: int) -> int:

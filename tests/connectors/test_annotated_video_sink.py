@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from connectors.drawing import class_colour
+from connectors.drawing import class_colour, decode_image
 from connectors.errors import ConfigError, SinkError
 from connectors.records import FRAME, TIME_TYPE, output_schema
 from connectors.sinks.annotated_video import AnnotatedVideoOptions, AnnotatedVideoSink, Mp4Writer
@@ -216,3 +216,44 @@ def test_a_file_that_lost_frames_is_an_error(tmp_path: Path) -> None:
         writer.finish()
     with pytest.raises(SinkError, match="cannot write"):
         Mp4Writer(tmp_path / "missing" / "x.mp4", fps=25.0, size=(64, 64))
+
+
+def test_frames_without_an_answer_do_not_fill_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sink = open_sink(tmp_path / "out", max_waiting_bytes=1 << 20)  # 28 frames
+    for first in range(0, 100, 10):
+        sink.write("clips", frames("cam", 10, first=first))
+        assert sum(frame.picture.nbytes for frame in sink._streams["cam"].frames) <= 1 << 20
+    sink.write("detect", found("cam", [98, 99]))
+    (path,) = commit(sink)
+    assert [has_box(picture) for picture in read(path)] == [False] * 98 + [True] * 2
+    assert "72 frames were drawn before their detections came" in caplog.text
+
+
+@pytest.mark.parametrize("channels", ["raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb", "png"])
+def test_every_encoding_of_a_frame_gives_the_same_picture(channels: str) -> None:
+    bgr = np.zeros((6, 4, 3), np.uint8)
+    bgr[:] = (200, 200, 200) if channels == "raw_gray8" else (10, 120, 250)
+    data = {
+        "raw_rgb8": bgr[:, :, ::-1].tobytes(),
+        "raw_bgr8": bgr.tobytes(),
+        "raw_gray8": bgr[:, :, 0].tobytes(),
+        "raw_f32_rgb": bgr[:, :, ::-1].astype("<f4").tobytes(),
+        "png": cv2.imencode(".png", bgr)[1].tobytes(),
+    }[channels]
+    picture = decode_image(data, channels, 6, 4)
+    assert picture is not None
+    assert np.array_equal(picture, bgr)
+    picture[:] = 0  # it is the caller's own
+    for bad in (None, b"", data[:-1] if channels != "png" else data[:20]):
+        assert decode_image(bad, channels, 6, 4) is None
+
+
+def test_a_photo_is_turned_upright_as_its_orientation_tag_says() -> None:
+    tall = np.zeros((32, 16, 3), np.uint8)
+    jpeg = cv2.imencode(".jpg", tall)[1].tobytes()
+    # APP1 with one EXIF entry: orientation 6, a quarter turn.
+    tag = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    turned = jpeg[:2] + b"\xff\xe1" + (len(tag) + 2).to_bytes(2, "big") + tag + jpeg[2:]
+    picture = decode_image(turned, "jpeg", 32, 16)
+    assert picture is not None
+    assert picture.shape == (16, 32, 3)
