@@ -1,8 +1,9 @@
 """Claim: real clips replayed at once by ``streambank run`` with a full-size model give one row per decoded frame and stream.
 
 Writes a full-size checkpoint with random weights in the official layout (.pth), replays every MP4 of a folder through the
-command line, reads the rows back with plain ``pyarrow.dataset`` and DuckDB, and compares sequence and time of each row with what
-decord reads from the containers. Frames are scaled to ``--short-side`` px: the official 600 px takes seconds per frame on a CPU.
+command line, reads the rows back with plain ``pyarrow.dataset`` and DuckDB, and compares sequence and time of each row with
+what decord reads from the containers. Frames are scaled to ``--short-side`` px: the official 600 px takes seconds per frame
+on a CPU.
 
     python -m benchmarks.real_clips [CLIPS] [--short-side 64] [--runner local|ray] [--device auto]
 """

@@ -1,4 +1,4 @@
-"""The workload of the engine's tests: keyed JSON lines, running means, JSON lines out; and runs in a process that may be killed."""
+"""The workload of the engine's tests: running means of keyed JSON lines, and runs in a process that may be killed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # for the operator in benchmarks/, here and in processes that import this module
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.running_mean import RunningMean
-from connectors.sinks.jsonl import JsonlSink
+from benchmarks.running_mean import RunningMean  # noqa: E402
+from connectors.sinks.jsonl import JsonlSink  # noqa: E402
 
 KEYS = 23
 
