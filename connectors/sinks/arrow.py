@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from connectors.errors import SinkError
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
+from connectors.sinks.row_buffer import RowBuffer
 from connectors.sinks.staged import FileSink, StagedFile, single_input
 
 __all__ = ["ArrowOptions", "ArrowSink"]
@@ -57,8 +58,8 @@ class ArrowSink(FileSink):
         self._writer: Any = None
         self._schema: pa.Schema | None = None
         self._words: dict[int, pa.Array] = {}
-        self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = self._waiting_bytes = self._rows = 0
+        self._waiting = RowBuffer()
+        self._rows = 0
 
     def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
         self._columns = Columns(self.options.columns, self.options.exclude, single_input("arrow", schemas))
@@ -76,11 +77,9 @@ class ArrowSink(FileSink):
             recoded = _recode(batch, self._words)
         if self._file is None:
             self._begin(batch.schema)
-        self._waiting.append(recoded)
-        self._waiting_rows += batch.num_rows
-        self._waiting_bytes += batch.nbytes
+        self._waiting.add(recoded)
         self._rows += batch.num_rows
-        if self._waiting_rows >= _BATCH_ROWS or self._waiting_bytes >= _BATCH_BYTES:
+        if self._waiting.rows >= _BATCH_ROWS or self._waiting.bytes >= _BATCH_BYTES:
             self._write_waiting()
 
     def _begin(self, schema: pa.Schema) -> None:
@@ -92,9 +91,8 @@ class ArrowSink(FileSink):
         self._rows = 0
 
     def _write_waiting(self) -> None:
-        if self._waiting:
-            table = pa.Table.from_batches(self._waiting, self._schema).combine_chunks()
-            self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        if self._waiting.rows:
+            table = pa.Table.from_batches(self._waiting.take(), self._schema).combine_chunks()
             try:
                 self._writer.write_table(table)
             except pa.ArrowInvalid as error:
@@ -113,7 +111,7 @@ class ArrowSink(FileSink):
         if self._file is not None:
             self._file.abort()
         self._file = self._writer = self._schema = None
-        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        self._waiting.take()
         self._words = {}
 
 

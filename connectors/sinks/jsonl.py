@@ -15,6 +15,7 @@ import pyarrow as pa
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
 from connectors.sinks.json_text import json_lines
+from connectors.sinks.row_buffer import RowBuffer
 from connectors.sinks.staged import FileSink, StagedFile, single_input
 
 __all__ = ["JsonlOptions", "JsonlSink"]
@@ -50,8 +51,8 @@ class JsonlSink(FileSink):
         super().__init__(options)
         self._columns: Columns  # by open
         self._file: StagedFile | None = None
-        self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = self._waiting_bytes = self._rows = 0
+        self._waiting = RowBuffer()
+        self._rows = 0
 
     def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
         self._columns = Columns(self.options.columns, self.options.exclude, single_input("jsonl", schemas))
@@ -60,24 +61,21 @@ class JsonlSink(FileSink):
         """Keep the rows until a block of text is worth making."""
         if not batch.num_rows:
             return
-        batch = self._columns.apply(batch)
-        if self._waiting and not batch.schema.equals(self._waiting[0].schema):
+        batch = _without_dictionaries(self._columns.apply(batch))
+        if not self._waiting.accepts(batch.schema):
             self._write_waiting()
-        self._waiting.append(batch)
-        self._waiting_rows += batch.num_rows
-        self._waiting_bytes += batch.nbytes
-        if self._waiting_rows >= _BLOCK_ROWS or self._waiting_bytes >= _BLOCK_BYTES:
+        self._waiting.add(batch)
+        if self._waiting.rows >= _BLOCK_ROWS or self._waiting.bytes >= _BLOCK_BYTES:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
-        if not self._waiting:
+        if not self._waiting.rows:
             return
         if self._file is None:
             self._file, self._rows = StagedFile(self._new_path()), 0
-        rows, size = self._waiting_rows, self._waiting_bytes
-        joined = pa.concat_batches(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
-        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
-        step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES * rows // max(1, size)))
+        rows, size = self._waiting.rows, self._waiting.bytes
+        joined = pa.concat_batches(self._waiting.take())
+        step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES * rows // size))
         for start in range(0, rows, step):
             self._file.write(json_lines(joined.slice(start, step)))
         self._rows += rows
@@ -90,7 +88,15 @@ class JsonlSink(FileSink):
             self._file = None
 
     def _drop(self) -> None:
-        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        self._waiting.take()
         if self._file is not None:
             self._file.abort()
             self._file = None
+
+
+def _without_dictionaries(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Decode dictionary columns, since many small dictionaries may not fit into one when batches are joined."""
+    for i, column in enumerate(batch.columns):
+        if pa.types.is_dictionary(column.type):
+            batch = batch.set_column(i, batch.schema.names[i], column.dictionary_decode())
+    return batch

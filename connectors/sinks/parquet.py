@@ -7,6 +7,7 @@ closed when there are too many. All columns stay in the files, so the folders ca
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,12 +22,15 @@ import pyarrow.parquet as pq
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
+from connectors.sinks.row_buffer import RowBuffer
 from connectors.sinks.staged import FileSink, StagedFile, encode_name, single_input
 
 __all__ = ["ParquetOptions", "ParquetSink"]
 
 _KEYS = ("stream", "date")
-_BATCH_OVERHEAD = 1024  # bytes of Arrow and Python objects around each waiting batch
+# Small batches of many partitions are joined up to this size before they are split: a split costs some 50 us per partition.
+_BLOCK_ROWS = 1 << 14
+_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +44,18 @@ class ParquetOptions:
     )
     exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
     compression: str = option("zstd", "Compression of the pages.", choices=("zstd", "snappy", "lz4", "gzip", "none"))
-    row_group_rows: int = option(131072, "A row group is written at this many rows.", unit="rows", ge=1)
-    row_group_bytes: int = option(
-        64 << 20, "A row group is written before this size; also bounds what waits in memory.", unit="bytes", ge=1 << 16
+    row_group_rows: int = option(
+        131072, "A row group is written at this many rows; it holds fewer than twice as many.", unit="rows", ge=1
     )
-    max_open_files: int = option(64, "Partitions written at once; raise it when many streams give many small files.", ge=1)
+    row_group_bytes: int = option(
+        64 << 20,
+        "A row group is written at this size in memory; also bounds what waits there, over all partitions.",
+        unit="bytes",
+        ge=1 << 16,
+    )
+    max_open_files: int = option(
+        64, "Files that are written at once; the least recently used one is finished where there would be more.", ge=1
+    )
 
     def __post_init__(self) -> None:
         check_columns(self.columns, self.exclude)
@@ -63,6 +74,7 @@ class ParquetSink(FileSink):
     def __init__(self, options: ParquetOptions) -> None:
         super().__init__(options)
         self._columns: Columns  # by open
+        self._unsplit = RowBuffer()
         self._files: OrderedDict[str, _PartitionFile] = OrderedDict()  # least recently used first
         self._waiting_bytes = 0
 
@@ -74,45 +86,69 @@ class ParquetSink(FileSink):
                 f"the input has a column {taken[0]!r}, which is also a folder of the dataset; rename it by "
                 f"'columns: {{{taken[0]}: ...}}' or take {taken[0]!r} out of 'partition_by'"
             )
+        for field in self._columns.schema:
+            try:
+                pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+            except pa.ArrowNotImplementedError as error:
+                raise ConfigError(
+                    f"Parquet cannot store column {field.name!r} of type {field.type} ({error}); leave it out by "
+                    f"'exclude: [{field.name}]' or use an arrow sink"
+                ) from error
 
     def write(self, source: str, batch: pa.RecordBatch) -> None:
-        """Split the rows by partition and append each share to its file."""
+        """Keep the rows until there are enough to be split by partition."""
+        if not batch.num_rows:
+            return
+        if not self._unsplit.accepts(batch.schema):
+            self._split_waiting()
+        self._columns.apply(batch)  # for its check: a chosen column that has gone is an error here, not at the split
+        self._unsplit.add(batch)
+        if self._unsplit.rows >= _BLOCK_ROWS or self._unsplit.bytes >= _BLOCK_BYTES or not self.options.partition_by:
+            self._split_waiting()
+
+    def _split_waiting(self) -> None:
+        batches = self._unsplit.take()
+        if len(batches) > 1:
+            # Dictionaries that together have more words than their index type can number cannot be joined.
+            with contextlib.suppress(pa.ArrowInvalid):
+                batches = [pa.concat_batches(batches)]
+        for batch in batches:
+            for partition, rows in self._split(batch):
+                self._add(partition, rows)
+
+    def _add(self, partition: str, rows: pa.RecordBatch) -> None:
+        """Append rows to the file of their partition, and write the row groups that are due."""
         limit = self.options.row_group_bytes
-        for partition, rows in self._split(batch):
-            file = self._file_of(partition, rows.schema)
-            self._waiting_bytes += file.add(rows)
-            if file.waiting_rows >= self.options.row_group_rows or file.waiting_bytes >= limit:
-                self._write_group(file)
+        file = self._file_of(partition, rows.schema)
+        self._waiting_bytes += file.add(rows)
+        if file.waiting.rows >= self.options.row_group_rows or file.waiting.bytes >= limit:
+            self._write_groups(file)
         if self._waiting_bytes > limit:
-            for file in sorted(self._files.values(), key=lambda f: -f.waiting_bytes):
-                self._write_group(file)
+            for other in sorted(self._files.values(), key=lambda f: -f.waiting.bytes):
+                self._write_groups(other)
                 if self._waiting_bytes <= limit // 2:
                     break
 
     def _split(self, batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
         """Yield (folder, rows). Rows of one folder keep their order."""
-        if not batch.num_rows:
-            return
         code = np.zeros(batch.num_rows, np.int64)
-        names = [""]
+        levels: list[list[str]] = []
         for key in self.options.partition_by:
             values = batch.column("stream_id") if key == "stream" else pc.cast(batch.column("event_time"), pa.date32())
             encoded = values.dictionary_encode()
-            code = code * len(encoded.dictionary) + encoded.indices.to_numpy()
-            level = [f"{key}={encode_name(str(value))}" for value in encoded.dictionary.to_pylist()]
-            names = [f"{name}/{part}" if name else part for name in names for part in level]
+            levels.append([f"{key}={encode_name(str(value))}" for value in encoded.dictionary.to_pylist()])
+            code = code * len(levels[-1]) + encoded.indices.to_numpy()
         kept = self._columns.apply(batch)
-        present = np.unique(code)
+        present, counts = np.unique(code, return_counts=True)
         if len(present) == 1:
-            yield names[present[0]], kept
+            yield _folder(int(present[0]), levels), kept
             return
-        order = np.argsort(code, kind="stable")
-        ends = np.append(np.searchsorted(code[order], present, side="right"), len(order))
+        order = pa.array(np.argsort(code, kind="stable"))
         start = 0
-        for number, end in zip(present.tolist(), ends.tolist(), strict=False):
+        for number, count in zip(present.tolist(), counts.tolist(), strict=True):
             # A copy of its own, so that a partition with few rows does not keep the whole batch alive.
-            yield names[number], kept.take(pa.array(order[start:end]))
-            start = end
+            yield _folder(number, levels), kept.take(order.slice(start, count))
+            start += count
 
     def _file_of(self, partition: str, schema: pa.Schema) -> _PartitionFile:
         file = self._files.get(partition)
@@ -124,25 +160,26 @@ class ParquetSink(FileSink):
         self._files.move_to_end(partition)
         return file
 
-    def _write_group(self, file: _PartitionFile) -> None:
-        if not file.waiting_bytes:
+    def _write_groups(self, file: _PartitionFile) -> None:
+        if not file.waiting.rows:
             return
         if file.staged is None:
             opened = [partition for partition, other in self._files.items() if other.staged is not None]
             if len(opened) >= self.options.max_open_files:
                 self._close_file(opened[0])
             file.open(self._new_path())
-        self._waiting_bytes -= file.waiting_bytes
-        file.write_group()
+        self._waiting_bytes -= file.waiting.bytes
+        file.write_groups(self.options.row_group_rows, self.options.row_group_bytes)
 
     def _close_file(self, partition: str) -> None:
         file = self._files[partition]
-        self._write_group(file)
+        self._write_groups(file)
         staged = file.finish()
         del self._files[partition]
         self._finished(staged, partition=partition, rows=file.rows)
 
     def _flush(self) -> None:
+        self._split_waiting()
         for partition in list(self._files):
             if partition in self._files:  # opening one may have closed another
                 self._close_file(partition)
@@ -151,6 +188,7 @@ class ParquetSink(FileSink):
         for file in self._files.values():
             file.abort()
         self._files.clear()
+        self._unsplit.take()
         self._waiting_bytes = 0
 
 
@@ -161,9 +199,7 @@ class _PartitionFile:
         self.schema = schema
         self.staged: StagedFile | None = None
         self.rows = 0
-        self.waiting_rows = 0
-        self.waiting_bytes = 0
-        self._waiting: list[pa.RecordBatch] = []
+        self.waiting = RowBuffer()
         self._writer: Any = None
         self._compression = compression
 
@@ -178,19 +214,15 @@ class _PartitionFile:
         )
 
     def add(self, batch: pa.RecordBatch) -> int:
-        """Keep the rows (no copy); return by how many bytes the wait grew."""
-        size = int(batch.nbytes) + _BATCH_OVERHEAD
-        self._waiting.append(batch)
-        self.waiting_rows += batch.num_rows
-        self.waiting_bytes += size
+        """Keep the rows; return by how many bytes the wait grew."""
         self.rows += batch.num_rows
-        return size
+        return self.waiting.add(batch)
 
-    def write_group(self) -> None:
-        """Write the waiting rows as one row group."""
-        table = pa.Table.from_batches(self._waiting, self.schema)
-        self._waiting, self.waiting_rows, self.waiting_bytes = [], 0, 0
-        self._writer.write_table(table, row_group_size=table.num_rows)
+    def write_groups(self, most_rows: int, most_bytes: int) -> None:
+        """Write the waiting rows as one row group, or as several of equal size where one batch was larger than that."""
+        groups = max(1, self.waiting.rows // most_rows, self.waiting.bytes // most_bytes)
+        table = pa.Table.from_batches(self.waiting.take(), self.schema)
+        self._writer.write_table(table, row_group_size=-(-table.num_rows // groups))
 
     def finish(self) -> StagedFile:
         """Write the footer and sync; return the file."""
@@ -201,10 +233,18 @@ class _PartitionFile:
         return self.staged
 
     def abort(self) -> None:
-        self._waiting = []
         if self.staged is not None:
             self._writer.is_open = False  # else its finaliser writes a footer to the dropped file and complains
             self.staged.abort()
+
+
+def _folder(number: int, levels: list[list[str]]) -> str:
+    """Return the folder of a partition: ``number`` counts through all combinations of the levels, the last one fastest."""
+    parts = []
+    for level in reversed(levels):
+        number, index = divmod(number, len(level))
+        parts.append(level[index])
+    return "/".join(reversed(parts))
 
 
 def _is_word(kind: Any) -> bool:

@@ -6,9 +6,11 @@ are in order; streams of different shards are not interleaved by time.
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
@@ -30,8 +32,9 @@ def read_committed(path: Path | str, *, schema: pa.Schema | None = None) -> pa.T
     """Return all committed rows below ``path`` as one table.
 
     Columns that some files lack (the schema has changed during the run) are null there. ``schema``, if given, is what the
-    result has: JSON is read with its types, and a folder without any row gives an empty table of it. ``SourceError`` where
-    the folder is missing, holds no rows and no schema is given, holds files of several formats, or rows that do not fit.
+    result has: JSON is read with its types (binary from base64), and a folder without any row gives an empty table of it.
+    ``SourceError`` where the folder is missing, holds no rows and no schema is given, holds files of several formats, rows
+    that do not fit, or JSON whose type Arrow's reader cannot make (maps, durations, times of day).
     """
     root = Path(path)
     if not root.is_dir():
@@ -73,15 +76,38 @@ def _read(file: Path, schema: pa.Schema | None) -> pa.Table:
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Replace dictionaries, which Arrow's JSON reader cannot make, by what they hold."""
-    fields = [field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field for field in schema]
-    return pa.schema([field.with_nullable(True) for field in fields])
+    """Replace the types that Arrow's JSON reader cannot make by those that it can; ``_conform`` casts them back."""
+    return pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_date(kind) or _is_binary(kind):
+        return pa.string()
+    return kind
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the columns of ``schema``, those that no file has as nulls."""
-    columns = [
-        table.column(field.name).cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+            continue
+        column = table.column(field.name)
+        if _is_binary(field.type) and pa.types.is_string(column.type):
+            column = pa.array([None if text is None else base64.b64decode(text) for text in column.to_pylist()], field.type)
+        if pa.types.is_time(field.type) and pa.types.is_string(column.type):
+            # There is no cast from text to a time of day, but one by way of a day.
+            column = pc.binary_join_element_wise("1970-01-01T", column, "").cast(pa.timestamp("ns"))
+        columns.append(column.cast(field.type))
     return pa.Table.from_arrays(columns, schema=schema)

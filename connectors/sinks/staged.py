@@ -271,6 +271,8 @@ class FileSink(Sink):
         folders: dict[Path, None] = {}
         for file in staged:
             source, target = self._inside(file.staged), self._inside(file.final)
+            # Also where the file is there already: the process may have died between the rename and the fsync.
+            folders[target.parent] = None
             with _os_errors(target):
                 if not source.exists():
                     if not target.exists():
@@ -284,17 +286,15 @@ class FileSink(Sink):
                 _make_folders(target.parent)
                 source.replace(target)
                 faults.reach("between_renames", epoch)
-                folders[target.parent] = None
         for folder in folders:
             with _os_errors(folder):
                 _sync_folder(folder)
 
     def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
         """See the contract. ``SinkError`` where the folder holds files of a run that is not this one."""
-        if self.root.exists():
-            for (of_epoch, _, _), path in published(self.root):
-                if of_epoch > epoch:
-                    raise SinkError(self._foreign(path, epoch))
+        for (of_epoch, _, _), path in published(self.root):
+            if of_epoch > epoch:
+                raise SinkError(self._foreign(path, epoch))
         for file in staged:
             for path in (self._inside(file.staged), self._inside(file.final)):
                 with _os_errors(path):
@@ -302,11 +302,12 @@ class FileSink(Sink):
                         raise SinkError(self._foreign(path, epoch))
         self.commit(epoch, staged)
         leftovers = self.root / STAGING
-        if leftovers.exists():
-            with _os_errors(leftovers):
-                shutil.rmtree(leftovers)
-                _sync_folder(self.root)
-            logger.info("sink=%s recovered epoch=%d; staged leftovers removed", self.root, epoch)
+        with _os_errors(leftovers):
+            if not leftovers.exists():
+                return
+            shutil.rmtree(leftovers)
+            _sync_folder(self.root)
+        logger.info("sink=%s recovered epoch=%d; staged leftovers removed", self.root, epoch)
 
     def close(self) -> None:
         """Delete what was not prepared. What was prepared stays for ``commit`` or ``recover``."""

@@ -166,6 +166,21 @@ def test_committing_twice_changes_nothing(make: Make, tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_committing_again_makes_the_renames_of_a_process_that_died_durable(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = opened(make, tmp_path)
+    sink.write("node", batch(0, 10))
+    files = sink.prepare(0)
+    for file in files:  # as a commit does that is killed before it syncs
+        (tmp_path / file.final).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.staged).rename(tmp_path / file.final)
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
+    make(tmp_path).recover(0, files)
+    assert {(tmp_path / file.final).parent.stat().st_ino for file in files} <= synced
+
+
 def test_an_epoch_without_rows_writes_no_file(make: Make, tmp_path: Path) -> None:
     sink = opened(make, tmp_path)
     sink.write("node", batch(0, 0))
@@ -342,6 +357,17 @@ def test_a_path_that_is_no_folder_is_an_error_that_says_so(make: Make, tmp_path:
         opened(make, tmp_path / "file")
     with pytest.raises(SinkError, match="must be a folder"):
         opened(make, tmp_path / "file" / "below")
+
+
+def test_a_file_system_that_is_read_only_is_an_error_that_says_so(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*args: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    with pytest.raises(SinkError, match="no permission to write: Read-only file system"):
+        opened(make, tmp_path / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

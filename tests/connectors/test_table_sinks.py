@@ -104,6 +104,15 @@ def test_a_schema_that_changes_on_the_way_begins_a_new_file(kind: Any, options: 
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_more_words_than_one_dictionary_can_number_are_kept(kind: Any, options: Any, tmp_path: Path) -> None:
+    batches = [batch(n * 50, 50, streams=1, words=tuple(f"{n}.{i}" for i in range(50))) for n in range(6)]
+    written(kind, options, tmp_path, *batches)
+    table = read_committed(tmp_path)
+    words = dict(zip(table["sequence"].to_pylist(), table["status"].to_pylist(), strict=True))
+    assert words == {n: f"{n // 50}.{n % 50}" for n in range(300)}
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
 def test_columns_are_chosen_renamed_and_left_out(kind: Any, options: Any, tmp_path: Path) -> None:
     written(kind, options, tmp_path / "a", batch(0, 3), columns=["sequence", "stream_id"])
     assert read_committed(tmp_path / "a").column_names == ["sequence", "stream_id"]
@@ -183,7 +192,7 @@ def test_many_partitions_are_written_with_few_open_files_and_bounded_memory(tmp_
     assert isinstance(sink, ParquetSink)
     for start in range(0, 8_000, 500):
         sink.write("node", batch(start, 500, streams=25))
-        assert sum(file.waiting_bytes for file in sink._files.values()) <= limit
+        assert sum(file.waiting.bytes for file in sink._files.values()) <= limit
         assert sum(file.staged is not None for file in sink._files.values()) <= 2
     sink.commit(0, sink.prepare(0))
     assert read_committed(tmp_path).num_rows == 8_000
@@ -199,6 +208,21 @@ def test_small_batches_share_a_row_group_and_large_ones_are_cut_off(tmp_path: Pa
     assert groups.row_group(0).column(0).has_dictionary_page
     assert not groups.row_group(0).column(3).has_dictionary_page
     assert groups.row_group(0).column(1).statistics.max == 99
+
+
+def test_a_batch_larger_than_a_row_group_is_cut_into_several(tmp_path: Path) -> None:
+    by_rows = written(ParquetSink, ParquetOptions, tmp_path / "a", batch(0, 950), partition_by=[], row_group_rows=100)
+    by_size = written(ParquetSink, ParquetOptions, tmp_path / "b", batch(0, 9_000), partition_by=[], row_group_bytes=1 << 16)
+    groups = pq.read_metadata(by_rows[0])
+    assert max(groups.row_group(i).num_rows for i in range(groups.num_row_groups)) < 200
+    assert pq.read_metadata(by_size[0]).num_row_groups >= 4
+
+
+def test_a_type_that_parquet_cannot_store_is_refused_with_the_name_of_its_column(tmp_path: Path) -> None:
+    schema = output_schema("x", 1, [pa.field("odd", pa.struct([]))])
+    with pytest.raises(ConfigError, match=r"cannot store column 'odd'.*exclude: \[odd\]"):
+        ParquetSink(ParquetOptions(path=tmp_path / "out")).examine({"node": schema})
+    opened(ParquetSink, ParquetOptions, schema, path=tmp_path / "out", exclude=["odd"]).close()
 
 
 def test_a_column_with_the_name_of_a_partition_folder_is_refused(tmp_path: Path) -> None:
@@ -222,13 +246,6 @@ def test_arrow_files_are_read_as_a_dataset(tmp_path: Path) -> None:
     table = ds.dataset(tmp_path, format="ipc").to_table()
     assert table["sequence"].to_pylist() == list(range(100))
     assert table["status"].to_pylist()[::10] == [f"word {n}" for n in range(0, 100, 10)]
-
-
-def test_more_words_than_the_dictionary_can_number_go_on_in_a_new_file(tmp_path: Path) -> None:
-    batches = [batch(n * 50, 50, words=tuple(f"{n}.{i}" for i in range(50))) for n in range(6)]
-    files = written(ArrowSink, ArrowOptions, tmp_path, *batches)
-    assert len(files) == 3
-    assert read_committed(tmp_path)["status"].to_pylist() == [word for rows in batches for word in rows["status"].to_pylist()]
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4", "none"])
@@ -258,6 +275,24 @@ def test_long_batches_are_cut_and_short_ones_joined_without_losing_a_line(tmp_pa
 
 
 # -- reading back
+
+
+def test_json_lines_are_read_back_with_the_types_of_a_schema(tmp_path: Path) -> None:
+    columns: dict[str, tuple[pa.DataType, list[Any]]] = {
+        "stream_id": (pa.dictionary(pa.int8(), pa.string()), ["a", None, "a"]),
+        "raw": (pa.binary(), [b"\x00\xff", None, b""]),
+        "key": (pa.binary(2), [b"ab", b"cd", None]),
+        "day": (pa.date32(), [datetime.date(2024, 2, 29), None, None]),
+        "box": (pa.list_(pa.float32(), 2), [[1.0, 2.5], None, [0.0, -1.0]]),
+        "half": (pa.float16(), [0.5, None, 2.0]),
+        "small": (pa.int8(), [1, None, -128]),
+    }
+    schema = pa.schema([(name, kind) for name, (kind, _) in columns.items()])
+    rows = pa.RecordBatch.from_arrays([pa.array(values, kind) for kind, values in columns.values()], schema=schema)
+    written(JsonlSink, JsonlOptions, tmp_path, rows)
+    table = read_committed(tmp_path, schema=schema)
+    assert table.schema == schema
+    assert table.to_pylist() == rows.to_pylist()
 
 
 def test_reading_a_folder_without_rows_needs_a_schema(tmp_path: Path) -> None:
