@@ -162,7 +162,7 @@ def draw_boxes(
     corners_N4 = np.clip(boxes.xyxy_N4[chosen] * factor + np.array([left, top, left, top]), 0, limit).astype(int)
     labels = boxes.label_N[chosen].tolist()
     for label, (x1, y1, x2, y2) in zip(labels, corners_N4.tolist(), strict=True):
-        cv2.rectangle(picture, (x1, y1), (x2, y2), class_colour(label), line, cv2.LINE_AA)
+        cv2.rectangle(picture, (x1, y1), (x2, y2), class_colour(label), line)
     # Words last, so that no box crosses them.
     for label, score, (x1, y1, _, y2) in zip(labels, boxes.score_N[chosen].tolist(), corners_N4.tolist(), strict=True):
         name = classes[label] if 0 <= label < len(classes) else f"class {label}"

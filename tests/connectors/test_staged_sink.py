@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -297,7 +298,7 @@ def test_a_staged_file_that_was_changed_is_not_published(make: Make, tmp_path: P
 def test_a_full_disk_is_an_error_that_says_so_and_shows_nothing(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FullDisk(staged_module.FileIO):
+    class FullDisk(FileIO):
         def write(self, data: Any) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
