@@ -34,7 +34,7 @@ def read_committed(path: Path | str, *, schema: pa.Schema | None = None) -> pa.T
     Columns that some files lack (the schema has changed during the run) are null there. ``schema``, if given, is what the
     result has: JSON is read with its types (binary from base64), and a folder without any row gives an empty table of it.
     ``SourceError`` where the folder is missing, holds no rows and no schema is given, holds files of several formats, rows
-    that do not fit, or JSON whose type Arrow's reader cannot make (maps, durations, times of day).
+    that do not fit, or JSON whose type Arrow's reader cannot make (maps, durations).
     """
     root = Path(path)
     if not root.is_dir():
@@ -87,7 +87,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.list_(_plain_type(kind.value_type))
     if pa.types.is_float16(kind):
         return pa.float32()
-    if pa.types.is_date(kind) or _is_binary(kind):
+    if pa.types.is_date(kind) or pa.types.is_time(kind) or _is_binary(kind):
         return pa.string()
     return kind
 

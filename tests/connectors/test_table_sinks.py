@@ -283,6 +283,7 @@ def test_json_lines_are_read_back_with_the_types_of_a_schema(tmp_path: Path) -> 
         "raw": (pa.binary(), [b"\x00\xff", None, b""]),
         "key": (pa.binary(2), [b"ab", b"cd", None]),
         "day": (pa.date32(), [datetime.date(2024, 2, 29), None, None]),
+        "hour": (pa.time32("s"), [datetime.time(1, 2, 3), None, None]),
         "box": (pa.list_(pa.float32(), 2), [[1.0, 2.5], None, [0.0, -1.0]]),
         "half": (pa.float16(), [0.5, None, 2.0]),
         "small": (pa.int8(), [1, None, -128]),
