@@ -131,7 +131,8 @@ def main() -> int:
             results[name] = run(Path(folder), size)
         results[name]["held"] = results[name]["growth_bytes"] < results[name]["limit_bytes"]
         growth, limit = (results[name][key] / 2**20 for key in ("growth_bytes", "limit_bytes"))
-        print(f"{name}: grew {growth:.1f} MiB in {results[name]['seconds']:.0f} s (limit {limit:.0f} MiB): {results[name]['held']}")
+        verdict = "held" if results[name]["held"] else "NOT held"
+        print(f"{name}: grew {growth:.1f} MiB in {results[name]['seconds']:.0f} s (limit {limit:.0f} MiB): {verdict}")
     write("memory_flat", results)
     return 0 if all(result["held"] for result in results.values()) else 1
 

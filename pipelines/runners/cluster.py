@@ -55,7 +55,7 @@ def cluster() -> Iterator[None]:
             namespace=NAMESPACE,
             include_dashboard=False,
             object_store_memory=_store_bytes(),
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
     try:
         yield
@@ -94,10 +94,16 @@ def shares(graph: Graph) -> dict[TaskId, Share]:
         task: Share(
             cpus=cpus if part == 1.0 else int(cpus * part / _RAY_PRECISION) * _RAY_PRECISION,
             gpus=gpus.get(task.node, 0.0),
-            device="cuda" if gpus.get(task.node) else "cpu",
+            device=_device(graph, task.node) if gpus.get(task.node) else "cpu",
         )
         for task, cpus in wanted.items()
     }
+
+
+def _device(graph: Graph, node: str) -> str:
+    """Return the device for a task that has been given a GPU: it sees that one only, so numbers do not apply."""
+    operator = graph.spec.node(node)
+    return "auto" if isinstance(operator, OperatorSpec) and operator.device == "auto" else "cuda"
 
 
 def _gpu_shares(graph: Graph, there: float) -> dict[str, float]:

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -35,7 +36,7 @@ __all__ = ["ActorLost", "Fleet"]
 START_TIMEOUT_S = 300.0
 """Time for all actors to be placed and to load their weights."""
 
-_COMMIT_TIMEOUT_S = 300.0
+_ANSWER_TIMEOUT_S = 300.0
 _CLOSE_TIMEOUT_S = 10.0
 _DEATH_TIMEOUT_S = 30.0
 
@@ -58,6 +59,7 @@ class Fleet:
         self._actors: dict[TaskId, ActorHandle] = {}
         self._asked: dict[Any, TaskId] = {}
         self._lost_peers: set[TaskId] = set()
+        self._sources = [task for node in graph.spec.sources for task in graph.tasks_of(node.name)]
 
     def start(self, base: Manifest | None) -> None:
         """Make all actors and set them to work from ``base``."""
@@ -65,7 +67,7 @@ class Fleet:
         run = uuid4().hex[:8]
         for task in self._graph.tasks:
             self._actors[task] = self._create(task, run)
-        described = self._all({node.name: self._actor(node.name).describe.remote() for node in spec.sources})
+        described = self._all({task: self._actors[task].describe.remote() for task in self._sources})
         built = {
             task: self._actors[task].build.remote(
                 self._shares[task].device, self._shares[task].gpus, self._states(base, task.node)
@@ -73,10 +75,11 @@ class Fleet:
             for node in spec.operators
             for task in self._graph.tasks_of(node.name)
         }
-        schemas = {name: schema for name, (_, schema) in described.items()}
+        schemas = {task.node: schema for task, (_, schema) in described.items()}
         schemas |= {task.node: schema for task, schema in self._all(built).items()}
         epoch = base.epoch if base is not None else -1
-        self._all({sink.name: self._actor(sink.name).recover.remote(epoch, staged_of(base, sink.name)) for sink in spec.sinks})
+        firsts = {sink.name: self._actors[TaskId(sink.name, 0)] for sink in spec.sinks}
+        self._all({name: actor.recover.remote(epoch, staged_of(base, name)) for name, actor in firsts.items()})
         starts: dict[TaskId, Any] = {}
         for sink in spec.sinks:
             inputs = {name: schemas[name] for name in sink.inputs}
@@ -87,16 +90,10 @@ class Fleet:
             }
         self._all(starts)
         for source in spec.sources:
-            tasks = self._graph.tasks_of(source.name)
-            splits = assign_splits(source.name, described[source.name][0], base, source.parallelism)
-            # Tasks beyond the first have not built their source yet.
-            self._all({task: self._actors[task].describe.remote() for task in tasks[1:]})
-            self._all(
-                {
-                    task: self._actors[task].start.remote(share, self._receivers(task))
-                    for task, share in zip(tasks, splits, strict=True)
-                }
-            )
+            listed, _ = described[TaskId(source.name, 0)]
+            splits = assign_splits(source.name, listed, base, source.parallelism)
+            tasks = zip(self._graph.tasks_of(source.name), splits, strict=True)
+            self._all({task: self._actors[task].start.remote(share, self._receivers(task)) for task, share in tasks})
         self._asked = {actor.poll.remote(): task for task, actor in self._actors.items()}
 
     def hear(self, timeout_s: float) -> list[Reading]:
@@ -122,12 +119,12 @@ class Fleet:
 
     def request_barrier(self, epoch: int, *, final: bool) -> None:
         """Ask all source tasks for a barrier."""
-        sources = [task for node in self._graph.spec.sources for task in self._graph.tasks_of(node.name)]
-        self._all({task: self._actors[task].request_barrier.remote(epoch, final) for task in sources}, _COMMIT_TIMEOUT_S)
+        asked = {task: self._actors[task].request_barrier.remote(epoch, final) for task in self._sources}
+        self._all(asked, _ANSWER_TIMEOUT_S)
 
     def commit(self, epoch: int, staged: Mapping[TaskId, Sequence[Staged]]) -> None:
         """Have all sink tasks publish the epoch; return when they have."""
-        self._all({task: self._actors[task].commit.remote(epoch, files) for task, files in staged.items()}, _COMMIT_TIMEOUT_S)
+        self._all({task: self._actors[task].commit.remote(epoch, files) for task, files in staged.items()}, _ANSWER_TIMEOUT_S)
 
     def close(self) -> None:
         """End all tasks in good order and take their last readings."""
@@ -137,10 +134,12 @@ class Fleet:
         """End all actors at once; return when they are dead, so that none of them touches a file any more."""
         for actor in self._actors.values():
             ray.kill(actor)
-        probes = [actor.poll.remote() for actor in self._actors.values()]
-        _, alive = ray.wait(probes, num_returns=len(probes), timeout=_DEATH_TIMEOUT_S) if probes else ([], [])
-        if alive:
-            logger.warning("attempt=%d %d actors did not die within %.0f s", self._attempt, len(alive), _DEATH_TIMEOUT_S)
+        deadline = monotonic() + _DEATH_TIMEOUT_S
+        for task, actor in self._actors.items():
+            while not _is_dead(actor, deadline - monotonic()):
+                if monotonic() > deadline:
+                    logger.warning("attempt=%d %s did not die within %.0f s", self._attempt, task, _DEATH_TIMEOUT_S)
+                    break
 
     def _create(self, task: TaskId, run: str) -> ActorHandle:
         node = self._graph.spec.node(task.node)
@@ -155,6 +154,7 @@ class Fleet:
             read_rows=read_rows(self._graph.spec, task.node),
             threads=max(1, int(node.num_cpus)),
             fault=self._fault,
+            log_level=logging.getLogger().getEffectiveLevel(),
             paths=[str(Path(path or ".").resolve()) for path in sys.path],
         )
         kind = SourceActor if isinstance(node, SourceSpec) else OperatorActor if isinstance(node, OperatorSpec) else SinkActor
@@ -163,9 +163,6 @@ class Fleet:
         remote = ray.remote(concurrency_groups=lanes, max_restarts=0, max_task_retries=0)(kind)
         name = f"{self._graph.spec.name}.{task}.{run}.{self._attempt}"
         return remote.options(name=name, num_cpus=share.cpus, num_gpus=share.gpus).remote(plan)
-
-    def _actor(self, node: str) -> ActorHandle:
-        return self._actors[TaskId(node, 0)]
 
     def _receivers(self, task: TaskId) -> dict[TaskId, ActorHandle]:
         return {edge.receiver: self._actors[edge.receiver] for edge in self._graph.outputs_of(task)}
@@ -188,3 +185,14 @@ class Fleet:
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, StreambankError) else error) from None
+
+
+def _is_dead(actor: ActorHandle, timeout_s: float) -> bool:
+    """Ask an actor that was killed: one that still answers, or does not answer in time, lives."""
+    try:
+        ray.get(actor.poll.remote(), timeout=max(0.1, timeout_s))
+    except RayActorError:
+        return True
+    except (GetTimeoutError, RayTaskError):
+        return False
+    return False

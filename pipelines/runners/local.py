@@ -10,12 +10,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from connectors.base import Source, Staged
 from connectors.sources.paced import open_paced
 from operators.base import Operator
 from pipelines.graph import Graph
-from pipelines.runners.report import Progress, RunReport, finish, make_progress
+from pipelines.runners.report import Progress, RunReport, finish, make_progress, make_report
 from pipelines.runtime.clock import Clock, SystemClock
 from pipelines.runtime.coordinator import Coordinator
 from pipelines.runtime.inbox import Inbox
@@ -86,20 +87,8 @@ class LocalRunner:
             started = self._clock()
             logger.info("pipeline=%s runner=local attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
             self._loop(coordinator, attempt, started)
-            self._close()
-            manifest = coordinator.manifest
-            assert manifest is not None  # the loop ends with a committed epoch
-            return RunReport(
-                status="finished" if manifest.finished else "stopped",
-                runner="local",
-                seconds=self._clock() - started,
-                startup_s=started - began,
-                attempts=1,
-                epoch=manifest.epoch,
-                epochs=coordinator.epochs,
-                rows_committed=manifest.rows,
-                tasks=self._stats(),
-            )
+            report = make_report(self._stats(), coordinator, runner="local", seconds=self._clock() - started)
+            return replace(report, startup_s=started - began)
 
     # -- what a router and the coordinator ask of this runner
 

@@ -18,7 +18,7 @@ from connectors.errors import StreambankError
 from pipelines.graph import Graph
 from pipelines.runners.cluster import check_local_gpus, cluster, shares
 from pipelines.runners.fleet import ActorLost, Fleet
-from pipelines.runners.report import Progress, RunReport, finish, make_progress
+from pipelines.runners.report import Progress, RunReport, finish, make_progress, make_report
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.coordinator import Coordinator, EpochTimeout
 from pipelines.runtime.manifest import Manifest, StateFolder
@@ -69,50 +69,47 @@ class RayRunner:
             return self._attempts(folder, base, began)
 
     def _attempts(self, folder: StateFolder, base: Manifest | None, began: float) -> RunReport:
-        attempts = failures = epochs = 0
+        attempts = failures = 0
+        first = base.epoch if base is not None else -1
         while True:
             attempts += 1
-            attempt = folder.next_attempt(base)
-            fleet = Fleet(self._graph, shares(self._graph), attempt=attempt, fault=self._fault if attempts == 1 else None)
-            coordinator: Coordinator | None = None
             try:
-                fleet.start(base)
-                started = time.monotonic()
-                coordinator = Coordinator(self._graph, folder, fleet, self._clock, base=base, attempt=attempt)
-                logger.info("pipeline=%s runner=ray attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
-                self._supervise(fleet, coordinator, attempt, started)
-                with contextlib.suppress(ActorLost):  # all is committed
-                    fleet.close()
-                manifest = coordinator.manifest
-                assert manifest is not None  # supervision ends with a committed epoch
-                return RunReport(
-                    status="finished" if manifest.finished else "stopped",
-                    runner="ray",
-                    seconds=time.monotonic() - started,
-                    startup_s=started - began,
-                    attempts=attempts,
-                    epoch=manifest.epoch,
-                    epochs=epochs + coordinator.epochs,
-                    rows_committed=manifest.rows,
-                    tasks=list(fleet.stats.values()),
-                )
+                report = self._attempt(folder, base, fault=self._fault if attempts == 1 else None)
             except (ActorLost, EpochTimeout) as error:
-                committed = coordinator.epochs if coordinator is not None else 0
-                epochs += committed
-                failures = 1 if committed else failures + 1
-                if failures > self._spec.max_attempts:
+                last = base.epoch if base is not None else -1
+                base = folder.newest()
+                epoch = base.epoch if base is not None else -1
+                failures = 1 if epoch > last else failures + 1
+                if base is not None and base.finished:
+                    report = replace(finish(self._spec, base, "ray"), status="finished")
+                elif failures >= self._spec.max_attempts:
                     raise StreambankError(
                         f"gave up after {failures} attempts in a row without a committed epoch; the last one ended because "
                         f"{error}. Look for the reason in the log of that task (out of memory?); --resume goes on from epoch "
-                        f"{folder_epoch(folder)}"
+                        f"{epoch}"
                     ) from error
-                base = folder.newest()
-                if base is not None and base.finished:
-                    return replace(finish(self._spec, base, "ray"), status="finished", attempts=attempts, epochs=epochs)
-                epoch = base.epoch if base is not None else -1
-                logger.warning("attempt=%d ended: %s; going on from epoch %d", attempt, error, epoch)
-            finally:
-                fleet.kill()
+                else:
+                    logger.warning("attempt ended: %s; going on from epoch %d", error, epoch)
+                    continue
+            startup_s = time.monotonic() - began - report.seconds
+            return replace(report, attempts=attempts, epochs=report.epoch - first, startup_s=startup_s)
+
+    def _attempt(self, folder: StateFolder, base: Manifest | None, *, fault: str | None) -> RunReport:
+        """Run one attempt to its end; all its actors are dead when this returns or raises."""
+        attempt = folder.next_attempt(base)
+        fleet = Fleet(self._graph, shares(self._graph), attempt=attempt, fault=fault)
+        try:
+            fleet.start(base)
+            started = time.monotonic()
+            coordinator = Coordinator(self._graph, folder, fleet, self._clock, base=base, attempt=attempt)
+            logger.info("pipeline=%s runner=ray attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
+            self._supervise(fleet, coordinator, attempt, started)
+            seconds = time.monotonic() - started
+            with contextlib.suppress(ActorLost):  # all is committed
+                fleet.close()
+            return make_report(list(fleet.stats.values()), coordinator, runner="ray", seconds=seconds)
+        finally:
+            fleet.kill()
 
     def _supervise(self, fleet: Fleet, coordinator: Coordinator, attempt: int, started: float) -> None:
         told_s = started
@@ -120,7 +117,7 @@ class RayRunner:
             if self._stop.is_set():
                 coordinator.stop()
             coordinator.tick()
-            for reading in fleet.hear(min(_HEAR_S, max(0.001, coordinator.idle_s()) if not coordinator.under_way else _HEAR_S)):
+            for reading in fleet.hear(min(_HEAR_S, coordinator.idle_s())):
                 for event in reading.events:
                     coordinator.report(event)
             now = time.monotonic()
@@ -130,9 +127,3 @@ class RayRunner:
         if self._on_progress is not None:
             stats = list(fleet.stats.values())
             self._on_progress(make_progress(stats, coordinator, attempt, time.monotonic() - started))
-
-
-def folder_epoch(folder: StateFolder) -> int:
-    """Return the newest committed epoch, -1 where there is none."""
-    manifest = folder.newest()
-    return manifest.epoch if manifest is not None else -1

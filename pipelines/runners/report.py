@@ -12,7 +12,7 @@ from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.recovery import staged_of
 from pipelines.spec import PipelineSpec
 
-__all__ = ["Progress", "RunReport", "finish", "make_progress"]
+__all__ = ["Progress", "RunReport", "finish", "make_progress", "make_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +43,9 @@ class RunReport:
     """``stopped``: on request; ``--resume`` goes on from there. ``already finished``: there was nothing left to do."""
     runner: str
     seconds: float
-    """From the first possible row to the last commit."""
+    """From the first possible row to the last commit; on Ray of the last attempt."""
     startup_s: float
-    """Before that: opening sources and sinks, loading weights, starting Ray."""
+    """The rest: opening sources and sinks, loading weights, starting Ray, attempts that failed."""
     attempts: int
     """1 unless actors died on the way."""
     epoch: int
@@ -69,6 +69,23 @@ def make_progress(tasks: Sequence[TaskStats], coordinator: Coordinator, attempt:
         rows_written=sum(stats.rows_in for stats in tasks if stats.kind == "sink"),
         rows_left=None if None in left else sum(rows for rows in left if rows is not None),
         rows_committed=coordinator.manifest.rows if coordinator.manifest is not None else {},
+        tasks=tasks,
+    )
+
+
+def make_report(tasks: Sequence[TaskStats], coordinator: Coordinator, *, runner: str, seconds: float) -> RunReport:
+    """Return the report of an attempt that came to its end."""
+    manifest = coordinator.manifest
+    assert manifest is not None  # the end is a committed epoch
+    return RunReport(
+        status="finished" if manifest.finished else "stopped",
+        runner=runner,
+        seconds=seconds,
+        startup_s=0.0,
+        attempts=1,
+        epoch=manifest.epoch,
+        epochs=coordinator.epochs,
+        rows_committed=manifest.rows,
         tasks=tasks,
     )
 

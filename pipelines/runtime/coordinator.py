@@ -121,9 +121,10 @@ class Coordinator:
 
     def idle_s(self) -> float:
         """Return the seconds until ``tick`` has something to do by itself."""
-        if self._epoch is not None or self._stopping or not self._reading:
+        if self._epoch is None and (self._stopping or not self._reading):
             return 0.0
-        return max(0.0, self._began_s + self._graph.spec.epoch_s - self._clock())
+        wait_s = self._timeout_s if self._epoch is not None else self._graph.spec.epoch_s
+        return max(0.0, self._began_s + wait_s - self._clock())
 
     def _commit(self, epoch: int) -> None:
         manifest = self._build(epoch)

@@ -5,6 +5,7 @@ Knows nothing of Ray. The task and what belongs to it (operator, sink, readers) 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -82,6 +83,11 @@ class Host:
         answer: Future[Any] = Future()
         self._commands.put((command, answer))
         self.inbox.wake()
+        while not answer.done():
+            with contextlib.suppress(TimeoutError):
+                answer.exception(timeout=1.0)
+            if self._thread is None or not self._thread.is_alive():
+                self._obey()  # it ended before it saw the command
         return answer.result()
 
     def poll(self, timeout_s: float) -> Reading:

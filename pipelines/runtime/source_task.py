@@ -24,6 +24,9 @@ _READ_BYTES = 16 << 20
 _IDLE_S = 0.02
 """How soon to ask again a reader that cannot say when it will have rows."""
 
+_BUSY_S = 0.001
+"""How soon to ask again one that says it may have some now."""
+
 
 class SourceTask:
     """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring."""
@@ -95,7 +98,7 @@ class SourceTask:
             if due is not None:
                 waits.append(due)
         if waits and len(waits) == len(self._open):
-            self._idle_s = min(waits)
+            self._idle_s = max(min(waits), _BUSY_S)
         if not self._open and not self._reported_exhausted:
             self._reported_exhausted = True
             self._report(Exhausted(self.task))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
-from engine_workload import committed, pipeline, run_here, staged_files, value_batch, write_lines
+from engine_workload import value_batch
 
 from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.base import Position, Reader, Sink, Source, Staged
@@ -391,40 +391,6 @@ def test_no_more_is_read_than_the_sinks_have_taken_and_one_batch(tmp_path: Path)
 def test_an_unknown_runner_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'flink' is not a runner; allowed: 'local', 'ray'"):
         run(simple(tmp_path, BATCHES, RowStore()), runner="flink")
-
-
-def test_real_files_stop_and_resume_with_three_shards(tmp_path: Path) -> None:
-    write_lines(tmp_path / "lines", 3000)
-    run_here(pipeline(tmp_path / "lines", tmp_path / "whole", operators__mean__slow_s=0))
-    stop = threading.Event()
-    from pipelines.api import Pipeline
-
-    part = tmp_path / "part"
-    values = pipeline(tmp_path / "lines", part, operators__mean__slow_s=0.0, epoch_s=0.001)
-
-    def after_some(reading: Progress) -> None:
-        stop.set()
-
-    first = Pipeline.from_dict(values).spec
-    clock = FakeClock()
-    LocalRunner(first, resume=False, on_progress=after_some, stop=stop, clock=_Ticking(clock, 0.06)).run()
-    assert 0 < sum(map(len, committed(part).values())) < 3000
-    values["operators"]["mean"]["shards"] = 3
-    run_here(values, resume=True)
-    assert committed(part) == committed(tmp_path / "whole")
-    assert staged_files(part) == []
-
-
-class _Ticking(FakeClock):
-    """Moves on a little whenever it is read."""
-
-    def __init__(self, clock: FakeClock, step_s: float) -> None:
-        super().__init__()
-        self.step_s = step_s
-
-    def __call__(self) -> float:
-        self.now_s += self.step_s
-        return self.now_s
 
 
 def _context() -> Any:

@@ -21,6 +21,7 @@ from pipelines.api import Pipeline
 from pipelines.runners import Progress, run
 from pipelines.runners.actors import CREDIT
 from pipelines.runtime.manifest import read_manifests
+from pipelines.runtime.messages import TaskId
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_address")]
 
@@ -87,7 +88,10 @@ def test_ray_gives_the_same_rows_in_the_same_order_of_each_stream(lines: Path, u
     assert taken == {"events": ROWS * FILES, "mean": ROWS * FILES, "rows": ROWS * FILES}
 
 
-@pytest.mark.parametrize("kind", ["SourceActor", "OperatorActor", "SinkActor"])
+@pytest.mark.parametrize(
+    "kind",
+    ["OperatorActor", pytest.param("SourceActor", marks=pytest.mark.slow), pytest.param("SinkActor", marks=pytest.mark.slow)],
+)
 def test_a_killed_actor_is_replaced_and_nothing_is_lost_or_doubled(
     kind: str, lines: Path, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -104,7 +108,7 @@ def test_a_killed_actor_is_replaced_and_nothing_is_lost_or_doubled(
     assert staged_files(tmp_path) == []
 
 
-@pytest.mark.parametrize("fault", ["after_snapshot:epoch=1", "between_renames:epoch=1"])
+@pytest.mark.parametrize("fault", ["between_renames:epoch=1", pytest.param("after_snapshot:epoch=1", marks=pytest.mark.slow)])
 def test_an_actor_that_dies_at_a_fault_point_is_replaced(fault: str, lines: Path, undisturbed: Any, tmp_path: Path) -> None:
     report = on_ray(pipeline(lines, tmp_path, operators__mean__slow_s=0.03, epoch_s=0.3), fault=fault)
     assert report.attempts == 2
@@ -142,19 +146,32 @@ def with_timeout(driver: subprocess.Popen[bytes], seconds: float) -> None:
     raise AssertionError(f"the driver ended by itself with {driver.returncode}")
 
 
-def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+def test_one_shard_stopped_in_local_and_resumed_on_ray_with_three_gives_the_same_rows(
+    lines: Path, undisturbed: Any, tmp_path: Path
+) -> None:
     stop = threading.Event()
-    values = pipeline(lines, tmp_path, operators__mean__slow_s=0.05, epoch_s=0.3)
-    assert on_ray(values, stop=stop, on_progress=When(stop.set)).status == "stopped"
-    rows = sum(map(len, committed(tmp_path).values()))
-    assert 0 < rows < ROWS * FILES
-    assert staged_files(tmp_path) == []
+    values = pipeline(lines, tmp_path, operators__mean__slow_s=0.01, epoch_s=0.1)
+    spec = Pipeline.from_dict(values).spec
+    assert run(spec, runner="local", stop=stop, on_progress=When(stop.set)).status == "stopped"
+    assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
     with pytest.raises(RecoveryError, match="go on with --resume"):
         on_ray(values)
     values["operators"]["mean"]["shards"] = 3
     assert on_ray(values, resume=True).status == "finished"
     assert committed(tmp_path) == undisturbed
+    assert staged_files(tmp_path) == []
     assert len(read_manifests(tmp_path / "state")[0].operators["mean"]) == 3
+    assert on_ray(values, resume=True).status == "already finished"
+
+
+def test_a_stop_on_ray_commits_and_can_be_resumed(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+    stop = threading.Event()
+    values = pipeline(lines, tmp_path, operators__mean__slow_s=0.03, epoch_s=0.3)
+    assert on_ray(values, stop=stop, on_progress=When(stop.set)).status == "stopped"
+    assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
+    assert staged_files(tmp_path) == []
+    run_here(values, resume=True)
+    assert committed(tmp_path) == undisturbed
 
 
 def test_a_slow_sink_slows_the_source_down(lines: Path, tmp_path: Path) -> None:
@@ -165,7 +182,7 @@ def test_a_slow_sink_slows_the_source_down(lines: Path, tmp_path: Path) -> None:
     def watch(reading: Progress) -> None:
         # Readings of two tasks are up to half a second apart; in that time the sink takes 25 batches at most.
         ahead.append(reading.rows_read - reading.rows_written)
-        if len(ahead) >= 6:
+        if len(ahead) >= 4:
             stop.set()
 
     values = pipeline(
@@ -193,10 +210,39 @@ def test_a_gpu_that_is_not_in_the_cluster_is_a_quick_clear_error(lines: Path, tm
     assert time.monotonic() - began < 10
 
 
-def test_device_auto_runs_on_the_cpu_where_there_is_no_gpu(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
-    values = pipeline(lines, tmp_path, operators__mean__device="auto", operators__mean__num_gpus=1, operators__mean__slow_s=0.0)
-    on_ray(values)
-    assert committed(tmp_path) == undisturbed
+def test_device_auto_gets_the_cpu_where_there_is_no_gpu(lines: Path, tmp_path: Path) -> None:
+    from pipelines.graph import Graph
+    from pipelines.runners.cluster import shares
+
+    for gpus in (0, 1):
+        values = pipeline(lines, tmp_path, operators__mean__device="auto", operators__mean__num_gpus=gpus)
+        share = shares(Graph(Pipeline.from_dict(values).spec))[TaskId("mean", 0)]
+        assert (share.device, share.gpus) == ("cpu", 0.0)
+
+
+def test_gpus_are_divided_among_the_shards_that_name_no_share(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.graph import Graph
+    from pipelines.runners import cluster
+
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 1.0})
+    values = pipeline(lines, tmp_path, operators__mean__device="auto", operators__mean__shards=4)
+    given = cluster.shares(Graph(Pipeline.from_dict(values).spec))
+    assert [given[TaskId("mean", shard)] for shard in range(4)] == [cluster.Share(1.0, 0.25, "auto")] * 4
+
+
+def test_tasks_that_ask_for_more_cpus_than_there_are_get_their_part(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.graph import Graph
+    from pipelines.runners import cluster
+
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    values = pipeline(lines, tmp_path, operators__mean__shards=6)
+    given = cluster.shares(Graph(Pipeline.from_dict(values).spec))
+    assert len(given) == 8
+    assert {share.cpus for share in given.values()} == {0.25}
 
 
 def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path, tmp_path: Path) -> None:
@@ -207,8 +253,9 @@ def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path
     assert (tmp_path / "state" / "attempt").read_text() == "1"
 
 
+@pytest.mark.slow
 def test_a_pipeline_whose_actor_always_dies_is_given_up(lines: Path, tmp_path: Path) -> None:
-    values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Deadly", max_attempts=1)
+    values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Deadly", max_attempts=2)
     with pytest.raises(StreambankError, match=r"gave up after 2 attempts in a row without a committed epoch"):
         on_ray(values)
     assert (tmp_path / "state" / "attempt").read_text() == "2"
