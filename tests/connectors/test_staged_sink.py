@@ -38,7 +38,7 @@ def batch(start: int, count: int) -> pa.RecordBatch:
     columns = [
         pa.array([f"s{n % 3}" for n in rows]),
         pa.array(rows, pa.int64()),
-        pa.array([n * DAY_US // 8 for n in rows]).cast(TIME_TYPE),
+        pa.array([n * DAY_US // 40 for n in rows]).cast(TIME_TYPE),
         pa.array([n / 7 for n in rows]),
         pa.array(["ok" if n % 5 else "late" for n in rows]).dictionary_encode().cast(SCHEMA.field("status").type),
         pa.nulls(count, pa.string()),
