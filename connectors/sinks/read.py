@@ -1,7 +1,7 @@
 """Read back what a table sink has committed: Parquet, Arrow IPC or JSON lines, whichever the folder holds.
 
 Only ``part-`` files are read, never staged ones. Rows come in the order of epoch, shard and file: the rows of one stream are
-in order within a folder, but the days of a Parquet dataset may alternate within an epoch; sort by ``sequence`` where it matters.
+in order within a folder, but the days of a Parquet dataset may alternate within an epoch; sort by ``sequence`` if that matters.
 """
 
 from __future__ import annotations
