@@ -52,6 +52,8 @@ class Fleet:
 
     def __init__(self, graph: Graph, shares: Mapping[TaskId, Share], *, attempt: int, fault: str | None) -> None:
         self.stats: dict[TaskId, TaskStats] = {}
+        self.reading_since = monotonic()
+        """When the sources were told to read (until then: when this was made)."""
         self._graph = graph
         self._shares = shares
         self._attempt = attempt
@@ -89,6 +91,7 @@ class Fleet:
                 task: self._actors[task].start.remote(self._receivers(task)) for task in self._graph.tasks_of(operator.name)
             }
         self._all(starts)
+        self.reading_since = monotonic()
         for source in spec.sources:
             listed, _ = described[TaskId(source.name, 0)]
             splits = assign_splits(source.name, listed, base, source.parallelism)

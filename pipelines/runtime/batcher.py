@@ -21,6 +21,9 @@ __all__ = ["Batcher"]
 _BATCH_BYTES = 64 << 20
 """A batch of this size is worth a step, however few its rows."""
 
+_COPY_BYTES = 1 << 20
+"""Where rows are not to wait, a message of this size is a batch by itself: putting it together with others is a copy."""
+
 _LOOK_AHEAD = 2
 """How many batches' worth of rows may wait, so that there is a choice among streams."""
 
@@ -48,7 +51,8 @@ class _Chunk:
 class Batcher:
     """Rows of one input that wait for their step.
 
-    ``max_wait_s`` counts from the arrival of the oldest waiting row. Schemas of all batches must be equal.
+    ``max_wait_s`` counts from the arrival of the oldest waiting row; with 0, large batches that fit are passed on as they came
+    instead of being put together. Schemas of all batches must be equal.
     """
 
     def __init__(self, max_rows: int, max_wait_s: float, *, max_bytes: int = _BATCH_BYTES) -> None:
@@ -94,6 +98,12 @@ class Batcher:
     def take(self) -> pa.RecordBatch:
         """Return the next batch, at most ``max_rows`` rows; copies rows only where a batch is put together from parts."""
         if self.rows <= self.max_rows:
+            first = self._chunks[0]
+            if self._max_wait_s == 0 and first.batch.nbytes >= _COPY_BYTES:
+                del self._chunks[0]
+                self.rows -= len(first)
+                self.bytes -= first.batch.nbytes
+                return self._part(first, None)
             parts = [self._part(chunk, None) for chunk in self._chunks]
             self._chunks, self.rows, self.bytes = [], 0, 0
             return _join(parts)

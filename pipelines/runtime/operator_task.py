@@ -62,7 +62,7 @@ class OperatorTask:
         self._clock = clock
         self._attempt = attempt
         self._batchers = {node: Batcher(max_batch, max_wait_s) for node in inputs}
-        self._closing: dict[str, list[str]] = {}  # node → streams to close once their rows have left its batcher
+        self._closing: list[str] = []  # streams to close once their last rows have left the batchers
         self._open = OpenStreams(inputs) if len(inputs) > 1 else None
         if self._open is not None and open_streams:
             self._open.restore(open_streams)
@@ -114,41 +114,35 @@ class OperatorTask:
             self._data(edge, body.batch)
         else:
             self._close_streams(edge, body)
-        self.stats.dropped["duplicate message"] = self._inbox.duplicates
+        if self._inbox.duplicates:
+            self.stats.dropped["duplicate message"] = self._inbox.duplicates
         return True
 
     def _data(self, edge: Edge, batch: pa.RecordBatch) -> None:
         node = edge.sender.node
-        closing = self._closing.get(node)
-        if self._open is not None or closing:
+        if self._open is not None or self._closing:
             streams = encode_streams(batch)[0]
             if self._open is not None:
                 self._open.seen(node, streams)
-            if closing and not set(closing).isdisjoint(streams):
+            if not set(self._closing).isdisjoint(streams):
                 self._flush()  # the stream starts afresh: its old rows and its end come first
         self._batchers[node].add(batch, self._clock())
 
     def _close_streams(self, edge: Edge, close: Close) -> None:
         node = edge.sender.node
         streams = list(close.streams) if self._open is None else self._open.close(node, close.streams)
-        self._closing.setdefault(node, []).extend(streams)
+        self._closing += streams
         self._close_ready()
 
     def _close_ready(self) -> None:
         """Close the streams whose last row has been processed, here and downstream."""
-        for node, streams in list(self._closing.items()):
-            waiting: set[str] = set()
-            for batcher in self._batchers.values():
-                waiting |= batcher.holds(streams)
-            ended = [stream for stream in streams if stream not in waiting]
-            for stream in ended:
-                self._operator.close_stream(stream)
-            if ended:
-                self._router.send(Close(tuple(ended)))
-            if waiting:
-                self._closing[node] = [stream for stream in streams if stream in waiting]
-            else:
-                del self._closing[node]
+        waiting = set().union(*(batcher.holds(self._closing) for batcher in self._batchers.values()))
+        ended = [stream for stream in self._closing if stream not in waiting]
+        self._closing = [stream for stream in self._closing if stream in waiting]
+        for stream in ended:
+            self._operator.close_stream(stream)
+        if ended:
+            self._router.send(Close(tuple(ended)))
 
     def _control(self, body: Data | Close) -> None:
         """Control rows see all data rows that arrived before them. The end of a control stream ends no data stream."""

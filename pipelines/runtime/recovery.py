@@ -60,10 +60,12 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
             )
         return None
     if not resume:
-        done = "a finished run" if manifest.finished else f"a run that stands at epoch {manifest.epoch}"
+        stands = f"of pipeline {manifest.name!r} that stands at epoch {manifest.epoch}. Go on with --resume, or start afresh"
+        if manifest.finished:
+            stands = f"of pipeline {manifest.name!r} that is finished. To run it again"
         raise RecoveryError(
-            f"state folder {folder.root} holds {done} of pipeline {manifest.name!r}; go on with --resume, or start afresh: "
-            "delete it together with what the sinks have written, or set 'state' and the sinks' 'path' to new folders"
+            f"state folder {folder.root} holds a run {stands}: delete it together with what the sinks have written, or set "
+            "'state' and the sinks' 'path' to new folders"
         )
     if manifest.name != spec.name:
         raise RecoveryError(
@@ -90,13 +92,14 @@ def assign_splits(node: str, listed: Sequence[str], manifest: Manifest | None, p
     Raise ``SourceError`` for a split that was being read and is no longer there.
     """
     recorded = manifest.sources.get(node, {}) if manifest is not None else {}
-    gone = [name for name, state in recorded.items() if not state.done and name not in listed]
+    present = set(listed)
+    gone = [name for name, state in recorded.items() if not state.done and name not in present]
     if gone:
         raise SourceError(
             f"source {node!r}: {gone[0]!r} was being read when the last epoch was committed and is no longer there; put it "
             "back, or start afresh in another state folder"
         )
-    names = [*listed, *(name for name in recorded if name not in set(listed))]
+    names = [*listed, *(name for name in recorded if name not in present)]
     tasks: list[dict[str, SplitState]] = [{} for _ in range(parallelism)]
     for i, name in enumerate(names):
         tasks[i % parallelism][name] = recorded.get(name, SplitState())

@@ -45,7 +45,8 @@ class SinkTask:
             self._prepare(body.epoch)
         elif isinstance(body, End):
             self.ended = True
-        self.stats.dropped["duplicate message"] = self._inbox.duplicates
+        if self._inbox.duplicates:
+            self.stats.dropped["duplicate message"] = self._inbox.duplicates
         return True
 
     def idle_s(self) -> float | None:

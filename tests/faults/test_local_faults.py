@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_workload import committed, pipeline, run_process, staged_files, start_process, write_lines
+from engine_workload import committed, pipeline, run_here, run_process, staged_files, start_process, write_lines
 
 from connectors import faults
 from connectors.errors import ConfigError
@@ -81,8 +82,6 @@ def test_a_kill_between_the_last_manifest_and_its_commit_is_finished_by_resume(
 def test_a_signal_ends_the_run_with_a_commit_and_it_can_be_resumed(
     number: int, lines: Path, undisturbed: dict[str, list[tuple[Any, ...]]], tmp_path: Path
 ) -> None:
-    import os
-
     values = pipeline(lines, tmp_path, operators__mean__slow_s=0.02)
     process = start_process(values)
     deadline = time.monotonic() + 30
@@ -95,6 +94,17 @@ def test_a_signal_ends_the_run_with_a_commit_and_it_can_be_resumed(
     assert staged_files(tmp_path) == []
     assert run_process(pipeline(lines, tmp_path, operators__mean__slow_s=0.02), resume=True) == 0
     assert committed(tmp_path) == undisturbed
+
+
+def test_the_environment_arms_a_fault_point(lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setenv(faults.VARIABLE, "after_manifest:epoch=0")
+    monkeypatch.setattr(faults.os, "kill", lambda process, number: killed.append(number))
+    try:
+        run_here(pipeline(lines, tmp_path, operators__mean__slow_s=0.0))
+    finally:
+        faults.arm(None)
+    assert killed == [signal.SIGKILL]
 
 
 def test_an_unknown_fault_point_is_refused_with_the_nearest_name() -> None:

@@ -191,7 +191,9 @@ def test_resuming_a_finished_run_does_nothing_and_starting_it_over_is_refused(tm
     run(plan, runner="local")
     report = run(plan, runner="local", resume=True)
     assert (report.status, report.epochs, len(store.rows())) == ("already finished", 0, 1000)
-    with pytest.raises(RecoveryError, match=r"holds a finished run of pipeline 'p'; .*delete it together with what the sinks"):
+    with pytest.raises(
+        RecoveryError, match=r"a run of pipeline 'p' that is finished\. To run it again: delete it together with"
+    ):
         run(plan, runner="local")
 
 

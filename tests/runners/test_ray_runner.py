@@ -154,7 +154,7 @@ def test_one_shard_stopped_in_local_and_resumed_on_ray_with_three_gives_the_same
     spec = Pipeline.from_dict(values).spec
     assert run(spec, runner="local", stop=stop, on_progress=When(stop.set)).status == "stopped"
     assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
-    with pytest.raises(RecoveryError, match="go on with --resume"):
+    with pytest.raises(RecoveryError, match="Go on with --resume"):
         on_ray(values)
     values["operators"]["mean"]["shards"] = 3
     assert on_ray(values, resume=True).status == "finished"

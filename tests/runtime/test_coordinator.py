@@ -204,7 +204,7 @@ def stopped(root: Path) -> tuple[StateFolder, Manifest]:
 def test_a_folder_with_epochs_is_not_started_over_by_accident(tmp_path: Path) -> None:
     folder, _ = stopped(tmp_path)
     with pytest.raises(
-        RecoveryError, match=r"holds a run that stands at epoch 0 of pipeline 'p'; go on with --resume, or start"
+        RecoveryError, match=r"holds a run of pipeline 'p' that stands at epoch 0\. Go on with --resume, or start"
     ):
         starting_point(folder, make_spec(tmp_path), resume=False)
     assert starting_point(folder, make_spec(tmp_path), resume=True) is not None
