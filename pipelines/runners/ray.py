@@ -100,7 +100,7 @@ class RayRunner:
         fleet = Fleet(self._graph, shares(self._graph), attempt=attempt, fault=fault)
         try:
             fleet.start(base)
-            started = time.monotonic()
+            started = fleet.reading_since
             coordinator = Coordinator(self._graph, folder, fleet, self._clock, base=base, attempt=attempt)
             logger.info("pipeline=%s runner=ray attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
             self._supervise(fleet, coordinator, attempt, started)
