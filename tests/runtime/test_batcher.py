@@ -117,6 +117,20 @@ def test_one_whole_message_is_passed_on_without_a_copy() -> None:
     assert batcher.take() is batch
 
 
+def test_large_messages_that_are_not_to_wait_are_passed_on_as_they_came() -> None:
+    large, small = value_batch(["a"] * 100_000), value_batch(["a", "b"])
+    batcher = Batcher(1_000_000, 0.0)
+    for batch in (large, small, large, small):
+        batcher.add(batch, 0.0)
+    assert batcher.take() is large
+    assert batcher.take().num_rows == 2 + 100_000 + 2
+    assert (batcher.rows, batcher.bytes) == (0, 0)
+    waiting = Batcher(1_000_000, 1.0)
+    waiting.add(large, 0.0)
+    waiting.add(large, 0.0)
+    assert waiting.take().num_rows == 200_000
+
+
 def test_streams_with_waiting_rows_are_found() -> None:
     batcher = Batcher(2, 0.0)
     add_all(batcher, [["a", "a", "b"]])
