@@ -72,6 +72,23 @@ def test_with_output_projections_of_zero_memory_changes_no_loss(model: Mamba) ->
         assert torch.allclose(value, with_memory[name], atol=1e-5)
 
 
+def test_training_through_the_memory_lowers_the_loss_below_what_one_frame_allows() -> None:
+    model = checkpoint.load(SHIPPED.with_name("shapes_base.safetensors")).train()
+    scene = next(
+        s for s in map(lambda seed: make_scene(ShapesConfig(frames=6), seed), range(99)) if s.degraded_TO[:, 0].sum() == 4
+    )
+    parameters = list(model.head.attention.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3)  # attention alone: the detector itself learns nothing here
+    before = float(_losses(model, scene, memory=False)["loss_cls"].detach())
+    for _ in range(15):
+        loss = _losses(model, scene, memory=True)["loss_cls"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(_losses(model, scene, memory=True)["loss_cls"].detach()) < 0.7 * before
+    assert float(_losses(model, scene, memory=False)["loss_cls"].detach()) == before
+
+
 def test_detections_do_not_depend_on_later_frames(model: Mamba) -> None:
     images = _images(make_scene(ShapesConfig(frames=6), 4))
     rules = MemoryRules(write_topk=12, max_length=40, key_length=20)
