@@ -11,26 +11,24 @@ import logging
 import pickle
 import sys
 import traceback
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
 from connectors import faults
 from connectors.base import Staged
 from connectors.errors import StreambankError
 from connectors.sources.paced import open_paced
 from pipelines.runners.ray_metrics import RayMetrics
+from pipelines.runners.transport import CREDIT, INLINE_BYTES, CreditTransport, PeerLost
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.host import Host, Reading
-from pipelines.runtime.inbox import Inbox, InboxClosed, StaleAttempt
+from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import Body, Data, Edge, SplitState, TaskId
 from pipelines.runtime.metrics import TaskStats
@@ -39,20 +37,9 @@ from pipelines.runtime.routing import Router
 from pipelines.runtime.sink_task import SinkTask
 from pipelines.spec import OperatorSpec, SinkSpec, SourceSpec
 
-__all__ = ["CREDIT", "ActorPlan", "OperatorActor", "PeerLost", "SinkActor", "SourceActor"]
-
-CREDIT = 4
-"""Messages under way on one edge."""
-
-CREDIT_BYTES = 64 << 20
-"""Their size, if they are more than one."""
+__all__ = ["ActorPlan", "OperatorActor", "SinkActor", "SourceActor"]
 
 _POLL_S = 0.5
-_SHARED_BYTES = 100 << 10
-
-
-class PeerLost(Exception):
-    """A receiver has died or failed; the cause is told by itself or by its death."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,40 +59,6 @@ class ActorPlan:
     log_level: int
     paths: Sequence[str]
     """The driver's module search path, for types of the user's own."""
-
-
-class CreditTransport:
-    """Sends messages to actors, at most ``CREDIT`` of them or ``CREDIT_BYTES`` not yet taken per edge."""
-
-    def __init__(self, receivers: Mapping[TaskId, ActorHandle], attempt: int) -> None:
-        self.stats: TaskStats | None = None
-        self._receivers = receivers
-        self._attempt = attempt
-        self._lanes: dict[Edge, deque[tuple[Any, int]]] = {}
-
-    def send(self, messages: Sequence[tuple[Edge, int, Body]]) -> None:
-        """Send; block while a receiver has not taken enough of what it was sent before. Raise ``PeerLost`` if it is gone."""
-        shared: dict[int, Any] = {}
-        bodies = [body for _, _, body in messages]
-        for edge, sequence, body in messages:
-            size = body.batch.nbytes if isinstance(body, Data) else 0
-            lane = self._lanes.setdefault(edge, deque())
-            while lane and (len(lane) >= CREDIT or size + sum(s for _, s in lane) > CREDIT_BYTES):
-                self._settle(lane)
-            payload: Any = body
-            if size > _SHARED_BYTES and sum(other is body for other in bodies) > 1:
-                payload = shared[id(body)] if id(body) in shared else shared.setdefault(id(body), ray.put(body))
-            lane.append((self._receivers[edge.receiver].push.remote(edge, self._attempt, sequence, payload), size))
-
-    def _settle(self, lane: deque[tuple[Any, int]]) -> None:
-        """Wait until the oldest message of an edge has been taken."""
-        started = monotonic()
-        try:
-            ray.get(lane.popleft()[0])
-        except (RayActorError, InboxClosed, StaleAttempt) as error:
-            raise PeerLost(str(error)) from None
-        if self.stats is not None:
-            self.stats.blocked_s += monotonic() - started
 
 
 class _Actor:
@@ -258,7 +211,7 @@ def _detached(batch: pa.RecordBatch) -> pa.RecordBatch:
     All columns of a message are views of one object in the store, so a sink that keeps the keys of frames would keep the
     frames. Columns that make up an eighth of the batch stay views: who keeps them knows their size.
     """
-    if batch.nbytes <= _SHARED_BYTES:
+    if batch.nbytes <= INLINE_BYTES:
         return batch  # sent inline: not in the store
     rows = pa.array(range(batch.num_rows), pa.int64())
     columns = [column if 8 * column.nbytes > batch.nbytes else column.take(rows) for column in batch.columns]

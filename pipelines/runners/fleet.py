@@ -21,8 +21,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from connectors.base import Staged
 from connectors.errors import StreambankError
 from pipelines.graph import Graph
-from pipelines.runners.actors import CREDIT, ActorPlan, OperatorActor, PeerLost, SinkActor, SourceActor
+from pipelines.runners.actors import ActorPlan, OperatorActor, SinkActor, SourceActor
 from pipelines.runners.cluster import Share
+from pipelines.runners.transport import CREDIT, PeerLost
 from pipelines.runtime.host import Reading
 from pipelines.runtime.manifest import Manifest
 from pipelines.runtime.messages import TaskId

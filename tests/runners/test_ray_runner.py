@@ -19,7 +19,7 @@ from engine_workload import ROOT, committed, pipeline, run_here, staged_files, w
 from connectors.errors import DeviceError, RecoveryError, StreambankError
 from pipelines.api import Pipeline
 from pipelines.runners import Progress, run
-from pipelines.runners.actors import CREDIT
+from pipelines.runners.transport import CREDIT
 from pipelines.runtime.manifest import read_manifests
 from pipelines.runtime.messages import TaskId
 
@@ -194,7 +194,7 @@ def test_a_slow_sink_slows_the_source_down(lines: Path, tmp_path: Path) -> None:
         epoch_s=60,
     )
     on_ray(values, on_progress=watch, stop=stop)
-    under_way = CREDIT + 3 + CREDIT + 1  # two edges, the batcher (two batches and a message), the sink's own
+    under_way = (CREDIT + 2) + 3 + (CREDIT + 2) + 1  # edges with what is in hand, the batcher, the sink's own
     assert max(ahead) <= (under_way + 25) * batch
     assert max(ahead) < ROWS * FILES / 3
 
