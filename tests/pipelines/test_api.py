@@ -76,7 +76,7 @@ def test_a_run_that_is_stopped_goes_on_with_resume(tmp_path: Path) -> None:
     stopped = events(tmp_path, 40, pace=2.0).run(on_progress=on_progress, stop=stop)
     assert stopped.report.status == "stopped"
     assert seen
-    with pytest.raises(RecoveryError, match="go on with --resume"):
+    with pytest.raises(RecoveryError, match="Go on with --resume"):
         events(tmp_path, 40).run()
 
 

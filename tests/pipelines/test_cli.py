@@ -74,7 +74,7 @@ def test_a_second_run_without_resume_fails_and_with_it_does_nothing(folder: Path
     assert call("run", "copy.yaml").exit_code == 0
     again = call("run", "copy.yaml")
     assert again.exit_code == 1
-    assert again.stderr.startswith(f"error: state folder {folder}/state holds a finished run of pipeline 'copy'")
+    assert again.stderr.startswith(f"error: state folder {folder}/state holds a run of pipeline 'copy' that is finished")
     resumed = call("run", "copy.yaml", "--resume")
     assert resumed.exit_code == 0
     assert resumed.stdout == "copy: already finished at epoch 0; there is nothing left to do\n"
