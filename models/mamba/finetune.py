@@ -12,6 +12,8 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -169,9 +171,10 @@ class _Sampler:
 
     def _key(self, number: int) -> int:
         epoch, place = divmod(number, len(self.keys))
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.keys))
-        return int(self._order[1][place])
+        order = self._order  # a local name: threads of neighbouring epochs replace the attribute under each other
+        if order[0] != epoch:
+            order = self._order = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.keys))
+        return int(order[1][place])
 
     def _references(self, i: int, rng: np.random.Generator) -> list[int]:
         videos = self.store.videos
@@ -208,8 +211,7 @@ class _Run:
             "batch": options.batch,
             "learning_rate": options.learning_rate,
             "seed": options.seed,
-            "frames": len(videos),
-            "objects": len(videos.labels_N),
+            "annotations": _fingerprint(videos),
             "network": json.dumps(model.config.to_json(), sort_keys=True),
         }
 
@@ -242,7 +244,10 @@ class _Run:
         file = self.folder / "training.pt"
         if not file.is_file():
             return
-        content: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            content: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise ConfigError(f"{file} is damaged ({error}); remove it to start this run from its beginning") from error
         theirs = content.get("identity", {})
         differing = [
             f"{name} was {theirs.get(name)}, is {value}" for name, value in self._identity.items() if theirs.get(name) != value
@@ -370,6 +375,13 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {name!r} is not there ({torch.cuda.device_count()} GPUs found); use device=cpu or auto")
     return device
+
+
+def _fingerprint(videos: AnnotatedVideos) -> str:
+    checksum = 0
+    for column in (videos.video_I, videos.frame_I, videos.first_I, videos.boxes_N4, videos.labels_N):
+        checksum = zlib.crc32(np.ascontiguousarray(column).tobytes(), checksum)
+    return f"{len(videos)} frames, {len(videos.labels_N)} objects, checksum {checksum:08x}"
 
 
 def _mix(seed: int, step: int) -> int:

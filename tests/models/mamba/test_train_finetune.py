@@ -80,6 +80,17 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(clips: Path, tmp
     other = FinetuneOptions(annotations=str(clips), init=str(SHIPPED), iterations=1, batch=2, device="cpu")
     with pytest.raises(ConfigError, match="batch was 1, is 2"):
         finetune(other, tmp_path / "run")
+    document = json.loads(clips.read_text())
+    document["annotations"][0]["bbox"][2] -= 1
+    clips.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"annotations was 10 frames.*checksum"):
+        finetune(first, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_of_a_run_is_named(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "training.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ConfigError, match=r"training\.pt is damaged"):
+        finetune(FinetuneOptions(annotations=str(clips), init=str(SHIPPED), iterations=1, device="cpu"), tmp_path)
 
 
 def test_twenty_frames_are_learned_from_random_weights(tmp_path: Path) -> None:
