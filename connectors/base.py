@@ -61,6 +61,8 @@ class Source(ABC):
     """True when every split ends by itself."""
     replayable: bool = True
     """True when a reader opened at an earlier position delivers the same rows again."""
+    bulky: bool = False
+    """True when rows are large (images): the engine then prefers to read them in the process that uses them."""
 
     def __init__(self, options: Any) -> None:
         self.options = options

@@ -20,6 +20,7 @@ if str(ROOT) not in sys.path:  # for the operator in benchmarks/, here and in pr
 
 from benchmarks.running_mean import RunningMean  # noqa: E402
 from connectors.sinks.jsonl import JsonlSink  # noqa: E402
+from connectors.sources.jsonl import JsonlSource  # noqa: E402
 
 KEYS = 23
 
@@ -48,6 +49,12 @@ class Deadly(RunningMean):
         """Kill the process."""
         os.kill(os.getpid(), signal.SIGKILL)
         return []
+
+
+class BulkyLines(JsonlSource):
+    """JSON lines that are treated like frames: read in the actor of the operator."""
+
+    bulky = True
 
 
 class SlowSink(JsonlSink):

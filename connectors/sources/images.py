@@ -73,6 +73,7 @@ class ImagesSource(Source):
 
     Options = ImagesOptions
     options: ImagesOptions
+    bulky = True
 
     def __init__(self, options: ImagesOptions) -> None:
         super().__init__(options)

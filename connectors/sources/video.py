@@ -93,6 +93,7 @@ class VideoSource(Source):
 
     Options = VideoOptions
     options: VideoOptions
+    bulky = True
 
     def __init__(self, options: VideoOptions) -> None:
         super().__init__(options)

@@ -19,7 +19,7 @@ from pipelines.graph import Graph
 from pipelines.runtime.messages import TaskId
 from pipelines.spec import OperatorSpec
 
-__all__ = ["Share", "cluster", "shares"]
+__all__ = ["Share", "check_local_gpus", "cluster", "largest_node_cpus", "shares"]
 
 NAMESPACE = "streambank"
 _STORE_BYTES = 2 << 30
@@ -98,6 +98,11 @@ def shares(graph: Graph) -> dict[TaskId, Share]:
         )
         for task, cpus in wanted.items()
     }
+
+
+def largest_node_cpus() -> float:
+    """Return the CPUs of the largest node. An actor that asks for more would wait for ever."""
+    return float(max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0))
 
 
 def _device(graph: Graph, node: str) -> str:

@@ -22,7 +22,9 @@ from connectors.base import Staged
 from connectors.errors import StreambankError
 from pipelines.graph import Graph
 from pipelines.runners.actors import ActorPlan, OperatorActor, SinkActor, SourceActor
-from pipelines.runners.cluster import Share
+from pipelines.runners.cells import TaskPlan
+from pipelines.runners.cluster import Share, largest_node_cpus
+from pipelines.runners.placement import placement
 from pipelines.runners.transport import CREDIT, PeerLost
 from pipelines.runtime.host import Reading
 from pipelines.runtime.manifest import Manifest
@@ -30,7 +32,7 @@ from pipelines.runtime.messages import TaskId
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.recovery import assign_splits, staged_of
 from pipelines.runtime.sizing import read_rows
-from pipelines.spec import OperatorSpec, SourceSpec
+from pipelines.spec import OperatorSpec, SinkSpec, SourceSpec
 
 __all__ = ["ActorLost", "Fleet"]
 
@@ -40,6 +42,8 @@ START_TIMEOUT_S = 300.0
 _ANSWER_TIMEOUT_S = 300.0
 _CLOSE_TIMEOUT_S = 10.0
 _DEATH_TIMEOUT_S = 30.0
+
+Arguments = tuple[Any, ...]
 
 logger = logging.getLogger(__name__)
 
@@ -59,133 +63,157 @@ class Fleet:
         self._shares = shares
         self._attempt = attempt
         self._fault = fault
-        self._actors: dict[TaskId, ActorHandle] = {}
-        self._asked: dict[Any, TaskId] = {}
+        self._actors: list[ActorHandle] = []
+        self._actor_of: dict[TaskId, ActorHandle] = {}
+        self._asked: dict[Any, ActorHandle] = {}
         self._lost_peers: set[TaskId] = set()
         self._sources = [task for node in graph.spec.sources for task in graph.tasks_of(node.name)]
 
     def start(self, base: Manifest | None) -> None:
-        """Make all actors and set them to work from ``base``."""
-        spec = self._graph.spec
-        run = uuid4().hex[:8]
-        for task in self._graph.tasks:
-            self._actors[task] = self._create(task, run)
-        described = self._all({task: self._actors[task].describe.remote() for task in self._sources})
-        built = {
-            task: self._actors[task].build.remote(
-                self._shares[task].device, self._shares[task].gpus, self._states(base, task.node)
-            )
-            for node in spec.operators
-            for task in self._graph.tasks_of(node.name)
-        }
+        """Make all actors and set their tasks to work from ``base``."""
+        spec, tasks_of = self._graph.spec, self._graph.tasks_of
+        for group in placement(self._graph):
+            actor = self._create(group)
+            self._actors.append(actor)
+            self._actor_of |= dict.fromkeys(group, actor)
+        described = self._prepare("describe", {task: () for task in self._sources})
         schemas = {task.node: schema for task, (_, schema) in described.items()}
-        schemas |= {task.node: schema for task, schema in self._all(built).items()}
+        builds: dict[TaskId, Arguments] = {}
+        for node in spec.operators:
+            states = base.operators.get(node.name, ()) if base is not None else ()
+            for task in tasks_of(node.name):
+                share = self._shares[task]
+                builds[task] = (share.device, share.gpus, max(1, int(node.num_cpus)), states)
+        schemas |= {task.node: schema for task, schema in self._prepare("build", builds).items()}
         epoch = base.epoch if base is not None else -1
-        firsts = {sink.name: self._actors[TaskId(sink.name, 0)] for sink in spec.sinks}
-        self._all({name: actor.recover.remote(epoch, staged_of(base, name)) for name, actor in firsts.items()})
-        starts: dict[TaskId, Any] = {}
+        self._prepare("recover", {TaskId(sink.name, 0): (epoch, staged_of(base, sink.name)) for sink in spec.sinks})
+        starts: dict[TaskId, Arguments] = {}
         for sink in spec.sinks:
             inputs = {name: schemas[name] for name in sink.inputs}
-            starts |= {task: self._actors[task].start.remote(inputs) for task in self._graph.tasks_of(sink.name)}
-        for operator in spec.operators:
-            starts |= {
-                task: self._actors[task].start.remote(self._receivers(task)) for task in self._graph.tasks_of(operator.name)
-            }
-        self._all(starts)
+            starts |= {task: (inputs,) for task in tasks_of(sink.name)}
+        starts |= {task: () for task in builds}
+        self._start(starts)
         self.reading_since = monotonic()
+        reads: dict[TaskId, Arguments] = {}
         for source in spec.sources:
             listed, _ = described[TaskId(source.name, 0)]
             splits = assign_splits(source.name, listed, base, source.parallelism)
-            tasks = zip(self._graph.tasks_of(source.name), splits, strict=True)
-            self._all({task: self._actors[task].start.remote(share, self._receivers(task)) for task, share in tasks})
-        self._asked = {actor.poll.remote(): task for task, actor in self._actors.items()}
+            reads |= {task: (share,) for task, share in zip(tasks_of(source.name), splits, strict=True)}
+        self._start(reads)
+        self._asked = {actor.poll.remote(): actor for actor in self._actors}
 
     def hear(self, timeout_s: float) -> list[Reading]:
         """Return what tasks have to tell; wait ``timeout_s`` for the first. Raise ``ActorLost`` or a task's own error."""
         answered, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
         if not answered:
             answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=timeout_s)
-        readings = []
+        heard: list[Reading] = []
         for answer in answered:
-            task = self._asked.pop(answer)
-            reading: Reading = self._get(answer, task)
-            self.stats[task] = reading.stats
-            if isinstance(reading.failure, PeerLost):
-                # Its receiver has the cause to tell; if nobody has, this attempt is over all the same.
-                if task in self._lost_peers:
-                    raise ActorLost(f"{task} cannot reach a receiver: {reading.failure}")
-                self._lost_peers.add(task)
-            elif reading.failure is not None:
-                raise reading.failure
-            self._asked[self._actors[task].poll.remote()] = task
-            readings.append(reading)
-        return readings
+            actor = self._asked.pop(answer)
+            readings: list[Reading] = self._get(answer, self._name(actor))
+            for reading in readings:
+                self._note(reading)
+            self._asked[actor.poll.remote()] = actor
+            heard += readings
+        return heard
 
     def request_barrier(self, epoch: int, *, final: bool) -> None:
         """Ask all source tasks for a barrier."""
-        asked = {task: self._actors[task].request_barrier.remote(epoch, final) for task in self._sources}
-        self._all(asked, _ANSWER_TIMEOUT_S)
+        self._order("request_barrier", {task: (epoch, final) for task in self._sources})
 
     def commit(self, epoch: int, staged: Mapping[TaskId, Sequence[Staged]]) -> None:
         """Have all sink tasks publish the epoch; return when they have."""
-        self._all({task: self._actors[task].commit.remote(epoch, files) for task, files in staged.items()}, _ANSWER_TIMEOUT_S)
+        self._order("commit", {task: (epoch, files) for task, files in staged.items()})
 
     def close(self) -> None:
         """End all tasks in good order and take their last readings."""
-        self.stats |= self._all({task: actor.close.remote() for task, actor in self._actors.items()}, _CLOSE_TIMEOUT_S)
+        closing = [(actor.close.remote(), self._name(actor)) for actor in self._actors]
+        for answer, name in closing:
+            self.stats |= {stats.task: stats for stats in self._get(answer, name, _CLOSE_TIMEOUT_S)}
 
     def kill(self) -> None:
         """End all actors at once; return when they are dead, so that none of them touches a file any more."""
-        for actor in self._actors.values():
+        for actor in self._actors:
             ray.kill(actor)
         deadline = monotonic() + _DEATH_TIMEOUT_S
-        for task, actor in self._actors.items():
+        for actor in self._actors:
             while not _is_dead(actor, deadline - monotonic()):
                 if monotonic() > deadline:
-                    logger.warning("attempt=%d %s did not die within %.0f s", self._attempt, task, _DEATH_TIMEOUT_S)
+                    logger.warning(
+                        "attempt=%d %s did not die within %.0f s", self._attempt, self._name(actor), _DEATH_TIMEOUT_S
+                    )
                     break
 
-    def _create(self, task: TaskId, run: str) -> ActorHandle:
-        node = self._graph.spec.node(task.node)
-        inputs = self._graph.inputs_of(task)
+    def _create(self, tasks: Sequence[TaskId]) -> ActorHandle:
+        nodes = [self._graph.spec.node(task.node) for task in tasks]
+        edges = [self._graph.inputs_of(task) for task in tasks]
         plan = ActorPlan(
-            task=task,
-            node=node,
-            inputs=inputs,
-            outputs=self._graph.outputs_of(task),
-            attempt=self._attempt,
-            state=self._graph.spec.state,
-            read_rows=read_rows(self._graph.spec, task.node),
-            threads=max(1, int(node.num_cpus)),
+            tasks=[
+                TaskPlan(
+                    task=task,
+                    node=node,
+                    inputs=inputs,
+                    outputs=self._graph.outputs_of(task),
+                    attempt=self._attempt,
+                    state=self._graph.spec.state,
+                    read_rows=read_rows(self._graph.spec, task.node),
+                )
+                for task, node, inputs in zip(tasks, nodes, edges, strict=True)
+            ],
+            threads=max(1, int(nodes[0].num_cpus)),
             fault=self._fault,
             log_level=logging.getLogger().getEffectiveLevel(),
             paths=[str(Path(path or ".").resolve()) for path in sys.path],
         )
-        kind = SourceActor if isinstance(node, SourceSpec) else OperatorActor if isinstance(node, OperatorSpec) else SinkActor
-        share = self._shares[task]
-        lanes = {"inbox": max(1, CREDIT * len(inputs)), "poll": 1, "ctl": 1}
+        kind = {SourceSpec: SourceActor, OperatorSpec: OperatorActor, SinkSpec: SinkActor}[type(nodes[0])]
+        lanes = {"inbox": max(1, CREDIT * sum(map(len, edges))), "poll": 1, "ctl": 1}
         remote = ray.remote(concurrency_groups=lanes, max_restarts=0, max_task_retries=0)(kind)
-        name = f"{self._graph.spec.name}.{task}.{run}.{self._attempt}"
-        return remote.options(name=name, num_cpus=share.cpus, num_gpus=share.gpus).remote(plan)
+        name = f"{self._graph.spec.name}.{tasks[0]}.{self._attempt}.{uuid4().hex[:8]}"
+        cpus = min(sum(self._shares[task].cpus for task in tasks), largest_node_cpus())
+        gpus = sum(self._shares[task].gpus for task in tasks)
+        return remote.options(name=name, num_cpus=cpus, num_gpus=gpus).remote(plan)
 
-    def _receivers(self, task: TaskId) -> dict[TaskId, ActorHandle]:
-        return {edge.receiver: self._actors[edge.receiver] for edge in self._graph.outputs_of(task)}
+    def _name(self, actor: ActorHandle) -> str:
+        return " with ".join(str(task) for task, other in self._actor_of.items() if other is actor)
+
+    def _note(self, reading: Reading) -> None:
+        """Keep the counters; raise the failure, if there is one."""
+        task = reading.stats.task
+        self.stats[task] = reading.stats
+        if isinstance(reading.failure, PeerLost):
+            # Its receiver has the cause to tell; if nobody has, this attempt is over all the same.
+            if task in self._lost_peers:
+                raise ActorLost(f"{task} cannot reach a receiver: {reading.failure}")
+            self._lost_peers.add(task)
+        elif reading.failure is not None:
+            raise reading.failure
+
+    def _prepare(self, step: str, arguments: Mapping[TaskId, Arguments]) -> dict[TaskId, Any]:
+        """Have all these tasks take a step of their making, side by side; return what each answers."""
+        answers = {task: self._actor_of[task].prepare.remote(task, step, *given) for task, given in arguments.items()}
+        return {task: self._get(answer, str(task), START_TIMEOUT_S) for task, answer in answers.items()}
+
+    def _start(self, arguments: Mapping[TaskId, Arguments]) -> None:
+        answers = {}
+        for task, given in arguments.items():
+            receivers = {edge.receiver: self._actor_of[edge.receiver] for edge in self._graph.outputs_of(task)}
+            answers[task] = self._actor_of[task].start.remote(task, receivers, *given)
+        for task, answer in answers.items():
+            self._get(answer, str(task), START_TIMEOUT_S)
+
+    def _order(self, what: str, arguments: Mapping[TaskId, Arguments]) -> None:
+        answers = {task: self._actor_of[task].order.remote(task, what, *given) for task, given in arguments.items()}
+        for task, answer in answers.items():
+            self._get(answer, str(task), _ANSWER_TIMEOUT_S)
 
     @staticmethod
-    def _states(base: Manifest | None, node: str) -> Sequence[Any]:
-        return base.operators.get(node, ()) if base is not None else ()
-
-    def _all(self, answers: Mapping[Any, Any], timeout_s: float = START_TIMEOUT_S) -> dict[Any, Any]:
-        """Wait for one answer per key."""
-        return {key: self._get(answer, key, timeout_s) for key, answer in answers.items()}
-
-    def _get(self, answer: Any, task: TaskId | str, timeout_s: float | None = None) -> Any:
+    def _get(answer: Any, name: str, timeout_s: float | None = None) -> Any:
         try:
             return ray.get(answer, timeout=timeout_s)
         except RayActorError as error:
-            raise ActorLost(f"the actor of {task} has died: {str(error).splitlines()[0]}") from None
+            raise ActorLost(f"the actor of {name} has died: {str(error).splitlines()[0]}") from None
         except GetTimeoutError:
-            raise ActorLost(f"no answer from {task} within {timeout_s:.0f} s") from None
+            raise ActorLost(f"no answer from {name} within {timeout_s:.0f} s") from None
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, StreambankError) else error) from None

@@ -1,4 +1,4 @@
-"""Sends a task's messages to other actors: a bounded number under way, copied into the object store by a thread of its own.
+"""Sends a task's messages to other tasks: a bounded number under way, copied into the object store by a thread of its own.
 
 So a source decodes the next frames while the last ones are copied. What the sender may run ahead is one batch in hand plus the
 credit of each edge; a receiver that is behind therefore stops it.
@@ -10,7 +10,8 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -18,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from pipelines.runtime.inbox import InboxClosed, StaleAttempt
+from pipelines.runtime.inbox import Inbox, InboxClosed, StaleAttempt
 from pipelines.runtime.messages import Body, Data, Edge, TaskId
 from pipelines.runtime.metrics import TaskStats
 
@@ -43,14 +44,16 @@ class PeerLost(Exception):
 
 
 class CreditTransport:
-    """The outgoing edges of one task."""
+    """The outgoing edges of one task. ``here`` are the inboxes of receivers in the same actor: nothing is copied for them."""
 
-    def __init__(self, receivers: Mapping[TaskId, ActorHandle], attempt: int) -> None:
+    def __init__(self, receivers: Mapping[TaskId, ActorHandle], here: Mapping[TaskId, Inbox], attempt: int) -> None:
         self.stats: TaskStats | None = None
         """Where the time spent waiting is counted."""
         self._receivers = receivers
+        self._here = here
         self._attempt = attempt
-        self._lanes: dict[Edge, deque[tuple[Any, int]]] = {}
+        self._lanes: dict[Edge, deque[tuple[Callable[[], object], int]]] = {}
+        """Per edge what is under way: how to wait until it has been taken, and its size."""
         self._queue: queue.Queue[Messages] = queue.Queue(1)
         self._failure: BaseException | None = None
         threading.Thread(target=self._run, name="send", daemon=True).start()
@@ -77,15 +80,21 @@ class CreditTransport:
             self._failure = error
 
     def _deliver(self, messages: Messages) -> None:
+        away = [body for edge, _, body in messages if edge.receiver not in self._here]
         shared: dict[int, Any] = {}
-        bodies = [body for _, _, body in messages]
         for edge, sequence, body in messages:
             size = body.batch.nbytes if isinstance(body, Data) else 0
             lane = self._lanes.setdefault(edge, deque())
             while lane and (len(lane) >= CREDIT or size + sum(s for _, s in lane) > CREDIT_BYTES):
-                ray.get(lane.popleft()[0])  # returns when the message has been taken
+                lane.popleft()[0]()
+            inbox = self._here.get(edge.receiver)
+            if inbox is not None:
+                inbox.offer(edge, self._attempt, sequence, body)
+                lane.append((partial(inbox.wait_taken, edge, sequence), size))
+                continue
             payload: Any = body
-            if size > INLINE_BYTES and sum(other is body for other in bodies) > 1:
+            if size > INLINE_BYTES and sum(other is body for other in away) > 1:
                 # One copy for all receivers.
                 payload = shared[id(body)] if id(body) in shared else shared.setdefault(id(body), ray.put(body))
-            lane.append((self._receivers[edge.receiver].push.remote(edge, self._attempt, sequence, payload), size))
+            answer = self._receivers[edge.receiver].push.remote(edge, self._attempt, sequence, payload)
+            lane.append((partial(ray.get, answer), size))

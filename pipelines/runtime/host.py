@@ -57,9 +57,11 @@ class Reading:
 class Host:
     """Drives a task from ``start`` to ``close``."""
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: Inbox, bell: threading.Event | None = None) -> None:
         self.inbox = inbox
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self.bell = bell or threading.Event()
+        """Set when there is news for ``read``; several hosts may share one."""
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._closing = False
@@ -67,8 +69,9 @@ class Host:
         self._task: Task | None = None
 
     def report(self, event: Event) -> None:
-        """Keep an event for ``poll``; called by the task, from any thread."""
+        """Keep an event for ``read``; called by the task, from any thread."""
         self._events.put(event)
+        self.bell.set()
 
     def start(self, task: Task) -> None:
         """Begin to drive ``task``."""
@@ -90,18 +93,17 @@ class Host:
                 self._obey()  # it ended before it saw the command
         return answer.result()
 
-    def poll(self, timeout_s: float) -> Reading:
-        """Return what has been reported; wait for it, but not longer than ``timeout_s``."""
-        assert self._task is not None  # polled after start only
+    @property
+    def started(self) -> bool:
+        """Whether there is a task."""
+        return self._task is not None
+
+    def read(self) -> Reading:
+        """Return what has been reported since the last call."""
+        assert self._task is not None  # read after start only
         events: list[Event] = []
-        try:
-            event = self._events.get(timeout=timeout_s) if timeout_s else self._events.get_nowait()
-            while True:
-                if event is not None:
-                    events.append(event)
-                event = self._events.get_nowait()
-        except queue.Empty:
-            pass
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
         return Reading(self._task.stats.copy(), tuple(events), self._failure)
 
     def close(self) -> None:
@@ -122,7 +124,7 @@ class Host:
             if not self._closing:
                 logger.debug("task=%s failed", task.task, exc_info=error)
             self.inbox.close(f"task {task.task} has failed: {error}")
-            self._events.put(None)  # wakes whoever polls
+            self.bell.set()
         finally:
             self._obey()
             task.close()

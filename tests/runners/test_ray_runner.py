@@ -108,6 +108,23 @@ def test_a_killed_actor_is_replaced_and_nothing_is_lost_or_doubled(
     assert staged_files(tmp_path) == []
 
 
+def test_a_source_that_shares_its_actor_with_an_operator_is_recovered_with_it(
+    lines: Path, undisturbed: Any, tmp_path: Path
+) -> None:
+    def kill() -> None:
+        assert actor_process("SourceActor") is None
+        process = actor_process("OperatorActor")
+        assert process is not None
+        process.kill()
+
+    values = pipeline(lines, tmp_path, sources__events__type="engine_workload:BulkyLines")
+    values["operators"]["mean"]["slow_s"] = 0.05
+    report = on_ray(values, on_progress=When(kill))
+    assert report.attempts == 2
+    assert committed(tmp_path) == undisturbed
+    assert {str(stats.task) for stats in report.tasks} == {"events[0]", "mean[0]", "rows[0]"}
+
+
 @pytest.mark.parametrize("fault", ["between_renames:epoch=1", pytest.param("after_snapshot:epoch=1", marks=pytest.mark.slow)])
 def test_an_actor_that_dies_at_a_fault_point_is_replaced(fault: str, lines: Path, undisturbed: Any, tmp_path: Path) -> None:
     report = on_ray(pipeline(lines, tmp_path, operators__mean__slow_s=0.03, epoch_s=0.3), fault=fault)

@@ -69,18 +69,20 @@ def test_events_and_counters_are_told_when_asked(host: Host) -> None:
     host.report(Exhausted(TASK))
     host.inbox.offer(EDGE, 1, 0, Close(("x",)))
     assert host.inbox.wait_taken(EDGE, 0, timeout_s=10)
-    reading = host.poll(10)
+    assert host.bell.wait(10)
+    reading = host.read()
     assert reading.events == (Exhausted(TASK),)
+    assert reading.stats.rows_in == 1
     assert reading.failure is None
-    assert host.poll(0).events == ()
+    assert host.read().events == ()
 
 
 def test_a_failed_task_is_told_at_once_and_releases_its_senders(host: Host) -> None:
     task = FakeTask(host.inbox)
     host.start(task)
     host.inbox.offer(EDGE, 1, 0, Close(("fail",)))
-    reading = host.poll(10)
-    assert isinstance(reading.failure, ValueError)
+    assert host.bell.wait(10)
+    assert isinstance(host.read().failure, ValueError)
     assert task.closed.wait(10)
     with pytest.raises(InboxClosed, match=r"task t\[0\] has failed: no such luck"):
         host.inbox.offer(EDGE, 1, 1, Close(("x",)))
