@@ -4,7 +4,7 @@ One ``State`` holds many streams in columns, never one object per stream. It kno
 engine selects streams by key when the number of shards changes.
 """
 
-# N streams of this state, R rows over all streams
+# N streams of this state, R rows over all streams, C changed entries of a tensor
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from connectors.errors import RecoveryError
 
-__all__ = ["Rows", "State"]
+__all__ = ["Patch", "Rows", "State"]
 
 
 @dataclass(slots=True)
@@ -54,6 +54,16 @@ class Rows:
 
 
 @dataclass(slots=True)
+class Patch:
+    """Entries of a shared or additive tensor that changed: for a tensor that is too large to be written at every epoch."""
+
+    index_C: Tensor
+    """int64: positions along the first dimension, each at most once."""
+    values_C: Tensor
+    """[C, ...]: what stands there now (not the difference)."""
+
+
+@dataclass(slots=True)
 class State:
     """All that an operator must know to go on, on the CPU. Owns its tensors (copies, never views of a bank)."""
 
@@ -64,16 +74,21 @@ class State:
     rows: dict[str, Rows] = field(default_factory=dict)
     """name → rows of varying number per stream."""
     shared: dict[str, Tensor] = field(default_factory=dict)
-    """name → tensor that belongs to no stream (a sketch, a pool). Every shard gets all of it."""
+    """name → tensor that belongs to no stream (a pool, a draw of projections). Every shard gets all of it."""
+    additive: dict[str, Tensor] = field(default_factory=dict)
+    """name → integer tensor that belongs to no stream and of which every shard holds a part: the whole is the sum (counters, a
+    sketch). Where the number of shards changes, shard 0 gets the sum and the others zeros of the same shape."""
     meta: dict[str, Any] = field(default_factory=dict)
     """JSON: what the operator wants to check at ``restore`` (its options, a model id)."""
     incremental: bool = False
     """True: holds only streams and rows that changed since the previous snapshot."""
     closed: list[str] = field(default_factory=list)
     """Incremental only: streams that ended since the previous snapshot."""
+    patches: dict[str, Patch] = field(default_factory=dict)
+    """Incremental only: name in ``shared`` or ``additive`` → what changed in it. What is in neither is as it was."""
 
     def select(self, keep: Sequence[bool] | np.ndarray) -> State:
-        """Return the streams whose flag is true; ``shared`` and ``meta`` stay whole."""
+        """Return the streams whose flag is true; what belongs to no stream stays whole."""
         flags = np.asarray(keep, dtype=bool)
         chosen = torch.from_numpy(np.flatnonzero(flags))
         return State(
@@ -81,21 +96,28 @@ class State:
             dense={name: tensor[chosen] for name, tensor in self.dense.items()},
             rows={name: rows.select(chosen) for name, rows in self.rows.items()},
             shared=self.shared,
+            additive=self.additive,
             meta=self.meta,
             incremental=self.incremental,
             closed=self.closed,
+            patches=self.patches,
         )
 
     def bytes(self) -> int:
         """Return the size of all tensors in bytes."""
-        tensors = [*self.dense.values(), *self.shared.values()]
+        tensors = [*self.dense.values(), *self.shared.values(), *self.additive.values()]
         for rows in self.rows.values():
             tensors += [rows.length_N, rows.count_N, rows.index_R, rows.values_R]
+        for patch in self.patches.values():
+            tensors += [patch.index_C, patch.values_C]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @staticmethod
     def merge(states: Sequence[State]) -> State:
-        """Join the streams of several full states (shards of one operator). A stream may stand in one of them only."""
+        """Join the streams of several full states (shards of one operator) and add up what is additive.
+
+        A stream may stand in one of them only.
+        """
         if not states:
             return State()
         streams = [name for state in states for name in state.streams]
@@ -110,6 +132,7 @@ class State:
                 for name in filled[0].rows
             },
             shared=states[0].shared,
+            additive=_sum([state.additive for state in states]),
             meta=states[0].meta,
         )
 
@@ -118,10 +141,17 @@ class State:
         gone = set(change.closed) | set(change.streams)
         old_of = {name: i for i, name in enumerate(self.streams)}
         kept = self.select([name not in gone for name in self.streams])
+        kept.additive = {}  # set below; merging is to add up streams only
         rows = {name: self._apply_rows(name, change, old_of) for name in change.rows}
-        fresh = State(change.streams, change.dense, rows, change.shared or self.shared, change.meta or self.meta)
+        fresh = State(change.streams, change.dense, rows)
         merged = State.merge([kept, fresh]) if kept.streams and fresh.streams else (fresh if fresh.streams else kept)
-        merged.shared = change.shared or self.shared
+        unknown = change.patches.keys() - self.shared.keys() - self.additive.keys()
+        if unknown:
+            raise RecoveryError(
+                f"a snapshot changes {sorted(unknown)}, which the snapshot before has not; the chain is damaged"
+            )
+        merged.shared = _patched(self.shared | change.shared, change.patches)
+        merged.additive = _patched(self.additive | change.additive, change.patches)
         merged.meta = change.meta or self.meta
         return merged
 
@@ -142,6 +172,30 @@ class State:
             here[new.index_R[taken : taken + count]] = new.values_R[taken : taken + count]
             start, taken = start + length, taken + count
         return Rows.full(new.length_N, values_R)
+
+
+def _sum(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for name, tensor in part.items():
+            if tensor.is_floating_point():
+                raise TypeError(f"additive tensor {name!r} is {tensor.dtype}; it must be of integers, whose sum has no order")
+            before = total.get(name)
+            if before is not None and before.shape != tensor.shape:
+                raise RecoveryError(
+                    f"additive tensor {name!r} has shape {list(before.shape)} in one shard and {list(tensor.shape)} in "
+                    "another; the state folder is damaged"
+                )
+            total[name] = tensor.clone() if before is None else before.add_(tensor)
+    return total
+
+
+def _patched(tensors: dict[str, Tensor], patches: dict[str, Patch]) -> dict[str, Tensor]:
+    """Return the tensors with their patches laid over copies of them."""
+    return {
+        name: tensor.index_copy(0, patches[name].index_C, patches[name].values_C) if name in patches else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 _ROW_PARTS = ("length_N", "count_N", "index_R", "values_R")

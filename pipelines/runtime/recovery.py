@@ -107,7 +107,12 @@ def assign_splits(node: str, listed: Sequence[str], manifest: Manifest | None, p
 
 
 def restore_operator(operator: Operator, states: Sequence[OperatorState], root: Path, *, shard: int, shards: int) -> None:
-    """Give an operator shard the streams that belong to it, from the snapshots of however many shards there were."""
+    """Give an operator shard the streams that belong to it, from the snapshots of however many shards there were.
+
+    What is additive goes to shard 0 as a whole, if their number has changed.
+    """
+    import torch
+
     from operators.state import State
     from pipelines.runtime.snapshots import read_chain
 
@@ -117,7 +122,10 @@ def restore_operator(operator: Operator, states: Sequence[OperatorState], root: 
         operator.restore(read_chain(root, states[shard].chain))
         return
     parts = [read_chain(root, state.chain, lambda stream: shard_of(stream, shards) == shard) for state in states]
-    operator.restore(State.merge(parts))
+    whole = State.merge(parts)
+    if shard > 0:
+        whole.additive = {name: torch.zeros_like(tensor) for name, tensor in whole.additive.items()}
+    operator.restore(whole)
 
 
 def merge_open_streams(states: Sequence[OperatorState], *, shard: int, shards: int) -> dict[str, list[str]]:

@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from connectors.errors import RecoveryError
-from operators.state import Rows, State
+from operators.state import Patch, Rows, State
 from pipelines.runtime.messages import SnapshotFile
 
 __all__ = ["SnapshotWriter", "read_chain", "read_snapshot", "write_snapshot"]
 
 _ROW_PARTS = ("length_N", "count_N", "index_R", "values_R")
+_PATCH_PARTS = {"patch_index": "index_C", "patch_values": "values_C"}
+"""Prefix in the file → attribute."""
 
 Keep = Callable[[str], bool]
 
@@ -38,6 +40,7 @@ def write_snapshot(state: State, root: Path, path: str) -> SnapshotFile:
     structure = {
         "streams": state.streams,
         "rows": list(state.rows),
+        "patches": list(state.patches),
         "meta": state.meta,
         "incremental": state.incremental,
         "closed": state.closed,
@@ -77,9 +80,11 @@ def read_snapshot(root: Path, file: SnapshotFile, keep: Keep | None = None) -> S
         dense={name[6:]: tensor for name, tensor in tensors.items() if name.startswith("dense.")},
         rows={name: Rows(*(tensors[f"rows.{part}.{name}"] for part in _ROW_PARTS)) for name in structure["rows"]},
         shared={name[7:]: tensor for name, tensor in tensors.items() if name.startswith("shared.")},
+        additive={name[9:]: tensor for name, tensor in tensors.items() if name.startswith("additive.")},
         meta=structure["meta"],
         incremental=structure["incremental"],
         closed=structure["closed"],
+        patches={name: Patch(*(tensors[f"{part}.{name}"] for part in _PATCH_PARTS)) for name in structure.get("patches", ())},
     )
     if keep is None:
         return state
@@ -124,6 +129,9 @@ def sync_folder(folder: Path) -> None:
 def _tensors(state: State) -> dict[str, Tensor]:
     tensors = {f"dense.{name}": tensor for name, tensor in state.dense.items()}
     tensors |= {f"shared.{name}": tensor for name, tensor in state.shared.items()}
+    tensors |= {f"additive.{name}": tensor for name, tensor in state.additive.items()}
+    for name, patch in state.patches.items():
+        tensors |= {f"{prefix}.{name}": getattr(patch, part) for prefix, part in _PATCH_PARTS.items()}
     for name, rows in state.rows.items():
         tensors |= {f"rows.{part}.{name}": getattr(rows, part) for part in _ROW_PARTS}
     seen: set[int] = set()

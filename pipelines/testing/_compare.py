@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from operators.state import Rows, State
+from operators.state import Patch, Rows, State
 
 __all__ = ["ColumnCompare", "array_difference", "clone_state", "state_difference", "table_difference"]
 
@@ -85,15 +85,17 @@ def state_difference(wanted: State, got: State) -> str | None:
         ("dense", wanted.dense, got.dense),
         ("rows", wanted.rows, got.rows),
         ("shared", wanted.shared, got.shared),
+        ("additive", wanted.additive, got.additive),
         ("meta", wanted.meta, got.meta),
     ):
-        if a.keys() != b.keys() and wanted.streams:
+        if a.keys() != b.keys() and (wanted.streams or part == "additive"):
             return f"{part} {sorted(b)} instead of {sorted(a)}"
     if wanted.meta != got.meta:
         return f"meta {got.meta} instead of {wanted.meta}"
-    for name, tensor in wanted.shared.items():
-        if not _same_bits(tensor, got.shared[name]):
-            return f"shared[{name!r}] differs"
+    for part, tensors, others in (("shared", wanted.shared, got.shared), ("additive", wanted.additive, got.additive)):
+        for name, tensor in tensors.items():
+            if not _same_bits(tensor, others[name]):
+                return f"{part}[{name!r}] differs"
     place = {stream: i for i, stream in enumerate(got.streams)}
     for i, stream in enumerate(wanted.streams):
         j = place[stream]
@@ -118,9 +120,11 @@ def clone_state(state: State) -> State:
             for name, rows in state.rows.items()
         },
         shared={name: tensor.clone() for name, tensor in state.shared.items()},
+        additive={name: tensor.clone() for name, tensor in state.additive.items()},
         meta=dict(state.meta),
         incremental=state.incremental,
         closed=list(state.closed),
+        patches={name: Patch(patch.index_C.clone(), patch.values_C.clone()) for name, patch in state.patches.items()},
     )
 
 
