@@ -11,14 +11,17 @@ from operators.banks.policies import (
     random_replacement,
     ring,
 )
+from operators.banks.row_ring import Neighbours, RowRing
 from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
 from operators.banks.slots import SlotTable
 
 __all__ = [
+    "Neighbours",
     "Plan",
     "Policy",
     "ReadBuffer",
     "Readout",
+    "RowRing",
     "RowSpec",
     "Sampler",
     "SlotBank",
