@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -28,13 +29,14 @@ COARSE = ("auto", "float32", "bfloat16", "float16")
 
 _ROW_PADDING = 64  # keys are allocated in multiples of this, so that groups never run past the end
 _WIDEST_GROUP = 64
-_TILE_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}
-_BLOCK = {"cpu": 64, "cuda": 1024}
+_TILE_ROWS = {"cpu": 40_000, "cuda": 1 << 18}
+_BLOCK = {"cpu": 256, "cuda": 1024}
 _SCRATCH_BYTES = {
     "cpu": 1 << 19,
     "cuda": 1 << 28,
 }  # gathered rows of a re-rank; on the CPU what its cache holds
 _CROWDED_SHARE = 0.5  # of a block's queries: from here on the half-precision pass costs more than it saves
+_SPARE = 40  # candidates beyond 1.5 k: enough for nearly all queries on clustered and on Gaussian data (docs/banks.md)
 _PAUSE = 64  # blocks until half precision is tried again
 
 _LOW = 0xFFFFFFFF
@@ -172,41 +174,58 @@ class KeyScan:
         Let a be the k-th best coarse score and e the bound of a coarse score's error. k rows have an exact similarity of at
         least a - e, so each row of the exact top k has, too, and a coarse score of at least a - 2e: the floor.
         """
-        wanted = k + 16 + k // 2  # more than k, for the rows between the floor and a
+        wanted = k + _SPARE + k // 2  # more than k, for the rows between the floor and a
         left_out_b = q_bD.new_full((len(q_bD),), -torch.inf)
         values, positions = [], []
-        for start in range(0, rows, _TILE_ROWS[q_bD.device.type]):
-            count = min(_TILE_ROWS[q_bD.device.type], rows - start)
+        for start, count in _tiles(rows, q_bD.device):
             width = _group_width(count, wanted)
             score_bn = self._scores(q_bD, start, math.ceil(count / width) * width, half=half)
             score_bn[:, count:] = -torch.inf
-            groups = score_bn.shape[1] // width
-            if groups > wanted:
-                # Rows i, i + groups, i + 2 groups, ... form group i: the maximum of groups is then one of whole vectors.
-                most_bG = score_bn.view(-1, width, groups).amax(1).float()
-                group_bm = _largest(most_bG, wanted)
-                left_out_b = torch.maximum(left_out_b, most_bG.gather(1, group_bm).amin(1))
-                member_W = torch.arange(width, device=q_bD.device)[:, None] * groups
-                index_bm = (group_bm[:, None] + member_W).flatten(1)
-                value_bm = score_bn.gather(1, index_bm).float()
-            else:
-                index_bm = torch.arange(score_bn.shape[1], device=q_bD.device).expand(len(q_bD), -1)
-                value_bm = score_bn.float()
-            values.append(value_bm)
-            positions.append(index_bm + start)
-            value_bm, position_bm, cut_b = _keep(values, positions, wanted)
-            values, positions = [value_bm], [position_bm]
+            value_bm, position_bm, cut_b = self._best_of_tile(score_bn, width, wanted)
             left_out_b = torch.maximum(left_out_b, cut_b)
-        value_bm, position_bm = values[0], positions[0]
+            values.append(value_bm)
+            positions.append(position_bm + start)
+        value_bm, position_bm = torch.cat(values, dim=1), torch.cat(positions, dim=1)
         floor_b = self._floor(q_bD, _kth(value_bm, k), half=half)
-        valid_bm = value_bm > -torch.inf
-        return torch.where(valid_bm, position_bm, 0), valid_bm, floor_b, (left_out_b < floor_b) | left_out_b.isneginf()
+        above_bm = value_bm >= floor_b[:, None]
+        pick_bm = _largest(value_bm, int(above_bm.sum(1).max()))
+        valid_bm = value_bm.gather(1, pick_bm) > -torch.inf
+        position_bm = torch.where(valid_bm, position_bm.gather(1, pick_bm), 0)
+        return position_bm, valid_bm, floor_b, (left_out_b < floor_b) | left_out_b.isneginf()
+
+    def _best_of_tile(self, score_bn: Tensor, width: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return value and column of the ``wanted`` best scores of each row, and a bound of all others.
+
+        Columns i, i + G, i + 2 G, ... form group i, so that the maximum of groups is one of whole vectors. The best ``wanted``
+        columns are members of the ``wanted`` groups of highest maximum.
+        """
+        groups = score_bn.shape[1] // width
+        column_bm: Tensor | None = None
+        cut_b = score_bn.new_full((len(score_bn),), -torch.inf, dtype=torch.float32)
+        if groups > wanted:
+            most_bG = score_bn.view(-1, width, groups).amax(1).float()
+            group_bg = _largest(most_bG, wanted)
+            cut_b = most_bG.gather(1, group_bg).amin(1)
+            member_W1 = torch.arange(width, device=score_bn.device)[:, None] * groups
+            column_bm = self._take("column", (len(score_bn), width * wanted), torch.int64, score_bn.device)
+            torch.add(group_bg[:, None], member_W1, out=column_bm.view(-1, width, wanted))
+            score_bn = score_bn.gather(1, column_bm)
+        value_bn = self._take("value", tuple(score_bn.shape), torch.float32, score_bn.device).copy_(score_bn)
+        pick_bm = _largest(value_bn, wanted)
+        value_bm = value_bn.gather(1, pick_bm)
+        if value_bn.shape[1] > wanted:
+            cut_b = torch.maximum(cut_b, value_bm.amin(1))
+        return value_bm, pick_bm if column_bm is None else column_bm.gather(1, pick_bm), cut_b
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self._scratch is None:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return self._scratch.take(name, shape, dtype)
 
     def _crowded(self, q_bD: Tensor, floor_b: Tensor, k: int, rows: int, oldest: int) -> Tensor:
         """Rank every row above the floor, however many: where many rows are equally similar, as repeated rows are."""
         key_bk = torch.full((len(q_bD), k), NOTHING, device=q_bD.device)
-        for start in range(0, rows, _TILE_ROWS[q_bD.device.type]):
-            count = min(_TILE_ROWS[q_bD.device.type], rows - start)
+        for start, count in _tiles(rows, q_bD.device):
             score_bn = self._scores(q_bD, start, count, half=False)
             above_b = (score_bn >= floor_b[:, None]).sum(1)
             most = int(above_b.max())
@@ -221,11 +240,7 @@ class KeyScan:
     def _scores(self, q_bD: Tensor, start: int, count: int, *, half: bool) -> Tensor:
         keys = self.half_RD if half and self.half_RD is not None else self.keys_RD
         shape = (len(q_bD), count)
-        out = (
-            torch.empty(shape, dtype=keys.dtype, device=keys.device)
-            if self._scratch is None
-            else self._scratch.take("score", shape, keys.dtype)
-        )
+        out = self._take("score", shape, keys.dtype, keys.device)
         return torch.mm(q_bD.to(keys.dtype), keys[start : start + count].T, out=out)
 
     def _floor(self, q_bD: Tensor, kth_b: Tensor, *, half: bool) -> Tensor:
@@ -278,8 +293,8 @@ def _bfloat16_gain(dim: int) -> float:
 
 
 def _group_width(count: int, wanted: int) -> int:
-    """Return the power of two nearest to where both selections, of groups and within groups, cost the same."""
-    return min(_WIDEST_GROUP, 1 << max(0, round(math.log2(max(1.0, count / wanted) ** 0.5))))
+    """Return the power of two that makes both selections together cheapest; a member costs about three times a group."""
+    return min(_WIDEST_GROUP, 1 << round(math.log2(max(1.0, count / (3 * wanted))) / 2))
 
 
 def _largest(value_BN: Tensor, n: int) -> Tensor:
@@ -291,14 +306,12 @@ def _largest(value_BN: Tensor, n: int) -> Tensor:
     return torch.from_numpy(np.argpartition(value_BN.numpy(), -n, axis=1)[:, -n:])
 
 
-def _keep(values: list[Tensor], positions: list[Tensor], n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ``n`` best of several lists of candidates, and a bound of what was left out (minus infinity: nothing)."""
-    value_bm, position_bm = torch.cat(values, dim=1), torch.cat(positions, dim=1)
-    if value_bm.shape[1] <= n:
-        return value_bm, position_bm, value_bm.new_full((len(value_bm),), -torch.inf)
-    pick_bn = _largest(value_bm, n)
-    value_bn = value_bm.gather(1, pick_bn)
-    return value_bn, position_bm.gather(1, pick_bn), value_bn.amin(1)
+def _tiles(rows: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Cut rows into parts of about equal size; yield start and number."""
+    parts = math.ceil(rows / _TILE_ROWS[device.type])
+    step = math.ceil(rows / max(parts, 1))
+    for start in range(0, rows, max(step, 1)):
+        yield start, min(step, rows - start)
 
 
 def _kth(value_BN: Tensor, k: int) -> Tensor:
