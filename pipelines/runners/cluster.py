@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,15 @@ def cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with _own_sigterm():
+        _init()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init() -> None:
     if os.environ.get("RAY_ADDRESS"):  # set by `ray job submit`, or by a person who wants a running cluster
         ray.init(namespace=NAMESPACE, logging_level=logging.WARNING)
     else:
@@ -57,10 +68,19 @@ def cluster() -> Iterator[None]:
             object_store_memory=_store_bytes(),
             logging_level=logging.ERROR,
         )
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's SIGTERM handler: ``ray.init`` puts one in its place that ends the driver without a last epoch."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ray leaves the handler alone, too
+        return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
 
 def check_local_gpus(graph: Graph) -> None:

@@ -119,10 +119,17 @@ def test_logs_are_json_where_asked_for(folder: Path) -> None:
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_with_status_0_and_resume_goes_on(folder: Path, number: signal.Signals) -> None:
-    arguments = ["-m", "pipelines.cli", "run", "copy.yaml", "--log-level", "info", "--set", "events.pace=2.0"]
-    process = python([*arguments, "--set", "epoch_s=0.2"], folder)
+@pytest.mark.parametrize(
+    ("runner", "number"),
+    [
+        ("local", signal.SIGINT),
+        ("local", signal.SIGTERM),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.ray),  # `ray.init` puts a handler of its own in place
+    ],
+)
+def test_a_signal_stops_with_status_0_and_resume_goes_on(folder: Path, runner: str, number: signal.Signals) -> None:
+    arguments = ["-m", "pipelines.cli", "run", "copy.yaml", "--runner", runner, "--log-level", "info"]
+    process = python([*arguments, "--set", "events.pace=2.0", "--set", "epoch_s=0.2"], folder)
     assert process.stderr is not None
     for line in process.stderr:  # the run has begun once it logs its attempt
         if "attempt=1" in line:
