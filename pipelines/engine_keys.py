@@ -64,6 +64,20 @@ class OperatorKeys(InputKeys):
     )
     max_batch: int = option(32, "Rows of one step at most.", unit="rows", ge=1)
     max_wait_ms: float = option(20.0, "A batch that is not full is processed this long after its oldest row.", unit="ms", ge=0)
+    align_s: float | None = option(
+        None,
+        "Hand rows over in the order of event time, in spans of this length: the data rows of a span, then its control rows; "
+        "0: exactly by time. Then replays repeat exactly. Default: rows as they arrive.",
+        unit="s",
+        ge=0,
+    )
+    align_wait_s: float | None = option(
+        None,
+        "With align_s: an input without rows for this long no longer holds the others back, and replays may differ. Default: "
+        "they wait for it.",
+        unit="s",
+        gt=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

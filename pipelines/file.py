@@ -20,7 +20,7 @@ from pipelines.document import Document, KeyPath, Problem, parse_scalar_or_flow,
 from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
 from pipelines.graph import topological_order
 from pipelines.options import option_infos, parse_options, parse_values, show_value, unknown_keys
-from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, RunnerName, Secret, SinkSpec, SourceSpec
+from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, RunnerName, Secret, SinkSpec, SourceSpec, span_us
 
 __all__ = ["load_spec", "spec_from_dict"]
 
@@ -130,6 +130,7 @@ class _Checker:
         for section, kind in _SECTIONS.items():
             self._section(section, kind)
         self._wiring()
+        self._alignment()
         self._sink_folders()
         raise_problems(self._document)
         assert root is not None
@@ -300,6 +301,8 @@ class _Checker:
                 )
             if num_gpus > 1 and num_gpus % 1:
                 self._document.report((*path, "num_gpus"), f"must be a whole number where it is above 1, got {num_gpus:g}")
+        if values.get("align_wait_s") is not None and values.get("align_s") is None:
+            self._document.report((*path, "align_wait_s"), "does nothing without align_s; give align_s too, or remove it")
         if values.get("control") is not None and loaded.control_schema is None:
             self._document.report(
                 (*path, "control"), f"operators of type {values['type']!r} take no control rows; remove this key"
@@ -338,6 +341,24 @@ class _Checker:
         elif wanted not in senders:
             others = [sender for sender in senders if sender != name]
             self._document.report(path, f"there is no node {wanted!r}{nearest(wanted, others)}; allowed: {', '.join(others)}")
+
+    def _alignment(self) -> None:
+        """An operator cannot align more finely than its inputs come: those that align deliver span by span."""
+        reads = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
+        operators = [node for node in self._nodes.values() if isinstance(node, OperatorSpec)]
+        lengths = {node.name: node.align_s for node in operators if node.align_s is not None}
+        for name, length in lengths.items():
+            before: set[str] = set()
+            todo = list(reads[name])
+            while todo:
+                up = todo.pop()
+                if up not in before:
+                    before.add(up)
+                    todo += reads.get(up, ())
+            for up in sorted(before & lengths.keys() - {name}):
+                if span_us(length) % span_us(lengths[up]):
+                    wanted = f"rows come from {up!r} in spans of {lengths[up]:g} s; give a whole multiple of that"
+                    self._document.report(("operators", name, "align_s"), f"is {length:g}, but {wanted}")
 
     def _sink_folders(self) -> None:
         """Two sinks in one folder would delete each other's staged files."""
@@ -379,6 +400,8 @@ def _node_spec(name: str, keys: NodeKeys, options: Any, references: Mapping[str,
         num_gpus=default_gpus if keys.num_gpus is None else keys.num_gpus,
         max_batch=keys.max_batch,
         max_wait_ms=keys.max_wait_ms,
+        align_s=keys.align_s,
+        align_wait_s=keys.align_wait_s,
     )
 
 

@@ -6,6 +6,7 @@ take the one that their stream's key group belongs to (``pipelines.runtime.keys`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -49,14 +50,29 @@ class Graph:
         """All edges, grouped by receiver; data edges of a receiver come before its control edges."""
         edges: list[Edge] = []
         receivers: list[OperatorSpec | SinkSpec] = [*self.spec.operators, *self.spec.sinks]
+        waits = self._align_waits()
         for node in receivers:
+            wait_s = waits.get(node.name)
             for shard in range(node.shards):
                 receiver = TaskId(node.name, shard)
                 for up in node.inputs:
-                    edges += [Edge(sender, receiver, "data") for sender in self.tasks_of(up)]
+                    edges += [Edge(sender, receiver, "data", wait_s) for sender in self.tasks_of(up)]
                 for up in node.control if isinstance(node, OperatorSpec) else ():
-                    edges += [Edge(sender, receiver, "control") for sender in self.tasks_of(up)]
+                    edges += [Edge(sender, receiver, "control", wait_s) for sender in self.tasks_of(up)]
         return edges
+
+    def _align_waits(self) -> dict[str, float]:
+        """Return, for operators that align by event time and those that such ones read, the longest ``align_wait_s``."""
+        waits: dict[str, float] = {}
+        for node in reversed(self.spec.operators):
+            if node.align_s is not None:
+                own = math.inf if node.align_wait_s is None else node.align_wait_s
+                waits[node.name] = max(own, waits.get(node.name, own))
+            if node.name in waits:
+                for up in (*node.inputs, *node.control):
+                    if isinstance(self.spec.node(up), OperatorSpec):
+                        waits[up] = max(waits[node.name], waits.get(up, 0.0))
+        return waits
 
     def tasks_of(self, node: str) -> list[TaskId]:
         """Return the tasks of one node, by shard."""

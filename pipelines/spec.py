@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from connectors.base import Sink, Source
     from operators.base import Operator
 
-__all__ = ["RUNNERS", "NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "Secret", "SinkSpec", "SourceSpec"]
+__all__ = ["RUNNERS", "NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "Secret", "SinkSpec", "SourceSpec", "span_us"]
 
 RunnerName = Literal["local", "ray"]
 RUNNERS: tuple[RunnerName, ...] = ("local", "ray")
+
+
+def span_us(align_s: float) -> int:
+    """Return the length of a span of ``align_s`` in microseconds, the unit of event time; 0 s is the shortest there is."""
+    return max(1, round(align_s * 1e6))
 
 
 class Secret(str):
@@ -84,6 +89,10 @@ class OperatorSpec(NodeSpec):
     """Rows of one call of ``process`` at most."""
     max_wait_ms: float = 20.0
     """A batch that is not full is processed this long after its oldest row arrived."""
+    align_s: float | None = None
+    """Spans of event time in which data rows, then control rows are handed over; None: as they arrive."""
+    align_wait_s: float | None = None
+    """How long an input without rows holds the others back; None: for ever."""
 
     def build(self, device: str | None = None) -> Operator:
         """Make one shard of the operator on ``device`` (default: the spec's own, ``auto`` resolved for this process).

@@ -19,7 +19,7 @@ from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.host import Host
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import Edge, SplitState, TaskId
-from pipelines.runtime.recovery import merge_open_streams, restore_operator
+from pipelines.runtime.recovery import make_aligner, merge_open_streams, restore_operator
 from pipelines.runtime.routing import Router
 from pipelines.runtime.sink_task import SinkTask
 from pipelines.runtime.source_task import SourceTask
@@ -99,6 +99,7 @@ class OperatorCell:
         shard, shards = self._plan.task.shard, self._node.shards
         restore_operator(self._operator, states, self._plan.state, shard=shard, shards=shards)
         self._open_streams = merge_open_streams(states, shard=shard, shards=shards)
+        self._aligner = make_aligner(self._node, self._host.inbox, states, self._plan.state, shard=shard, clock=SystemClock())
         return self._operator.output_schema
 
     def start(self, transport: CreditTransport) -> None:
@@ -119,6 +120,7 @@ class OperatorCell:
             max_batch=self._node.max_batch,
             max_wait_s=self._node.max_wait_ms / 1000,
             open_streams=self._open_streams,
+            aligner=self._aligner,
         )
         transport.stats = task.stats
         self._host.start(task)

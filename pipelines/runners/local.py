@@ -1,6 +1,7 @@
 """One process, one loop: every message is driven through all tasks before a source reads the next one.
 
-So nothing queues up: a slow sink slows the sources by itself. Snapshots are written by one more thread.
+So nothing queues up: a slow sink slows the sources by itself. Only an operator that aligns its inputs leaves messages where
+they are; their senders then wait. Snapshots are written by one more thread.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from pipelines.runtime.manifest import Manifest, StateFolder
 from pipelines.runtime.messages import Body, Edge, Event, SplitState, TaskId
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.recovery import assign_splits, merge_open_streams, restore_operator, staged_of, starting_point
+from pipelines.runtime.recovery import (
+    assign_splits,
+    make_aligner,
+    merge_open_streams,
+    restore_operator,
+    staged_of,
+    starting_point,
+)
 from pipelines.runtime.routing import Router
 from pipelines.runtime.sink_task import SinkTask
 from pipelines.runtime.sizing import read_rows
@@ -38,6 +46,9 @@ _SLICE_S = 0.05
 """Longest wait in one piece, so that a stop is noticed soon."""
 
 _PROGRESS_S = 0.5
+
+_BACKLOG = 4
+"""Messages of one edge that may wait until its sender does."""
 
 Task = SourceTask | OperatorTask | SinkTask
 
@@ -64,6 +75,10 @@ class LocalRunner:
         self._clock: Clock = clock or SystemClock()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._inboxes: dict[TaskId, Inbox] = {}
+        self._to_aligned: dict[TaskId, list[Edge]] = {}
+        for edge in self._graph.edges:
+            if edge.align_wait_s is not None:
+                self._to_aligned.setdefault(edge.sender, []).append(edge)
         self._sources: list[SourceTask] = []
         self._operators: list[OperatorTask] = []
         self._sinks: dict[TaskId, SinkTask] = {}
@@ -146,12 +161,13 @@ class LocalRunner:
         operator = node.build()
         states = base.operators.get(node.name, ()) if base is not None else ()
         restore_operator(operator, states, folder.root, shard=shard, shards=node.shards)
+        inbox = self._inbox(task, attempt)
         self._operators.append(
             OperatorTask(
                 task,
                 operator,
                 node.inputs,
-                self._inbox(task, attempt),
+                inbox,
                 Router(self._graph.outputs_of(task), self),
                 writer,
                 self._events.put,
@@ -160,6 +176,7 @@ class LocalRunner:
                 max_batch=node.max_batch,
                 max_wait_s=node.max_wait_ms / 1000,
                 open_streams=merge_open_streams(states, shard=shard, shards=node.shards),
+                aligner=make_aligner(node, inbox, states, folder.root, shard=shard, clock=self._clock),
             )
         )
         return operator
@@ -189,11 +206,11 @@ class LocalRunner:
                 coordinator.stop()
             self._hear(coordinator)
             coordinator.tick()
-            worked = _drain(downstream)
+            worked = self._drain(downstream)
             for source in self._sources:
-                if source.step():
+                if (source.asked or not self._must_wait(source.task)) and source.step():
                     worked = True
-                    _drain(downstream)
+                    self._drain(downstream)
             now = self._clock()
             if self._on_progress is not None and now - told_s >= _PROGRESS_S:
                 told_s = now
@@ -211,7 +228,7 @@ class LocalRunner:
                 coordinator.report(self._events.get_nowait())
 
     def _wait(self, coordinator: Coordinator) -> None:
-        waits = [source.idle_s() for source in self._sources if not source.ended]
+        waits = [source.idle_s() for source in self._sources if not (source.ended or self._must_wait(source.task))]
         waits += [due for operator in self._operators if (due := operator.idle_s()) is not None]
         if coordinator.under_way:
             self._hear(coordinator, min([_SLICE_S, *waits]))  # for the thread that writes snapshots
@@ -228,11 +245,14 @@ class LocalRunner:
     def _tasks(self) -> list[Task]:
         return [*self._sources, *self._operators, *self._sinks.values()]
 
+    def _drain(self, tasks: Sequence[OperatorTask | SinkTask]) -> bool:
+        """Drive messages through; one pass is enough since tasks are in topological order. Return whether there was any."""
+        worked = False
+        for task in tasks:
+            while not self._must_wait(task.task) and task.step():
+                worked = True
+        return worked
 
-def _drain(tasks: Sequence[OperatorTask | SinkTask]) -> bool:
-    """Drive messages through; one pass is enough since tasks are in topological order. Return whether there was any."""
-    worked = False
-    for task in tasks:
-        while task.step():
-            worked = True
-    return worked
+    def _must_wait(self, task: TaskId) -> bool:
+        """Return whether a receiver of the task, one that aligns its inputs, is not to get more of it now."""
+        return any(self._inboxes[edge.receiver].backlog(edge) >= _BACKLOG for edge in self._to_aligned.get(task, ()))

@@ -34,6 +34,7 @@ class _Chunk:
 
     batch: pa.RecordBatch
     arrived_s: float
+    number: int
     rows: npt.NDArray[np.int64] | None = None
     streams: list[str] | None = None
     codes: npt.NDArray[np.int64] | None = None
@@ -52,15 +53,18 @@ class Batcher:
     """Rows of one input that wait for their step.
 
     ``max_wait_s`` counts from the arrival of the oldest waiting row; with 0, large batches that fit are passed on as they came
-    instead of being put together. Schemas of all batches must be equal.
+    instead of being put together. ``in_order``: rows leave in the order in which they came over all streams, and no stream is
+    preferred. Schemas of all batches must be equal.
     """
 
-    def __init__(self, max_rows: int, max_wait_s: float, *, max_bytes: int = _BATCH_BYTES) -> None:
+    def __init__(self, max_rows: int, max_wait_s: float, *, max_bytes: int = _BATCH_BYTES, in_order: bool = False) -> None:
         self.max_rows = max_rows
         self.rows = 0
         self.bytes = 0
         self._max_wait_s = max_wait_s
         self._max_bytes = max_bytes
+        self._in_order = in_order
+        self._added = 0
         self._chunks: list[_Chunk] = []
 
     @property
@@ -71,7 +75,8 @@ class Batcher:
     def add(self, batch: pa.RecordBatch, now_s: float) -> None:
         """Take in rows. Keeps a reference to ``batch`` until its last row has left."""
         if batch.num_rows:
-            self._chunks.append(_Chunk(batch, now_s))
+            self._chunks.append(_Chunk(batch, now_s, self._added))
+            self._added += 1
             self.rows += batch.num_rows
             self.bytes += batch.nbytes
 
@@ -86,6 +91,16 @@ class Batcher:
     def oldest_s(self) -> float:
         """Return when the oldest waiting row arrived."""
         return self._chunks[0].arrived_s
+
+    @property
+    def added(self) -> int:
+        """How many messages with rows have been taken in."""
+        return self._added
+
+    @property
+    def done(self) -> int:
+        """How many of them have left to the last row, counted up to the first that has not."""
+        return self._chunks[0].number if self._chunks else self._added
 
     def holds(self, streams: Iterable[str]) -> set[str]:
         """Return those of ``streams`` that have rows waiting."""
@@ -128,6 +143,8 @@ class Batcher:
 
     def _choose(self) -> npt.NDArray[np.bool_]:
         """Mark the ``max_rows`` waiting rows that go first: by their rank within their stream, then by arrival."""
+        if self._in_order:
+            return np.arange(self.rows) < self.max_rows
         index: dict[str, int] = {}
         parts = []
         for chunk in self._chunks:

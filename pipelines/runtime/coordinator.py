@@ -152,7 +152,9 @@ class Coordinator:
             rows[source.name] = sum(state.rows for state in sources[source.name].values())
         for operator in spec.operators:
             answers = [ack for ack in self._of(operator.name) if isinstance(ack, OperatorAck)]
-            operators[operator.name] = tuple(OperatorState(tuple(ack.chain), ack.open_streams) for ack in answers)
+            operators[operator.name] = tuple(
+                OperatorState(tuple(ack.chain), ack.open_streams, ack.alignment) for ack in answers
+            )
         for sink in spec.sinks:
             staged = [tuple(ack.staged) for ack in self._of(sink.name) if isinstance(ack, SinkAck)]
             sinks[sink.name] = tuple(staged)

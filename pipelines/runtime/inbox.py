@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from connectors.errors import StreambankError
@@ -56,8 +56,28 @@ class Inbox:
         self._lanes = {edge: _Lane() for edge in edges}
         self._turn: deque[Edge] = deque(edges)
         self._change = threading.Condition()
+        self._paused: Collection[Edge] = ()
         self._closed: str | None = None
         self._woken = False
+
+    @property
+    def edges(self) -> list[Edge]:
+        """All edges of the task."""
+        return list(self._lanes)
+
+    def pause(self, edges: Collection[Edge]) -> None:
+        """Take nothing from these edges until told otherwise: they are ahead of the others.
+
+        Where all the others have ended or wait behind a barrier, messages of paused edges are taken all the same: only they
+        can bring the barrier about.
+        """
+        with self._change:
+            self._paused = edges
+
+    def backlog(self, edge: Edge) -> int:
+        """Return the number of messages of one edge that were not taken."""
+        with self._change:
+            return len(self._lanes[edge].queue)
 
     def offer(self, edge: Edge, attempt: int, sequence: int, body: Body) -> bool:
         """Take in a message; return False if it was there before (it is dropped).
@@ -94,11 +114,14 @@ class Inbox:
         counts as aligned with every barrier.
         """
         with self._change:
-            for _ in range(len(self._turn)):
+            passed_over = self._passed_over()
+            unasked = len(self._turn)
+            while unasked:
+                unasked -= 1
                 edge = self._turn[0]
                 self._turn.rotate(-1)
                 lane = self._lanes[edge]
-                if lane.barrier is not None or not lane.queue:
+                if lane.barrier is not None or not lane.queue or edge in passed_over:
                     continue
                 body = lane.queue.popleft()
                 lane.taken += 1
@@ -112,6 +135,7 @@ class Inbox:
                 aligned = self._aligned()
                 if aligned is not None:
                     return None, aligned
+                passed_over, unasked = self._passed_over(), len(self._turn)
             return None
 
     def wait_taken(self, edge: Edge, sequence: int, timeout_s: float | None = None) -> bool:
@@ -126,7 +150,10 @@ class Inbox:
     def wait(self, timeout_s: float) -> None:
         """Block until something may have become takeable, ``wake`` is called, or the time is over."""
         with self._change:
-            if not self._woken and not any(lane.queue and lane.barrier is None for lane in self._lanes.values()):
+            passed_over = self._passed_over()
+            if not self._woken and not any(
+                lane.queue and lane.barrier is None and edge not in passed_over for edge, lane in self._lanes.items()
+            ):
                 self._change.wait(timeout_s)
             self._woken = False
 
@@ -149,6 +176,13 @@ class Inbox:
         """Return the number of messages held."""
         with self._change:
             return sum(len(lane.queue) + len(lane.early) for lane in self._lanes.values())
+
+    def _passed_over(self) -> Collection[Edge]:
+        if self._paused and any(
+            lane.barrier is None and not lane.ended for edge, lane in self._lanes.items() if edge not in self._paused
+        ):
+            return self._paused
+        return ()
 
     def _aligned(self) -> Barrier | End | None:
         live = [lane for lane in self._lanes.values() if not lane.ended]

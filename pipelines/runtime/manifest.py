@@ -20,7 +20,7 @@ from typing import Any
 
 from connectors.base import Staged
 from connectors.errors import RecoveryError
-from pipelines.runtime.messages import SnapshotFile, SplitState
+from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 
 __all__ = ["Manifest", "OperatorState", "StateFolder", "read_manifests"]
 
@@ -32,10 +32,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OperatorState:
-    """What one operator shard left behind: its chain of snapshot files and, with several inputs, their open streams."""
+    """What one operator shard left behind: its chain of snapshot files and, with several inputs, their open streams.
+
+    ``alignment`` is there where it aligns them by event time.
+    """
 
     chain: tuple[SnapshotFile, ...]
     open_streams: Mapping[str, list[str]] = field(default_factory=dict)
+    alignment: Alignment | None = None
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> OperatorState:
+        """Rebuild it from the JSON of a manifest."""
+        alignment = value.get("alignment")
+        if alignment is not None:
+            rows = SnapshotFile(**alignment["rows"]) if alignment["rows"] is not None else None
+            alignment = Alignment(**{**alignment, "rows": rows})
+        return OperatorState(tuple(SnapshotFile(**file) for file in value["chain"]), value["open_streams"], alignment)
+
+    def files(self) -> list[SnapshotFile]:
+        """Return all files that it needs."""
+        held = self.alignment.rows if self.alignment is not None else None
+        return [*self.chain, held] if held is not None else [*self.chain]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +90,7 @@ class Manifest:
         sources = {
             node: {split: SplitState(**state) for split, state in splits.items()} for node, splits in value["sources"].items()
         }
-        operators = {
-            node: tuple(
-                OperatorState(tuple(SnapshotFile(**file) for file in shard["chain"]), shard["open_streams"]) for shard in shards
-            )
-            for node, shards in value["operators"].items()
-        }
+        operators = {node: tuple(map(OperatorState.from_json, shards)) for node, shards in value["operators"].items()}
         sinks = {
             node: tuple(tuple(Staged(**file) for file in shard) for shard in shards) for node, shards in value["sinks"].items()
         }
@@ -85,7 +98,7 @@ class Manifest:
 
     def snapshot_paths(self) -> set[str]:
         """Return the snapshot files that this epoch needs, relative to the state folder."""
-        return {file.path for shards in self.operators.values() for shard in shards for file in shard.chain}
+        return {file.path for shards in self.operators.values() for shard in shards for file in shard.files()}
 
 
 class StateFolder:

@@ -1,12 +1,12 @@
 """What flows between two tasks, and what tasks tell the coordinator.
 
-On an edge flow, in order: ``Data``, ``Close``, ``Barrier`` and, at the end, ``End``. How they are carried (a function call or
-an actor call) is the runner's concern. All of these are immutable and can be pickled.
+On an edge flow, in order: ``Data``, ``Close``, ``Watermark``, ``Barrier`` and, at the end, ``End``. How they are carried (a
+function call or an actor call) is the runner's concern. All of these are immutable and can be pickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,9 @@ import pyarrow as pa
 from connectors.base import Position, Staged
 
 __all__ = [
+    "END_OF_TIME",
     "Ack",
+    "Alignment",
     "Barrier",
     "Body",
     "Close",
@@ -30,7 +32,11 @@ __all__ = [
     "SourceAck",
     "SplitState",
     "TaskId",
+    "Watermark",
 ]
+
+END_OF_TIME = 2**63 - 1
+"""The watermark of a sender that has no more rows."""
 
 
 class TaskId(NamedTuple):
@@ -49,6 +55,9 @@ class Edge(NamedTuple):
     sender: TaskId
     receiver: TaskId
     role: Literal["data", "control"] = "data"
+    align_wait_s: float | None = None
+    """None: no operator behind this edge aligns its inputs by event time, and no watermarks are sent. Otherwise how long a
+    silent split of the sender may hold the others back (infinity: for ever)."""
 
     def __str__(self) -> str:
         return f"{self.sender}->{self.receiver}" + (":control" if self.role == "control" else "")
@@ -59,6 +68,8 @@ class Data:
     """Rows, in order within each stream."""
 
     batch: pa.RecordBatch
+    watermark_us: int | None = None
+    """If given: a ``Watermark`` that follows these rows."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the rows only: Arrow would send the whole buffers that a slice is a view of.
@@ -66,11 +77,11 @@ class Data:
         Buffers that are used whole go out of band, without a copy; slices as an IPC stream.
         """
         if self.batch.get_total_buffer_size() <= _SLACK * max(self.batch.nbytes, _SMALL_BYTES):
-            return Data, (self.batch,)
+            return Data, (self.batch, self.watermark_us)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.batch.schema) as writer:
             writer.write_batch(self.batch)
-        return _from_ipc, (sink.getvalue(),)
+        return _from_ipc, (sink.getvalue(), self.watermark_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,13 @@ class Close:
     """These streams have ended at the sender."""
 
     streams: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """The sender expects no more rows with an event time before ``time_us`` (since the epoch, UTC)."""
+
+    time_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +110,15 @@ class End:
     """Nothing follows."""
 
 
-Body = Data | Close | Barrier | End
+Body = Data | Close | Watermark | Barrier | End
 
 _SLACK = 1.25
 _SMALL_BYTES = 4096
 
 
-def _from_ipc(buffer: pa.Buffer) -> Data:
+def _from_ipc(buffer: pa.Buffer, watermark_us: int | None) -> Data:
     with pa.ipc.open_stream(buffer) as reader:
-        return Data(reader.read_next_batch())
+        return Data(reader.read_next_batch(), watermark_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +129,8 @@ class SplitState:
     done: bool = False
     rows: int = 0
     """Rows delivered so far, over all attempts."""
+    time_us: int | None = None
+    """The latest event time among them; kept only where an operator aligns by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +141,20 @@ class SnapshotFile:
     bytes: int
     sha256: str
     incremental: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Where an operator shard that aligns its inputs stood: a part of its state. JSON but for ``rows``."""
+
+    released_us: int | None
+    """All rows before this event time had been handed over."""
+    watermarks: Mapping[str, int]
+    """``sender:role`` → the last watermark, in microseconds."""
+    closes: Sequence[tuple[int, str, Sequence[str]]] = ()
+    """Ends of streams that wait for their turn: event time of their span, input node, streams."""
+    rows: SnapshotFile | None = None
+    """The rows that wait for theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +175,8 @@ class OperatorAck:
     chain: Sequence[SnapshotFile]
     open_streams: dict[str, list[str]] = field(default_factory=dict)
     """Input node → streams it has open; kept only by operators with several inputs."""
+    alignment: Alignment | None = None
+    """Only of operators that align their inputs by event time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,10 @@ class TaskStats:
     """Summed over batches: from the arrival of the oldest row to the start of the step."""
     blocked_s: float = 0.0
     """Seconds spent waiting until a receiver took more: back-pressure."""
+    held_rows: int = 0
+    """Operators with ``align_s``: rows that wait until the other inputs have come as far in event time."""
+    late_rows: int = 0
+    """Operators with ``align_s``: rows with an event time that their input had declared over; handed over all the same."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Messages or rows dropped, by reason."""
     gauges: dict[str, float] = field(default_factory=dict)

@@ -1,28 +1,46 @@
 """Drives one shard of an operator: batches its rows, passes on what it returns, snapshots it at barriers.
 
-Knows operators only by their contract. Runs in one thread; the snapshot is written by another. Invariant: the snapshot of an
-epoch holds the effect of exactly the rows before the epoch's barrier, and the epoch is acknowledged only when it is on disk.
+Knows operators only by their contract. Rows go to the operator as they arrive or, with an aligner, in the order that it gives.
+Runs in one thread; the snapshot is written by another. Invariant: the snapshot of an epoch holds the effect of exactly the rows
+before the epoch's barrier, or the rows themselves where they wait; the epoch is acknowledged only when it is on disk.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pyarrow as pa
 
 from connectors import faults
 from operators.base import Operator
+from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
 from pipelines.runtime.clock import Clock
+from pipelines.runtime.held_rows import write_held
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import encode_streams
-from pipelines.runtime.messages import Barrier, Close, Data, Edge, End, Event, OperatorAck, SnapshotFile, TaskId
+from pipelines.runtime.messages import (
+    Alignment,
+    Barrier,
+    Close,
+    Data,
+    Edge,
+    End,
+    Event,
+    OperatorAck,
+    SnapshotFile,
+    TaskId,
+    Watermark,
+)
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.open_streams import OpenStreams
 from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
+from pipelines.runtime.watermarks import InputTimes
 
 __all__ = ["FULL_SNAPSHOT_EVERY", "OperatorTask"]
 
@@ -50,6 +68,7 @@ class OperatorTask:
         max_batch: int,
         max_wait_s: float,
         open_streams: Mapping[str, Sequence[str]] | None = None,
+        aligner: Aligner | None = None,
     ) -> None:
         self.task = task
         self.stats = TaskStats(task=task, kind="operator")
@@ -61,7 +80,13 @@ class OperatorTask:
         self._report = report
         self._clock = clock
         self._attempt = attempt
-        self._batchers = {node: Batcher(max_batch, max_wait_s) for node in inputs}
+        self._aligner = aligner
+        self._ready: deque[HandedOver | Watermark] = deque()  # what the aligner gave and the batchers have not yet
+        self._times = InputTimes(inbox.edges) if aligner is None and router.align_wait_s is not None else None
+        self._watermark_us = -(2**63)  # the last one of the aligner
+        self._watermarks: deque[tuple[list[int], int]] = deque()  # to be sent when so many messages have left the batchers
+        self._batchers = {node: Batcher(max_batch, max_wait_s, in_order=aligner is not None) for node in inputs}
+        self._max_batch = max_batch
         self._closing: list[str] = []  # streams to close once their last rows have left the batchers
         self._open = OpenStreams(inputs) if len(inputs) > 1 else None
         if self._open is not None and open_streams:
@@ -85,41 +110,98 @@ class OperatorTask:
         return worked
 
     def idle_s(self) -> float | None:
-        """Return the seconds until a waiting batch falls due, None while none waits."""
+        """Return the seconds until a waiting batch falls due or a silent input is given up, None while there is neither."""
         waits = [due for batcher in self._batchers.values() if (due := batcher.due_in(self._clock())) is not None]
+        if self._aligner is not None and (silent := self._aligner.idle_s()) is not None:
+            waits.append(silent)
         return min(waits, default=None)
 
     def close(self) -> None:
         """Do nothing: the operator ends with its process or its last reference. May be called twice."""
 
+    # What comes in
+
     def _take_in(self) -> bool:
-        """Take one message from the inbox, unless a batcher is full."""
+        """Take one message, from what has been aligned or from the inbox, unless a batcher is full."""
         if not all(batcher.wants_more for batcher in self._batchers.values()):
             return False
+        if self._ready:
+            self._hand_over(self._ready.popleft())
+            return True
         message = self._inbox.take()
         if message is None:
-            return False
+            return self._aligner is not None and self._release(self._aligner)
         edge, body = message
         if isinstance(body, Barrier):
-            self._flush()
+            self._flush_all()
             self._barrier(body)
         elif isinstance(body, End):
-            self._flush()
+            self._flush_all()
             self._router.send(body)
             self.stats.gauges = self._operator.metrics()
             self.ended = True
-        elif edge is None or edge.role == "control":
-            self._control(body)
-        elif isinstance(body, Data):
-            self._data(edge, body.batch)
         else:
-            self._close_streams(edge, body)
+            assert edge is not None  # only barriers and ends have none
+            self._hold(self._aligner, edge, body) if self._aligner is not None else self._receive(edge, body)
         if self._inbox.duplicates:
             self.stats.dropped["duplicate message"] = self._inbox.duplicates
         return True
 
-    def _data(self, edge: Edge, batch: pa.RecordBatch) -> None:
-        node = edge.sender.node
+    def _receive(self, edge: Edge, body: Data | Close | Watermark) -> None:
+        """Hand a message over as it arrives."""
+        watermark = body.time_us if isinstance(body, Watermark) else None
+        if not isinstance(body, Watermark):
+            self._hand_over(HandedOver(edge.role, edge.sender.node, body))
+            watermark = body.watermark_us if isinstance(body, Data) else None
+        if self._times is not None and watermark is not None:
+            least = self._times.advance(edge, watermark)
+            if least is not None:
+                self._hand_over(Watermark(least))
+
+    def _hold(self, aligner: Aligner, edge: Edge, body: Data | Close | Watermark) -> None:
+        """Give a message to the aligner; make ready what it sets free."""
+        if isinstance(body, Close):
+            aligner.close(edge, body.streams)
+            return
+        watermark = body.time_us if isinstance(body, Watermark) else body.watermark_us
+        if isinstance(body, Data):
+            aligner.add(edge, body.batch)
+        if watermark is not None:
+            aligner.advance(edge, watermark)
+        self._release(aligner)
+
+    def _release(self, aligner: Aligner) -> bool:
+        """Make ready what need not wait any longer. Return whether there is anything."""
+        self._ready += aligner.release()
+        if self._router.align_wait_s is not None and aligner.watermark_us > self._watermark_us:
+            self._watermark_us = aligner.watermark_us
+            self._ready.append(Watermark(self._watermark_us))
+        self._inbox.pause(aligner.ahead())
+        self.stats.held_rows, self.stats.late_rows = aligner.held_rows, aligner.late_rows
+        return bool(self._ready)
+
+    # What the operator gets, in this order
+
+    def _hand_over(self, item: HandedOver | Watermark) -> None:
+        if isinstance(item, Watermark):
+            self._watermark(item)
+        elif isinstance(item.body, Close):
+            if item.role == "data":  # the end of a control stream ends no data stream
+                if self._aligner is not None:
+                    self._flush()  # so that it has its place among the rows of other streams too
+                self._close_streams(item.node, item.body)
+        elif item.role == "control":
+            self._control(item.body.batch)
+        else:
+            batch = item.body.batch
+            if self._aligner is not None:
+                self._flush_but(item.node)
+                if batch.num_rows > self._max_batch:
+                    self._ready.appendleft(HandedOver(item.role, item.node, Data(batch.slice(self._max_batch))))
+                    batch = batch.slice(0, self._max_batch)
+            self._data(item.node, batch)
+
+    def _data(self, node: str, batch: pa.RecordBatch) -> None:
         if self._open is not None or self._closing:
             streams = encode_streams(batch)[0]
             if self._open is not None:
@@ -128,8 +210,7 @@ class OperatorTask:
                 self._flush()  # the stream starts afresh: its old rows and its end come first
         self._batchers[node].add(batch, self._clock())
 
-    def _close_streams(self, edge: Edge, close: Close) -> None:
-        node = edge.sender.node
+    def _close_streams(self, node: str, close: Close) -> None:
         streams = list(close.streams) if self._open is None else self._open.close(node, close.streams)
         self._closing += streams
         self._close_ready()
@@ -144,13 +225,27 @@ class OperatorTask:
         if ended:
             self._router.send(Close(tuple(ended)))
 
-    def _control(self, body: Data | Close) -> None:
-        """Control rows see all data rows that arrived before them. The end of a control stream ends no data stream."""
-        if isinstance(body, Close):
-            return
+    def _control(self, batch: pa.RecordBatch) -> None:
+        """Control rows see all data rows that were handed over before them."""
         self._flush()
-        self.stats.control_rows += body.batch.num_rows
-        self._run(self._operator.control, body.batch)
+        self.stats.control_rows += batch.num_rows
+        self._run(self._operator.control, batch)
+
+    def _watermark(self, watermark: Watermark) -> None:
+        """Pass a watermark on when the rows before it have been processed."""
+        added = [batcher.added for batcher in self._batchers.values()]
+        if self._watermarks and self._watermarks[-1][0] == added:
+            self._watermarks.pop()  # the same rows, and the new one says more
+        self._watermarks.append((added, watermark.time_us))
+        self._pass_watermarks()
+
+    def _pass_watermarks(self) -> None:
+        done = [batcher.done for batcher in self._batchers.values()]
+        reached = None
+        while self._watermarks and all(have >= want for have, want in zip(done, self._watermarks[0][0], strict=True)):
+            reached = self._watermarks.popleft()[1]
+        if reached is not None:
+            self._router.send(Watermark(reached))
 
     def _process(self, node: str, batcher: Batcher) -> None:
         self.stats.queue_wait_s += self._clock() - batcher.oldest_s()
@@ -160,6 +255,8 @@ class OperatorTask:
         self._run(self._operator.process, batch)
         if self._closing:
             self._close_ready()
+        if self._watermarks:
+            self._pass_watermarks()
 
     def _run(self, method: Callable[[pa.RecordBatch], list[pa.RecordBatch]], batch: pa.RecordBatch) -> None:
         started = time.perf_counter()
@@ -179,11 +276,22 @@ class OperatorTask:
             self.stats.gauges = self._operator.metrics()
 
     def _flush(self) -> None:
-        for node, batcher in self._batchers.items():
-            while batcher.rows:
-                self._process(node, batcher)
+        self._flush_but(None)
         if self._closing:
             self._close_ready()
+
+    def _flush_but(self, kept: str | None) -> None:
+        for node, batcher in self._batchers.items():
+            while node != kept and batcher.rows:
+                self._process(node, batcher)
+
+    def _flush_all(self) -> None:
+        """Process everything that need not wait for another input."""
+        while self._ready:
+            if not all(batcher.wants_more for batcher in self._batchers.values()):
+                self._flush()
+            self._hand_over(self._ready.popleft())
+        self._flush()
 
     def _barrier(self, barrier: Barrier) -> None:
         epoch = barrier.epoch
@@ -191,19 +299,31 @@ class OperatorTask:
         incremental = 0 < len(self._chain) < FULL_SNAPSHOT_EVERY
         state = self._operator.snapshot(incremental=incremental)
         open_streams = self._open.snapshot() if self._open is not None else {}
-        path = f"snapshots/{self.task.node}/{epoch:06d}-{self._attempt}-{self.task.shard}.safetensors"
-        pending = self._snapshots.submit(state, path)
-        pending.add_done_callback(lambda written: self._written(epoch, open_streams, written))
+        path = f"snapshots/{self.task.node}/{epoch:06d}-{self._attempt}-{self.task.shard}"
+        alignment, held = self._aligner.snapshot() if self._aligner is not None else (None, [])
+        rows = self._snapshots.call(lambda root: write_held(held, root, f"{path}.arrows")) if held else None
+        pending = self._snapshots.submit(state, f"{path}.safetensors")
+        pending.add_done_callback(lambda written: self._written(epoch, open_streams, alignment, rows, written))
         self._router.send(barrier)
 
-    def _written(self, epoch: int, open_streams: dict[str, list[str]], written: Future[SnapshotFile]) -> None:
+    def _written(
+        self,
+        epoch: int,
+        open_streams: dict[str, list[str]],
+        alignment: Alignment | None,
+        rows: Future[SnapshotFile] | None,
+        written: Future[SnapshotFile],
+    ) -> None:
         """Acknowledge the epoch; runs in the writer's thread. The next barrier comes only after this epoch's end."""
-        if (error := written.exception()) is not None:
+        error = written.exception() or (rows.exception() if rows is not None else None)
+        if error is not None:
             self._failure = error
             self._inbox.wake()
             return
+        if alignment is not None and rows is not None:
+            alignment = replace(alignment, rows=rows.result())
         file = written.result()
         self._chain = [*self._chain, file] if file.incremental else [file]
         faults.reach("after_snapshot", epoch, str(self.task))
         self.stats.last_epoch = epoch
-        self._report(OperatorAck(self.task, epoch, tuple(self._chain), open_streams))
+        self._report(OperatorAck(self.task, epoch, tuple(self._chain), open_streams, alignment))

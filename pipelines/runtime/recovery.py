@@ -7,21 +7,34 @@ it is resumed.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connectors.base import Staged
 from connectors.errors import RecoveryError, SourceError
+from pipelines.runtime.aligner import Aligner, HeldRows
+from pipelines.runtime.clock import Clock
+from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
-from pipelines.runtime.messages import SplitState
-from pipelines.spec import PipelineSpec
+from pipelines.runtime.messages import Alignment, SplitState
+from pipelines.spec import OperatorSpec, PipelineSpec, span_us
 
 if TYPE_CHECKING:
     from operators.base import Operator
 
-__all__ = ["assign_splits", "merge_open_streams", "options_of", "restore_operator", "staged_of", "starting_point"]
+__all__ = [
+    "assign_splits",
+    "make_aligner",
+    "merge_open_streams",
+    "options_of",
+    "restore_operator",
+    "staged_of",
+    "starting_point",
+]
 
 _FREE_SOURCE_OPTIONS = frozenset({"pace", "catch_up"})
 """Say when rows come, not which."""
@@ -40,6 +53,8 @@ def options_of(spec: PipelineSpec) -> dict[str, Any]:
         options |= {f"{operator.name}.type": operator.type, f"{operator.name}.inputs": list(operator.inputs)}
         options[f"{operator.name}.control"] = list(operator.control)
         options |= {f"{operator.name}.{key}": value for key, value in operator.options_dict().items()}
+        if operator.align_s is not None:
+            options[f"{operator.name}.align_s"] = operator.align_s
     for sink in spec.sinks:
         options |= {f"{sink.name}.type": sink.type, f"{sink.name}.inputs": list(sink.inputs)}
     plain: dict[str, Any] = json.loads(json.dumps(options, default=lambda value: type(value).__name__))
@@ -135,6 +150,39 @@ def merge_open_streams(states: Sequence[OperatorState], *, shard: int, shards: i
         for node, streams in state.open_streams.items():
             merged.setdefault(node, []).extend(stream for stream in streams if shard_of(stream, shards) == shard)
     return merged
+
+
+def make_aligner(
+    node: OperatorSpec, inbox: Inbox, states: Sequence[OperatorState], root: Path, *, shard: int, clock: Clock
+) -> Aligner | None:
+    """Make the aligner of an operator shard, with the rows that waited when the last epoch ended; None without ``align_s``."""
+    from pipelines.runtime.held_rows import read_held
+
+    if node.align_s is None:
+        return None
+    aligner = Aligner(
+        inbox.edges,
+        span_us=span_us(node.align_s),
+        wait_s=math.inf if node.align_wait_s is None else node.align_wait_s,
+        clock=clock,
+        backlog=inbox.backlog,
+    )
+
+    def keep(stream: str) -> bool:
+        return shard_of(stream, node.shards) == shard
+
+    own = states[shard : shard + 1] if len(states) == node.shards else states
+    alignments: list[Alignment] = []
+    held: list[HeldRows] = []
+    for state in own:
+        if state.alignment is None:
+            continue
+        closes = [(time_us, up, list(filter(keep, streams))) for time_us, up, streams in state.alignment.closes]
+        alignments.append(replace(state.alignment, closes=closes))
+        if state.alignment.rows is not None:
+            held += read_held(root, state.alignment.rows, keep)
+    aligner.restore(alignments, held)
+    return aligner
 
 
 def staged_of(manifest: Manifest | None, node: str) -> list[Staged]:

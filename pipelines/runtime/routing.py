@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipelines.runtime.keys import shard_of, split_by_shard
-from pipelines.runtime.messages import Body, Close, Data, Edge
+from pipelines.runtime.messages import Body, Close, Data, Edge, Watermark
 
 __all__ = ["Router", "Transport"]
 
@@ -33,9 +33,12 @@ class Router:
         self._consumers = [sorted(group, key=lambda edge: edge.receiver.shard) for group in consumers.values()]
         self._next = dict.fromkeys(edges, 0)
         self._transport = transport
+        waits = [edge.align_wait_s for edge in edges if edge.align_wait_s is not None]
+        self.align_wait_s = max(waits, default=None)
+        """None: nobody behind this task asks for watermarks; else how long a silent split holds them back."""
 
     def send(self, body: Body) -> None:
-        """Send rows and closings to the shards they belong to, barriers and the end to all."""
+        """Send rows and closings to the shards they belong to, all else to all of them; watermarks where they are asked for."""
         messages = []
         for shards in self._consumers:
             for edge, part in self._split(body, shards):
@@ -46,10 +49,16 @@ class Router:
 
     @staticmethod
     def _split(body: Body, shards: list[Edge]) -> list[tuple[Edge, Body]]:
+        if isinstance(body, Watermark) and shards[0].align_wait_s is None:
+            return []
         if len(shards) == 1:
             return [(shards[0], body)]
         if isinstance(body, Data):
-            return [(shards[shard], Data(rows)) for shard, rows in split_by_shard(body.batch, len(shards))]
+            mark = body.watermark_us if shards[0].align_wait_s is not None else None
+            parts: dict[int, Body] = {shard: Data(rows, mark) for shard, rows in split_by_shard(body.batch, len(shards))}
+            if mark is not None:
+                parts = {shard: parts.get(shard) or Watermark(mark) for shard in range(len(shards))}
+            return [(shards[shard], part) for shard, part in parts.items()]
         if isinstance(body, Close):
             owners: dict[int, list[str]] = {}
             for stream in body.streams:

@@ -16,5 +16,9 @@ def read_rows(spec: PipelineSpec, source: str) -> int:
     Bytes are bounded by the source task besides, so large rows (frames) come in smaller numbers.
     """
     wanted = [operator.max_batch for operator in spec.operators if source in operator.inputs]
-    wanted += [_CONTROL_ROWS for operator in spec.operators if source in operator.control]
+    wanted += [
+        _CONTROL_ROWS if operator.align_s is None else max(_CONTROL_ROWS, operator.max_batch)
+        for operator in spec.operators
+        if source in operator.control
+    ]
     return max(wanted, default=_SINK_ROWS)

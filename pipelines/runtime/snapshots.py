@@ -23,7 +23,7 @@ from connectors.errors import RecoveryError
 from operators.state import Patch, Rows, State
 from pipelines.runtime.messages import SnapshotFile
 
-__all__ = ["SnapshotWriter", "read_chain", "read_snapshot", "write_snapshot"]
+__all__ = ["Keep", "SnapshotWriter", "read_chain", "read_snapshot", "verify", "write_file", "write_snapshot"]
 
 _ROW_PARTS = ("length_N", "count_N", "index_R", "values_R")
 _PATCH_PARTS = {"patch_index": "index_C", "patch_values": "values_C"}
@@ -34,9 +34,6 @@ Keep = Callable[[str], bool]
 
 def write_snapshot(state: State, root: Path, path: str) -> SnapshotFile:
     """Write ``state`` to ``root/path``, durable when this returns."""
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
     structure = {
         "streams": state.streams,
         "rows": list(state.rows),
@@ -45,8 +42,17 @@ def write_snapshot(state: State, root: Path, path: str) -> SnapshotFile:
         "incremental": state.incremental,
         "closed": state.closed,
     }
+    metadata = {"streambank.state": json.dumps(structure)}
+    size, sha256 = write_file(root / path, lambda temporary: save_file(_tensors(state), temporary, metadata=metadata))
+    return SnapshotFile(path, size, sha256, state.incremental)
+
+
+def write_file(target: Path, write: Callable[[Path], None]) -> tuple[int, str]:
+    """Have ``write`` fill a file that becomes ``target`` as a whole, durably; return its size and SHA-256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        save_file(_tensors(state), temporary, metadata={"streambank.state": json.dumps(structure)})
+        write(temporary)
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
@@ -59,20 +65,12 @@ def write_snapshot(state: State, root: Path, path: str) -> SnapshotFile:
             "disk, then run again with --resume"
         ) from error
     sync_folder(target.parent)
-    return SnapshotFile(path, size, sha256, state.incremental)
+    return size, sha256
 
 
 def read_snapshot(root: Path, file: SnapshotFile, keep: Keep | None = None) -> State:
     """Read one file back, bit for bit; only the streams that ``keep`` wants, if given. Raise ``RecoveryError`` if damaged."""
-    path = root / file.path
-    try:
-        with path.open("rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    except OSError as error:
-        raise RecoveryError(f"snapshot {path} of the manifest cannot be read: {error.strerror}; start afresh") from error
-    if sha256 != file.sha256:
-        raise RecoveryError(f"snapshot {path} has changed since its epoch was committed (SHA-256 differs); start afresh")
-    with safe_open(path, framework="pt") as stored:
+    with safe_open(verify(root, file), framework="pt") as stored:
         structure = json.loads(stored.metadata()["streambank.state"])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
     state = State(
@@ -89,6 +87,19 @@ def read_snapshot(root: Path, file: SnapshotFile, keep: Keep | None = None) -> S
     if keep is None:
         return state
     return state.select(np.fromiter((keep(stream) for stream in state.streams), np.bool_, len(state.streams)))
+
+
+def verify(root: Path, file: SnapshotFile) -> Path:
+    """Return the path of a file of the manifest. Raise ``RecoveryError`` if it is gone or not as it was written."""
+    path = root / file.path
+    try:
+        with path.open("rb") as handle:
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise RecoveryError(f"snapshot {path} of the manifest cannot be read: {error.strerror}; start afresh") from error
+    if sha256 != file.sha256:
+        raise RecoveryError(f"snapshot {path} has changed since its epoch was committed (SHA-256 differs); start afresh")
+    return path
 
 
 def read_chain(root: Path, chain: Sequence[SnapshotFile], keep: Keep | None = None) -> State:
@@ -111,6 +122,10 @@ class SnapshotWriter:
     def submit(self, state: State, path: str) -> Future[SnapshotFile]:
         """Write ``state`` (ownership passes) to ``path`` below the state folder."""
         return self._pool.submit(write_snapshot, state, self._root, path)
+
+    def call(self, write: Callable[[Path], SnapshotFile]) -> Future[SnapshotFile]:
+        """Have ``write`` write a file of another kind, given the state folder, after all that was submitted before."""
+        return self._pool.submit(write, self._root)
 
     def close(self) -> None:
         """Finish what was submitted."""

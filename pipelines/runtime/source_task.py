@@ -2,18 +2,23 @@
 
 Knows readers only by their contract. Runs in one thread; ``request_barrier`` may be called from another. Invariant: the
 positions it reports for an epoch name exactly the first rows that it has not sent before the epoch's barrier.
+
+Splits take turns, or are kept in step by event time where an operator behind aligns by it (``SplitTimes``).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import pyarrow as pa
 
 from connectors.base import Position, Reader
 from pipelines.runtime.clock import Clock
-from pipelines.runtime.messages import Barrier, Close, Data, End, Event, Exhausted, SourceAck, SplitState, TaskId
+from pipelines.runtime.messages import Barrier, Close, Data, End, Event, Exhausted, SourceAck, SplitState, TaskId, Watermark
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.routing import Router
+from pipelines.runtime.watermarks import SplitTimes
 
 __all__ = ["MAX_OPEN_SPLITS", "SourceTask"]
 
@@ -53,11 +58,17 @@ class SourceTask:
         self._state = dict(splits)
         self._waiting = deque(name for name, state in splits.items() if not state.done)
         self._open: deque[tuple[str, Reader]] = deque()
+        self._times = SplitTimes(splits, router.align_wait_s, clock) if router.align_wait_s is not None else None
         self._totals: dict[str, int | None] = {}
         self._rows_before = {name: state.rows for name, state in splits.items()}
         self._request: tuple[int, bool] | None = None
         self._reported_exhausted = False
         self._idle_s = 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether a barrier has been asked for and not been sent."""
+        return self._request is not None
 
     def request_barrier(self, epoch: int, *, final: bool) -> None:
         """Ask for ``Barrier(epoch)`` before the next read; ``final``: followed by ``End``."""
@@ -77,23 +88,19 @@ class SourceTask:
         self._open_more()
         self._idle_s = _IDLE_S
         waits = []
-        for _ in range(len(self._open)):
-            name, reader = self._open[0]
-            self._open.rotate(-1)
+        share = max(1, self._read_rows // len(self._open)) if self._open and self._times is None else self._read_rows
+        for name, reader in self._turns():
             started = self._clock()
-            batch = reader.read(max(1, self._read_rows // len(self._open)), _READ_BYTES)
+            batch = reader.read(share, _READ_BYTES)
             self.stats.step_s += self._clock() - started
             if batch is not None:
-                self.stats.rows_in += batch.num_rows
-                self.stats.rows_out += batch.num_rows
-                self.stats.batches += 1
-                state = self._state[name]
-                self._state[name] = SplitState(state.position, False, state.rows + batch.num_rows)
-                self._router.send(Data(batch))
+                self._send(name, batch)
                 return True
             if reader.exhausted:
                 self._finish(name, reader)
                 return True
+            if self._times is not None:
+                self._times.silent(name)
             due = reader.next_due()
             if due is not None:
                 waits.append(due)
@@ -102,12 +109,43 @@ class SourceTask:
         if not self._open and not self._reported_exhausted:
             self._reported_exhausted = True
             self._report(Exhausted(self.task))
-        return False
+        return self._send_watermark()
 
     def close(self) -> None:
         """Release all readers. May be called twice."""
         while self._open:
             self._open.popleft()[1].close()
+
+    def _turns(self) -> Iterator[tuple[str, Reader]]:
+        """Yield the open splits in the order in which they are asked for rows."""
+        if self._times is not None:
+            readers = dict(self._open)
+            yield from [(name, readers[name]) for name in self._times.order(readers)]
+            return
+        for _ in range(len(self._open)):
+            self._open.rotate(-1)
+            yield self._open[-1]
+
+    def _send(self, name: str, batch: pa.RecordBatch) -> None:
+        self.stats.rows_in += batch.num_rows
+        self.stats.rows_out += batch.num_rows
+        self.stats.batches += 1
+        state = self._state[name]
+        time_us = self._times.read(name, batch) if self._times is not None else None
+        self._state[name] = SplitState(state.position, False, state.rows + batch.num_rows, time_us)
+        self._router.send(Data(batch, self._watermark()))
+
+    def _watermark(self) -> int | None:
+        """Return the watermark if it has moved and is asked for. Splits that wait for others to end have no part in it."""
+        if self._times is None or (self._waiting and len(self._open) < MAX_OPEN_SPLITS):
+            return None
+        return self._times.advance([name for name, _ in self._open])
+
+    def _send_watermark(self) -> bool:
+        watermark = self._watermark()
+        if watermark is not None:
+            self._router.send(Watermark(watermark))
+        return watermark is not None
 
     def _open_more(self) -> None:
         while self._waiting and len(self._open) < MAX_OPEN_SPLITS:
@@ -122,7 +160,7 @@ class SourceTask:
         self._open.remove((name, reader))
         closes = tuple(reader.closes)
         rows = self._state[name].rows
-        self._state[name] = SplitState(reader.position(), True, rows)
+        self._state[name] = SplitState(reader.position(), True, rows, self._state[name].time_us)
         self._totals[name] = rows
         reader.close()
         self.stats.splits_open = len(self._open)
@@ -133,8 +171,10 @@ class SourceTask:
 
     def _send_barrier(self, epoch: int, final: bool) -> None:
         self._request = None
+        self._send_watermark()  # all splits may have ended: then nothing must wait for this task when the run is finished
         for name, reader in self._open:
-            self._state[name] = SplitState(reader.position(), False, self._state[name].rows)
+            state = self._state[name]
+            self._state[name] = SplitState(reader.position(), False, state.rows, state.time_us)
         self._router.send(Barrier(epoch))
         self.stats.last_epoch = epoch
         self._report(SourceAck(self.task, epoch, dict(self._state)))

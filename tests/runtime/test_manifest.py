@@ -14,7 +14,7 @@ from engine_workload import ROOT
 from connectors.base import Staged
 from connectors.errors import RecoveryError
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder, read_manifests
-from pipelines.runtime.messages import SnapshotFile, SplitState
+from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 
 BASE = Manifest(
     name="p",
@@ -48,6 +48,22 @@ def test_a_manifest_reads_back_as_it_was_written(folder: StateFolder) -> None:
     assert read is not None
     assert replace(read, committed_at="") == BASE
     assert read.committed_at
+
+
+def test_rows_that_wait_in_an_aligning_operator_are_kept_with_their_epoch(folder: StateFolder) -> None:
+    held = folder.root / "snapshots" / "detect" / "000001-3-0.arrows"
+    held.parent.mkdir(parents=True)
+    file = SnapshotFile("snapshots/detect/000001-3-0.arrows", 4, "ef", False)
+    alignment = Alignment(5_000_000, {"clips[0]:data": 5_400_000}, [[5_000_000, "clips", ["a"]]], file)
+    for epoch in range(4):
+        held.write_text("rows")
+        waits = alignment if epoch < 2 else Alignment(None, {}, [])
+        folder.write(replace(BASE, epoch=epoch, operators={"detect": (OperatorState((), {}, waits),)}))
+        folder.clean()
+        assert held.exists() == (epoch < 3)  # two epochs are kept
+        read = folder.newest()
+        assert read is not None
+        assert read.operators["detect"][0].alignment == waits
 
 
 def test_the_newest_of_several_wins_and_two_are_kept(folder: StateFolder) -> None:

@@ -1,0 +1,147 @@
+"""Whole pipelines with ``align_s``: the same rows however they are cut, killed, resumed and wherever they run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from aligned_workload import aligned_pipeline, committed_digests, expected_digests, write_inputs
+from engine_workload import run_here, run_process
+
+from pipelines.api import Pipeline
+from pipelines.runners import Progress, run
+from pipelines.runtime import aligner
+from pipelines.runtime.manifest import read_manifests
+
+ROWS = 6000
+TENTHS = 10
+"""The span of the pipeline, one second."""
+
+Times = dict[str, list[int]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("aligned") / "inputs"
+
+
+@pytest.fixture(scope="module")
+def times(folder: Path) -> Times:
+    return write_inputs(folder, ROWS)
+
+
+def test_rows_are_handed_over_by_event_time(folder: Path, times: Times, tmp_path: Path) -> None:
+    report = run_here(aligned_pipeline(folder, tmp_path))
+    assert committed_digests(tmp_path) == expected_digests(times, TENTHS)
+    [stats] = [stats for stats in report.tasks if stats.task.node == "ledger"]
+    assert (stats.rows_in, stats.held_rows, stats.late_rows) == (ROWS, 0, 0)
+    assert stats.control_rows == sum(len(rows) for name, rows in times.items() if name.startswith("labels"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"operators__ledger__max_batch": 7, "epoch_s": 0.01},
+        {"operators__ledger__max_batch": 4096, "sources__impressions__parallelism": 3, "sources__labels__parallelism": 2},
+        {"operators__ledger__align_s": 0},
+        {"operators__ledger__align_s": 60},
+    ],
+    ids=["small batches", "parallel sources", "exact", "long spans"],
+)
+def test_the_order_does_not_depend_on_batches_and_tasks(
+    changes: dict[str, Any], folder: Path, times: Times, tmp_path: Path
+) -> None:
+    values = aligned_pipeline(folder, tmp_path, **changes)
+    run_here(values)
+    span = max(1, round(10 * values["operators"]["ledger"]["align_s"]))
+    assert committed_digests(tmp_path) == expected_digests(times, span)
+
+
+@pytest.mark.parametrize("point", ["before_snapshot", "after_snapshot", "after_manifest"])
+def test_a_kill_and_a_resume_change_nothing(point: str, folder: Path, times: Times, tmp_path: Path) -> None:
+    values = aligned_pipeline(folder, tmp_path, operators__ledger__align_s=20, operators__ledger__slow_s=0.004)
+    assert run_process(values, fault=f"{point}:epoch=2") == -signal.SIGKILL
+    before = read_manifests(tmp_path / "state")[0].operators["ledger"][0].alignment
+    assert before is not None
+    assert before.rows is not None  # rows were waiting
+    assert run_process(values, resume=True, fault="after_manifest:epoch=4") == -signal.SIGKILL
+    assert run_process(values, resume=True) == 0
+    assert committed_digests(tmp_path) == expected_digests(times, 200)
+    assert not list((tmp_path / "state").rglob("*.arrows"))[2:]  # files of older epochs have gone
+
+
+def stop_when_committed(values: dict[str, Any]) -> None:
+    stop = threading.Event()
+
+    def watch(reading: Progress) -> None:
+        if reading.epoch >= 0:
+            stop.set()
+
+    assert run(Pipeline.from_dict(values).spec, runner="local", stop=stop, on_progress=watch).status == "stopped"
+
+
+def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Path, times: Times, tmp_path: Path) -> None:
+    values = aligned_pipeline(
+        folder, tmp_path, operators__ledger__type="aligned_workload:StreamLedger", operators__ledger__align_s=20
+    )
+    values["operators"]["ledger"]["slow_s"] = 0.01
+    stop_when_committed(values)
+    assert 0 < len(committed_digests(tmp_path)) < ROWS
+    values["operators"]["ledger"]["shards"] = 3
+    run_here(values, resume=True)
+    assert committed_digests(tmp_path) == expected_digests(times, 200, per_stream=True)
+
+
+def two_ledgers(folder: Path, run: Path) -> dict[str, Any]:
+    """The second ledger reads the first and the labels, which go to both."""
+    values = aligned_pipeline(folder, run)
+    second = {"type": "aligned_workload:Echo", "input": "ledger", "control": "labels", "align_s": 2, "max_batch": 64}
+    values["operators"]["second"] = second
+    values["sinks"]["rows"]["input"] = "second"
+    return values
+
+
+def test_two_aligned_operators_that_share_an_input_do_not_wait_for_each_other(
+    folder: Path, times: Times, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aligner, "AHEAD_ROWS", 20)
+    run_here(two_ledgers(folder, tmp_path))
+    assert committed_digests(tmp_path) == expected_digests(times, 2 * TENTHS)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_address")
+def test_on_ray_a_killed_operator_goes_on_with_the_rows_that_waited(folder: Path, times: Times, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def watch(reading: Progress) -> None:
+        if not killed and reading.epoch >= 1:
+            for process in psutil.Process().children(recursive=True):
+                if "ray::OperatorActor" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+                    break
+
+    values = aligned_pipeline(
+        folder, tmp_path, sources__impressions__parallelism=2, operators__ledger__slow_s=0.02, epoch_s=0.3
+    )
+    report = run(Pipeline.from_dict(values).spec, runner="ray", on_progress=watch)
+    assert killed
+    assert report.attempts == 2
+    assert committed_digests(tmp_path) == expected_digests(times, TENTHS)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_address")
+def test_stopped_in_local_and_resumed_on_ray_with_three_shards(folder: Path, times: Times, tmp_path: Path) -> None:
+    values = aligned_pipeline(folder, tmp_path, operators__ledger__type="aligned_workload:StreamLedger")
+    values["operators"]["ledger"]["slow_s"] = 0.01
+    stop_when_committed(values)
+    assert 0 < len(committed_digests(tmp_path)) < ROWS
+    values["operators"]["ledger"]["shards"] = 3
+    run_here(values, resume=True, runner="ray")
+    assert committed_digests(tmp_path) == expected_digests(times, TENTHS, per_stream=True)
