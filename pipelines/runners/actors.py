@@ -39,6 +39,8 @@ _POLL_S = 0.5
 class ActorPlan:
     """What an actor is told when it is made."""
 
+    pipeline: str
+    """Its name, for metrics."""
     tasks: Sequence[TaskPlan]
     threads: int
     fault: str | None
@@ -62,7 +64,7 @@ class TaskActor:
             task.task: Host(Inbox(task.inputs, attempt=task.attempt, window=CREDIT), self._bell) for task in plan.tasks
         }
         self._cells = {task.task: make_cell(task, self._hosts[task.task]) for task in plan.tasks}
-        self._metrics = {task: RayMetrics(task) for task in self._hosts}
+        self._metrics = {task: RayMetrics(plan.pipeline, task) for task in self._hosts}
 
     def prepare(self, task: TaskId, step: str, *arguments: Any) -> Any:
         """Call a method of a task's cell, before it is at work."""

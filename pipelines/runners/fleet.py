@@ -148,6 +148,7 @@ class Fleet:
         nodes = [self._graph.spec.node(task.node) for task in tasks]
         edges = [self._graph.inputs_of(task) for task in tasks]
         plan = ActorPlan(
+            pipeline=self._graph.spec.name,
             tasks=[
                 TaskPlan(
                     task=task,

@@ -1,4 +1,4 @@
-"""Exports the counters of a task through Ray's Prometheus endpoint. Tags are node and shard: their number is bounded."""
+"""Exports the counters of a task through Ray's Prometheus endpoint. Tags are pipeline, node and shard: their number is bounded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _COUNTERS = {
     "queue_wait_s": ("streambank_queue_wait_seconds_total", "Summed waiting time of batches before their step."),
     "blocked_s": ("streambank_blocked_seconds_total", "Seconds spent waiting for a receiver."),
 }
-_TAGS = ("node", "shard")
+_TAGS = ("pipeline", "node", "shard")
 
 
 class RayMetrics:
     """The metrics of one task; made and updated in its actor."""
 
-    def __init__(self, task: TaskId) -> None:
-        self._tags = {"node": task.node, "shard": str(task.shard)}
+    def __init__(self, pipeline: str, task: TaskId) -> None:
+        self._tags = {"pipeline": pipeline, "node": task.node, "shard": str(task.shard)}
         self._counters = {field: Counter(name, text, tag_keys=_TAGS) for field, (name, text) in _COUNTERS.items()}
         self._dropped = Counter("streambank_dropped_total", "Rows or messages dropped.", tag_keys=(*_TAGS, "reason"))
         self._epoch = Gauge("streambank_last_epoch", "Last epoch that the task has acknowledged.", tag_keys=_TAGS)
