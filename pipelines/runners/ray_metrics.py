@@ -1,4 +1,4 @@
-"""Exports the counters of a task through Ray's Prometheus endpoint. Tags are pipeline, node and shard: their number is bounded."""
+"""Exports the counters of a task through Ray's Prometheus endpoint. Tags (pipeline, node, shard) are bounded in number."""
 
 from __future__ import annotations
 
