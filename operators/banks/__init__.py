@@ -1,6 +1,7 @@
 """The memory that operators share: preallocated, batched over streams, with snapshots. It knows no method and no stream id."""
 
 from operators.banks.draws import Sampler, random_numbers, sample_without_replacement, stream_seed
+from operators.banks.lsh_table import LshTable
 from operators.banks.policies import (
     Plan,
     Policy,
@@ -16,6 +17,7 @@ from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, ch
 from operators.banks.slots import SlotTable
 
 __all__ = [
+    "LshTable",
     "Neighbours",
     "Plan",
     "Policy",

@@ -141,7 +141,9 @@ class KeyScan:
 
         A row's age is ``(position - oldest) mod rows``.
         """
-        out_Bk = torch.empty((len(q_BD), k), dtype=torch.int64, device=q_BD.device)
+        out_Bk = torch.full((len(q_BD), k), NOTHING, device=q_BD.device)
+        if rows == 0:
+            return out_Bk
         block = _BLOCK[q_BD.device.type]
         for start in range(0, len(q_BD), block):
             q_bD = q_BD[start : start + block]
@@ -268,7 +270,7 @@ def half_type(coarse: str, dim: int, device: torch.device) -> torch.dtype | None
     if coarse not in COARSE:
         raise ConfigError(f"coarse={coarse!r}: allowed are {', '.join(map(repr, COARSE))}")
     if coarse != "auto":
-        return None if coarse == "float32" else getattr(torch, coarse)  # type: ignore[no-any-return]
+        return None if coarse == "float32" else getattr(torch, coarse)
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if _bfloat16_gain(dim) > 1.5 else None
@@ -307,9 +309,9 @@ def _largest(value_BN: Tensor, n: int) -> Tensor:
 
 
 def _tiles(rows: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Cut rows into parts of about equal size; yield start and number."""
-    parts = math.ceil(rows / _TILE_ROWS[device.type])
-    step = math.ceil(rows / max(parts, 1))
+    """Cut rows into parts of about equal size, each starting where a group may start; yield start and number."""
+    parts = max(1, math.ceil(rows / _TILE_ROWS[device.type]))
+    step = padded_rows(math.ceil(rows / parts))
     for start in range(0, rows, max(step, 1)):
         yield start, min(step, rows - start)
 
