@@ -11,21 +11,17 @@ import json
 import logging
 import math
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.mamba.config import IMAGENET_VID_CLASSES, MambaConfig
 from models.mamba.model import Mamba
+from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
 
 __all__ = ["convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "read_config", "save"]
 
@@ -81,19 +77,12 @@ def save(model: Mamba, path: str | os.PathLike[str]) -> None:
     """
     if model.fused:
         raise ValueError("a model after fuse_for_inference() cannot be saved; save before fusing")
-    target = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {
         "streambank.model": _MODEL,
         "streambank.format": _FORMAT,
         "config": json.dumps(model.config.to_json(), sort_keys=True),
     }
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        safetensors.torch.save_file(tensors, partial, metadata)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_safetensors(model.state_dict(), metadata, Path(path))
 
 
 def load(path: str | os.PathLike[str], config: MambaConfig | None = None, *, classes: Sequence[str] | None = None) -> Mamba:
@@ -240,28 +229,12 @@ def _read(file: Path, *, header_only: bool = False) -> tuple[dict[str, Tensor], 
 
     ``header_only``: of a safetensors file only names and shapes (meta tensors).
     """
-    try:
-        with file.open("rb") as handle:
-            start = handle.read(9)
-    except OSError as error:
-        raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
-    if start[8:9] == b"{":
-        tensors, metadata = _read_safetensors(file, header_only)
+    if is_safetensors(file):
+        tensors, metadata = read_safetensors(file, header_only=header_only)
         if "streambank.model" in metadata:
             return tensors, _stored_config(metadata, file)
         return _own_names(tensors), None
-    return _own_names(_read_pickle(file)), None
-
-
-def _read_safetensors(file: Path, header_only: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safetensors.safe_open(file, framework="pt") as handle:
-            if header_only:
-                shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
-                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, handle.metadata() or {}
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointMismatch(f"{file}: not a complete safetensors file: {error}; copy or export it again") from error
+    return _own_names(read_state_dict(file)), None
 
 
 def _stored_config(metadata: Mapping[str, str], file: Path) -> MambaConfig:
@@ -275,31 +248,6 @@ def _stored_config(metadata: Mapping[str, str], file: Path) -> MambaConfig:
         return MambaConfig.from_json(json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointMismatch(f"{file}: its stored config is damaged: {error}; convert the original file again") from error
-
-
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            # Notes on unusual pickle protocols; what cannot be read is refused below anyway.
-            warnings.simplefilter("ignore")
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointMismatch(
-            f"{file}: refused, it is damaged or holds more than tensors and plain values, and nothing of it was executed; "
-            "if you trust its origin, load it yourself and save only its state dict "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        # What the restricted unpickler raises for a cut or garbled file depends on where it breaks.
-        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointMismatch(f"{file}: not a complete PyTorch checkpoint: {detail}; copy it again") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping):
-        raise CheckpointMismatch(f"{file}: holds a {type(state).__name__}, not a state dict; save model.state_dict()")
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointMismatch(f"{file}: holds no tensors; expected a state dict, bare or under 'state_dict'")
-    return tensors
 
 
 def _own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,80 @@
+"""Weights on disk, whatever the network: safetensors in and out, and PyTorch files read without executing pickle code.
+
+Everything that can be wrong with a file raises ``CheckpointMismatch`` that names it. Knows no network and no parameter name.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from connectors.errors import CheckpointMismatch
+
+__all__ = ["is_safetensors", "read_safetensors", "read_state_dict", "write_safetensors"]
+
+
+def is_safetensors(file: Path) -> bool:
+    """Tell by its first bytes whether a file is safetensors. Raises ``CheckpointMismatch`` if it cannot be read."""
+    try:
+        with file.open("rb") as handle:
+            return handle.read(9)[8:9] == b"{"
+    except OSError as error:
+        raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
+
+
+def read_safetensors(file: Path, *, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors by name and the header's metadata. ``header_only``: names and shapes only (meta tensors)."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as handle:
+            if header_only:
+                shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
+                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, handle.metadata() or {}
+            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointMismatch(f"{file}: not a complete safetensors file: {error}; copy or export it again") from error
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], target: Path) -> None:
+    """Write ``tensors`` (copied to the CPU) and ``metadata`` to ``target``, replacing it in one step."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        safetensors.torch.save_file(plain, partial, dict(metadata))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Return the state dict of a PyTorch file, bare or under ``state_dict``. No pickle code of the file is executed."""
+    try:
+        with warnings.catch_warnings():
+            # Notes on unusual pickle protocols; what cannot be read is refused below anyway.
+            warnings.simplefilter("ignore")
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointMismatch(
+            f"{file}: refused, it is damaged or holds more than tensors and plain values, and nothing of it was executed; "
+            "if you trust its origin, load it yourself and save only its state dict "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        # What the restricted unpickler raises for a cut or garbled file depends on where it breaks.
+        detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointMismatch(f"{file}: not a complete PyTorch checkpoint: {detail}; copy it again") from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise CheckpointMismatch(f"{file}: holds a {type(state).__name__}, not a state dict; save model.state_dict()")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointMismatch(f"{file}: holds no tensors; expected a state dict, bare or under 'state_dict'")
+    return tensors
