@@ -1,6 +1,6 @@
 """The receiving end of a task's edges: order, duplicates, fencing of old attempts, alignment of barriers.
 
-Knows nothing of what messages mean beyond ``Barrier`` and ``End``. Thread-safe: deliveries come from many threads, one thread
+Knows nothing of what messages mean beyond barriers and ``End``. Thread-safe: deliveries come from many threads, one thread
 takes. Invariant: per edge, messages are taken once each, in the order in which they were sent, and nothing behind a barrier is
 taken before every edge has delivered that barrier.
 """
@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from connectors.errors import StreambankError
-from pipelines.runtime.messages import Barrier, Body, Edge, End
+from pipelines.runtime.messages import Barrier, BarrierAhead, Body, Close, Data, Edge, End, Watermark
 
 __all__ = ["Inbox", "InboxClosed", "SequenceGap", "StaleAttempt"]
 
@@ -57,6 +57,8 @@ class Inbox:
         self._turn: deque[Edge] = deque(edges)
         self._change = threading.Condition()
         self._paused: Collection[Edge] = ()
+        self._under_way: int | None = None  # the epoch whose barrier some edge has delivered or announced, until all have
+        self._aligned_epoch = -1
         self._closed: str | None = None
         self._woken = False
 
@@ -68,11 +70,15 @@ class Inbox:
     def pause(self, edges: Collection[Edge]) -> None:
         """Take nothing from these edges until told otherwise: they are ahead of the others.
 
-        Where all the others have ended or wait behind a barrier, messages of paused edges are taken all the same: only they
-        can bring the barrier about.
+        While a barrier is under way, and where all the others have ended, messages of paused edges are taken all the same.
         """
         with self._change:
             self._paused = edges
+
+    @property
+    def under_way(self) -> int | None:
+        """The epoch whose barrier has come, or has been announced, from some edges and has not come from all."""
+        return self._under_way
 
     def backlog(self, edge: Edge) -> int:
         """Return the number of messages of one edge that were not taken."""
@@ -107,7 +113,7 @@ class Inbox:
             self._change.notify_all()
             return True
 
-    def take(self) -> tuple[Edge | None, Body] | None:
+    def take(self) -> tuple[Edge, Data | Close | Watermark] | tuple[None, Barrier | End] | None:
         """Return the next message and its edge, the edges taking turns, or None when there is nothing to take now.
 
         A ``Barrier`` or ``End`` is returned once, with edge None, when every edge has delivered it. An edge that has ended
@@ -127,9 +133,12 @@ class Inbox:
                 lane.taken += 1
                 self._change.notify_all()
                 if isinstance(body, Barrier):
-                    lane.barrier = body.epoch
+                    lane.barrier = self._under_way = body.epoch
                 elif isinstance(body, End):
                     lane.ended = True
+                elif isinstance(body, BarrierAhead):
+                    if body.epoch > self._aligned_epoch:
+                        self._under_way = body.epoch
                 else:
                     return edge, body
                 aligned = self._aligned()
@@ -178,11 +187,9 @@ class Inbox:
             return sum(len(lane.queue) + len(lane.early) for lane in self._lanes.values())
 
     def _passed_over(self) -> Collection[Edge]:
-        if self._paused and any(
-            lane.barrier is None and not lane.ended for edge, lane in self._lanes.items() if edge not in self._paused
-        ):
-            return self._paused
-        return ()
+        if self._under_way is not None or all(lane.ended for edge, lane in self._lanes.items() if edge not in self._paused):
+            return ()
+        return self._paused
 
     def _aligned(self) -> Barrier | End | None:
         live = [lane for lane in self._lanes.values() if not lane.ended]
@@ -197,4 +204,5 @@ class Inbox:
             lane.barrier = None
         epoch = epochs.pop()
         assert epoch is not None  # checked above; narrows the type
+        self._under_way, self._aligned_epoch = None, epoch
         return Barrier(epoch)

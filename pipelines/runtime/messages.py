@@ -1,7 +1,8 @@
 """What flows between two tasks, and what tasks tell the coordinator.
 
-On an edge flow, in order: ``Data``, ``Close``, ``Watermark``, ``Barrier`` and, at the end, ``End``. How they are carried (a
-function call or an actor call) is the runner's concern. All of these are immutable and can be pickled.
+On an edge flow, in order: ``Data``, ``Close``, ``Barrier`` and, at the end, ``End``; towards operators that align by event time
+also ``Watermark`` and ``BarrierAhead``. How they are carried (a function call or an actor call) is the runner's concern. All of
+these are immutable and can be pickled.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = [
     "Ack",
     "Alignment",
     "Barrier",
+    "BarrierAhead",
     "Body",
     "Close",
     "Data",
@@ -106,11 +108,21 @@ class Barrier:
 
 
 @dataclass(frozen=True, slots=True)
+class BarrierAhead:
+    """The barrier of ``epoch`` has come to one input of the sender, or has been announced to it.
+
+    Who has paused inputs must take them again until the barrier has come from all: it may stand behind what is not taken.
+    """
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """Nothing follows."""
 
 
-Body = Data | Close | Watermark | Barrier | End
+Body = Data | Close | Watermark | BarrierAhead | Barrier | End
 
 _SLACK = 1.25
 _SMALL_BYTES = 4096

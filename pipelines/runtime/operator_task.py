@@ -26,6 +26,7 @@ from pipelines.runtime.keys import encode_streams
 from pipelines.runtime.messages import (
     Alignment,
     Barrier,
+    BarrierAhead,
     Close,
     Data,
     Edge,
@@ -87,6 +88,7 @@ class OperatorTask:
         self._watermarks: deque[tuple[list[int], int]] = deque()  # to be sent when so many messages have left the batchers
         self._batchers = {node: Batcher(max_batch, max_wait_s, in_order=aligner is not None) for node in inputs}
         self._max_batch = max_batch
+        self._announced = -1  # the last epoch
         self._closing: list[str] = []  # streams to close once their last rows have left the batchers
         self._open = OpenStreams(inputs) if len(inputs) > 1 else None
         if self._open is not None and open_streams:
@@ -129,6 +131,7 @@ class OperatorTask:
             self._hand_over(self._ready.popleft())
             return True
         message = self._inbox.take()
+        self._announce()
         if message is None:
             return self._aligner is not None and self._release(self._aligner)
         edge, body = message
@@ -140,12 +143,18 @@ class OperatorTask:
             self._router.send(body)
             self.stats.gauges = self._operator.metrics()
             self.ended = True
-        else:
-            assert edge is not None  # only barriers and ends have none
+        elif edge is not None:
             self._hold(self._aligner, edge, body) if self._aligner is not None else self._receive(edge, body)
         if self._inbox.duplicates:
             self.stats.dropped["duplicate message"] = self._inbox.duplicates
         return True
+
+    def _announce(self) -> None:
+        """Tell aligning tasks behind this one of a barrier that is under way, so that they take what they have paused."""
+        epoch = self._inbox.under_way
+        if epoch is not None and epoch != self._announced:
+            self._announced = epoch
+            self._router.send(BarrierAhead(epoch))
 
     def _receive(self, edge: Edge, body: Data | Close | Watermark) -> None:
         """Hand a message over as it arrives."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from pipelines.runtime.keys import shard_of, split_by_shard
-from pipelines.runtime.messages import Body, Close, Data, Edge, Watermark
+from pipelines.runtime.messages import BarrierAhead, Body, Close, Data, Edge, Watermark
 
 __all__ = ["Router", "Transport"]
 
@@ -38,7 +38,7 @@ class Router:
         """None: nobody behind this task asks for watermarks; else how long a silent split holds them back."""
 
     def send(self, body: Body) -> None:
-        """Send rows and closings to the shards they belong to, all else to all of them; watermarks where they are asked for."""
+        """Send rows and closings to the shards they belong to, all else to all of them, or to all that align."""
         messages = []
         for shards in self._consumers:
             for edge, part in self._split(body, shards):
@@ -49,7 +49,7 @@ class Router:
 
     @staticmethod
     def _split(body: Body, shards: list[Edge]) -> list[tuple[Edge, Body]]:
-        if isinstance(body, Watermark) and shards[0].align_wait_s is None:
+        if isinstance(body, Watermark | BarrierAhead) and shards[0].align_wait_s is None:
             return []
         if len(shards) == 1:
             return [(shards[0], body)]
