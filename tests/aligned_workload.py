@@ -16,6 +16,7 @@ from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.records import KEY_FIELDS, output_schema
 from operators.base import Context, Operator
 from operators.state import State
+from pipelines.runtime import aligner
 
 DIGEST_SCHEMA = output_schema("digest", 1, [pa.field("digest", pa.int64())])
 MODULUS = (1 << 61) - 1
@@ -82,6 +83,18 @@ class Echo(Ledger):
     """A ledger that reads a ledger."""
 
     input_schema = DIGEST_SCHEMA
+
+
+class TightLedger(Ledger):
+    """Lets inputs run ahead by a few rows only, in whatever process it is made."""
+
+    def __init__(self, options: RunningMeanOptions, context: Context) -> None:
+        super().__init__(options, context)
+        aligner.AHEAD_ROWS = 20
+
+
+class TightEcho(Echo, TightLedger):
+    """Does the same behind another ledger."""
 
 
 class StreamLedger(Ledger):

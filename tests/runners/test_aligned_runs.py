@@ -96,20 +96,19 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Pa
     assert committed_digests(tmp_path) == expected_digests(times, 200, per_stream=True)
 
 
-def two_ledgers(folder: Path, run: Path) -> dict[str, Any]:
-    """The second ledger reads the first and the labels, which go to both."""
-    values = aligned_pipeline(folder, run)
-    second = {"type": "aligned_workload:Echo", "input": "ledger", "control": "labels", "align_s": 2, "max_batch": 64}
-    values["operators"]["second"] = second
-    values["sinks"]["rows"]["input"] = "second"
-    return values
-
-
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_two_aligned_operators_that_share_an_input_do_not_wait_for_each_other(
-    folder: Path, times: Times, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runner: str, folder: Path, times: Times, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(aligner, "AHEAD_ROWS", 20)
-    run_here(two_ledgers(folder, tmp_path))
+    if runner == "ray":
+        request.getfixturevalue("ray_address")
+    monkeypatch.setattr(aligner, "AHEAD_ROWS", aligner.AHEAD_ROWS)  # the operators set it
+    values = aligned_pipeline(folder, tmp_path, operators__ledger__type="aligned_workload:TightLedger", epoch_s=0.2)
+    second = {"type": "aligned_workload:TightEcho", "input": "ledger", "control": "labels", "align_s": 2, "max_batch": 16}
+    values["operators"]["second"] = second
+    values["operators"]["ledger"] |= {"max_batch": 16, "slow_s": 0.002}
+    values["sinks"]["rows"]["input"] = "second"
+    run_here(values, runner=runner)
     assert committed_digests(tmp_path) == expected_digests(times, 2 * TENTHS)
 
 
