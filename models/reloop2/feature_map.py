@@ -216,22 +216,18 @@ def fit_feature(
     column: pa.Array | pa.ChunkedArray,
     *,
     max_len: int = _DEFAULT_MAX_LEN,
+    min_count: int = 1,
     shared_with: Feature | None = None,
 ) -> Feature:
     """Make a feature from the values of a training column: its vocabulary, or its mean and standard deviation.
 
-    ``shared_with`` gives a sequence the vocabulary and table of a categorical feature. Raises ``SchemaError`` for a column
-    of the wrong type and ``ConfigError`` for one without values.
+    Values seen less often than ``min_count`` are left out of the vocabulary. ``shared_with`` gives a sequence the vocabulary
+    and table of a categorical feature. Raises ``SchemaError`` for a column of the wrong type and ``ConfigError`` for one
+    without values.
     """
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if kind == "numeric":
-        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
-            raise SchemaError(f"column {name!r} is {values.type}; a numeric feature must be of numbers")
-        numbers = values.cast(pa.float64())
-        numbers = numbers.filter(pc.fill_null(pc.is_finite(numbers), False))
-        if not len(numbers):
-            raise ConfigError(f"column {name!r} has no finite value to learn from")
-        return Feature(name=name, kind=kind, mean=pc.mean(numbers).as_py(), std=pc.stddev(numbers).as_py() or 1.0)
+        return _fit_numeric(name, values)
     if kind == "sequence":
         if not (
             pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
@@ -240,13 +236,24 @@ def fit_feature(
         values = values.flatten()
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if not (pa.types.is_integer(values.type) or pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    is_integer = pa.types.is_integer(values.type)
+    if not (is_integer or pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise SchemaError(f"column {name!r} is {values.type}; a {kind} feature must be of integers or strings")
     length = max_len if kind == "sequence" else 0
     if shared_with is not None:
         return dataclasses.replace(shared_with, name=name, kind=kind, share_embedding=shared_with.name, max_len=length)
-    plain = values.cast(pa.int64() if pa.types.is_integer(values.type) else pa.string())
-    vocabulary = tuple(sorted(plain.drop_null().unique().to_pylist()))
+    seen = values.cast(pa.int64() if is_integer else pa.string()).drop_null().value_counts()
+    vocabulary = tuple(sorted(seen.field("values").filter(pc.greater_equal(seen.field("counts"), min_count)).to_pylist()))
     if not vocabulary:
-        raise ConfigError(f"column {name!r} has no value to learn from")
+        raise ConfigError(f"column {name!r} has no value that stands there {min_count} times or more; lower min_count")
     return Feature(name=name, kind=kind, vocab_size=len(vocabulary) + 2, vocabulary=vocabulary, max_len=length)
+
+
+def _fit_numeric(name: str, values: pa.Array) -> Feature:
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise SchemaError(f"column {name!r} is {values.type}; a numeric feature must be of numbers")
+    numbers = values.cast(pa.float64())
+    numbers = numbers.filter(pc.fill_null(pc.is_finite(numbers), False))
+    if not len(numbers):
+        raise ConfigError(f"column {name!r} has no finite value to learn from")
+    return Feature(name=name, kind="numeric", mean=pc.mean(numbers).as_py(), std=pc.stddev(numbers).as_py() or 1.0)

@@ -83,11 +83,9 @@ _Read = tuple[Tensor, str, NDArray[np.bool_] | None]
 
 def _numbers(feature: Feature, column: pa.Array, where: str) -> _Read:
     kind = column.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise _wrong_type(feature, column, where, "numbers")
     null_B = _nulls(column)
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int8())
     values_B = pc.fill_null(column, 0).to_numpy(zero_copy_only=False).astype(np.float64)
     scaled_B = (values_B - feature.mean) / feature.std
     with np.errstate(over="ignore"):  # too large for float32 is infinite, and bad
