@@ -1,0 +1,214 @@
+"""One time slice of posting lists: its centres in memory, its lists in immutable files, appending and splitting.
+
+It knows how rows are assigned to lists; which lists a query reads, and when a slice begins or is dropped, is decided by
+:mod:`operators.banks.posting_lists`. Invariants: a file is written once; a list that splits gives way to new ones with new
+numbers; no list holds more than ``most`` records after an append.
+"""
+
+# N rows, L lists, D dim, P pairs of row and list, m nearest lists of a row
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from operators.banks.balanced_kmeans import cluster, representatives
+from operators.banks.posting_files import PostingFile, Records, keys_of, sequences_of, write_posting_file
+from operators.banks.row_search import KeyScan
+
+__all__ = ["AssignmentRules", "PostingSlice", "closure"]
+
+_FILES = 8  # more files of a slice than this are merged into one, so that a list is read in few pieces
+_NEAR = 4  # lists around a split that are looked through for rows that now have a nearer centre
+_FILLED = 2 / 3  # how full the lists are at most that a split makes
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRules:
+    """Which lists a row goes to (SPANN, arXiv 2111.08566, §3.2.2)."""
+
+    most: int
+    """Records per list."""
+    rows_per_centre: int
+    """Rows per cluster when a slice begins; 6 to 10 give the paper's 10-16 % of rows as centres."""
+    replicas: int
+    eps1: float
+    seed: int
+
+
+def closure(x_ND: Tensor, centres_LD: Tensor, *, replicas: int, eps1: float) -> tuple[Tensor, Tensor]:
+    """Assign rows to several near lists; return pairs (row, list), both int64 [P], by row.
+
+    A row goes to list j if dist(x, c_j) <= (1 + eps1) dist(x, c_1), to at most ``replicas`` lists, nearest first, and not where
+    a list i that it goes to already is nearer to c_j than it is itself: dist(x, c_j) > dist(c_i, c_j) (the rule of relative
+    neighbourhood graphs). All rows are of unit length.
+    """
+    rows, lists = [], []
+    for start in range(0, len(x_ND), _CHUNK):
+        x_nD = x_ND[start : start + _CHUNK]
+        nearest = (x_nD @ centres_LD.T).topk(min(2 * replicas, len(centres_LD)), dim=1)
+        distance_nm = _distance(nearest.values)
+        centre_nmD = centres_LD[nearest.indices]
+        between_nmm = _distance(centre_nmD @ centre_nmD.transpose(1, 2))
+        near_nm = distance_nm <= (1 + eps1) * distance_nm[:, :1]
+        keep_nm = torch.zeros_like(near_nm)
+        for j in range(keep_nm.shape[1]):
+            covered_n = (keep_nm & (distance_nm[:, j : j + 1] > between_nmm[:, :, j])).any(1)
+            keep_nm[:, j] = near_nm[:, j] & ~covered_n & (keep_nm.sum(1) < replicas)
+        row_P, place_P = keep_nm.nonzero(as_tuple=True)
+        rows.append(row_P + start)
+        lists.append(nearest.indices[row_P, place_P])
+    return torch.cat(rows), torch.cat(lists)
+
+
+class PostingSlice:
+    """Rows of consecutive sequence numbers, in lists around centres. A centre is one of the rows."""
+
+    def __init__(self, first: int, dim: int, columns: int, rules: AssignmentRules, device: torch.device) -> None:
+        self.first, self.rows = first, 0
+        self.dim, self.rules, self.device = dim, rules, device
+        self.files: list[PostingFile] = []
+        self._centres_LD = torch.zeros((0, dim))
+        self._alive_L = np.zeros(0, dtype=np.bool_)
+        self._length_L = np.zeros(0, dtype=np.int64)
+        self._empty: Records = np.zeros((0, dim + columns + 2), dtype=np.int32)
+        self._index()
+
+    @classmethod
+    def open(
+        cls, first: int, rows: int, files: list[PostingFile], columns: int, rules: AssignmentRules, device: torch.device
+    ) -> PostingSlice:
+        """Take up a slice from its files, oldest first; the newest one knows all its lists."""
+        here = cls(first, files[-1].centres.shape[1], columns, rules, device)
+        here.rows, here.files = rows, files
+        here._centres_LD = torch.from_numpy(np.array(files[-1].centres))
+        here._alive_L = np.array(files[-1].alive)
+        numbers = np.arange(len(here._alive_L))
+        here._length_L = np.where(here._alive_L, sum(file.spans(numbers)[1] for file in files), 0)
+        here._index()
+        return here
+
+    @property
+    def lists(self) -> int:
+        """How many lists there are; ``scan`` and ``read`` number them from 0."""
+        return len(self._numbers)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Records per list."""
+        return self._length_L[self._numbers]
+
+    def bytes(self) -> tuple[int, int]:
+        """Return the bytes of the centres on the device and of the files."""
+        return self.scan.bytes(), sum(file.bytes() for file in self.files)
+
+    def read(self, lists: NDArray[np.int64]) -> Records:
+        """Read whole lists from disk, one after the other."""
+        return self._read(self._numbers[lists])
+
+    def append(self, records: Records, new_path: Callable[[], Path]) -> list[PostingFile]:
+        """Put rows (the next ones) into their lists, on disk when this returns. Return files that are no longer needed."""
+        keys_ND = torch.from_numpy(keys_of(records, self.dim))
+        if not self.lists:
+            label_N = cluster(keys_ND, self.rules.rows_per_centre, seed=self.rules.seed)
+            self._add_lists(keys_ND[representatives(keys_ND, label_N)])
+        alive = np.flatnonzero(self._alive_L)
+        row_P, near_P = closure(keys_ND, self._centres_LD[alive], replicas=self.rules.replicas, eps1=self.rules.eps1)
+        row, number = row_P.numpy(), alive[near_P.numpy()]
+        crowded = np.flatnonzero(self._length_L + np.bincount(number, minlength=len(self._alive_L)) > self.rules.most)
+        parts, numbers = [records[row[~np.isin(number, crowded)]]], [number[~np.isin(number, crowded)]]
+        self._alive_L[crowded] = False
+        for old in crowded:
+            content = np.concatenate([self._read(np.array([old])), records[row[number == old]]])
+            moved, places = self._split(int(old), content)
+            parts.append(moved)
+            numbers.append(places)
+        self._length_L[crowded] = 0
+        self._write(np.concatenate(parts), np.concatenate(numbers), new_path())
+        self.rows += len(records)
+        return self.merge_files(new_path) if len(self.files) > _FILES else []
+
+    def merge_files(self, new_path: Callable[[], Path]) -> list[PostingFile]:
+        """Write all lists into one file, each in one piece. Return the files that are no longer needed."""
+        if len(self.files) < 2:
+            return []
+        records, lengths = self._read(self._numbers), self.lengths
+        old = self.files
+        self.files = []
+        self._centres_LD = self._centres_LD[self._numbers]
+        self._alive_L = np.ones(len(lengths), dtype=np.bool_)
+        self._length_L = np.zeros(len(lengths), dtype=np.int64)
+        self._write(records, np.repeat(np.arange(len(lengths)), lengths), new_path())
+        return old
+
+    def _split(self, old: int, content: Records) -> tuple[Records, NDArray[np.int64]]:
+        """Make new lists of a crowded one; return their records and, for each, its list."""
+        keys_ND = torch.from_numpy(keys_of(content, self.dim))
+        label_N = cluster(keys_ND, max(1, int(self.rules.most * _FILLED)), seed=self.rules.seed)
+        new = self._add_lists(keys_ND[representatives(keys_ND, label_N)])
+        parts, numbers = [content], [new[label_N.numpy()]]
+        # Rows of lists nearby whose centre is now farther than a new one are copied there, as far as there is room
+        # (SPFresh, arXiv 2410.14452: only rows around a split can have a new nearest centre).
+        room = self.rules.most - np.bincount(label_N.numpy(), minlength=len(new))
+        near = np.flatnonzero(self._alive_L[: new[0]] & (self._length_L[: new[0]] > 0))
+        if len(near):
+            likeness = self._centres_LD[near] @ self._centres_LD[old]
+            near = np.sort(near[likeness.topk(min(_NEAR, len(near))).indices.numpy()])
+            around = self._read(near)
+            own_N = torch.from_numpy(np.repeat(near, self._length_L[near]))
+            around_ND = torch.from_numpy(keys_of(around, self.dim))
+            best_N, place_N = (around_ND @ self._centres_LD[new].T).max(1)
+            nearer = (best_N > (around_ND * self._centres_LD[own_N]).sum(1)).numpy()
+            nearer &= ~np.isin(sequences_of(around), sequences_of(content))
+            _, first = np.unique(sequences_of(around), return_index=True)
+            chosen = first[nearer[first]]
+            place = place_N.numpy()[chosen]
+            order = np.argsort(place, kind="stable")
+            rank = np.arange(len(order)) - np.searchsorted(place[order], place[order])
+            fits = order[rank < room[place[order]]]
+            parts.append(around[chosen[fits]])
+            numbers.append(new[place[fits]])
+        return np.concatenate(parts), np.concatenate(numbers)
+
+    def _add_lists(self, centres_LD: Tensor) -> NDArray[np.int64]:
+        start, more = len(self._alive_L), len(centres_LD)
+        self._centres_LD = torch.cat([self._centres_LD, centres_LD])
+        self._alive_L = np.concatenate([self._alive_L, np.ones(more, dtype=np.bool_)])
+        self._length_L = np.concatenate([self._length_L, np.zeros(more, dtype=np.int64)])
+        return np.arange(start, start + more)
+
+    def _write(self, records: Records, numbers: NDArray[np.int64], path: Path) -> None:
+        order = np.argsort(numbers, kind="stable")
+        count = np.bincount(numbers, minlength=len(self._alive_L))
+        offsets = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+        write_posting_file(path, records[order], offsets, self._centres_LD.numpy(), self._alive_L)
+        self.files.append(PostingFile(path))
+        self._length_L += count
+        self._index()
+
+    def _read(self, numbers: NDArray[np.int64]) -> Records:
+        parts, owners = [self._empty], [np.zeros(0, dtype=np.int64)]
+        for file in self.files:
+            start, count = file.spans(numbers)
+            owner = np.repeat(np.arange(len(numbers)), count)
+            within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+            parts.append(file.records[start[owner] + within])
+            owners.append(owner)
+        return np.concatenate(parts)[np.argsort(np.concatenate(owners), kind="stable")]
+
+    def _index(self) -> None:
+        self._numbers = np.flatnonzero(self._alive_L)
+        self.scan = KeyScan(len(self._numbers), self.dim, device=self.device, coarse="float32")
+        self.scan.put(torch.arange(len(self._numbers), device=self.device), self._centres_LD[self._numbers].to(self.device))
+
+
+def _distance(likeness: Tensor) -> Tensor:
+    """Return the distance of unit vectors with this dot product."""
+    return (2 - 2 * likeness).clamp_min(0).sqrt()
