@@ -16,6 +16,7 @@ _COUNTERS = {
     "batches": ("streambank_batches_total", "Batches read, processed or written."),
     "step_s": ("streambank_step_seconds_total", "Seconds inside the reader, the operator or the sink."),
     "queue_wait_s": ("streambank_queue_wait_seconds_total", "Summed waiting time of batches before their step."),
+    "late_rows": ("streambank_late_rows_total", "Rows that came behind the watermark of their input; only with align_s."),
     "blocked_s": ("streambank_blocked_seconds_total", "Seconds spent waiting for a receiver."),
 }
 _TAGS = ("pipeline", "node", "shard")
@@ -29,6 +30,7 @@ class RayMetrics:
         self._counters = {field: Counter(name, text, tag_keys=_TAGS) for field, (name, text) in _COUNTERS.items()}
         self._dropped = Counter("streambank_dropped_total", "Rows or messages dropped.", tag_keys=(*_TAGS, "reason"))
         self._epoch = Gauge("streambank_last_epoch", "Last epoch that the task has acknowledged.", tag_keys=_TAGS)
+        self._held = Gauge("streambank_held_rows", "Rows that wait for other inputs; only with align_s.", tag_keys=_TAGS)
         self._lag = Gauge("streambank_source_lag_rows", "Rows that the source has not read yet.", tag_keys=_TAGS)
         self._operator = Gauge("streambank_operator", "Gauges of the operator itself.", tag_keys=(*_TAGS, "name"))
         self._before = TaskStats(task=task, kind="source")
@@ -45,5 +47,7 @@ class RayMetrics:
             self._operator.set(value, {**self._tags, "name": name})
         if stats.lag_rows is not None:
             self._lag.set(stats.lag_rows, self._tags)
+        if stats.held_rows or self._before.held_rows:
+            self._held.set(stats.held_rows, self._tags)
         self._epoch.set(stats.last_epoch, self._tags)
         self._before = stats

@@ -7,6 +7,7 @@ before the epoch's barrier, or the rows themselves where they wait; the epoch is
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,8 @@ FULL_SNAPSHOT_EVERY = 10
 """A chain is one full snapshot and at most nine incremental ones: bounds what recovery has to read."""
 
 _GAUGES_EVERY_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class OperatorTask:
@@ -186,6 +189,13 @@ class OperatorTask:
             self._watermark_us = aligner.watermark_us
             self._ready.append(Watermark(self._watermark_us))
         self._inbox.pause(aligner.ahead())
+        if aligner.late_rows and not self.stats.late_rows:
+            logger.warning(
+                "task=%s %d rows came behind the watermark of their input; they are handed over late and counted as late_rows. "
+                "A longer align_s gives them their place",
+                self.task,
+                aligner.late_rows,
+            )
         self.stats.held_rows, self.stats.late_rows = aligner.held_rows, aligner.late_rows
         return bool(self._ready)
 
