@@ -1,0 +1,231 @@
+"""Answer side of ReKV: choose frames layer by layer, load them as context, and let text attend to it.
+
+Reads streams, never writes to them: a question leaves no trace in the encoding. Several questions, of one stream or of many,
+go through the decoder together, behind each other without padding.
+"""
+
+# B questions, L layers, G key/value heads, H query heads, R heads per group, M rows of a context, n tokens, D head dim
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.rekv.attention import Reach, Sinks, attend
+from models.rekv.config import ReKVConfig
+from models.rekv.decoder import TextDecoder
+from models.rekv.rotary import Turn
+from models.rekv.selection import frame_scores, select_frames
+from models.rekv.session import StreamState
+
+__all__ = ["Context", "Request", "read_text", "retrieve"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """What is asked of one stream: token ids of the bare question, and which frames it may see or must take."""
+
+    stream: StreamState
+    question_ids_n: Tensor
+    below: int
+    """Frames 0 to below may be retrieved: at most ``stream.frames`` when the question was asked."""
+    frames: Tensor | None = None
+    """External retrieval: these frames, ascending and below ``below``, in every layer."""
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """Per layer what the questions of a batch attend to: prefix, chosen frames, then the text read so far.
+
+    The context of a layer is re-indexed as consecutive tokens: prefix, frames in the order of time, text.
+    """
+
+    requests: Sequence[Request]
+    room: int
+    """Most text tokens of a question."""
+    keys: list[Tensor] = field(default_factory=list)
+    """Per layer [B, G, M, D], rotated."""
+    values: list[Tensor] = field(default_factory=list)
+    frames: list[list[Tensor]] = field(default_factory=list)
+    """Per layer and question: the chosen frames, ascending."""
+    scores: list[list[Tensor | None]] = field(default_factory=list)
+    """Per layer and question: the score of every candidate, None if they were given."""
+    text: list[int] = field(default_factory=list)
+    """Per question: text tokens read."""
+
+    def length(self, layer: int, row: int) -> int:
+        """Tokens of prefix and frames."""
+        stream = self.requests[row].stream
+        return stream.prefix.tokens + self.frames[layer][row].shape[0] * stream.grid.tokens
+
+
+@torch.inference_mode()
+def retrieve(decoder: TextDecoder, config: ReKVConfig, requests: Sequence[Request], room: int) -> tuple[Context, list[Tensor]]:
+    """Choose and load the context of every question in every layer (paper section 3.2; spec: retrieval pass).
+
+    ``room``: text tokens that will be read at most, answer included. Returns the context without text, and the decoder's
+    output for the questions ([n, C] each; empty where frames were given, which needs no pass).
+    """
+    most = max((len(r.question_ids_n) for r in requests if r.frames is None), default=0)
+    context = Context(requests, max(room, most), text=[0] * len(requests))
+    inner = [row for row, request in enumerate(requests) if request.frames is None]
+    session = _Retrieval(decoder, config, context, inner)
+    for layer in range(decoder.layers):
+        session.open_layer()
+        for row, request in enumerate(requests):
+            if request.frames is not None:
+                session.load(layer, row, request.frames.to(decoder.device), None)
+    hidden = [decoder.embed(request.question_ids_n[:0]) for request in requests]
+    if inner:
+        ids_n = torch.cat([requests[row].question_ids_n for row in inner])
+        parts = decoder.run(decoder.embed(ids_n), session).split([len(requests[row].question_ids_n) for row in inner])
+        for row, part in zip(inner, parts, strict=True):
+            hidden[row] = part
+    return context, hidden
+
+
+@torch.inference_mode()
+def read_text(decoder: TextDecoder, config: ReKVConfig, context: Context, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Let every question read on: token ids [n] each. Returns the decoder's output, [n, C] each."""
+    counts = [len(text) for text in texts]
+    session = _Text(decoder, config, context, list(range(len(texts))), counts)
+    hidden_nC = decoder.run(decoder.embed(torch.cat(list(texts))), session)
+    context.text = [seen + count for seen, count in zip(context.text, counts, strict=True)]
+    return list(hidden_nC.split(counts))
+
+
+class _Text:
+    """Text of some questions attends to their context and to itself."""
+
+    def __init__(
+        self, decoder: TextDecoder, config: ReKVConfig, context: Context, rows: Sequence[int], counts: Sequence[int]
+    ) -> None:
+        self.decoder, self.config, self.context = decoder, config, context
+        self.rows, self.counts = rows, counts
+        self.factor = decoder.rotary.factor
+        self.sink_turn = decoder.rotary.turn(torch.tensor([[config.window_tokens - 1]]))
+        # Most layers and questions have contexts of equal length and share these.
+        self._turns: dict[tuple[int, ...], Turn] = {}
+        self._reaches: dict[tuple[int, int, int], Reach] = {}
+        self._steps: dict[tuple[int, ...], tuple[Turn, Tensor, Tensor]] = {}
+
+    def layer(self, index: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float) -> Tensor:
+        if self.factor != 1:
+            query_HnD, key_GnD, scale = query_HnD / self.factor, key_GnD / self.factor, scale * self.factor**2
+        self.prepare(index, query_HnD)
+        starts = [self.context.length(index, row) + self.context.text[row] for row in self.rows]
+        single = len(self.rows) == len(self.context.requests) and set(self.counts) == {1}
+        if single and max(starts) < self.config.window_tokens:
+            return self._one_token(index, starts, query_HnD, key_GnD, value_GnD, scale)
+        parts = zip(*(x.split(list(self.counts), dim=1) for x in (query_HnD, key_GnD, value_GnD)), strict=True)
+        steps = zip(self.rows, starts, parts, strict=True)
+        return torch.cat([self._row(index, row, start, *part, scale) for row, start, part in steps], dim=1)
+
+    def prepare(self, index: int, query_HnD: Tensor) -> None:
+        """Get the layer's context ready before its text is read."""
+
+    def _row(
+        self, index: int, row: int, start: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float
+    ) -> Tensor:
+        """Attend with n tokens of one question."""
+        n, stream, window = query_HnD.shape[1], self.context.requests[row].stream, self.config.window_tokens
+        stop = start + n
+        turn = self._turn(index, row, start, stop)
+        keys_GMD, values_GMD = self.context.keys[index][row], self.context.values[index][row]
+        keys_GMD[:, start:stop] = turn(key_GnD)
+        values_GMD[:, start:stop] = value_GnD
+        sinks, visible = None, stream.prefix.tokens if stop > window else 0
+        if visible:
+            prefix = stream.prefix
+            sinks = Sinks(self.sink_turn(query_HnD), prefix.keys_LGSD[index], prefix.values_LGSD[index])
+        key = (start, stop, visible)
+        if key not in self._reaches:
+            self._reaches[key] = Reach.of(start, n, stop, window, sinks=visible, device=query_HnD.device)
+        return attend(turn(query_HnD), keys_GMD[:, :stop], values_GMD[:, :stop], self._reaches[key], scale, sinks)
+
+    def _one_token(
+        self, index: int, starts: Sequence[int], query_HBD: Tensor, key_GBD: Tensor, value_GBD: Tensor, scale: float
+    ) -> Tensor:
+        """Attend with one token of every question at once."""
+        keys_BGMD, values_BGMD = self.context.keys[index], self.context.values[index]
+        key = tuple(starts)
+        if key not in self._steps:
+            turns = [self._turn(index, row, start, start + 1) for row, start in zip(self.rows, starts, strict=True)]
+            turn = Turn(torch.cat([t.cos_ND for t in turns]), torch.cat([t.sin_ND for t in turns]))
+            start_B = torch.tensor(starts, device=query_HBD.device)
+            self._steps[key] = (turn, start_B, torch.arange(max(starts) + 1, device=start_B.device) > start_B[:, None])
+        turn, start_B, hidden_BM = self._steps[key]
+        row_B = torch.arange(len(starts), device=start_B.device)
+        keys_BGMD[row_B, :, start_B] = turn(key_GBD).transpose(0, 1)
+        values_BGMD[row_B, :, start_B] = value_GBD.transpose(0, 1)
+        groups, seen = keys_BGMD.shape[1], hidden_BM.shape[1]
+        query_BGRD = turn(query_HBD).transpose(0, 1).unflatten(1, (groups, -1))
+        logits_BGRM = (query_BGRD @ keys_BGMD[:, :, :seen].transpose(2, 3)).float() * scale
+        if min(starts) < seen - 1:
+            logits_BGRM = logits_BGRM.masked_fill(hidden_BM[:, None, None], -torch.inf)
+        weights_BGRM = logits_BGRM.softmax(dim=-1).to(values_BGMD.dtype)
+        return (weights_BGRM @ values_BGMD[:, :, :seen]).flatten(1, 2).transpose(0, 1)
+
+    def _turn(self, index: int, row: int, start: int, stop: int) -> Turn:
+        """Rotation of tokens ``start`` to ``stop`` of a context."""
+        stream, frames = self.context.requests[row].stream, self.context.frames[index][row].shape[0]
+        key = (start, stop, frames, stream.prefix.tokens, stream.grid.tokens, stream.grid.span)
+        if key not in self._turns:
+            positions_AN = stream.grid.positions(start, stop, stream.prefix.tokens, frames)
+            self._turns[key] = self.decoder.rotary.turn(positions_AN)
+        return self._turns[key]
+
+
+class _Retrieval(_Text):
+    """The bare questions, which choose each layer's frames before they attend to them."""
+
+    def __init__(self, decoder: TextDecoder, config: ReKVConfig, context: Context, rows: Sequence[int]) -> None:
+        counts = [len(context.requests[row].question_ids_n) for row in rows]
+        super().__init__(decoder, config, context, rows, counts)
+
+    def open_layer(self) -> None:
+        """Add a layer without any frame."""
+        context, decoder = self.context, self.decoder
+        streams = [request.stream for request in context.requests]
+        given = [0 if request.frames is None else len(request.frames) for request in context.requests]
+        rows = max(
+            stream.prefix.tokens + max(self.config.retrieve_frames, number) * stream.grid.tokens
+            for stream, number in zip(streams, given, strict=True)
+        )
+        shape = (len(streams), decoder.groups, rows + context.room, decoder.dim)
+        context.keys.append(torch.empty(shape, dtype=decoder.dtype, device=decoder.device))
+        # Rows that a question has not reached are multiplied by a weight of zero, and must be numbers for that.
+        context.values.append(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
+        none = torch.empty(0, dtype=torch.long, device=decoder.device)
+        context.frames.append([none] * len(streams))
+        context.scores.append([None] * len(streams))
+
+    def prepare(self, index: int, query_HnD: Tensor) -> None:
+        """Score, choose and load. The picks of this layer are the best guess at the next one's."""
+        config, requests = self.config, self.context.requests
+        for row, part_HnD in zip(self.rows, query_HnD.split(list(self.counts), dim=1), strict=True):
+            store, below = requests[row].stream.store, requests[row].below
+            scores_N = frame_scores(part_HnD, store.representatives(index, below), config.score) if below else None
+            chosen = self.context.frames[index][row]
+            if scores_N is not None:
+                chosen = select_frames(scores_N, config.retrieve_frames, config.chunk_frames)
+                if index + 1 < self.decoder.layers:
+                    store.prefetch(index + 1, chosen)
+            self.load(index, row, chosen, scores_N)
+
+    def load(self, index: int, row: int, frames: Tensor, scores_N: Tensor | None) -> None:
+        """Write prefix and frames, rotated to their new places, into a layer's context."""
+        context, stream = self.context, self.context.requests[row].stream
+        context.frames[index][row], context.scores[index][row] = frames, scores_N
+        length, sinks = context.length(index, row), stream.prefix.tokens
+        turn = self._turn(index, row, 0, length)
+        keys_GMD, values_GMD = context.keys[index][row], context.values[index][row]
+        keys_GMD[:, :sinks] = turn[:sinks](stream.prefix.keys_LGSD[index])
+        values_GMD[:, :sinks] = stream.prefix.values_LGSD[index]
+        if len(frames):
+            keys_KGTD, values_KGTD = stream.store.gather(index, frames)
+            keys_GMD[:, sinks:length] = turn[sinks:](keys_KGTD.transpose(0, 1).flatten(1, 2))
+            values_GMD[:, sinks:length] = values_KGTD.transpose(0, 1).flatten(1, 2)

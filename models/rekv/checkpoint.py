@@ -1,0 +1,131 @@
+"""Checkpoints of video-language models in folders of the published form: config.json and safetensors, no pickle.
+
+Reads what the llava-hf repositories hold, in their older and newer naming (transformers renames on load), and says what is
+missing. Knows no stream; transformers is imported when a folder is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from connectors.errors import CheckpointMismatch
+from models.weight_files import read_safetensors
+
+__all__ = ["FAMILIES", "load_checkpoint", "read_model_type"]
+
+FAMILIES = {
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "video_llava": "VideoLlavaForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+}
+"""``model_type`` of config.json → class of transformers."""
+
+_SHOWN = 5
+
+
+def read_model_type(folder: str | os.PathLike[str]) -> str:
+    """Return the ``model_type`` of a checkpoint folder. Raises ``CheckpointMismatch``."""
+    return str(_read_config(Path(folder))["model_type"])
+
+
+def load_checkpoint(
+    folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Load a model of ``FAMILIES`` from a local folder, for inference.
+
+    ``dtype`` None keeps the checkpoint's. Nothing is fetched and no pickle is read: weights must be safetensors. Raises
+    ``CheckpointMismatch`` for a folder that is incomplete, of another family, or whose tensors do not fit the model.
+    """
+    import transformers
+
+    path = Path(folder)
+    model_type = _read_config(path)["model_type"]
+    if not any(path.glob("*.safetensors")):
+        others = sorted(p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")))
+        raise CheckpointMismatch(
+            f"{path}: holds no safetensors file{f' but {others[:_SHOWN]}, which are pickles' if others else ''}; "
+            "convert the weights to safetensors first"
+        )
+    model_class: Any = getattr(transformers, FAMILIES[model_type])
+    try:
+        config = model_class.config_class.from_pretrained(path, local_files_only=True)
+        _leave_out_unused(config, path)
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointMismatch(f"{path}: cannot be loaded as {model_type}: {_first_line(error)}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(what):
+            raise CheckpointMismatch(
+                f"{path}: {what.replace('_', ' ')} for {model_type}: {_some(report[what])}; "
+                "config.json and weights do not belong together, or a file is missing"
+            )
+    ready: nn.Module = model.to(device).eval().requires_grad_(False)
+    return ready
+
+
+def _leave_out_unused(config: Any, path: Path) -> None:
+    """Build no pooling head on a SigLIP tower whose checkpoint has none: tokens are taken before it."""
+    names = {name for file in path.glob("*.safetensors") for name in read_safetensors(file, header_only=True)[0]}
+    vision = config.vision_config
+    if hasattr(vision, "vision_use_head") and not any("vision_tower." in name and ".head." in name for name in names):
+        vision.vision_use_head = False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no table of keys from the library: what is wrong comes back as an error."""
+    from transformers.utils import logging
+
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror}; give the folder of a checkpoint") from error
+    except ValueError as error:
+        raise CheckpointMismatch(f"{file}: is not JSON: {error}; copy it again") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type not in FAMILIES:
+        raise CheckpointMismatch(f"{file}: model_type {model_type!r} is not supported; supported are {sorted(FAMILIES)}")
+    return dict(config)
+
+
+def _some(names: Iterable[Any]) -> str:
+    listed = sorted(str(name) for name in names)
+    rest = len(listed) - _SHOWN
+    return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

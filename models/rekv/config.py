@@ -1,0 +1,67 @@
+"""Settings of ReKV that hold for a whole model: window, retrieval size, scores, positions.
+
+Defaults are the paper's setting for LLaVA-OneVision (appendix; window 15,000 tokens, 64 frames). The number of prompt tokens
+that stay as attention sinks is no setting: it is the length of the prompt prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from connectors.errors import ConfigError
+from connectors.options import option
+
+__all__ = ["ReKVConfig"]
+
+SINK_OVERLAPS = ("official", "exact")
+SCORES = ("dot", "cosine")
+ROPE_MODES = ("auto", "1d")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReKVConfig:
+    """How a stream is encoded and how context is retrieved for a question."""
+
+    window_tokens: int = option(15000, "Sliding attention window while encoding and answering.", unit="tokens", ge=1)
+    retrieve_frames: int = option(64, "Frames each layer retrieves for a question.", unit="frames", ge=1)
+    chunk_frames: int = option(
+        1, "Neighbouring frames that are scored and retrieved together; must divide retrieve_frames.", unit="frames", ge=1
+    )
+    score: str = option(
+        "dot", "dot: plain dot product, as published code computes it; cosine: as the paper's text names it.", choices=SCORES
+    )
+    sink_overlap: str = option(
+        "official",
+        "official: a prompt token that is inside the window and already a sink counts twice, as in the published code; "
+        "exact: once.",
+        choices=SINK_OVERLAPS,
+    )
+    rope_mode: str = option(
+        "auto",
+        "auto: the decoder's own rotation, with 3-D positions for the Qwen-VL family (experimental); 1d: one running index.",
+        choices=ROPE_MODES,
+    )
+    encode_frames: int = option(
+        64, "Most frames, of all streams together, in one pass of the decoder; no influence on results.", unit="frames", ge=1
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("window_tokens", "retrieve_frames", "chunk_frames", "encode_frames"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"rekv: {name} is {getattr(self, name)}; it must be at least 1")
+        for name, allowed in (("score", SCORES), ("sink_overlap", SINK_OVERLAPS), ("rope_mode", ROPE_MODES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"rekv: {name} is {getattr(self, name)!r}; choose one of {list(allowed)}")
+        if self.retrieve_frames % self.chunk_frames:
+            raise ConfigError(
+                f"rekv: retrieve_frames={self.retrieve_frames} is no multiple of chunk_frames={self.chunk_frames}; "
+                "frames are retrieved in whole chunks, choose a divisor"
+            )
+
+    def check_block(self, tokens: int) -> None:
+        """Raise ``ConfigError`` if the retrieved frames, ``tokens`` each, do not fit into the window (spec: r T <= W)."""
+        if self.retrieve_frames * tokens > self.window_tokens:
+            raise ConfigError(
+                f"rekv: {self.retrieve_frames} retrieved frames of {tokens} tokens exceed window_tokens={self.window_tokens}; "
+                f"set retrieve_frames to at most {self.window_tokens // tokens} or enlarge the window"
+            )

@@ -1,0 +1,112 @@
+"""The text decoder of a video-language model as ReKV sees it: embeddings in, hidden states out, attention by a session.
+
+Wraps a decoder of transformers (Qwen2, Qwen3, Llama, Mistral, the Qwen-VL text models) without changing it beyond selecting
+the attention function. Holds no stream.
+"""
+
+# n tokens of all segments, C hidden size, V vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from connectors.errors import ConfigError
+from models.rekv.attention import ATTENTION, AttentionSession, register
+from models.rekv.config import ReKVConfig
+from models.rekv.rotary import Grid, Rotary
+
+__all__ = ["TextDecoder"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextDecoder:
+    """A decoder ready for ReKV; make it with :meth:`of`."""
+
+    module: nn.Module
+    head: nn.Module
+    """The vocabulary head."""
+    rotary: Rotary
+    layers: int
+    heads: int
+    groups: int
+    """Key/value heads."""
+    dim: int
+    """Width of a head."""
+
+    @staticmethod
+    def of(module: Any, head: nn.Module, config: ReKVConfig) -> TextDecoder:
+        """Wrap a decoder module of transformers and its head.
+
+        Selects ReKV's attention on the module (its config's ``_attn_implementation``); take it back with
+        ``module.set_attn_implementation("sdpa")``. Raises ``ConfigError`` for decoders whose own attention is windowed more
+        narrowly or whose rotation depends on the length.
+        """
+        text = module.config
+        sliding = getattr(text, "sliding_window", None)
+        kinds = set(getattr(text, "layer_types", None) or ())
+        if sliding is not None and ("sliding_attention" in kinds or not kinds) and sliding < config.window_tokens:
+            raise ConfigError(
+                f"rekv: the decoder attends to {sliding} tokens only (sliding_window), less than window_tokens="
+                f"{config.window_tokens}; set window_tokens to at most {sliding}"
+            )
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise ConfigError(f"rekv: layers of type {sorted(kinds - {'full_attention'})} keep no keys; choose another decoder")
+        register()
+        module.set_attn_implementation(ATTENTION)
+        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return TextDecoder(
+            module=module.eval(),
+            head=head.eval(),
+            rotary=Rotary.of(module.rotary_emb, getattr(text, "rope_parameters", None) or {}, config.rope_mode),
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            groups=text.num_key_value_heads,
+            dim=dim,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and of keys and values."""
+        return next(self.module.parameters()).dtype
+
+    def grid(self, tokens: int, volume: tuple[int, int, int] | None = None) -> Grid:
+        """Return the positions of a frame's tokens: a (time, rows, columns) volume for three axes, else a line.
+
+        Raises ``ConfigError`` when a decoder with three axes is not told the volume, or it does not hold ``tokens``.
+        """
+        if self.rotary.axes == 1:
+            return Grid.line(tokens)
+        if volume is None or volume[0] * volume[1] * volume[2] != tokens:
+            raise ConfigError(
+                f"rekv: this decoder needs the (time, rows, columns) of a frame's {tokens} tokens, got {volume}; give a "
+                "volume of that many tokens, or set rope_mode='1d'"
+            )
+        return Grid.volume(*volume)
+
+    def embed(self, ids_n: Tensor) -> Tensor:
+        """Return the embeddings [n, C] of token ids."""
+        embedded: Tensor = self.module.get_input_embeddings()(ids_n.to(self.device))  # type: ignore[operator]
+        return embedded
+
+    def run(self, embeds_nC: Tensor, session: AttentionSession) -> Tensor:
+        """Return the hidden states [n, C] after the final norm; ``session`` does the attention of every layer."""
+        zeros = torch.zeros(1, embeds_nC.shape[0], dtype=torch.long, device=embeds_nC.device)
+        hidden = self.module(
+            inputs_embeds=embeds_nC.unsqueeze(0), position_ids=zeros, use_cache=False, rekv_session=session, return_dict=True
+        )
+        last: Tensor = hidden.last_hidden_state[0]
+        return last
+
+    def logits(self, hidden_nC: Tensor) -> Tensor:
+        """Return the vocabulary logits [n, V] in float32."""
+        logits: Tensor = self.head(hidden_nC)
+        return logits.float()

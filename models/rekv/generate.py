@@ -1,0 +1,135 @@
+"""Greedy answers: retrieve context for a batch of questions, read their prompts, then one token after the other.
+
+What cannot be answered gets a status instead of an exception; nothing of it is encoded. Works on token ids; texts, prompts
+and tokenizers are the business of ``prompts`` and ``loaders``.
+"""
+
+# B questions, V vocabulary, N frames, L layers, n tokens
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.rekv.answering import Context, Request, read_text, retrieve
+from models.rekv.config import ReKVConfig
+from models.rekv.decoder import TextDecoder
+from models.rekv.session import StreamState
+
+__all__ = ["Answer", "Question", "answer_questions", "greedy"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Question:
+    """One question as token ids."""
+
+    stream: StreamState
+    question_ids_n: Tensor
+    """The bare question, which retrieves."""
+    prompt_ids_n: Tensor
+    """The whole prompt after the video, which is answered."""
+    max_new_tokens: int = 256
+    below: int | None = None
+    """Frames the question may see: those with a lower index. None: all that are encoded."""
+    frames: Sequence[int] | None = None
+    """External retrieval: use these frames in every layer."""
+    allow_blind: bool = False
+    """Answer from the text alone while there are no frames."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Answer:
+    """The tokens, and what they were answered from."""
+
+    status: str
+    """ok, no_frames, bad_question (no token in question or prompt, or nothing to generate), bad_frames."""
+    tokens: list[int] = field(default_factory=list)
+    """Ends with the end token if it was reached."""
+    frames_seen: int = 0
+    retrieved: list[Tensor] = field(default_factory=list)
+    """Per layer: the frames, ascending."""
+    scores: list[Tensor | None] = field(default_factory=list)
+    """Per layer: the score of each frame seen, [N] float32; None where frames were given."""
+    context_truncated: bool = False
+    """Context and text outgrew the window, so that the last tokens did not see all of it."""
+
+
+def answer_questions(
+    decoder: TextDecoder, config: ReKVConfig, questions: Sequence[Question], end_tokens: Collection[int]
+) -> list[Answer]:
+    """Answer a batch of questions greedily, each as if it were alone. Streams are not changed."""
+    answers = [Answer(status=_status(q, config), frames_seen=_below(q)) for q in questions]
+    good = [i for i, answer in enumerate(answers) if answer.status == "ok"]
+    if not good:
+        return answers
+    asked = [questions[i] for i in good]
+    requests = [
+        Request(q.stream, q.question_ids_n, _below(q), None if q.frames is None else torch.tensor(q.frames)) for q in asked
+    ]
+    room = max(len(q.prompt_ids_n) for q in asked) + max(q.max_new_tokens for q in asked)
+    context, _ = retrieve(decoder, config, requests, room)
+    tokens = greedy(
+        decoder, config, context, [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked], end_tokens
+    )
+    for row, i in enumerate(good):
+        layers = range(decoder.layers)
+        answers[i].tokens = tokens[row]
+        answers[i].retrieved = [context.frames[layer][row] for layer in layers]
+        answers[i].scores = [context.scores[layer][row] for layer in layers]
+        read = len(asked[row].prompt_ids_n) + len(tokens[row]) - 1  # the last token is not read
+        answers[i].context_truncated = max(context.length(layer, row) for layer in layers) + read > config.window_tokens
+    return answers
+
+
+@torch.inference_mode()
+def greedy(
+    decoder: TextDecoder,
+    config: ReKVConfig,
+    context: Context,
+    prompts: Sequence[Tensor],
+    limits: Sequence[int],
+    end_tokens: Collection[int],
+    steps: list[Tensor] | None = None,
+) -> list[list[int]]:
+    """Read the prompts and generate at most ``limits[i]`` tokens each, up to and with an end token.
+
+    ``steps`` receives the logits [B, V] of every step. The whole batch runs until its longest answer is complete.
+    """
+    hidden_BC = torch.stack([part[-1] for part in read_text(decoder, config, context, prompts)])
+    answers: list[list[int]] = [[] for _ in prompts]
+    running = [True] * len(prompts)
+    while True:
+        logits_BV = decoder.logits(hidden_BC)
+        if steps is not None:
+            steps.append(logits_BV)
+        next_B = logits_BV.argmax(dim=-1)
+        for row, token in enumerate(next_B.tolist()):
+            if running[row]:
+                answers[row].append(token)
+                running[row] = token not in end_tokens and len(answers[row]) < limits[row]
+        if not any(running):
+            return answers
+        hidden_BC = torch.cat(read_text(decoder, config, context, list(next_B.split(1))))
+
+
+def _below(question: Question) -> int:
+    seen = question.stream.frames
+    return seen if question.below is None else min(max(question.below, 0), seen)
+
+
+def _status(question: Question, config: ReKVConfig) -> str:
+    if not len(question.question_ids_n) or not len(question.prompt_ids_n) or question.max_new_tokens < 1:
+        return "bad_question"
+    if question.frames is not None:
+        frames = list(question.frames)
+        ascending = all(a < b for a, b in zip(frames, frames[1:], strict=False))
+        inside = not frames or (frames[0] >= 0 and frames[-1] < _below(question))
+        if not (ascending and inside and len(frames) * question.stream.grid.tokens <= config.window_tokens):
+            return "bad_frames"
+        empty = not frames
+    else:
+        empty = _below(question) == 0
+    return "no_frames" if empty and not question.allow_blind else "ok"

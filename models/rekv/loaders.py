@@ -1,0 +1,114 @@
+"""A video-language model ready for ReKV, from a local folder: decoder, frame encoder, tokenizer, prompts.
+
+LLaVA-OneVision, Video-LLaVA and InternVL take frames; of the Qwen-VL family the text decoder is used (experimental: paper
+and code do not define its 3-D positions), with frame features given by the caller.
+"""
+
+# F frames, T tokens per frame, C hidden size, n tokens
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from connectors.errors import CheckpointMismatch
+from models.rekv.checkpoint import load_checkpoint, read_model_type
+from models.rekv.config import ReKVConfig
+from models.rekv.decoder import TextDecoder
+from models.rekv.encoding import encode_prefix
+from models.rekv.prompts import PROMPTS, PromptTemplate
+from models.rekv.session import Prefix
+from models.rekv.vision import FrameEncoder
+
+__all__ = ["FolderTokenizer", "Tokenizer", "VideoLanguageModel", "load_model", "wrap_model"]
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    def encode(self, text: str, *, start: bool = False) -> list[int]:
+        """Return token ids; ``start``: with the token that opens a sequence, where the family has one."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of an answer, without special tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class VideoLanguageModel:
+    """Everything that answering from frames needs, weights included; no stream."""
+
+    family: str
+    decoder: TextDecoder
+    frames: FrameEncoder | None
+    """None for the Qwen-VL family."""
+    tokenizer: Tokenizer | None
+    """None where the folder has none; then token ids must be given."""
+    prompts: PromptTemplate
+    end_tokens: frozenset[int]
+
+    def prefix(self) -> Prefix:
+        """Return the encoded prompt prefix; one serves all streams."""
+        return encode_prefix(self.decoder, self.ids(self.prompts.prefix, start=True))
+
+    def ids(self, text: str, *, start: bool = False) -> Tensor:
+        """Return the token ids [n] of a text. Raises ``CheckpointMismatch`` without a tokenizer."""
+        if self.tokenizer is None:
+            raise CheckpointMismatch(f"rekv: the {self.family} checkpoint has no tokenizer; put tokenizer.json into its folder")
+        return torch.tensor(self.tokenizer.encode(text, start=start), dtype=torch.long)
+
+
+class FolderTokenizer:
+    """The tokenizer of a checkpoint folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+    def encode(self, text: str, *, start: bool = False) -> list[int]:
+        """Return token ids. Only the prefix begins with a start token, and only in families that have one (Llama)."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        first = self._tokenizer.bos_token_id
+        adds_start = start and first is not None and self._tokenizer.encode("")[:1] == [first]
+        return [first, *ids] if adds_start else ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text without special tokens and outer white space."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+    config: ReKVConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> VideoLanguageModel:
+    """Load a checkpoint folder of a supported family. Raises ``CheckpointMismatch`` or ``ConfigError``."""
+    path = Path(folder)
+    model = load_checkpoint(path, device=device, dtype=dtype)
+    tokenizer = FolderTokenizer(path) if (path / "tokenizer_config.json").exists() else None
+    return wrap_model(model, read_model_type(path), config, tokenizer)
+
+
+def wrap_model(model: Any, family: str, config: ReKVConfig, tokenizer: Tokenizer | None = None) -> VideoLanguageModel:
+    """Wrap a model of transformers that is in memory. Its decoder's attention is switched to ReKV's."""
+    decoder = TextDecoder.of(model.model.language_model, model.lm_head, config)
+    ends: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, model.config.text_config):
+        end = getattr(source, "eos_token_id", None)
+        ends |= set() if end is None else {end} if isinstance(end, int) else set(end)
+    frames = None if "qwen" in family else FrameEncoder.of(model, family)
+    return VideoLanguageModel(
+        family=family,
+        decoder=decoder,
+        frames=frames,
+        tokenizer=tokenizer,
+        prompts=PROMPTS[family],
+        end_tokens=frozenset(ends),
+    )

@@ -1,0 +1,131 @@
+"""What ReKV keeps for one stream: the prompt prefix, the sliding window and the number of frames; the blocks lie in a store.
+
+Plain state: it is changed by ``encoding`` and read by ``answering``, which never writes to it. The window is a rotated copy
+of the last tokens' keys and can be rebuilt from the blocks bit for bit, so a snapshot needs the blocks and ``frames`` only.
+"""
+
+# L layers, G key/value heads, S prefix tokens, C rows of the window buffer, T tokens per frame, D head dim
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from connectors.errors import ConfigError
+from models.rekv.config import ReKVConfig
+from models.rekv.decoder import TextDecoder
+from models.rekv.rotary import Grid
+from models.rekv.store import KeyValueStore
+
+__all__ = ["Prefix", "StreamState", "Window", "open_stream", "rebuild_window"]
+
+_SPARE = 4  # the window buffer has 1/4 more rows than the window, so that rows move to its front only every W/4 tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """Keys (before rotation) and values of the prompt prefix, [L, G, S, D]; the same for all streams, which share it."""
+
+    keys_LGSD: Tensor
+    values_LGSD: Tensor
+    hidden_SC: Tensor
+    """The decoder's output for the prefix."""
+
+    @property
+    def tokens(self) -> int:
+        """S: the number of sinks."""
+        return self.keys_LGSD.shape[2]
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """The last tokens of a stream, prefix included: rotated keys, and values; rows [0, filled) are valid."""
+
+    keys_LGCD: Tensor
+    values_LGCD: Tensor
+    base: int = 0
+    """Index in the stream of the token in row 0."""
+    filled: int = 0
+
+    @property
+    def rows(self) -> int:
+        """C."""
+        return self.keys_LGCD.shape[2]
+
+    def make_room(self, rows: int, keep: int) -> None:
+        """Move the last ``keep`` rows to the front if ``rows`` more do not fit behind them."""
+        keep = min(keep, self.filled)
+        if self.filled + rows <= self.rows or keep == self.filled:
+            return
+        for kept_GCD in (*self.keys_LGCD, *self.values_LGCD):  # layer by layer: what is copied aside stays small
+            kept_GCD[:, :keep] = kept_GCD[:, self.filled - keep : self.filled].clone()
+        self.base += self.filled - keep
+        self.filled = keep
+
+
+@dataclass(slots=True, eq=False)
+class StreamState:
+    """One stream. ``frames`` counts the frames whose blocks are complete; a question sees blocks below it, or below less."""
+
+    prefix: Prefix
+    grid: Grid
+    store: KeyValueStore
+    window: Window
+    frames: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen, prefix included."""
+        return self.prefix.tokens + self.frames * self.grid.tokens
+
+    def bytes(self) -> int:
+        """Size of the window buffer; the store counts the blocks."""
+        return 2 * self.window.keys_LGCD.numel() * self.window.keys_LGCD.element_size()
+
+
+def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Grid, store: KeyValueStore) -> StreamState:
+    """Return a stream without frames, on the decoder's device. ``store`` must be empty.
+
+    Raises ``ConfigError`` if the retrieved frames or the prefix do not fit into the window.
+    """
+    config.check_block(grid.tokens)
+    if prefix.tokens > config.window_tokens:
+        raise ConfigError(
+            f"rekv: the prompt prefix has {prefix.tokens} tokens, more than window_tokens={config.window_tokens}; "
+            "shorten the prefix or enlarge the window"
+        )
+    rows = config.window_tokens + max(config.window_tokens // _SPARE, grid.tokens)
+    shape = (decoder.layers, decoder.groups, rows, decoder.dim)
+    buffers = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
+    stream = StreamState(prefix, grid, store, Window(*buffers))
+    _refill(decoder, config, stream)
+    return stream
+
+
+def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, frames: int) -> None:
+    """Make the window of a stream whose store holds ``frames`` blocks, as after encoding them: bit for bit."""
+    stream.frames = frames
+    _refill(decoder, config, stream)
+
+
+def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState) -> None:
+    """Fill the window with the last W tokens, or all, from prefix and store."""
+    window, prefix, tokens = stream.window, stream.prefix, stream.grid.tokens
+    base = max(stream.tokens - config.window_tokens, 0)
+    first = max(base - prefix.tokens, 0) // tokens  # the frame of token ``base``
+    skip = max(base - prefix.tokens, 0) - first * tokens
+    turn = decoder.rotary.turn(stream.grid.positions(base, stream.tokens, prefix.tokens, stream.frames))
+    blocks = torch.arange(first, stream.frames, device=decoder.device)
+    for layer in range(decoder.layers):
+        rows = []
+        for sinks_GSD, row in ((prefix.keys_LGSD[layer], 0), (prefix.values_LGSD[layer], 1)):
+            parts = [sinks_GSD[:, base:]]
+            if stream.frames:
+                parts.append(stream.store.gather(layer, blocks)[row].transpose(0, 1).flatten(1, 2)[:, skip:])
+            rows.append(torch.cat(parts, dim=1))
+        window.filled = rows[0].shape[1]
+        window.keys_LGCD[layer, :, : window.filled] = turn(rows[0])
+        window.values_LGCD[layer, :, : window.filled] = rows[1]
+    window.base = base
