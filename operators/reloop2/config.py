@@ -1,0 +1,162 @@
+"""Options of the operator ``reloop2``. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from connectors.errors import ConfigError
+from connectors.options import REQUIRED, option
+
+__all__ = ["ReLoop2Options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLoop2Options:
+    """Error-memory correction of click-through-rate predictions (ReLoop2, arXiv 2306.08808)."""
+
+    checkpoint: str = option(
+        REQUIRED, "Base model: a safetensors file of `streambank train reloop2` or converted from FuxiCTR.", path=True
+    )
+    id_type: str = option(
+        "int64", "Type of the column `impression_id`, in impressions, labels and predictions.", choices=("int64", "string")
+    )
+    scope: str = option(
+        "global",
+        "`global`: one memory for all rows of a shard, as published. `per_key`: one per stream_id, for `max_streams` of them.",
+        choices=("global", "per_key"),
+    )
+    max_streams: int = option(1, "Streams with a memory at the same time; only with scope `per_key`.", unit="streams", ge=1)
+
+    mode: str = option(
+        "sketch",
+        "Memory: `sketch` (hashed sums of all labels), `knn` (the latest rows, exact search), `lsh_table` (the latest rows, "
+        "search among those that share a bucket).",
+        choices=("sketch", "knn", "lsh_table"),
+    )
+    strength: float = option(
+        0.4, "λ of the paper: 0 leaves the base prediction, 1 corrects by all of the estimated error. Tune it per model.", ge=0
+    )
+    gamma: float = option(
+        1.0,
+        "γ of the paper: 1 measures the error of the labels read against this prediction, 0 against the predictions read.",
+        ge=0,
+        le=1,
+    )
+    tau: float = option(0.1, "τ of the paper: temperature of the softmax over similarities.", gt=0)
+    similarity: str = option(
+        "density",
+        "Sketch: how arrays are weighted: `density` (softmax of the share of all rows in the bucket, published), `count` (rows "
+        "in the bucket; best where buckets are sparse), `uniform`.",
+        choices=("density", "count", "uniform"),
+    )
+    arrays: int = option(70, "K: hash arrays of the sketch or tables of lsh_table; more lower the variance and cost time.", ge=1)
+    bits: int = option(16, "L: sign bits per hash, so 2^L buckets per array; below 12 is too coarse.", unit="bits", ge=1, le=24)
+    top_k: int = option(70, "Neighbours read in the modes knn and lsh_table.", unit="rows", ge=1)
+    capacity: int = option(20_000, "Rows kept in the modes knn and lsh_table; the oldest goes.", unit="rows", ge=1)
+    slots_per_bucket: int = option(64, "Rows that a bucket of lsh_table names; the oldest goes.", unit="rows", ge=1)
+    sigma: float = option(
+        0.0, "Modes knn and lsh_table: write only rows whose |label - y_base| is above this; biases the labels read.", ge=0, lt=1
+    )
+    keep_rate: float = option(1.0, "Modes knn and lsh_table: share of the rows that is written, drawn at random.", gt=0, le=1)
+    center: str = option(
+        "train_mean",
+        "Subtract the hidden vector's training mean before hashing (`train_mean`; a sketch of a ReLU layer needs it) or not "
+        "(`none`, published).",
+        choices=("train_mean", "none"),
+    )
+    seed: int = option(0, "Seed of the random projections, fixed for the life of a memory, and of `keep_rate`.")
+
+    forgetting: str = option(
+        "half_life",
+        "Sketch: `half_life`, `slices` (an exact sliding window of 8 slices, 9 times the memory), `reset` (published) or "
+        "`never`.",
+        choices=("half_life", "slices", "reset", "never"),
+    )
+    forget_rows: int = option(
+        10_000, "Rows written until half of a weight is left, a row leaves the window, or the sketch is reset.", unit="rows", ge=8
+    )
+    reset_every_s: float | None = option(None, "Also forget everything whenever so much event time has passed.", unit="s", gt=0)
+
+    micro_batch: int = option(
+        512,
+        "Impressions that read the same state of the memory; labels are written between two micro-batches. Smaller is fresher, "
+        "larger is faster.",
+        unit="rows",
+        ge=1,
+    )
+    label_timeout_s: float = option(1800.0, "Wait for an impression's label for so much event time.", unit="s", gt=0)
+    on_timeout: str = option(
+        "negative",
+        "An impression without a label in time counts as not clicked (`negative`) or not at all (`drop`).",
+        choices=("negative", "drop"),
+    )
+    late_correction_s: float = option(
+        0.0,
+        "For so long after the timeout a positive label still corrects what was written as negative; sketches that forget "
+        "by `never` or `reset`, where that is exact.",
+        unit="s",
+        ge=0,
+    )
+    pending_capacity: int = option(
+        100_000,
+        "Impressions remembered for their label, for duplicates and corrections (per stream with scope `per_key`); of more "
+        "the oldest is dropped. Give it at least the impressions of label_timeout_s + late_correction_s.",
+        unit="rows",
+        ge=1,
+    )
+    early_label_s: float = option(600.0, "Keep a label that came before its impression for so much event time.", unit="s", ge=0)
+    early_capacity: int = option(
+        10_000, "Labels kept that came before their impression (per stream with scope `per_key`).", unit="rows", ge=1
+    )
+    soft_labels: bool = option(False, "Accept labels between 0 and 1, too.")
+    allowed_lateness_s: float = option(
+        10.0, "Event time may be out of order by so much: the watermark stays that far behind the latest row.", unit="s", ge=0
+    )
+    partition: str | None = option(
+        None,
+        "Column that names the source's partition (`stream_id`, say): the watermark then waits for the slowest one. Default: "
+        "the input is one partition.",
+    )
+    idle_timeout_s: float = option(
+        60.0, "A partition that is so far behind the others does not hold the watermark back.", unit="s", gt=0
+    )
+    max_jump_s: float = option(
+        60.0, "An event time further ahead of all before it counts as this much ahead, for timeouts; flagged.", unit="s", gt=0
+    )
+    memory_budget_gib: float = option(
+        4.0, "Upper bound of memory and waiting impressions of one shard; checked before the start.", unit="GiB", gt=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.mode != "sketch":
+            if self.scope == "per_key":
+                raise ConfigError(f"scope='per_key' needs mode='sketch', got mode={self.mode!r}; use scope='global'")
+            if self.late_correction_s:
+                raise ConfigError(
+                    f"late_correction_s={self.late_correction_s} needs mode='sketch', whose sums can be corrected exactly, got "
+                    f"mode={self.mode!r}; set it to 0"
+                )
+        else:
+            for name, off in (("sigma", 0.0), ("keep_rate", 1.0)):
+                if getattr(self, name) != off:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)} filters rows of the modes knn and lsh_table; a sketch holds every row, "
+                        f"so leave it at {off}"
+                    )
+        if self.late_correction_s and self.forgetting not in ("never", "reset"):
+            raise ConfigError(
+                f"late_correction_s={self.late_correction_s} needs forgetting='never' or 'reset': under "
+                f"{self.forgetting!r} what was written has lost weight since; set one of them"
+            )
+        if self.late_correction_s and self.on_timeout == "drop":
+            raise ConfigError(
+                f"late_correction_s={self.late_correction_s} corrects negatives, but on_timeout='drop' writes none; set "
+                "on_timeout='negative' or late_correction_s=0"
+            )
+        if self.scope == "global" and self.max_streams != 1:
+            raise ConfigError(f"max_streams={self.max_streams} does nothing with scope='global'; set scope='per_key' or remove it")
+        if self.scope == "per_key" and self.partition is not None:
+            raise ConfigError(
+                f"partition={self.partition!r} does nothing with scope='per_key', where every stream has its own watermark; "
+                "remove it"
+            )

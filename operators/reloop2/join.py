@@ -1,0 +1,239 @@
+"""The table of impressions that wait for their labels, and what becomes of them: labelled, timed out, too old.
+
+Knows rows, ids and event times; nothing of models or banks beyond an opaque key per row. Each lane (one for a global memory,
+one per stream otherwise) is a ring of its latest impressions, which also answers for duplicates and for corrections that come
+late. Invariant: labels change a row's state at once; what they write waits, in order, until ``take_staged``. Rows are freed by
+``free`` only, so nothing depends on how rows were cut into calls. All columns are allocated in the constructor.
+"""
+
+# S lanes, R rows of a lane, B rows of a call, L lanes of a call, W width of a key, N lanes of a snapshot
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.reloop2.ids import Bools, IdIndex, Ints, rank_within
+from operators.state import Rows, State
+
+__all__ = ["JoinTable", "RowState", "Waiting"]
+
+_BLOCK = 128
+"""Rows that share a lower bound of their deadlines, so that looking for timeouts does not read the whole table."""
+_NEVER = np.iinfo(np.int64).max
+
+
+class RowState(IntEnum):
+    """What a row of the table is."""
+
+    EMPTY = 0
+    PENDING = 1
+    STAGED = 2
+    """Its label is known; the write waits for the end of the micro-batch."""
+    DONE = 3
+    """Written, dropped or made with an older model; kept to recognise duplicates."""
+    NEGATIVE = 4
+    """Timed out and written as a negative; a late positive may correct it."""
+    CORRECTING = 5
+    """A late positive is known; the correction waits for the end of the micro-batch."""
+    EXPIRED = 6
+    """Timed out and not written; or corrected too late to be."""
+
+
+class Waiting(NamedTuple):
+    """Impressions on their way into the table, [B]."""
+
+    lanes_B: Ints
+    ids_B: Ints
+    deadline_us_B: Ints
+    base_B: np.ndarray
+    model: int
+    """Number of the model that made ``base_B`` and the keys."""
+    keys_BW: Tensor
+
+
+class JoinTable:
+    """Rings of ``capacity`` rows for each of ``lanes`` lanes, and room for ``slack`` rows between two calls of ``free``."""
+
+    def __init__(
+        self, lanes: int, capacity: int, slack: int, *, key_width: int, key_dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.lanes, self.capacity, self.slack = lanes, capacity, slack
+        self.rows = _rows(capacity, slack)
+        total = lanes * self.rows
+        self.state = np.zeros(total, np.uint8)
+        self.ids = np.zeros(total, np.int64)
+        self.deadline_us = np.zeros(total, np.int64)
+        self.base = np.zeros(total, np.float32)
+        self.label = np.zeros(total, np.float32)
+        self.model = np.zeros(total, np.int64)
+        self.written = np.zeros(total, np.int64)
+        """Where the row stands in the memory, for corrections: what ``ErrorMemory.write`` returned."""
+        self.keys_RW = torch.zeros((total, key_width), dtype=key_dtype, device=device)
+        self._head_S = np.zeros(lanes, np.int64)
+        self._staged_SR = np.zeros((lanes, self.rows), np.int32)
+        self._staged_count_S = np.zeros(lanes, np.int64)
+        self._earliest_SQ = np.full((lanes, self.rows // _BLOCK), _NEVER)
+        self._dirty_key = np.zeros(total, np.bool_)
+        self._dirty = np.zeros(total, np.bool_)
+        self._index = IdIndex(lambda ids, rows: (self.ids[rows] == ids) & (self.state[rows] != RowState.EMPTY))
+
+    @staticmethod
+    def bytes_needed(lanes: int, capacity: int, slack: int, key_bytes: int) -> int:
+        """Return what a table costs, with its index when it is full."""
+        per_row = 1 + 5 * 8 + 2 * 4 + 4 + 2 + key_bytes + 2 * 16
+        return lanes * _rows(capacity, slack) * per_row
+
+    def find(self, ids_B: Ints) -> Ints:
+        """Return the row of each id, -1 where the table does not hold it (any more)."""
+        return self._index.find(ids_B)
+
+    def add(self, new: Waiting) -> tuple[Ints, Bools]:
+        """Append impressions as pending; return their rows and which were not appended since their id is there already.
+
+        Of equal ids in one call the first is appended. A lane takes ``slack`` rows at most until its next ``free``.
+        """
+        known_B = self.find(new.ids_B) >= 0
+        first_B = np.zeros(len(new.ids_B), np.bool_)
+        first_B[np.unique(new.ids_B, return_index=True)[1]] = True
+        duplicate_B = known_B | ~first_B
+        fresh_B = np.flatnonzero(~duplicate_B)
+        lanes_B = new.lanes_B[fresh_B]
+        place_B = (self._head_S[lanes_B] + rank_within(lanes_B)) % self.rows
+        row_B = lanes_B * self.rows + place_B
+        np.add.at(self._head_S, lanes_B, 1)
+        self.state[row_B] = RowState.PENDING
+        self.ids[row_B] = new.ids_B[fresh_B]
+        self.deadline_us[row_B] = new.deadline_us_B[fresh_B]
+        self.base[row_B] = new.base_B[fresh_B]
+        self.label[row_B] = 0.0
+        self.model[row_B] = new.model
+        self.written[row_B] = 0
+        self.keys_RW[self._on_device(row_B)] = new.keys_BW[self._on_device(fresh_B)].to(self.keys_RW.dtype)
+        np.minimum.at(self._earliest_SQ, (lanes_B, place_B // _BLOCK), new.deadline_us_B[fresh_B])
+        self._dirty[row_B] = self._dirty_key[row_B] = True
+        self._index.put(new.ids_B[fresh_B], row_B)
+        rows_B = np.full(len(new.ids_B), -1, np.int64)
+        rows_B[fresh_B] = row_B
+        return rows_B, duplicate_B
+
+    def stage(self, row_B: Ints, label_B: np.ndarray) -> None:
+        """Note the labels of rows, all different: of pending ones to be written, of negative ones to be corrected."""
+        pending_B = self.state[row_B] == RowState.PENDING
+        self.state[row_B] = np.where(pending_B, np.uint8(RowState.STAGED), np.uint8(RowState.CORRECTING))
+        self.label[row_B] = label_B
+        self._dirty[row_B] = True
+        lanes_B = row_B // self.rows
+        self._staged_SR[lanes_B, self._staged_count_S[lanes_B] + rank_within(lanes_B)] = row_B % self.rows
+        np.add.at(self._staged_count_S, lanes_B, 1)
+
+    def take_staged(self, lanes_L: Ints) -> Ints:
+        """Return the staged rows of these lanes, lane by lane, each in the order of ``stage``, and forget that order."""
+        count_L = self._staged_count_S[lanes_L]
+        taken = np.arange(int(count_L.max(initial=0))) < count_L[:, None]
+        rows_LT = self._staged_SR[lanes_L, : taken.shape[1]] + lanes_L[:, None] * self.rows
+        self._staged_count_S[lanes_L] = 0
+        staged: Ints = rows_LT[taken].astype(np.int64)
+        return staged
+
+    def due(self, lanes_L: Ints, watermark_us_L: Ints) -> Ints:
+        """Return the pending rows of these lanes whose deadline the watermark has reached, oldest first in each lane."""
+        at_L, block_L = np.nonzero(self._earliest_SQ[lanes_L] <= watermark_us_L[:, None])
+        if not len(at_L):
+            return np.empty(0, np.int64)
+        row_LB = ((lanes_L[at_L] * self.rows) + block_L * _BLOCK)[:, None] + np.arange(_BLOCK)
+        pending_LB = self.state[row_LB] == RowState.PENDING
+        deadline_LB = np.where(pending_LB, self.deadline_us[row_LB], _NEVER)
+        due_LB = deadline_LB <= watermark_us_L[at_L][:, None]
+        self._earliest_SQ[lanes_L[at_L], block_L] = np.where(due_LB, _NEVER, deadline_LB).min(1)
+        row_B = row_LB[due_LB]
+        lane_B = row_B // self.rows
+        age_B = (row_B - self._head_S[lane_B]) % self.rows  # the oldest stands at the head
+        ordered: Ints = row_B[np.lexsort((age_B, lane_B))]
+        return ordered
+
+    def settle(self, row_B: Ints, state: RowState, written_B: Ints | int = 0) -> None:
+        """Set the state of rows."""
+        self.state[row_B] = state
+        self.written[row_B] = written_B
+        self._dirty[row_B] = True
+
+    def free(self, lanes_L: Ints) -> int:
+        """Forget all but the latest ``capacity`` rows of these lanes; return how many were still waiting for a label."""
+        oldest_L = self._head_S[lanes_L] - self.capacity - self.slack
+        row_B = (lanes_L[:, None] * self.rows + (oldest_L[:, None] + np.arange(self.slack)) % self.rows).ravel()
+        row_B = row_B[self.state[row_B] != RowState.EMPTY]
+        waiting = int(np.count_nonzero(self.state[row_B] == RowState.PENDING))
+        self.settle(row_B, RowState.EMPTY)
+        return waiting
+
+    def clear(self, lane: int) -> None:
+        """Forget all rows of a lane."""
+        rows = slice(lane * self.rows, (lane + 1) * self.rows)
+        self.state[rows] = RowState.EMPTY
+        self._dirty[rows] = self._dirty_key[rows] = False
+        self._head_S[lane] = self._staged_count_S[lane] = 0
+        self._earliest_SQ[lane] = _NEVER
+
+    def waiting(self) -> int:
+        """Return how many rows wait for their label."""
+        return int(np.count_nonzero(self.state == RowState.PENDING))
+
+    # Snapshots
+
+    def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
+        """Add these lanes to ``state`` under ``join.``; where incremental, only rows that changed."""
+        state.dense["join.head"] = torch.from_numpy(self._head_S[lanes_N])
+        length_N = np.minimum(self._head_S[lanes_N], self.rows)
+        used_NR = np.arange(self.rows) < length_N[:, None]
+        for name, dirty in (("rows", self._dirty), ("keys", self._dirty_key)):
+            held_NR = used_NR & dirty.reshape(self.lanes, -1)[lanes_N] if incremental else used_NR
+            at_R, index_R = np.nonzero(held_NR)
+            row_R = lanes_N[at_R] * self.rows + index_R
+            values_R = self.keys_RW[self._on_device(row_R)].cpu() if name == "keys" else torch.from_numpy(self._columns(row_R))
+            count_N = torch.from_numpy(held_NR.sum(1))
+            state.rows[f"join.{name}"] = Rows(torch.from_numpy(length_N), count_N, torch.from_numpy(index_R), values_R)
+        count_N = self._staged_count_S[lanes_N]
+        staged_R = self._staged_SR[lanes_N][np.arange(self.rows) < count_N[:, None]]
+        state.rows["join.staged"] = Rows.full(torch.from_numpy(count_N), torch.from_numpy(staged_R))
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        self._dirty[:] = False
+        self._dirty_key[:] = False
+
+    def load(self, lanes_N: Ints, state: State) -> None:
+        """Take these lanes from a full ``state``; all others must be empty."""
+        self._head_S[lanes_N] = state.dense["join.head"].numpy()
+        rows, keys, staged = (state.rows[f"join.{name}"] for name in ("rows", "keys", "staged"))
+        row_R = np.repeat(lanes_N * self.rows, rows.count_N.numpy()) + rows.index_R.numpy()
+        values = rows.values_R.numpy()
+        self.ids[row_R], self.deadline_us[row_R], self.model[row_R], self.written[row_R] = values[:, :4].T
+        self.state[row_R] = values[:, 4].astype(np.uint8)
+        self.base[row_R], self.label[row_R] = values[:, 5:].astype(np.int32).view(np.float32).T
+        self.keys_RW[self._on_device(row_R)] = keys.values_R.to(self.keys_RW)
+        count_N = staged.count_N.numpy()
+        self._staged_count_S[lanes_N] = count_N
+        self._staged_SR[np.repeat(lanes_N, count_N), staged.index_R.numpy()] = staged.values_R.numpy()
+        live_R = row_R[self.state[row_R] != RowState.EMPTY]
+        self._index.put(self.ids[live_R], live_R)
+        waiting_R = row_R[self.state[row_R] == RowState.PENDING]
+        block_R = waiting_R % self.rows // _BLOCK
+        np.minimum.at(self._earliest_SQ, (waiting_R // self.rows, block_R), self.deadline_us[waiting_R])
+
+    def _columns(self, row_R: Ints) -> np.ndarray:
+        """Return all but the keys of rows as int64 [R, 7], floats by their bits."""
+        whole = [self.ids, self.deadline_us, self.model, self.written, self.state]
+        bits = [column[row_R].view(np.int32).astype(np.int64) for column in (self.base, self.label)]
+        return np.stack([*(column[row_R].astype(np.int64) for column in whole), *bits], axis=1)
+
+    def _on_device(self, row_B: Ints) -> Tensor:
+        return torch.from_numpy(row_B).to(self.keys_RW.device)
+
+
+def _rows(capacity: int, slack: int) -> int:
+    return -(-(capacity + slack) // _BLOCK) * _BLOCK

@@ -1,0 +1,103 @@
+"""What ReLoop2 reads from: a small protocol, and the choice between a sketch of all rows and the latest rows themselves.
+
+A memory knows keys, labels and base predictions; no ids, no time. A row's *key* is made once from its hidden vector, serves the
+read, and is kept until the label comes. Invariant: the answers depend on the order of the writes, not on their grouping.
+"""
+
+# B rows of a call, D hidden width, W width of a key, K read-outs, L lanes of a call, S lanes, N lanes of a snapshot
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.reloop2.base import CtrModel
+from operators.banks import LshTable, RowRing
+from operators.reloop2.compensation import Recollection
+from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.ids import Bools, Ints
+from operators.reloop2.row_memory import RowMemory
+from operators.reloop2.sketch_memory import SketchMemory
+from operators.state import State
+
+__all__ = ["ErrorMemory", "bytes_needed", "key_bytes", "make_memory"]
+
+
+class ErrorMemory(Protocol):
+    """Past impressions: hidden vector, label, base prediction. Lanes are told apart where there is more than one."""
+
+    key_width: int
+    key_dtype: torch.dtype
+
+    def keys(self, hidden_BD: Tensor) -> Tensor:
+        """Return the keys of hidden vectors, [B, W]."""
+        ...
+
+    def read(self, keys_BW: Tensor, lanes_B: Ints) -> Recollection:
+        """Return what is known about rows like these."""
+        ...
+
+    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
+        """Take rows, in order; return for each where it stands, for ``holds``."""
+        ...
+
+    def holds(self, written_B: Ints, lanes_B: Ints) -> Bools:
+        """Return which rows still count as they were written, so that ``correct`` is exact."""
+        ...
+
+    def correct(self, keys_BW: Tensor, label_B: Tensor, lanes_B: Ints) -> None:
+        """Change rows that were written with label 0 to ``label_B``."""
+        ...
+
+    def written(self) -> Ints:
+        """Return how many rows each lane was given since it was cleared (with half-life: their weight), [S]."""
+        ...
+
+    def clear(self, lanes_L: Ints) -> None:
+        """Forget everything in these lanes."""
+        ...
+
+    def adopt(self, model: CtrModel) -> None:
+        """Make keys for another model of the same hidden width from now on."""
+        ...
+
+    def bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        ...
+
+    def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
+        """Add these lanes to ``state``; where incremental, what changed since ``mark_clean``."""
+        ...
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        ...
+
+    def load(self, lanes_N: Ints, state: State) -> None:
+        """Take these lanes from a full ``state``."""
+        ...
+
+
+def make_memory(options: ReLoop2Options, model: CtrModel, lanes: int, device: torch.device) -> ErrorMemory:
+    """Allocate the memory that ``options`` name."""
+    if options.mode == "sketch":
+        return SketchMemory(options, model, lanes, device)
+    return RowMemory(options, model, device)
+
+
+def bytes_needed(options: ReLoop2Options, hidden_dim: int) -> int:
+    """Return what the memory of one lane costs."""
+    if options.mode == "sketch":
+        return SketchMemory.bytes_needed(options)
+    need = RowRing.bytes_needed(options.capacity, hidden_dim, 2, half=True)
+    if options.mode == "lsh_table":
+        need += LshTable.bytes_needed(options.arrays, options.bits, options.slots_per_bucket)
+    return need
+
+
+def key_bytes(options: ReLoop2Options, hidden_dim: int) -> int:
+    """Return the size of one key."""
+    hidden = 0 if options.mode == "sketch" else hidden_dim
+    return 4 * (hidden + (0 if options.mode == "knn" else options.arrays))

@@ -1,0 +1,126 @@
+"""The latest rows themselves (ReLoop2 §3.2.2): a ring, searched by cosine, exactly or by buckets.
+
+Knows keys, labels and base predictions. Which rows are worth writing is decided here: the published filter and down-sampling.
+"""
+
+# B rows of a call, D hidden width, W width of a key, k neighbours
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.reloop2.base import CtrModel
+from operators.banks import LshTable, RowRing, SignHash, random_numbers
+from operators.reloop2.compensation import Recollection, softmax_weights
+from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.ids import Bools, Ints
+from operators.state import State
+
+__all__ = ["RowMemory"]
+
+
+class RowMemory:
+    """The latest rows, searched by cosine: exactly, or in mode ``lsh_table`` among the rows that share a bucket.
+
+    A key is the hidden vector, in mode ``lsh_table`` followed by its buckets (whole numbers below 2^24: exact in float32), so that
+    a row is hashed once only.
+    """
+
+    key_dtype = torch.float32
+
+    def __init__(self, options: ReLoop2Options, model: CtrModel, device: torch.device) -> None:
+        self._options = options
+        self._device = device
+        self._dim = model.hidden_dim
+        self._ring = RowRing(options.capacity, self._dim, device=device)
+        self._hash = self._table = None
+        if options.mode == "lsh_table":
+            self._hash = SignHash(self._dim, options.arrays, options.bits, options.seed, device)
+            self._table = LshTable(
+                self._ring, options.arrays, options.bits, options.slots_per_bucket, self._hash, seed=options.seed
+            )
+        self.key_width = self._dim + (options.arrays if self._table is not None else 0)
+        self._offered = self._since = 0  # rows offered in all; the ring's next number when it was cleared
+        self.adopt(model)
+
+    def adopt(self, model: CtrModel) -> None:
+        """Centre by this model's training mean."""
+        self._mean_D = model.hidden_mean.detach().clone().to(self._device) if self._options.center == "train_mean" else 0.0
+
+    def keys(self, hidden_BD: Tensor) -> Tensor:
+        """Return hidden vectors, with their buckets where there is a table."""
+        if self._hash is None:
+            return hidden_BD.float()
+        return torch.cat([hidden_BD.float(), self._hash.hash(hidden_BD - self._mean_D).float()], dim=1)
+
+    def read(self, keys_BW: Tensor, lanes_B: Ints) -> Recollection:
+        """Return the nearest rows, weighted by softmax(cosine / tau)."""
+        hidden_BD, k = keys_BW[:, : self._dim], self._options.top_k
+        if self._table is None:
+            found = self._ring.search(hidden_BD, k)
+        else:
+            found = self._table.search(hidden_BD, k, buckets_BK=keys_BW[:, self._dim :].long())
+        weight_Bk = softmax_weights(found.similarity_Bk, found.valid_Bk, self._options.tau)
+        values_BkV = found.values_BkV.double()
+        return Recollection(weight_Bk, values_BkV[..., 0], values_BkV[..., 1], found.valid_Bk)
+
+    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
+        """Take the rows that ``sigma`` and ``keep_rate`` leave; a row over the capacity takes the place of the oldest."""
+        number_B = torch.arange(self._offered, self._offered + len(label_B), device=self._device)
+        self._offered += len(label_B)
+        keep_B = torch.ones_like(number_B, dtype=torch.bool)
+        if self._options.sigma > 0:
+            keep_B &= (label_B - base_B).abs() > self._options.sigma
+        if self._options.keep_rate < 1:
+            drawn_B = random_numbers(torch.full_like(number_B, self._options.seed), number_B, 0, 1)[:, 0]
+            keep_B &= drawn_B.double() < self._options.keep_rate * 2.0**63
+        keys_BW, values_BV = keys_BW[keep_B], torch.stack([label_B, base_B], dim=1)[keep_B]
+        hidden_BD = keys_BW[:, : self._dim]
+        if self._table is None:
+            self._ring.add(hidden_BD, values_BV)
+        else:
+            self._table.add(hidden_BD, values_BV, buckets_BK=keys_BW[:, self._dim :].long())
+        return np.zeros(len(keep_B), np.int64)
+
+    def holds(self, written_B: Ints, lanes_B: Ints) -> Bools:
+        """Return that no row can be corrected: the options allow none."""
+        return np.zeros(len(written_B), np.bool_)
+
+    def correct(self, keys_BW: Tensor, label_B: Tensor, lanes_B: Ints) -> None:
+        """Refuse: see ``holds``."""
+        raise NotImplementedError("rows of a ring are not corrected")
+
+    def written(self) -> Ints:
+        """Return how many rows were written since the last clear."""
+        return np.array([self._ring.written - self._since])
+
+    def clear(self, lanes_L: Ints) -> None:
+        """Forget all rows."""
+        (self._ring if self._table is None else self._table).clear()
+        self._since = self._ring.written
+
+    def bytes(self) -> int:
+        """Return the bytes of ring and table."""
+        return self._ring.bytes() + (0 if self._table is None else self._table.bytes())
+
+    def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
+        """Add ring and table to what is shared."""
+        state.shared["memory.counters"] = torch.tensor([self._offered, self._since])
+        self._ring.export(state, "memory.ring", incremental=incremental)
+        if self._table is not None:
+            self._table.export(state, "memory.table", incremental=incremental)
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        self._ring.mark_clean()
+        if self._table is not None:
+            self._table.mark_clean()
+
+    def load(self, lanes_N: Ints, state: State) -> None:
+        """Take ring and table from a full ``state``."""
+        self._offered, self._since = state.shared["memory.counters"].tolist()
+        self._ring.load(state, "memory.ring")
+        if self._table is not None:
+            self._table.load(state, "memory.table")
