@@ -42,11 +42,13 @@ _ENTRIES = (
     Entry("source", "csv", "connectors.sources.csv:CsvSource", "rows of CSV files"),
     Entry("source", "jsonl", "connectors.sources.jsonl:JsonlSource", "one JSON object per line"),
     Entry("source", "arrow", "connectors.sources.arrow:ArrowSource", "rows of Arrow IPC files and streams"),
+    Entry("source", "kafka", "connectors.sources.kafka:KafkaSource", "topics of Kafka: JSON, Arrow or frames, one split per partition"),
     Entry("operator", "mamba", "operators.mamba.operator:MambaOperator", "video object detection with a memory per stream"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
     Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
     Entry("sink", "jsonl", "connectors.sinks.jsonl:JsonlSink", "JSON lines"),
+    Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
     Entry("sink", "annotated_video", "connectors.sinks.annotated_video:AnnotatedVideoSink", "MP4 with detections drawn on it"),
 )
 

@@ -17,7 +17,8 @@ def test_every_option_of_every_type_is_described_with_type_default_and_meaning(e
     assert f"{entry.name} ({entry.kind}): {entry.summary}" in text
     for info in option_infos(registry.load(entry.kind, entry.name).Options):
         assert info.doc, f"option {info.name} has no doc"
-        assert f"  {info.name}: {info.allowed}; " in text
+        kind = "a secret, {env: NAME} or {file: PATH}" if info.secret else info.allowed
+        assert f"  {info.name}: {kind}; " in text
     for info in option_infos(ENGINE_KEYS[entry.kind]):
         assert f"  {info.name}: " in text
 
