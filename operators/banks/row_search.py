@@ -31,6 +31,7 @@ _ROW_PADDING = 64  # keys are allocated in multiples of this, so that groups nev
 _WIDEST_GROUP = 64
 _TILE_ROWS = {"cpu": 40_000, "cuda": 1 << 18}
 _BLOCK = {"cpu": 256, "cuda": 1024}
+_SELECT = {"cpu": 64, "cuda": 1024}
 _SCRATCH_BYTES = {
     "cpu": 1 << 19,
     "cuda": 1 << 28,
@@ -183,7 +184,9 @@ class KeyScan:
             width = _group_width(count, wanted)
             score_bn = self._scores(q_bD, start, math.ceil(count / width) * width, half=half)
             score_bn[:, count:] = -torch.inf
-            value_bm, position_bm, cut_b = self._best_of_tile(score_bn, width, wanted)
+            # A few queries at a time, so that their scores are still in the cache when the members of groups are read.
+            picked = [self._best_of_tile(part_bn, width, wanted) for part_bn in score_bn.split(_SELECT[q_bD.device.type])]
+            value_bm, position_bm, cut_b = (torch.cat(part) for part in zip(*picked, strict=True))
             left_out_b = torch.maximum(left_out_b, cut_b)
             values.append(value_bm)
             positions.append(position_bm + start)
