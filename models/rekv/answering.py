@@ -81,8 +81,8 @@ def retrieve(decoder: TextDecoder, config: ReKVConfig, requests: Sequence[Reques
     hidden = [decoder.embed(request.question_ids_n[:0]) for request in requests]
     if inner:
         ids_n = torch.cat([requests[row].question_ids_n for row in inner])
-        parts = decoder.run(decoder.embed(ids_n), session).split([len(requests[row].question_ids_n) for row in inner])
-        for row, part in zip(inner, parts, strict=True):
+        hidden_nC = decoder.run(decoder.embed(ids_n), session)
+        for row, part in zip(inner, torch.split(hidden_nC, list(session.counts)), strict=True):
             hidden[row] = part
     return context, hidden
 
@@ -94,7 +94,7 @@ def read_text(decoder: TextDecoder, config: ReKVConfig, context: Context, texts:
     session = _Text(decoder, config, context, list(range(len(texts))), counts)
     hidden_nC = decoder.run(decoder.embed(torch.cat(list(texts))), session)
     context.text = [seen + count for seen, count in zip(context.text, counts, strict=True)]
-    return list(hidden_nC.split(counts))
+    return list(torch.split(hidden_nC, counts))
 
 
 class _Text:
@@ -120,9 +120,10 @@ class _Text:
         single = len(self.rows) == len(self.context.requests) and set(self.counts) == {1}
         if single and max(starts) < self.config.window_tokens:
             return self._one_token(index, starts, query_HnD, key_GnD, value_GnD, scale)
-        parts = zip(*(x.split(list(self.counts), dim=1) for x in (query_HnD, key_GnD, value_GnD)), strict=True)
-        steps = zip(self.rows, starts, parts, strict=True)
-        return torch.cat([self._row(index, row, start, *part, scale) for row, start, part in steps], dim=1)
+        counts = list(self.counts)
+        queries, keys, values = (torch.split(x, counts, dim=1) for x in (query_HnD, key_GnD, value_GnD))
+        steps = zip(self.rows, starts, queries, keys, values, strict=True)
+        return torch.cat([self._row(index, *step, scale) for step in steps], dim=1)
 
     def prepare(self, index: int, query_HnD: Tensor) -> None:
         """Get the layer's context ready before its text is read."""
@@ -162,12 +163,13 @@ class _Text:
         keys_BGMD[row_B, :, start_B] = turn(key_GBD).transpose(0, 1)
         values_BGMD[row_B, :, start_B] = value_GBD.transpose(0, 1)
         groups, seen = keys_BGMD.shape[1], hidden_BM.shape[1]
-        query_BGRD = turn(query_HBD).transpose(0, 1).unflatten(1, (groups, -1))
+        query_BGRD = turn(query_HBD).transpose(0, 1).reshape(len(starts), groups, -1, query_HBD.shape[-1])
         logits_BGRM = (query_BGRD @ keys_BGMD[:, :, :seen].transpose(2, 3)).float() * scale
         if min(starts) < seen - 1:
             logits_BGRM = logits_BGRM.masked_fill(hidden_BM[:, None, None], -torch.inf)
         weights_BGRM = logits_BGRM.softmax(dim=-1).to(values_BGMD.dtype)
-        return (weights_BGRM @ values_BGMD[:, :, :seen]).flatten(1, 2).transpose(0, 1)
+        output_BGRD: Tensor = weights_BGRM @ values_BGMD[:, :, :seen]
+        return output_BGRD.flatten(1, 2).transpose(0, 1)
 
     def _turn(self, index: int, row: int, start: int, stop: int) -> Turn:
         """Rotation of tokens ``start`` to ``stop`` of a context."""
@@ -206,7 +208,7 @@ class _Retrieval(_Text):
     def prepare(self, index: int, query_HnD: Tensor) -> None:
         """Score, choose and load. The picks of this layer are the best guess at the next one's."""
         config, requests = self.config, self.context.requests
-        for row, part_HnD in zip(self.rows, query_HnD.split(list(self.counts), dim=1), strict=True):
+        for row, part_HnD in zip(self.rows, torch.split(query_HnD, list(self.counts), dim=1), strict=True):
             store, below = requests[row].stream.store, requests[row].below
             scores_N = frame_scores(part_HnD, store.representatives(index, below), config.score) if below else None
             chosen = self.context.frames[index][row]

@@ -94,8 +94,9 @@ def _leave_out_unused(config: Any, path: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar and no table of keys from the library: what is wrong comes back as an error."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library_logging
 
+    logging: Any = library_logging
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

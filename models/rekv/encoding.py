@@ -56,7 +56,9 @@ def encode_frames(
     done = [0] * len(streams)
     collected: list[list[Tensor]] = [[] for _ in streams]
     while any(done[i] < features[i].shape[0] for i in range(len(streams))):
-        left, steps, chunks = config.encode_frames, [], []
+        left = config.encode_frames
+        steps: list[_Step] = []
+        chunks: list[Tensor] = []
         for i, stream in enumerate(streams):
             spare = (stream.window.rows - config.window_tokens) // stream.grid.tokens
             count = min(features[i].shape[0] - done[i], spare, left)
@@ -122,9 +124,7 @@ class _Step:
             low = max(start - window + 1, base)
             visible = min(max(start + tokens - window, 0), sinks)
             overlap = config.sink_overlap == "official"
-            reach = Reach.of(
-                start, tokens, start + tokens - low, window, sinks=visible, overlap=overlap, device=decoder.device
-            )
+            reach = Reach.of(start, tokens, start + tokens - low, window, sinks=visible, overlap=overlap, device=decoder.device)
             inside = slice(frame * tokens, (frame + 1) * tokens)
             views.append((inside, slice(low - base, start + tokens - base), visible, reach))
         return _Step(stream, number, offset, frames, frames * tokens, decoder.rotary.turn(positions_AN), views)
@@ -155,8 +155,8 @@ class _FramePass:
         rows = slice(window.filled, window.filled + step.tokens)
         keys_GCD[:, rows] = step.turn(key_GnD)
         values_GCD[:, rows] = value_GnD
-        keys_FGTD = key_GnD.unflatten(1, (step.frames, -1)).transpose(0, 1)
-        values_FGTD = value_GnD.unflatten(1, (step.frames, -1)).transpose(0, 1)
+        keys_FGTD = key_GnD.reshape(len(key_GnD), step.frames, -1, key_GnD.shape[-1]).transpose(0, 1)
+        values_FGTD = value_GnD.reshape(keys_FGTD.transpose(0, 1).shape).transpose(0, 1)
         step.stream.store.append(index, keys_FGTD, values_FGTD, keys_FGTD.float().mean(dim=2))
         if skip:
             return query_HnD

@@ -8,6 +8,7 @@ and tokenizers are the business of ``prompts`` and ``loaders``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -71,9 +72,7 @@ def answer_questions(
     ]
     room = max(len(q.prompt_ids_n) for q in asked) + max(q.max_new_tokens for q in asked)
     context, _ = retrieve(decoder, config, requests, room)
-    tokens = greedy(
-        decoder, config, context, [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked], end_tokens
-    )
+    tokens = greedy(decoder, config, context, [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked], end_tokens)
     for row, i in enumerate(good):
         layers = range(decoder.layers)
         answers[i].tokens = tokens[row]
@@ -112,7 +111,7 @@ def greedy(
                 running[row] = token not in end_tokens and len(answers[row]) < limits[row]
         if not any(running):
             return answers
-        hidden_BC = torch.cat(read_text(decoder, config, context, list(next_B.split(1))))
+        hidden_BC = torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1))))
 
 
 def _below(question: Question) -> int:
@@ -125,7 +124,7 @@ def _status(question: Question, config: ReKVConfig) -> str:
         return "bad_question"
     if question.frames is not None:
         frames = list(question.frames)
-        ascending = all(a < b for a, b in zip(frames, frames[1:], strict=False))
+        ascending = all(a < b for a, b in itertools.pairwise(frames))
         inside = not frames or (frames[0] >= 0 and frames[-1] < _below(question))
         if not (ascending and inside and len(frames) * question.stream.grid.tokens <= config.window_tokens):
             return "bad_frames"

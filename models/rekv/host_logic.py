@@ -31,9 +31,7 @@ def retrieval_quality(windows: Sequence[tuple[float, float]], chosen: Sequence[i
     number of chosen cells. Where a denominator is zero the value is zero.
     """
     cells = [second for second, taken in enumerate(chosen) if taken]
-    overlap = sum(
-        max(0.0, min(stop, cell + 1) - max(start, cell)) for start, stop in windows for cell in cells
-    )
+    overlap = sum(max(0.0, min(stop, cell + 1) - max(start, cell)) for start, stop in windows for cell in cells)
     length = sum(stop - start for start, stop in windows)
     recall = overlap / length if length > 0 else 0.0
     precision = overlap / len(cells) if cells else 0.0

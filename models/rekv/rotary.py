@@ -96,8 +96,8 @@ class Rotary:
         kind = parameters.get("rope_type", "default")
         if kind in _REFUSED:
             raise ConfigError(
-                f"rekv: the decoder's rope_type {kind!r} changes its frequencies with the length of the sequence, so keys cannot "
-                "be stored once for all; use a checkpoint with rope_type default, linear, yarn or llama3"
+                f"rekv: the decoder's rope_type {kind!r} changes its frequencies with the length of the sequence, so keys "
+                "cannot be stored once for all; use a checkpoint with rope_type default, linear, yarn or llama3"
             )
         frequencies_F = embedding.inv_freq.detach().float()
         axis_F = torch.zeros(frequencies_F.shape[0], dtype=torch.long)

@@ -25,11 +25,12 @@ def frame_scores(query_HnD: Tensor, representatives_NGD: Tensor, score: str) -> 
     heads_per_group = mean_HD.shape[0] // groups
     query_GD = mean_HD.view(groups, heads_per_group, -1).sum(dim=1)
     keys_ND = representatives_NGD.float().flatten(1)
-    dot_N = keys_ND @ query_GD.flatten()
+    dot_N: Tensor = keys_ND @ query_GD.flatten()
     if score == "dot":
         return dot_N
     norms_N = mean_HD.norm() * heads_per_group**0.5 * keys_ND.norm(dim=1)
-    return dot_N / norms_N.clamp(min=torch.finfo(torch.float32).tiny)
+    cosine_N: Tensor = dot_N / norms_N.clamp(min=torch.finfo(torch.float32).tiny)
+    return cosine_N
 
 
 def select_frames(scores_N: Tensor, frames: int, chunk: int) -> Tensor:

@@ -98,8 +98,8 @@ def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: 
         )
     rows = config.window_tokens + max(config.window_tokens // _SPARE, grid.tokens)
     shape = (decoder.layers, decoder.groups, rows, decoder.dim)
-    buffers = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
-    stream = StreamState(prefix, grid, store, Window(*buffers))
+    keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+    stream = StreamState(prefix, grid, store, Window(keys, torch.zeros_like(keys)))
     _refill(decoder, config, stream)
     return stream
 
