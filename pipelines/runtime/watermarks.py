@@ -7,6 +7,7 @@ never go back: what comes behind them is late. Times are microseconds since the 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -42,14 +43,17 @@ class SplitTimes:
     """
 
     def __init__(self, splits: Mapping[str, SplitState], idle_s: float, clock: Clock) -> None:
-        self._times: dict[str, float] = {
-            name: _NEVER if state.time_us is None else state.time_us for name, state in splits.items()
-        }
+        known = {name: state.time_us for name, state in splits.items() if state.time_us is not None}
+        self._times: defaultdict[str, float] = defaultdict(lambda: _NEVER, known)
         self._idle_s = idle_s
         self._clock = clock
         self._silent_since: dict[str, float] = {}
         self._sent: float = _NEVER
         self._ahead = 0  # rows read since the watermark moved
+
+    def add(self, splits: Mapping[str, SplitState]) -> None:
+        """Take on more splits."""
+        self._times.update(dict.fromkeys(splits, _NEVER))
 
     def order(self, splits: Iterable[str]) -> list[str]:
         """Return which of the open splits may be read next, the one to be asked first at the front."""
