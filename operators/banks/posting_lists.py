@@ -319,7 +319,8 @@ class PostingLists:
         total = sum(part.lists for part in self._slices)
         most = total if self.rules.lists_per_query is None else min(total, self.rules.lists_per_query)
         if total == 0:
-            return torch.zeros((len(q_bD), 0), dtype=torch.int64, device=self.device), torch.zeros((len(q_bD), 0)).bool()
+            none_bP = torch.zeros((len(q_bD), 0), dtype=torch.int64, device=self.device)
+            return none_bP, none_bP.bool()
         keys, first_list = [], 0
         for part in self._slices:
             key_bP = part.scan.nearest(q_bD, min(most, part.lists), rows=part.lists)

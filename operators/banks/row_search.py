@@ -38,6 +38,7 @@ _SCRATCH_BYTES = {
 }  # gathered rows of a re-rank; on the CPU what its cache holds
 _CROWDED_SHARE = 0.5  # of a block's queries: from here on the half-precision pass costs more than it saves
 _SPARE = 40  # candidates beyond 1.5 k: enough for nearly all queries on clustered and on Gaussian data (docs/banks.md)
+_CROWDED_BLOCK = 16  # queries at a time where all rows may be candidates
 _PAUSE = 64  # blocks until half precision is tried again
 
 _LOW = 0xFFFFFFFF
@@ -86,16 +87,14 @@ def best(key_BM: Tensor, k: int) -> Tensor:
     return torch.from_numpy(np.sort(keys, axis=1)).flip(1)
 
 
-def similarities(
-    q_BD: Tensor, rows_RD: Tensor, index_BM: Tensor, *, scratch: ReadBuffer | None = None, limit: int | None = None
-) -> Tensor:
+def similarities(q_BD: Tensor, rows_RD: Tensor, index_BM: Tensor, scratch: ReadBuffer | None = None) -> Tensor:
     """Return the dot products [B, M] of each query with the rows ``index_BM``, each summed alone and in the same order.
 
-    A matrix product would be faster, but its rounding depends on the shapes. ``limit`` bounds the bytes of gathered rows.
+    A matrix product would be faster, but its rounding depends on the shapes.
     """
     (B, M), D = index_BM.shape, rows_RD.shape[1]
     out_BM = q_BD.new_empty((B, M))
-    limit = _SCRATCH_BYTES[q_BD.device.type] if limit is None else limit
+    limit = _SCRATCH_BYTES[q_BD.device.type]
     columns = max(1, min(M, limit // (4 * D)))
     step = max(1, limit // (4 * D * columns))
     for i in range(0, B, step):
@@ -155,7 +154,7 @@ class KeyScan:
 
     def rank(self, q_BD: Tensor, position_BM: Tensor, valid_BM: Tensor, k: int, *, rows: int, oldest: int) -> Tensor:
         """Return order keys [B, k] of the best among candidates that are distinct, best first."""
-        similarity_BM = similarities(q_BD, self.keys_RD, position_BM, scratch=self._scratch)
+        similarity_BM = similarities(q_BD, self.keys_RD, position_BM, self._scratch)
         key_BM = order_keys(similarity_BM, (position_BM - oldest) % max(rows, 1))
         return best(key_BM.masked_fill_(~valid_BM, NOTHING), k)
 
@@ -163,12 +162,15 @@ class KeyScan:
         position_bM, valid_bM, floor_b, complete_b = self._candidates(q_bD, k, rows, half=half)
         key_bk = self.rank(q_bD, position_bM, valid_bM, k, rows=rows, oldest=oldest)
         open_b = (~complete_b).nonzero()[:, 0]
-        if len(open_b) and half:
+        if len(open_b) == 0:
+            return key_bk
+        if half:
             if len(open_b) > _CROWDED_SHARE * len(q_bD):
                 self._paused = _PAUSE
             key_bk[open_b] = self._block(q_bD[open_b], k, rows, oldest, half=False)
-        elif len(open_b):
-            key_bk[open_b] = self._crowded(q_bD[open_b], floor_b[open_b], k, rows, oldest)
+        else:
+            for few_b in torch.split(open_b, _CROWDED_BLOCK):
+                key_bk[few_b] = self._crowded(q_bD[few_b], floor_b[few_b], k, rows, oldest)
         return key_bk
 
     def _candidates(self, q_bD: Tensor, k: int, rows: int, *, half: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -184,8 +186,9 @@ class KeyScan:
             width = _group_width(count, wanted)
             score_bn = self._scores(q_bD, start, math.ceil(count / width) * width, half=half)
             score_bn[:, count:] = -torch.inf
+            select = _SELECT[q_bD.device.type]
             # A few queries at a time, so that their scores are still in the cache when the members of groups are read.
-            picked = [self._best_of_tile(part_bn, width, wanted) for part_bn in score_bn.split(_SELECT[q_bD.device.type])]
+            picked = [self._best_of_tile(part_bn, width, wanted) for part_bn in torch.split(score_bn, select)]
             value_bm, position_bm, cut_b = (torch.cat(part) for part in zip(*picked, strict=True))
             left_out_b = torch.maximum(left_out_b, cut_b)
             values.append(value_bm)

@@ -267,6 +267,20 @@ def test_float32_products_of_lower_precision_change_no_result():
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("coarse", ["float32", "float16"])
+def test_on_a_gpu_the_neighbours_are_those_of_the_cpu(coarse: str):
+    ring, reference = filled(2000, 32, 2500)
+    on_gpu = RowRing(2000, 32, device="cuda", coarse=coarse)
+    state = State()
+    ring.export(state, "rows")
+    on_gpu.load(state, "rows")
+    q_QD = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
+    found = on_gpu.search(q_QD, 15)
+    reference.check(Neighbours(*(getattr(found, name).cpu() for name in Neighbours.__slots__)), q_QD, 15)
+
+
 def test_order_keys_sort_by_similarity_then_by_newness():
     similarity = torch.tensor([-1.0, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0000001])
     key = row_search.order_keys(similarity, torch.zeros(7, dtype=torch.int64))
