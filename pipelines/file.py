@@ -343,7 +343,7 @@ class _Checker:
             self._document.report(path, f"there is no node {wanted!r}{nearest(wanted, others)}; allowed: {', '.join(others)}")
 
     def _alignment(self) -> None:
-        """An operator cannot align more finely than its inputs come: those that align deliver span by span."""
+        """An operator cannot align more finely than its inputs come, nor what comes out of several inputs as they arrive."""
         reads = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
         operators = [node for node in self._nodes.values() if isinstance(node, OperatorSpec)]
         lengths = {node.name: node.align_s for node in operators if node.align_s is not None}
@@ -355,8 +355,12 @@ class _Checker:
                 if up not in before:
                     before.add(up)
                     todo += reads.get(up, ())
-            for up in sorted(before & lengths.keys() - {name}):
-                if span_us(length) % span_us(lengths[up]):
+            for up in sorted(before & reads.keys() - {name}):
+                if up not in lengths:
+                    if len(reads[up]) > 1:
+                        message = f"{name!r} aligns its rows, and it has several inputs; give it an align_s too"
+                        self._document.report(("operators", up), message)
+                elif span_us(length) % span_us(lengths[up]):
                     wanted = f"rows come from {up!r} in spans of {lengths[up]:g} s; give a whole multiple of that"
                     self._document.report(("operators", name, "align_s"), f"is {length:g}, but {wanted}")
 

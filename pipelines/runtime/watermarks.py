@@ -7,7 +7,6 @@ never go back: what comes behind them is late. Times are microseconds since the 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -43,8 +42,9 @@ class SplitTimes:
     """
 
     def __init__(self, splits: Mapping[str, SplitState], idle_s: float, clock: Clock) -> None:
-        known = {name: state.time_us for name, state in splits.items() if state.time_us is not None}
-        self._times: defaultdict[str, float] = defaultdict(lambda: _NEVER, known)
+        self._times: dict[str, float] = {
+            name: _NEVER if state.time_us is None else state.time_us for name, state in splits.items()
+        }
         self._idle_s = idle_s
         self._clock = clock
         self._silent_since: dict[str, float] = {}

@@ -68,6 +68,15 @@ def test_a_mistake_in_the_keys_of_alignment(first: str, second: str, message: st
     assert message in str(caught.value)
 
 
+def test_several_inputs_are_aligned_where_they_meet_first(tmp_path: Path) -> None:
+    text = TWO.replace(", FIRST", "").replace("input: first}", "input: first, control: a}").replace("SECOND", "align_s: 1")
+    (tmp_path / "p.yaml").write_text(text.replace('"null", input: first', '"aligned_workload:Ledger", input: first'))
+    with pytest.raises(ConfigError) as caught:
+        load_spec(tmp_path / "p.yaml")
+    message = "operators.between: 'second' aligns its rows, and it has several inputs; give it an align_s too"
+    assert message in str(caught.value)
+
+
 def test_align_s_must_stay_on_resume_and_align_wait_s_may_change(tmp_path: Path) -> None:
     plain = options_of(load(tmp_path, "", ""))
     aligned = options_of(load(tmp_path, "", "align_s: 1"))
