@@ -144,12 +144,17 @@ class KeyScan:
         out_Bk = torch.full((len(q_BD), k), NOTHING, device=q_BD.device)
         if rows == 0:
             return out_Bk
+        # A query without a direction is equally similar to all rows; comparing them all would take longest of all.
+        aimed_B = (q_BD != 0).any(1)
+        newest_k = torch.arange(rows - 1, max(rows - 1 - k, -1), -1, device=q_BD.device)
+        out_Bk[~aimed_B, : len(newest_k)] = order_keys(torch.zeros(len(newest_k), device=q_BD.device), newest_k)
+        todo_B = aimed_B.nonzero()[:, 0]
         block = _BLOCK[q_BD.device.type]
-        for start in range(0, len(q_BD), block):
-            q_bD = q_BD[start : start + block]
+        for start in range(0, len(todo_B), block):
+            part_b = todo_B[start : start + block]
             half = self.half_RD is not None and self._paused == 0
             self._paused = max(0, self._paused - 1)
-            out_Bk[start : start + block] = self._block(q_bD, k, rows, oldest, half=half)
+            out_Bk[part_b] = self._block(q_BD[part_b], k, rows, oldest, half=half)
         return out_Bk
 
     def rank(self, q_BD: Tensor, position_BM: Tensor, valid_BM: Tensor, k: int, *, rows: int, oldest: int) -> Tensor:
@@ -169,7 +174,8 @@ class KeyScan:
                 self._paused = _PAUSE
             key_bk[open_b] = self._block(q_bD[open_b], k, rows, oldest, half=False)
         else:
-            for few_b in torch.split(open_b, _CROWDED_BLOCK):
+            for start in range(0, len(open_b), _CROWDED_BLOCK):
+                few_b = open_b[start : start + _CROWDED_BLOCK]
                 key_bk[few_b] = self._crowded(q_bD[few_b], floor_b[few_b], k, rows, oldest)
         return key_bk
 
