@@ -1,4 +1,4 @@
-"""The example in docs/banks.md runs, and what it says about itself is true."""
+"""The examples in docs/banks.md run, one after the other, and what they say about themselves is true."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
-def test_example_of_the_banks_page_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "banks.md").read_text(), re.DOTALL)
+def test_examples_of_the_banks_page_run():
     names: dict[str, object] = {}
-    exec(code, names)
-    read = names["read"]
+    for code in re.findall(r"```python\n(.*?)```", (DOCS / "banks.md").read_text(), re.DOTALL):
+        exec(code, names)
+    read, near = names["read"], names["near"]
     assert read.rows["feature"].shape == (2, 5, 256)
     assert read.valid_BK.tolist() == [[True] * 5, [True, True, False, False, False]]
+    assert near.values_BkV.shape == (8, 70, 2)
