@@ -114,7 +114,7 @@ class IdIndex:
         return row_B
 
     def put(self, keys_B: Ints, rows_B: Ints) -> None:
-        """Note where keys, all different, now stand."""
+        """Note where keys, all different, now stand. Call it when they hold."""
         for keys_N, rows_N in self._levels:
             if len(keys_N):
                 at_B = np.minimum(np.searchsorted(keys_N, keys_B), len(keys_N) - 1)

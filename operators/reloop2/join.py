@@ -188,7 +188,8 @@ class JoinTable:
     def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
         """Add these lanes to ``state`` under ``join.``; where incremental, only rows that changed."""
         state.dense["join.head"] = torch.from_numpy(self._head_S[lanes_N])
-        length_N = np.minimum(self._head_S[lanes_N], self.rows)
+        # A single lane belongs to no stream and is a tensor of fixed size in the snapshot; see ``shared_state``.
+        length_N = np.minimum(self._head_S[lanes_N], self.rows) if self.lanes > 1 else np.array([self.rows] * len(lanes_N))
         used_NR = np.arange(self.rows) < length_N[:, None]
         for name, dirty in (("rows", self._dirty), ("keys", self._dirty_key)):
             held_NR = used_NR & dirty.reshape(self.lanes, -1)[lanes_N] if incremental else used_NR

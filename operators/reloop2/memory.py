@@ -56,7 +56,11 @@ class ErrorMemory(Protocol):
         ...
 
     def clear(self, lanes_L: Ints) -> None:
-        """Forget everything in these lanes."""
+        """Forget everything in these lanes, for good: what was written before can no longer be corrected."""
+        ...
+
+    def close(self, lane: int) -> None:
+        """Make a lane as new."""
         ...
 
     def adopt(self, model: CtrModel) -> None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from connectors import records
-from connectors.errors import RecoveryError, SchemaError, StreambankError
+from connectors.errors import CheckpointMismatch, RecoveryError, SchemaError, StreambankError
 from models.reloop2 import checkpoint
 from models.reloop2.features import encode
 from operators.base import Context, Operator
@@ -365,7 +365,7 @@ class ReLoop2Operator(Operator):
 
     def _adopt(self, path: str) -> None:
         model = load_model(path, self.options, self.context.name)
-        require_same_setup(self._setup, setup_of(self.options, model), f"{self.context.name}: model {path!r}", RecoveryError)
+        require_same_setup(setup_of(self.options, model), self._setup, f"{self.context.name}: model {path!r}", CheckpointMismatch)
         self._memory.adopt(model)
         self._scorer = Scorer(model, self.context.device, self._memory.keys)
         self._model_path, self._model_id = path, checkpoint.model_id(model)
@@ -381,7 +381,7 @@ class ReLoop2Operator(Operator):
 
     def _forget_lane(self, stream_id: str, lane: int) -> None:
         _log.debug("operator=%s stream=%r gives up its lane", self.context.name, stream_id)
-        self._memory.clear(np.array([lane]))
+        self._memory.close(lane)
         self._join.clear(lane)
         self._early.clear(lane)
         self._times.clear(lane)

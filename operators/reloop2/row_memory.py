@@ -101,6 +101,11 @@ class RowMemory:
         (self._ring if self._table is None else self._table).clear()
         self._since = self._ring.written
 
+    def close(self, lane: int) -> None:
+        """Make it as new, but for sequence numbers, which only rise."""
+        self.clear(np.array([lane]))
+        self._offered = 0
+
     def bytes(self) -> int:
         """Return the bytes of ring and table."""
         return self._ring.bytes() + (0 if self._table is None else self._table.bytes())

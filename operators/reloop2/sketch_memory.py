@@ -90,6 +90,11 @@ class SketchMemory:
         self._bank.clear(self._slots(lanes_L))
         self._generation_S[lanes_L] += 1
 
+    def close(self, lane: int) -> None:
+        """Make a lane as new."""
+        self.clear(np.array([lane]))
+        self._generation_S[lane] = 0
+
     def bytes(self) -> int:
         """Return the bytes of the sketches."""
         return self._bank.bytes()

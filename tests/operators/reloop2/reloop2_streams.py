@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ def save_model(path: Path, seed: int = 0, *, hidden: tuple[int, ...] = (8,)) -> 
     """Write a small random model with a hidden mean; return its path."""
     config = DCNv2Config(embedding_dim=4, hidden_units=hidden, dropout=0.0, batch_norm=False)
     model = build_model(config, FEATURES, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embedding" in name:
-                parameter.mul_(100.0)  # the initial ones are so small that all rows look alike
+                parameter.normal_(0.0, 0.5, generator=generator)  # the initial ones are so small that all rows look alike
     model.set_hidden_mean(torch.linspace(-0.1, 0.1, model.hidden_dim))
     checkpoint.save(model, path)
     return str(path)
@@ -58,10 +59,10 @@ def impressions(
     n, rng = len(ids), np.random.default_rng(seed)
     times_s = list(range(n)) if times_s is None else times_s
     given: dict[str, Any] = {
-        "stream_id": pa.array(["a"] * n if streams is None else streams),
+        "stream_id": pa.array(["a"] * n if streams is None else streams, pa.string()),
         "sequence": pa.array(range(n), pa.int64()),
         "event_time": pa.array([round(t * 1e6) for t in times_s], pa.timestamp("us", "UTC")),
-        "impression_id": pa.array(ids),
+        "impression_id": ids if isinstance(ids, pa.Array) else pa.array(ids),
         "user": pa.array(rng.integers(0, 20, n), pa.int64()),
         "item": pa.array(rng.integers(0, 10, n), pa.int64()),
         "price": pa.array(rng.normal(size=n), pa.float32()),
@@ -82,7 +83,7 @@ def labels(
     n = len(ids)
     times_s = [0.0] * n if times_s is None else times_s
     given: dict[str, Any] = {
-        "stream_id": pa.array(["a"] * n if streams is None else streams),
+        "stream_id": pa.array(["a"] * n if streams is None else streams, pa.string()),
         "sequence": pa.array(range(n), pa.int64()),
         "event_time": pa.array([round(t * 1e6) for t in times_s], pa.timestamp("us", "UTC")),
         "impression_id": pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64()),
@@ -148,6 +149,3 @@ def column(table: pa.Table, name: str) -> list[Any]:
     """Return a column as a list."""
     values: list[Any] = table.column(name).to_pylist()
     return values
-
-
-Rows = Sequence[Mapping[str, Any]]
