@@ -8,6 +8,7 @@ engine selects streams by key when the number of shards changes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,11 @@ class State:
             closed=self.closed,
             patches=self.patches,
         )
+
+    def without_additive(self) -> State:
+        """Return the same with zeros in ``additive``: the part of a shard that has counted nothing yet. Shares the rest."""
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in self.additive.items()}
+        return dataclasses.replace(self, additive=zeros)
 
     def bytes(self) -> int:
         """Return the size of all tensors in bytes."""
