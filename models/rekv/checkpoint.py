@@ -87,7 +87,8 @@ def _leave_out_unused(config: Any, path: Path) -> None:
     """Build no pooling head on a SigLIP tower whose checkpoint has none: tokens are taken before it."""
     names = {name for file in path.glob("*.safetensors") for name in read_safetensors(file, header_only=True)[0]}
     vision = config.vision_config
-    if hasattr(vision, "vision_use_head") and not any("vision_tower." in name and ".head." in name for name in names):
+    has_head = any("vision_tower." in name and ".head." in name for name in names)
+    if vision.model_type == "siglip_vision_model" and not has_head:
         vision.vision_use_head = False
 
 
