@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 
 from connectors.errors import RecoveryError
 from pipelines.runtime.manifest import Manifest, read_manifests
-from pipelines.runtime.messages import SnapshotFile
+from pipelines.runtime.messages import Alignment, SnapshotFile
 
 __all__ = ["inspect_state", "state_text"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def inspect_state(root: Path) -> dict[str, Any]:
@@ -41,7 +44,10 @@ def inspect_state(root: Path) -> dict[str, Any]:
         "finished": newest.finished,
         "running": _is_locked(root / "lock"),
         "sources": _sources(newest),
-        "operators": {node: [_shard(root, shard.chain) for shard in shards] for node, shards in newest.operators.items()},
+        "operators": {
+            node: [_shard(root, shard.chain) | _alignment(shard.alignment) for shard in shards]
+            for node, shards in newest.operators.items()
+        },
         "sinks": {
             node: {
                 "rows": newest.rows.get(node, 0),
@@ -77,6 +83,9 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
                 f"{_count(len(shard['files']), 'snapshot file')}"
             )
             lines += [f"              {tensor}: {_size(count)}" for tensor, count in shard["tensors"].items()]
+            if "handed_over_up_to" in shard:
+                up_to = shard["handed_over_up_to"] or "nothing yet"
+                lines.append(f"              handed over up to {up_to}; rows that wait: {_size(shard['waiting_bytes'])}")
             lines += [f"              stream {stream}" for stream in shard["streams"][:most]]
             lines += _more(len(shard["streams"]), most)
     for node, sink in state["sinks"].items():
@@ -121,6 +130,18 @@ def _shard(root: Path, chain: Sequence[SnapshotFile]) -> dict[str, Any]:
         "bytes": sum(file.bytes for file in chain),
         "tensors": dict(tensors),
         "files": [file.path for file in chain],
+    }
+
+
+def _alignment(alignment: Alignment | None) -> dict[str, Any]:
+    """Sum up how far an operator is that takes its inputs in the order of event time."""
+    if alignment is None:
+        return {}
+    released = alignment.released_us
+    up_to = _EPOCH + timedelta(microseconds=released) if released is not None else None
+    return {
+        "handed_over_up_to": up_to.isoformat() if up_to is not None else None,
+        "waiting_bytes": alignment.rows.bytes if alignment.rows is not None else 0,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from connectors.errors import RecoveryError
 from operators.state import Rows, State
 from pipelines.commands.inspect import inspect_state, state_text
-from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
-from pipelines.runtime.messages import SplitState
+from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder, read_manifests
+from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 from pipelines.runtime.snapshots import write_snapshot
 
 
@@ -66,6 +67,20 @@ def test_the_text_shows_positions_and_leaves_out_what_is_too_much(root: Path) ->
     assert '              f0: done\n              f1: {"frame": 1}\n              and 1 more\n' in text
     assert "operator    detect[0]: 2 streams, " in text
     assert "              stream b\n              stream c\n" in text
+
+
+def test_an_operator_that_aligns_shows_how_far_it_is(root: Path) -> None:
+    manifest = read_manifests(root)[0]
+    [shard] = manifest.operators["detect"]
+    waiting = SnapshotFile("snapshots/detect/1.arrows", 2_500, "", False)
+    folder = StateFolder(root)
+    for epoch, alignment in enumerate([Alignment(1_600_000_000_500_000, {}, (), waiting), Alignment(None, {})], start=2):
+        folder.open()
+        folder.write(replace(manifest, epoch=epoch, operators={"detect": (replace(shard, alignment=alignment),)}))
+        folder.close()
+        text = state_text(inspect_state(root))
+        up_to, size = ("2020-09-13T12:26:40.500000+00:00", "2.5 kB") if epoch == 2 else ("nothing yet", "0 B")
+        assert f"              handed over up to {up_to}; rows that wait: {size}\n" in text
 
 
 def test_a_run_that_holds_the_lock_is_seen(root: Path) -> None:
