@@ -174,7 +174,7 @@ def view(out: Path, video: Path | None, output: Path | None) -> None:
 @_common
 @click.pass_context
 def train(ctx: click.Context, method: str | None, wants_help: bool, quiet: bool, arguments: tuple[str, ...]) -> None:
-    """Train METHOD on small data: a ready --recipe, or your own --annotations. `train METHOD --help` shows its options."""
+    """Train METHOD on small data: a ready --recipe, or your own data. `train METHOD --help` shows its options."""
     from pipelines.commands.train import methods, train_help, train_method
 
     if method is None:

@@ -24,6 +24,11 @@ class Progress:
     map50: float | None = None
     """Validation mAP at IoU 0.5 where one was just made."""
 
+    @property
+    def note(self) -> str:
+        """What else there is to say."""
+        return "" if self.map50 is None else f"mAP50 {self.map50:.3f}"
+
 
 def report(progress: Progress, callback: Callable[[Progress], None] | None) -> None:
     """Log ``progress`` and hand it to ``callback``."""

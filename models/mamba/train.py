@@ -24,10 +24,15 @@ from models.mamba.progress import Progress
 from models.mamba.shapes import ShapesConfig, make_scene
 from models.mamba.shapes_recipe import SHAPES_MEMORY, ShapesSchedule, evaluate_shapes, train_shapes
 
-__all__ = ["RECIPES", "FinetuneOptions", "Progress", "TrainResult", "train"]
+__all__ = ["OWN_DATA", "RECIPES", "FinetuneOptions", "Options", "Progress", "TrainResult", "train"]
 
 RECIPES: dict[str, ShapesConfig] = {"shapes": ShapesConfig(), "shapes_binding": ShapesConfig(mode="binding")}
 """Ready recipes by name."""
+
+Options = FinetuneOptions
+
+OWN_DATA = ("annotations", "own videos")
+"""The option that brings one's own data, and what it is called in the help."""
 
 _FRESH_CLIPS = 30
 

@@ -80,7 +80,7 @@ def run_progress(*, live: bool) -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def training_progress(*, live: bool) -> Iterator[Callable[[Any], None] | None]:
-    """Yield a function that takes what a training reports (``stage``, ``step``, ``steps``, ``loss``, ``map50``)."""
+    """Yield a function that takes what a training reports (``stage``, ``step``, ``steps``, ``loss``, ``note``)."""
     if not live:
         yield None  # training logs by itself
         return
@@ -95,10 +95,8 @@ def training_progress(*, live: bool) -> Iterator[Callable[[Any], None] | None]:
         def show(progress: Any) -> None:
             if progress.stage not in tasks:
                 tasks[progress.stage] = bars.add_task(progress.stage, total=progress.steps)
-            score = "" if progress.map50 is None else f" mAP50 {progress.map50:.3f}"
-            bars.update(
-                tasks[progress.stage], completed=progress.step, description=f"{progress.stage} loss {progress.loss:.3f}{score}"
-            )
+            description = f"{progress.stage} loss {progress.loss:.3f} {progress.note}".rstrip()
+            bars.update(tasks[progress.stage], completed=progress.step, description=description)
 
         yield show
 

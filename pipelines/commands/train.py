@@ -41,17 +41,18 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
 def train_help(method: str) -> str:
     """Return the options of a method's training."""
     module = _module(method)
-    own = [info for info in option_infos(module.FinetuneOptions) if info.name != "seed"]
+    own = [info for info in option_infos(module.Options) if info.name != "seed"]
     recipes = ", ".join(module.RECIPES)
+    brings, title = module.OWN_DATA
     return "\n".join(
         [
-            f"Usage: streambank train {method} (--recipe NAME | --annotations FILE) [--OPTION VALUE ...]",
+            f"Usage: streambank train {method} (--recipe NAME | --{brings} FILE) [--OPTION VALUE ...]",
             "",
             *option_lines(option_infos(_common(module))),
             "",
             f"recipes, which bring their own data: {recipes}",
             "",
-            "for own videos",
+            f"for {title}",
             *option_lines(own),
         ]
     )
@@ -96,7 +97,7 @@ def _common(module: Any) -> type:
 def _checked(module: Any, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     common = _common(module)
     given, problems = parse_values(common, values)
-    names = {info.name for cls in (common, module.FinetuneOptions) for info in option_infos(cls)}
-    own, wrong = parse_values(module.FinetuneOptions, {key: value for key, value in values.items() if key not in given})
+    names = {info.name for cls in (common, module.Options) for info in option_infos(cls)}
+    own, wrong = parse_values(module.Options, {key: value for key, value in values.items() if key not in given})
     problems += [*wrong, *unknown_keys(values, names, "option")]
     return given | own, [f"{problem.path[0]}: {problem.message}" for problem in problems]

@@ -208,16 +208,19 @@ def test_view_writes_a_report_and_says_where(folder: Path) -> None:
 
 
 def test_train_lists_methods_and_their_options() -> None:
-    assert "Methods: mamba" in call("train", "--help").stdout
+    assert "Methods: mamba, reloop2" in call("train", "--help").stdout
     text = call("train", "mamba", "--help").stdout
     assert "  recipe: one of 'shapes'" in text
     assert "  annotations: " in text
+    text = call("train", "reloop2", "--help").stdout
+    assert "Usage: streambank train reloop2 (--recipe NAME | --data FILE)" in text
+    assert "  categorical: " in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mambo"], "error: no method 'mambo' can be trained (did you mean 'mamba'?); allowed: mamba\n"),
+        (["mambo"], "error: no method 'mambo' can be trained (did you mean 'mamba'?); allowed: mamba, reloop2\n"),
         (["mamba", "shapes"], "error: train: 'shapes' is no option; write --key value\n"),
         (["mamba", "--recipe"], "error: train: --recipe has no value; write --recipe value\n"),
         (["mamba", "--seed=x"], "error: train mamba: --seed: must be a whole number, at least 0, got 'x'\n"),
