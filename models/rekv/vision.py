@@ -73,9 +73,9 @@ class FrameEncoder:
         weight = next(self.model.parameters())
         pixels_F3HW = self.pixels(frames_FHW3.to(weight.device)).to(weight.dtype)
         if self.family == "internvl":
-            features: Tensor = core.get_image_features(pixel_values=pixels_F3HW, return_dict=True).pooler_output
+            features: Tensor = core.get_image_features(pixels_F3HW, return_dict=True).pooler_output
             return features
-        features = core.get_video_features(pixel_values_videos=pixels_F3HW.unsqueeze(0), return_dict=True).pooler_output
+        features = core.get_video_features(pixels_F3HW.unsqueeze(0), return_dict=True).pooler_output
         if self.family == "llava_onevision":
             features = features[0, :-1]  # the last row is a separator, which ReKV does not use
         return features.reshape(count, -1, features.shape[-1])
