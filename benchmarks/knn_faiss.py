@@ -3,10 +3,10 @@
 A ring of the last C rows takes blocks of 512 rows and answers 512 queries after each. faiss has no ring, so each of its indexes
 does what a user would do: Flat, IVF and LSH remove the oldest block by ``remove_ids``; HNSW cannot remove, so three graphs of
 C/2 rows take turns, all are searched, and rows that are too old are left out of the result. IVF is trained once, before the
-clock starts, on as many other rows of the same kind (``moved``: on rows of before a shift). faiss is handed rows of length 1, ours
-scales them itself. Recall@k is against brute force on the last C rows. A rate is rows per second where each row is added once and
-is a query once, in processor time of the one thread, so that other programs on the machine count little. Each figure of faiss is
-set against the fastest of ours with at least its recall.
+clock starts, on as many other rows of the same kind (``moved``: on rows of before a shift). faiss is handed rows of length 1,
+ours scales them itself. Recall@k is against brute force on the last C rows. A rate is rows per second where each row is added
+once and is a query once, in processor time of the one thread, so that other programs on the machine count little. Each figure
+of faiss is set against the fastest of ours with at least its recall.
 """
 
 # B rows of a block, C capacity, D dim, k neighbours
