@@ -77,5 +77,7 @@ class FrameEncoder:
             return features
         features = core.get_video_features(pixels_F3HW.unsqueeze(0), return_dict=True).pooler_output
         if self.family == "llava_onevision":
-            features = features[0, :-1]  # the last row is a separator, which ReKV does not use
+            # Pooled to half the patches per side. Newer versions of the library append a separator, which ReKV does not use.
+            side = (self.size[0] // self.model.config.vision_config.patch_size + 1) // 2
+            features = features[0, : count * side * side]
         return features.reshape(count, -1, features.shape[-1])
