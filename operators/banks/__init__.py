@@ -12,6 +12,7 @@ from operators.banks.policies import (
     random_replacement,
     ring,
 )
+from operators.banks.pool_bank import PoolBank, PoolRead
 from operators.banks.posting_lists import PostingLists, PostingRules
 from operators.banks.row_ring import Neighbours, RowRing
 from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
@@ -22,6 +23,8 @@ __all__ = [
     "Neighbours",
     "Plan",
     "Policy",
+    "PoolBank",
+    "PoolRead",
     "PostingLists",
     "PostingRules",
     "ReadBuffer",
