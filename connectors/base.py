@@ -32,6 +32,9 @@ class Reader(ABC):
     closes: Sequence[str] = ()
     """Streams that end with this split (their operators free the slot). Valid once ``exhausted`` is true."""
 
+    ended: Sequence[str] = ()
+    """Streams that ended with the last ``read``, after the rows that it returned, if any. The split itself goes on."""
+
     @abstractmethod
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return 1..``max_rows`` rows (stop after ``max_bytes``, but at least one row), or None: nothing now, or exhausted."""
@@ -61,6 +64,8 @@ class Source(ABC):
     """True when every split ends by itself."""
     replayable: bool = True
     """True when a reader opened at an earlier position delivers the same rows again."""
+    appeared_at: ClassVar[Position | None] = None
+    """Position of a split that appears after the run's first start; None: like any other split, at its start."""
     bulky: bool = False
     """True when rows are large (images): the engine then prefers to read them in the process that uses them."""
 
@@ -75,6 +80,10 @@ class Source(ABC):
     @abstractmethod
     def splits(self) -> list[str]:
         """List the split ids in a stable order. Raise ``SourceError`` when there is nothing to read, naming the path."""
+
+    def discover(self) -> list[str]:
+        """Return splits that have appeared since they were last listed; asked at every epoch, so it must be quick."""
+        return []
 
     @abstractmethod
     def open(self, split: str, position: Position | None) -> Reader:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from connectors.base import Staged
+from connectors.base import Position, Staged
 from connectors.sources.paced import open_paced
 from pipelines.runners.transport import CreditTransport
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.host import Host
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import Edge, SplitState, TaskId
-from pipelines.runtime.recovery import make_aligner, merge_open_streams, restore_operator
+from pipelines.runtime.recovery import discoverer, make_aligner, merge_open_streams, restore_operator
 from pipelines.runtime.routing import Router
 from pipelines.runtime.sink_task import SinkTask
 from pipelines.runtime.source_task import SourceTask
@@ -54,10 +54,10 @@ class SourceCell:
         self._node = node
         self._clock = SystemClock()
 
-    def describe(self) -> tuple[list[str], pa.Schema]:
-        """Build the source; return its splits and schema."""
+    def describe(self) -> tuple[list[str], pa.Schema, Position | None]:
+        """Build the source; return its splits, its schema and where splits begin that appear later."""
         self._source = self._node.build()
-        return self._source.splits(), self._source.schema
+        return self._source.splits(), self._source.schema, self._source.appeared_at
 
     def start(self, transport: CreditTransport, splits: Mapping[str, SplitState]) -> None:
         """Begin to read."""
@@ -69,6 +69,8 @@ class SourceCell:
             self._host.report,
             self._clock,
             read_rows=self._plan.read_rows,
+            bounded=self._source.bounded,
+            discover=discoverer(self._source, self._plan.task),
         )
         transport.stats = self._task.stats
         self._host.start(self._task)

@@ -27,6 +27,7 @@ from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.operator_task import OperatorTask
 from pipelines.runtime.recovery import (
     assign_splits,
+    discoverer,
     make_aligner,
     merge_open_streams,
     restore_operator,
@@ -128,7 +129,9 @@ class LocalRunner:
     def _build(self, folder: StateFolder, base: Manifest | None, attempt: int, writer: SnapshotWriter) -> None:
         sources = {node.name: node.build() for node in self._spec.sources}
         splits = {
-            node.name: assign_splits(node.name, sources[node.name].splits(), base, node.parallelism)
+            node.name: assign_splits(
+                node.name, sources[node.name].splits(), base, node.parallelism, sources[node.name].appeared_at
+            )
             for node in self._spec.sources
         }
         schemas = {name: source.schema for name, source in sources.items()}
@@ -190,6 +193,8 @@ class LocalRunner:
             self._events.put,
             self._clock,
             read_rows=read_rows(self._spec, task.node),
+            bounded=source.bounded,
+            discover=discoverer(source, task),
         )
 
     def _inbox(self, task: TaskId, attempt: int) -> Inbox:

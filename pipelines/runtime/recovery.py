@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connectors.base import Staged
+from connectors.base import Position, Source, Staged
 from connectors.errors import RecoveryError, SourceError
 from pipelines.runtime.aligner import Aligner, HeldRows
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
-from pipelines.runtime.messages import Alignment, SplitState
+from pipelines.runtime.messages import Alignment, SplitState, TaskId
 from pipelines.spec import OperatorSpec, PipelineSpec, span_us
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "assign_splits",
+    "discoverer",
     "make_aligner",
     "merge_open_streams",
     "options_of",
@@ -36,8 +37,9 @@ __all__ = [
     "starting_point",
 ]
 
-_FREE_SOURCE_OPTIONS = frozenset({"pace", "catch_up"})
-"""Say when rows come, not which."""
+_FREE_SOURCE_OPTIONS = frozenset({"pace", "catch_up", "bootstrap_servers", "security_protocol", "client_id", "discover_s"})
+_FREE_PREFIXES = ("ssl_", "sasl_")
+"""Say when rows come and on which way, not which."""
 
 
 def options_of(spec: PipelineSpec) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def options_of(spec: PipelineSpec) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for source in spec.sources:
         options[f"{source.name}.type"] = source.type
-        options |= {f"{source.name}.{k}": v for k, v in source.options_dict().items() if k not in _FREE_SOURCE_OPTIONS}
+        options |= {f"{source.name}.{k}": v for k, v in source.options_dict().items() if not _is_free(k)}
     for operator in spec.operators:
         options |= {f"{operator.name}.type": operator.type, f"{operator.name}.inputs": list(operator.inputs)}
         options[f"{operator.name}.control"] = list(operator.control)
@@ -59,6 +61,10 @@ def options_of(spec: PipelineSpec) -> dict[str, Any]:
         options |= {f"{sink.name}.type": sink.type, f"{sink.name}.inputs": list(sink.inputs)}
     plain: dict[str, Any] = json.loads(json.dumps(options, default=lambda value: type(value).__name__))
     return plain
+
+
+def _is_free(option: str) -> bool:
+    return option in _FREE_SOURCE_OPTIONS or option.startswith(_FREE_PREFIXES)
 
 
 def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> Manifest | None:
@@ -101,8 +107,12 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
     return manifest
 
 
-def assign_splits(node: str, listed: Sequence[str], manifest: Manifest | None, parallelism: int) -> list[dict[str, SplitState]]:
-    """Share the splits of a source out among its tasks, with the positions to go on from. New splits start at their beginning.
+def assign_splits(
+    node: str, listed: Sequence[str], manifest: Manifest | None, parallelism: int, appeared_at: Position | None = None
+) -> list[dict[str, SplitState]]:
+    """Share the splits of a source out among its tasks, with the positions to go on from.
+
+    Splits that the manifest does not know begin at ``appeared_at`` (``Source.appeared_at``).
 
     Raise ``SourceError`` for a split that was being read and is no longer there.
     """
@@ -115,10 +125,18 @@ def assign_splits(node: str, listed: Sequence[str], manifest: Manifest | None, p
             "back, or start afresh in another state folder"
         )
     names = [*listed, *(name for name in recorded if name not in present)]
+    new = SplitState(appeared_at if manifest is not None else None)
     tasks: list[dict[str, SplitState]] = [{} for _ in range(parallelism)]
     for i, name in enumerate(names):
-        tasks[i % parallelism][name] = recorded.get(name, SplitState())
+        tasks[i % parallelism][name] = recorded.get(name, new)
     return tasks
+
+
+def discoverer(source: Source, task: TaskId) -> Callable[[], dict[str, SplitState]]:
+    """Return what a source task asks for new splits. The first task of a source takes them on, until the next start."""
+    if task.shard > 0:
+        return dict
+    return lambda: {split: SplitState(source.appeared_at) for split in source.discover()}
 
 
 def restore_operator(operator: Operator, states: Sequence[OperatorState], root: Path, *, shard: int, shards: int) -> None:
@@ -126,8 +144,6 @@ def restore_operator(operator: Operator, states: Sequence[OperatorState], root: 
 
     What is additive goes to shard 0 as a whole, if their number has changed.
     """
-    import torch
-
     from operators.state import State
     from pipelines.runtime.snapshots import read_chain
 
@@ -138,9 +154,7 @@ def restore_operator(operator: Operator, states: Sequence[OperatorState], root: 
         return
     parts = [read_chain(root, state.chain, lambda stream: shard_of(stream, shards) == shard) for state in states]
     whole = State.merge(parts)
-    if shard > 0:
-        whole.additive = {name: torch.zeros_like(tensor) for name, tensor in whole.additive.items()}
-    operator.restore(whole)
+    operator.restore(whole if shard == 0 else whole.without_additive())
 
 
 def merge_open_streams(states: Sequence[OperatorState], *, shard: int, shards: int) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ Splits take turns, or are kept in step by event time where an operator behind al
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
@@ -34,7 +35,11 @@ _BUSY_S = 0.001
 
 
 class SourceTask:
-    """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring."""
+    """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring.
+
+    Splits that do not end (not ``bounded``) are all open at the same time. ``discover`` returns splits that are to be added; it
+    is asked after every barrier.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,8 @@ class SourceTask:
         clock: Clock,
         *,
         read_rows: int,
+        bounded: bool = True,
+        discover: Callable[[], Mapping[str, SplitState]] = dict,
     ) -> None:
         self.task = task
         self.stats = TaskStats(task=task, kind="source", splits=len(splits), splits_done=sum(s.done for s in splits.values()))
@@ -55,6 +62,8 @@ class SourceTask:
         self._report = report
         self._clock = clock
         self._read_rows = read_rows
+        self._max_open = MAX_OPEN_SPLITS if bounded else sys.maxsize
+        self._discover = discover
         self._state = dict(splits)
         self._waiting = deque(name for name, state in splits.items() if not state.done)
         self._open: deque[tuple[str, Reader]] = deque()
@@ -95,6 +104,9 @@ class SourceTask:
             self.stats.step_s += self._clock() - started
             if batch is not None:
                 self._send(name, batch)
+            if reader.ended:
+                self._router.send(Close(tuple(reader.ended)))
+            if batch is not None or reader.ended:
                 return True
             if reader.exhausted:
                 self._finish(name, reader)
@@ -137,7 +149,7 @@ class SourceTask:
 
     def _watermark(self) -> int | None:
         """Return the watermark if it has moved and is asked for. Splits that wait for others to end have no part in it."""
-        if self._times is None or (self._waiting and len(self._open) < MAX_OPEN_SPLITS):
+        if self._times is None or (self._waiting and len(self._open) < self._max_open):
             return None
         return self._times.advance([name for name, _ in self._open])
 
@@ -148,7 +160,7 @@ class SourceTask:
         return watermark is not None
 
     def _open_more(self) -> None:
-        while self._waiting and len(self._open) < MAX_OPEN_SPLITS:
+        while self._waiting and len(self._open) < self._max_open:
             name = self._waiting.popleft()
             reader = self._open_split(name, self._state[name].position)
             self._open.append((name, reader))
@@ -182,6 +194,17 @@ class SourceTask:
             self._router.send(End())
             self.ended = True
             self.close()
+        else:
+            self._add(self._discover())
+
+    def _add(self, splits: Mapping[str, SplitState]) -> None:
+        """Take on splits that no task has read so far; they wait for their turn behind the others."""
+        self._state.update(splits)
+        self._rows_before.update(dict.fromkeys(splits, 0))
+        self._waiting.extend(splits)
+        self.stats.splits += len(splits)
+        if self._times is not None:
+            self._times.add(splits)
 
     def _estimate(self) -> None:
         """Estimate the rows that this attempt will bring, if every split has been opened and can tell."""

@@ -1,0 +1,293 @@
+"""Messages of one partition to records, a whole poll at a time. Knows nothing of consumers and positions.
+
+What is wrong with a message stands in the ``error`` of its row; nothing here raises for the content of a message. Columns that
+a message carries besides its value are called ``message key``, ``message timestamp``, ``message offset`` and ``header NAME``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from connectors.errors import ConfigError, nearest
+from connectors.kafka.messages import CONTENT_TYPE, encoding_of
+from connectors.records import FRAME, TIME_TYPE
+from connectors.sources.casting import convert
+from connectors.sources.columns import Layout, parse_type
+from connectors.sources.image_header import parse_header
+from connectors.sources.jsonl import JsonlFormat
+
+__all__ = ["FRAME_MESSAGE", "Decoder", "FrameDecoder", "Messages", "TableDecoder"]
+
+FRAME_MESSAGE = FRAME.append(pa.field("time_source", pa.string()))
+"""``frame.v1`` and ``time_source``: ``broker`` where a message lacked its capture time, null where it told it."""
+
+KEY, TIMESTAMP, OFFSET = "message key", "message timestamp", "message offset"
+_HEADER = "header:"
+_ROWS_BITS = 20
+"""An Arrow message numbers its rows ``offset << 20 | row``, unless a column does."""
+
+_CHANNELS = {"raw_rgb8": 3, "raw_bgr8": 3, "raw_gray8": 1, "raw_f32_rgb": 12}
+"""Encoding → bytes per pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Consecutive messages of one partition, in columns."""
+
+    where: str
+    """``<topic>/<partition>``: the stream of messages without a key."""
+    offsets: Sequence[int]
+    timestamps_ms: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes]
+    headers: Sequence[Sequence[tuple[str, bytes]]]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def header(self, name: str) -> list[bytes | None]:
+        """Return one header of every message, the last one where it stands there twice."""
+        return [dict(headers).get(name) for headers in self.headers]
+
+    def column(self, name: str) -> pa.Array:
+        """Return what messages carry besides their values; bytes that are no UTF-8 are null."""
+        if name == OFFSET:
+            return pa.array(self.offsets, pa.int64())
+        if name == TIMESTAMP:
+            return pa.array(self.timestamps_ms, pa.int64())
+        if name == KEY:
+            keys = pa.array(self.keys, pa.binary())
+            return convert(keys.fill_null(self.where.encode()) if keys.null_count else keys, pa.string())
+        return convert(pa.array(self.header(name.removeprefix("header ")), pa.binary()), pa.string())
+
+
+class Decoder(ABC):
+    """Makes records of messages."""
+
+    schema: pa.Schema
+
+    @abstractmethod
+    def decode(self, messages: Messages, time_us: int) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+        """Return the records, and per message how many there are up to its end. A message gives at least one row.
+
+        ``time_us`` is the event time of the row before the first, for rows that have none.
+        """
+
+
+class TableDecoder(Decoder):
+    """``json`` and ``arrow``: the declared columns, keys by name of a column, ``header:NAME``, or what the message carries."""
+
+    def __init__(
+        self,
+        format: str,
+        columns: Mapping[str, str],
+        *,
+        topic: str,
+        stream_id: str | None,
+        event_time: str | None,
+        event_time_unit: str,
+        sequence: str | None,
+    ) -> None:
+        fields = [pa.field(name, parse_type(kind)) for name, kind in columns.items()]
+        self._values = pa.schema(fields)
+        self._carried: dict[str, pa.DataType] = {}
+        stream_id = self._resolve("stream_id", stream_id, KEY, pa.string())
+        sequence = self._resolve("sequence", sequence, OFFSET, pa.int64())
+        event_time = self._resolve("event_time", event_time, TIMESTAMP, pa.int64())
+        unit = "ms" if event_time == TIMESTAMP else event_time_unit
+        carried = [pa.field(name, kind) for name, kind in self._carried.items()]
+        self._layout = Layout.of(
+            pa.schema([*fields, *carried]),
+            f"topic {topic!r}",
+            stream_id=stream_id,
+            event_time=event_time,
+            sequence=sequence,
+            unit=unit,
+            row_rate=1.0,
+            columns=[name for name in columns if name not in (stream_id, event_time, sequence)],
+        )
+        self._parse = _parse_json if format == "json" else _parse_arrow
+        self._numbered = format == "arrow"
+        self.schema = self._layout.schema
+
+    def _resolve(self, key: str, name: str | None, default: str, kind: pa.DataType) -> str:
+        if name is None:
+            name = key if key in self._values.names else default
+        elif name.startswith(_HEADER):
+            name, kind = f"header {name.removeprefix(_HEADER)}", pa.string()
+        elif name in self._values.names:
+            return name
+        else:
+            raise ConfigError(
+                f"{key}: {name!r} is no column{nearest(name, self._values.names)}; declared by 'columns' are "
+                f"{self._values.names}; for a header of the message write header:NAME"
+            )
+        if name not in self._values.names:
+            self._carried[name] = kind
+        return name
+
+    def decode(self, messages: Messages, time_us: int) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+        """See the contract. Messages that cannot be parsed give one row with ``error``."""
+        values, errors, counts = self._parse(messages.values, self._values)
+        columns = dict(zip(self._values.names, values, strict=True))
+        place = None if counts is None else pa.array(np.repeat(np.arange(len(messages)), counts))
+        for name in self._carried:
+            column = messages.column(name)
+            columns[name] = column if place is None else column.take(place)
+        ends = np.arange(1, len(messages) + 1) if counts is None else np.cumsum(counts)
+        if self._numbered and OFFSET in columns:
+            first = np.repeat(ends - np.diff(ends, prepend=0), np.diff(ends, prepend=0))
+            rows = (columns[OFFSET].to_numpy() << _ROWS_BITS) | (np.arange(ends[-1]) - first)
+            columns[OFFSET] = pa.array(rows)
+        raw = pa.RecordBatch.from_arrays([columns[name] for name in self._layout.raw.names], names=self._layout.raw.names)
+        batch, _ = self._layout.apply(raw, errors, stream=messages.where, first_row=messages.offsets[0], time_us=time_us)
+        return batch, ends
+
+
+class FrameDecoder(Decoder):
+    """``frame``: the image as it is; time, number and size from the headers ``ts_ns``, ``seq``, ``w``, ``h`` and ``ct``."""
+
+    schema = FRAME_MESSAGE
+
+    def decode(self, messages: Messages, time_us: int) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+        """See the contract. The image of a message that holds none is null."""
+        rows = len(messages)
+        parsed = [_parse_frame(value, headers) for value, headers in zip(messages.values, messages.headers, strict=True)]
+        encodings, heights, widths, times, numbers, errors = zip(*parsed, strict=True)
+        streams = messages.column(KEY)
+        bad_keys = streams.is_null()
+        columns = {
+            "stream_id": streams.fill_null(messages.where),
+            "sequence": pc.coalesce(pa.array(numbers, pa.int64()), messages.column(OFFSET)),
+            "event_time": pc.coalesce(pa.array(times, pa.int64()), pc.multiply(messages.column(TIMESTAMP), 1000)).view(
+                TIME_TYPE
+            ),
+            "image": pa.array([v if e is None else None for v, e in zip(messages.values, errors, strict=True)], pa.binary()),
+            "encoding": pa.array(encodings, pa.string()),
+            "height": pa.array(heights, pa.int32()),
+            "width": pa.array(widths, pa.int32()),
+            "error": pc.coalesce(
+                pa.array(errors, pa.string()),
+                pc.if_else(bad_keys, "the message's key is no UTF-8", pa.scalar(None, pa.string())),
+            ),
+            "time_source": pa.array([None if time is not None else "broker" for time in times], pa.string()),
+        }
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
+        return batch, np.arange(1, rows + 1)
+
+
+_Parsed = tuple[list[pa.Array], pa.Array | None, npt.NDArray[np.int64] | None]
+"""Columns, an error per row or None, rows per message or None for one each."""
+
+
+def _parse_json(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
+    if not len(columns):
+        raise ConfigError("columns: name at least one column of the messages, as {name: type}")
+    parts = _parse_objects(list(values), columns)
+    bad = pa.Table.from_arrays([pa.nulls(1, kind) for kind in columns.types], schema=columns)
+    tables = [table if table is not None else bad for table, _ in parts]
+    whole = (tables[0] if len(tables) == 1 else pa.concat_tables(tables)).combine_chunks()
+    errors = None
+    if any(error is not None for _, error in parts):
+        errors = pa.array(
+            [e for table, error in parts for e in ([error] if table is None else [None] * table.num_rows)], pa.string()
+        )
+    return [column.chunk(0) for column in whole.columns], errors, None
+
+
+def _parse_objects(values: list[bytes], columns: pa.Schema) -> list[tuple[pa.Table | None, str | None]]:
+    """Parse all values at once; only where that fails halve them until the bad ones are alone."""
+    block = b"\n".join(values)
+    if block.count(b"\n") != len(values) - 1:  # white space inside of an object: within a string it would be escaped
+        values = [value.replace(b"\n", b" ").strip() for value in values]
+        block = b"\n".join(values)
+    problem = "not one JSON object"
+    try:
+        table = JsonlFormat().parse(block, columns)
+        if table.num_rows == len(values):
+            return [(table, None)]
+    except pa.ArrowInvalid as error:
+        problem = str(error).strip().splitlines()[0].removesuffix(" in row 0")
+    if len(values) == 1:
+        stripped = values[0].strip()
+        if stripped != values[0]:
+            return _parse_objects([stripped], columns)
+        return [(None, f"{problem}: {values[0][:80]!r}")]
+    half = len(values) // 2
+    return [*_parse_objects(values[:half], columns), *_parse_objects(values[half:], columns)]
+
+
+def _parse_arrow(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
+    tables, errors, counts = [], [], np.empty(len(values), np.int64)
+    for number, value in enumerate(values):
+        problem = None
+        try:
+            table = pa.ipc.open_stream(pa.py_buffer(value)).read_all()
+            table.validate(full=True)  # offsets of a damaged message may point anywhere
+            if not 0 < table.num_rows <= 1 << _ROWS_BITS:
+                problem = f"an Arrow message must hold 1 to {1 << _ROWS_BITS} rows, this one has {table.num_rows}"
+        except (pa.ArrowException, OSError, ValueError) as error:
+            problem = f"no Arrow IPC stream: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+        if problem is not None:
+            table = pa.Table.from_arrays([pa.nulls(1, kind) for kind in columns.types], schema=columns)
+        tables.append(_conform(table, columns))
+        errors += [problem] * table.num_rows
+        counts[number] = table.num_rows
+    whole = pa.concat_tables(tables).combine_chunks()
+    arrays = [column.chunk(0) for column in whole.columns]
+    return arrays, pa.array(errors, pa.string()) if any(errors) else None, counts
+
+
+def _conform(table: pa.Table, columns: pa.Schema) -> pa.Table:
+    """Return ``table`` with exactly ``columns``: what it lacks, and values that cannot be cast, are null."""
+    if table.schema.equals(columns):
+        return table
+    arrays = []
+    for field in columns:
+        if table.schema.names.count(field.name) == 1:
+            column = table.column(field.name).combine_chunks()
+            if isinstance(column, pa.ChunkedArray):
+                column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+            arrays.append(convert(column, field.type))
+        else:
+            arrays.append(pa.nulls(table.num_rows, field.type))
+    return pa.Table.from_arrays(arrays, schema=columns)
+
+
+_Frame = tuple[str | None, int | None, int | None, int | None, int | None, str | None]
+"""Encoding, height, width, time in µs, number, error."""
+
+
+def _parse_frame(value: bytes, headers: Sequence[tuple[str, bytes]]) -> _Frame:
+    named = dict(headers)
+    time_ns, number = _whole(named.get("ts_ns")), _whole(named.get("seq"))
+    time_us = None if time_ns is None else time_ns // 1000
+    try:
+        header = parse_header(value)
+        if header is not None:
+            return header.encoding, header.height, header.width, time_us, number, None
+        height, width = _whole(named.get("h")), _whole(named.get("w"))
+        encoding = encoding_of(named.get(CONTENT_TYPE, b""))
+        if encoding in _CHANNELS and height is not None and width is not None:
+            wanted = height * width * _CHANNELS[encoding]
+            if len(value) == wanted:
+                return encoding, height, width, time_us, number, None
+            raise ValueError(f"{encoding} of {width}x{height} has {wanted} bytes, this message {len(value)}")
+        raise ValueError(f"neither JPEG nor PNG, and no raw image by its headers {sorted(named)}")
+    except ValueError as error:
+        return None, None, None, time_us, number, str(error)
+
+
+def _whole(text: bytes | None) -> int | None:
+    """Return a header's number; None where it is missing or none that fits into 64 bits."""
+    if text is None or not text.removeprefix(b"-").isdigit() or len(text) > 19:
+        return None
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 63 else None

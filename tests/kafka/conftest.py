@@ -1,0 +1,36 @@
+"""One real broker for all tests of this folder, and one more for those that kill it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from kafka_broker import Broker, unavailable
+
+_numbers = count()
+
+
+def _started(folder: Path) -> Iterator[Broker]:
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    broker = Broker(folder)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The broker that all share. Use topics of your own."""
+    yield from _started(tmp_path_factory.mktemp("kafka"))
+
+
+@pytest.fixture
+def topic(broker: Broker) -> Callable[..., str]:
+    """Make a new topic: ``topic(partitions, **configuration)``."""
+    return lambda partitions=1, **settings: broker.create_topic(f"topic-{next(_numbers)}", partitions, **settings)
