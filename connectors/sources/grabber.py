@@ -1,0 +1,185 @@
+"""A thread that keeps one camera open: grabs frames as they come, says when it is lost, and connects again.
+
+Knows nothing of Arrow or of the pipeline. Invariant: the thread never waits for whoever takes the frames; what is not taken in
+time gives way to what is newer.
+"""
+
+# H height, W width
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import cv2
+
+from connectors.sources.camera_list import masked
+from connectors.sources.frames import Bytes
+
+__all__ = ["Grabbed", "Grabber", "Lost", "Timing"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds, but ``max_fps``."""
+
+    open_timeout_s: float
+    read_timeout_s: float
+    reconnect_s: float
+    """Before the first new try; doubles with each one that fails."""
+    reconnect_max_s: float
+    max_fps: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grabbed:
+    """A frame. ``number`` counts the frames that were not left out for ``max_fps``; a gap in it are frames that gave way."""
+
+    image: Bytes | None
+    """BGR [H, W, 3]; None if it cannot be decoded."""
+    time_us: int
+    """Wall clock at the grab, UTC."""
+    number: int
+    segment: int
+    """Counts connections and sizes: within a segment frames follow each other in one size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The camera is gone."""
+
+    time_us: int
+    reason: str
+
+
+Event = Grabbed | Lost
+
+
+class Grabber:
+    """One camera. ``keep`` frames wait at most; the oldest gives way."""
+
+    def __init__(self, name: str, address: str | int, timing: Timing, *, keep: int, segment: int) -> None:
+        self.address = address
+        self.connections = 0
+        """How often the camera was opened."""
+        self._name = name
+        self._timing = timing
+        self._segment = segment
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=2 * keep + 1)  # frames, and between two of them at most one loss
+        self._number = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"camera {name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def segment(self) -> int:
+        """The number of the newest segment."""
+        return self._segment
+
+    def take(self) -> Event | None:
+        """Return the oldest event that waits, or None."""
+        with self._lock:
+            return self._events.popleft() if self._events else None
+
+    def stop(self) -> None:
+        """Let the thread end; it does within the read timeout. May be called twice."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end of the thread after ``stop``; say whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _put(self, event: Event) -> None:
+        with self._lock:
+            frames = [waiting for waiting in self._events if isinstance(waiting, Grabbed)]
+            if isinstance(event, Grabbed) and len(frames) >= self._keep:
+                self._events.remove(frames[0])
+            if self._events and isinstance(event, Lost) and isinstance(self._events[-1], Lost):
+                self._events.pop()  # nothing in between: the newer reason counts
+            self._events.append(event)
+
+    def _run(self) -> None:
+        failures = 0
+        told = False
+        while not self._stop.is_set():
+            frames, reason = self._connection()
+            if frames:
+                failures, told = 0, False
+            if self._stop.is_set():
+                return
+            if not told:
+                told = True
+                self._put(Lost(_now_us(), reason))
+                logger.warning("camera=%s lost: %s", self._name, reason)
+            wait_s = min(self._timing.reconnect_max_s, self._timing.reconnect_s * 2.0 ** min(failures, 30))
+            failures += 1
+            self._stop.wait(wait_s * random.uniform(0.5, 1.0))  # cameras behind one switch should not come back in step
+
+    def _connection(self) -> tuple[int, str]:
+        """Open the camera and grab until it is lost; return how many frames there were, and why it ended."""
+        capture = self._open()
+        frames = 0
+        try:
+            if capture is None:
+                return 0, f"{masked(self.address)} cannot be opened"
+            shape: tuple[int, ...] | None = None
+            next_s = -float("inf")
+            while not self._stop.is_set():
+                if not capture.grab():
+                    return (
+                        frames,
+                        f"no frame from {masked(self.address)} within {self._timing.read_timeout_s:g} s, or it has ended",
+                    )
+                time_us, now_s = _now_us(), time.monotonic()
+                frames += 1
+                if self._timing.max_fps is not None:
+                    if now_s < next_s:
+                        continue
+                    next_s = max(next_s + 1 / self._timing.max_fps, now_s - 1 / self._timing.max_fps)
+                image = _retrieve(capture)
+                if image is not None and image.shape != shape:
+                    shape = image.shape
+                    self._segment += 1
+                    if frames == 1:
+                        logger.info("camera=%s connected, %d x %d px", self._name, shape[1], shape[0])
+                self._number += 1
+                self._put(Grabbed(image, time_us, self._number, self._segment))
+            return frames, "stopped"
+        finally:
+            if capture is not None:
+                capture.release()
+
+    def _open(self) -> cv2.VideoCapture | None:
+        address = int(self.address) if str(self.address).isdecimal() else self.address
+        if isinstance(address, int) or address.startswith("/dev/"):
+            capture = cv2.VideoCapture(address)
+        else:
+            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(self._timing.open_timeout_s * 1000)]
+            timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(self._timing.read_timeout_s * 1000)]
+            capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [*timeouts, cv2.CAP_PROP_N_THREADS, 1])
+        if not capture.isOpened():
+            capture.release()
+            return None
+        self.connections += 1
+        return capture
+
+
+def _retrieve(capture: cv2.VideoCapture) -> Bytes | None:
+    try:
+        ok, image = capture.retrieve()
+    except cv2.error:
+        return None
+    return image if ok and image is not None and image.size else None
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
