@@ -29,17 +29,15 @@ COARSE = ("auto", "float32", "bfloat16", "float16")
 
 _ROW_PADDING = 64  # keys are allocated in multiples of this, so that groups never run past the end
 _WIDEST_GROUP = 64
-_TILE_ROWS = {"cpu": 40_000, "cuda": 1 << 18}
-_BLOCK = {"cpu": 256, "cuda": 1024}
-_SELECT = {"cpu": 64, "cuda": 1024}
-_SCRATCH_BYTES = {
-    "cpu": 1 << 19,
-    "cuda": 1 << 28,
-}  # gathered rows of a re-rank; on the CPU what its cache holds
+# By device type. On the CPU the selection and the re-rank stay within the cache of one core.
+_TILE_ROWS = {"cpu": 40_000, "cuda": 1 << 18}  # rows per product
+_BLOCK = {"cpu": 256, "cuda": 1024}  # queries per product
+_SELECT = {"cpu": 64, "cuda": 1024}  # queries per selection
+_SCRATCH_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # gathered rows of a re-rank
+_SPARE = 40  # candidates beyond 1.5 k: enough for nearly all queries on clustered and on Gaussian rows
 _CROWDED_SHARE = 0.5  # of a block's queries: from here on the half-precision pass costs more than it saves
-_SPARE = 40  # candidates beyond 1.5 k: enough for nearly all queries on clustered and on Gaussian data (docs/banks.md)
-_CROWDED_BLOCK = 16  # queries at a time where all rows may be candidates
 _PAUSE = 64  # blocks until half precision is tried again
+_CROWDED_BLOCK = 16  # queries at a time where all rows may be candidates
 
 _LOW = 0xFFFFFFFF
 _MAGNITUDE = 0x7FFFFFFF
@@ -126,7 +124,8 @@ class KeyScan:
         if self.half_RD is not None and len(unit_BD):
             half_BD = unit_BD.to(self.half_RD.dtype)
             self.half_RD[position_B] = half_BD
-            self._residual = torch.maximum(self._residual, (unit_BD - half_BD.float()).square().sum(1).amax().sqrt())
+            lost = (unit_BD - half_BD.float()).square().sum(1).amax().sqrt()
+            self._residual.copy_(torch.maximum(self._residual, lost))
 
     def clear(self) -> None:
         """Forget the error bound of keys that are no longer searched."""
@@ -192,9 +191,8 @@ class KeyScan:
             width = _group_width(count, wanted)
             score_bn = self._scores(q_bD, start, math.ceil(count / width) * width, half=half)
             score_bn[:, count:] = -torch.inf
-            select = _SELECT[q_bD.device.type]
-            # A few queries at a time, so that their scores are still in the cache when the members of groups are read.
-            picked = [self._best_of_tile(part_bn, width, wanted) for part_bn in torch.split(score_bn, select)]
+            parts = torch.split(score_bn, _SELECT[q_bD.device.type])
+            picked = [self._best_of_tile(part_bn, width, wanted) for part_bn in parts]
             value_bm, position_bm, cut_b = (torch.cat(part) for part in zip(*picked, strict=True))
             left_out_b = torch.maximum(left_out_b, cut_b)
             values.append(value_bm)
@@ -267,10 +265,12 @@ class KeyScan:
         """Return the k-th coarse score less twice the bound of its error (Cauchy-Schwarz on what rounding took away)."""
         summing = q_bD.shape[1] * 2.0**-23
         if half and self.half_RD is not None:
-            unit = torch.finfo(self.half_RD.dtype).eps / 2
+            number = torch.finfo(self.half_RD.dtype)
             lost_b = (q_bD - q_bD.to(self.half_RD.dtype).float()).square().sum(1).sqrt()
-            # Scores are stored in half precision; on a GPU partial sums may be, too.
-            error_b = self._residual + lost_b + unit * (4 if q_bD.is_cuda else 1) * kth_b.abs() + summing
+            # Scores are stored in half precision; on a GPU partial sums may be, too. Subnormal entries may count as zero.
+            stored_b = number.eps / 2 * (4 if q_bD.is_cuda else 1) * kth_b.abs()
+            flushed = 2 * number.smallest_normal * math.sqrt(q_bD.shape[1])
+            error_b = self._residual + lost_b + stored_b + flushed + summing
         elif torch.get_float32_matmul_precision() != "highest":
             error_b = torch.full_like(kth_b, 2.0**-7 + summing)  # the user allows bfloat16 in float32 products
         else:

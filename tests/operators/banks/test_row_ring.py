@@ -257,6 +257,16 @@ def test_budget_and_sizes_are_checked_at_construction():
         RowRing(10, 16).search(torch.ones(1, 16), 0)
 
 
+def test_a_ring_may_be_written_inside_and_cleared_outside_of_inference_mode():
+    ring = RowRing(10, 3, coarse="bfloat16")
+    with torch.inference_mode():
+        ring.add(torch.eye(3), torch.zeros(3, 2))
+        ring.search(torch.eye(3), 2)
+    ring.clear()
+    ring.add(torch.eye(3, requires_grad=True), torch.zeros(3, 2))
+    assert ring.search(torch.eye(3), 1).sequence_Bk[:, 0].tolist() == [3, 4, 5]
+
+
 def test_float32_products_of_lower_precision_change_no_result():
     ring, reference = filled(2000, 16, 2000)
     q_QD = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
