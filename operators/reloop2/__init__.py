@@ -1,6 +1,7 @@
-"""ReLoop2: a frozen click-through-rate model with an error memory that follows what it has not seen."""
+"""ReLoop2: a frozen click-through-rate model with an error memory that follows what it has not seen; metrics per window."""
 
-from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.config import CtrWindowsOptions, ReLoop2Options
 from operators.reloop2.operator import ReLoop2Operator
+from operators.reloop2.windows import CtrWindows
 
-__all__ = ["ReLoop2Operator", "ReLoop2Options"]
+__all__ = ["CtrWindows", "CtrWindowsOptions", "ReLoop2Operator", "ReLoop2Options"]

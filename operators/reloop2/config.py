@@ -1,4 +1,4 @@
-"""Options of the operator ``reloop2``. Standard library only."""
+"""Options of the operators ``reloop2`` and ``ctr_windows``. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
 
-__all__ = ["ReLoop2Options"]
+__all__ = ["CtrWindowsOptions", "ReLoop2Options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,18 @@ class ReLoop2Options:
         "in the bucket; best where buckets are sparse), `uniform`.",
         choices=("density", "count", "uniform"),
     )
-    arrays: int = option(70, "K: hash arrays of the sketch or tables of lsh_table; more lower the variance and cost time.", ge=1)
+    arrays: int = option(
+        70, "K: hash arrays of the sketch or tables of lsh_table; more lower the variance and cost time.", ge=1
+    )
     bits: int = option(16, "L: sign bits per hash, so 2^L buckets per array; below 12 is too coarse.", unit="bits", ge=1, le=24)
     top_k: int = option(70, "Neighbours read in the modes knn and lsh_table.", unit="rows", ge=1)
     capacity: int = option(20_000, "Rows kept in the modes knn and lsh_table; the oldest goes.", unit="rows", ge=1)
     slots_per_bucket: int = option(64, "Rows that a bucket of lsh_table names; the oldest goes.", unit="rows", ge=1)
     sigma: float = option(
-        0.0, "Modes knn and lsh_table: write only rows whose |label - y_base| is above this; biases the labels read.", ge=0, lt=1
+        0.0,
+        "Modes knn and lsh_table: write only rows whose |label - y_base| is above this; biases the labels read.",
+        ge=0,
+        lt=1,
     )
     keep_rate: float = option(1.0, "Modes knn and lsh_table: share of the rows that is written, drawn at random.", gt=0, le=1)
     center: str = option(
@@ -73,7 +78,10 @@ class ReLoop2Options:
         choices=("half_life", "slices", "reset", "never"),
     )
     forget_rows: int = option(
-        10_000, "Rows written until half of a weight is left, a row leaves the window, or the sketch is reset.", unit="rows", ge=8
+        10_000,
+        "Rows written until half of a weight is left, a row leaves the window, or the sketch is reset.",
+        unit="rows",
+        ge=8,
     )
     reset_every_s: float | None = option(None, "Also forget everything whenever so much event time has passed.", unit="s", gt=0)
 
@@ -154,9 +162,35 @@ class ReLoop2Options:
                 "on_timeout='negative' or late_correction_s=0"
             )
         if self.scope == "global" and self.max_streams != 1:
-            raise ConfigError(f"max_streams={self.max_streams} does nothing with scope='global'; set scope='per_key' or remove it")
+            raise ConfigError(
+                f"max_streams={self.max_streams} does nothing with scope='global'; set scope='per_key' or remove it"
+            )
         if self.scope == "per_key" and self.partition is not None:
             raise ConfigError(
                 f"partition={self.partition!r} does nothing with scope='per_key', where every stream has its own watermark; "
                 "remove it"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtrWindowsOptions:
+    """Logloss, AUC and gAUC of click predictions with and without the memory, per window."""
+
+    id_type: str = option("int64", "Type of the column `impression_id`.", choices=("int64", "string"))
+    window_s: float = option(600.0, "Length of a window.", unit="s", gt=0)
+    label_timeout_s: float = option(1800.0, "Wait for an impression's label for so much event time.", unit="s", gt=0)
+    on_timeout: str = option(
+        "negative",
+        "Without a label in time an impression counts as not clicked (`negative`) or not at all (`drop`).",
+        choices=("negative", "drop"),
+    )
+    group: str = option(
+        "none",
+        "`stream_id`: also AUC per stream (user), averaged by impressions (gAUC); `none`: no gAUC.",
+        choices=("none", "stream_id"),
+    )
+    capacity: int = option(200_000, "Predictions that wait for the end of their window; of more the oldest is dropped.", ge=1)
+    early_capacity: int = option(10_000, "Labels kept that came before their impression.", unit="rows", ge=1)
+    early_label_s: float = option(600.0, "Keep a label that came before its impression for so much event time.", unit="s", ge=0)
+    allowed_lateness_s: float = option(10.0, "Event time may be out of order by so much.", unit="s", ge=0)
+    max_jump_s: float = option(60.0, "An event time further ahead of all before it counts as this much ahead.", unit="s", gt=0)

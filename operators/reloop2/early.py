@@ -1,7 +1,7 @@
 """Labels that came before their impression. Knows ids, labels and times only.
 
-Each lane holds a fixed number of them; one more is refused, so that no label is lost that was accepted. All columns are allocated
-in the constructor; the order in which labels came cannot be told from the content.
+Each lane holds a fixed number of them; one more is refused, so that no label is lost that was accepted. All columns are
+allocated in the constructor; the order in which labels came cannot be told from the content.
 """
 
 # S lanes, E labels of a lane, B rows of a call, L lanes of a call, N lanes of a snapshot

@@ -11,9 +11,10 @@ late. Invariant: labels change a row's state at once; what they write waits, in 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -195,12 +196,12 @@ class JoinTable:
             held_NR = used_NR & dirty.reshape(self.lanes, -1)[lanes_N] if incremental else used_NR
             at_R, index_R = np.nonzero(held_NR)
             row_R = lanes_N[at_R] * self.rows + index_R
-            values_R = self.keys_RW[self._on_device(row_R)].cpu() if name == "keys" else torch.from_numpy(self._columns(row_R))
+            values_R = torch.from_numpy(self._columns(row_R)) if name == "rows" else self.keys_RW[self._on_device(row_R)].cpu()
             count_N = torch.from_numpy(held_NR.sum(1))
             state.rows[f"join.{name}"] = Rows(torch.from_numpy(length_N), count_N, torch.from_numpy(index_R), values_R)
-        count_N = self._staged_count_S[lanes_N]
-        staged_R = self._staged_SR[lanes_N][np.arange(self.rows) < count_N[:, None]]
-        state.rows["join.staged"] = Rows.full(torch.from_numpy(count_N), torch.from_numpy(staged_R))
+        staged_N = self._staged_count_S[lanes_N]
+        staged_R = self._staged_SR[lanes_N][np.arange(self.rows) < staged_N[:, None]]
+        state.rows["join.staged"] = Rows.full(torch.from_numpy(staged_N), torch.from_numpy(staged_R))
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
@@ -226,9 +227,9 @@ class JoinTable:
         block_R = waiting_R % self.rows // _BLOCK
         np.minimum.at(self._earliest_SQ, (waiting_R // self.rows, block_R), self.deadline_us[waiting_R])
 
-    def _columns(self, row_R: Ints) -> np.ndarray:
+    def _columns(self, row_R: Ints) -> Ints:
         """Return all but the keys of rows as int64 [R, 7], floats by their bits."""
-        whole = [self.ids, self.deadline_us, self.model, self.written, self.state]
+        whole: list[npt.NDArray[Any]] = [self.ids, self.deadline_us, self.model, self.written, self.state]
         bits = [column[row_R].view(np.int32).astype(np.int64) for column in (self.base, self.label)]
         return np.stack([*(column[row_R].astype(np.int64) for column in whole), *bits], axis=1)
 

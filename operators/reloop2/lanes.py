@@ -1,7 +1,7 @@
 """Which stream has which lane of the operator's tables, and the counters of each lane. Holds no rows and no labels.
 
-With one memory for all rows there is one lane without a name; else every stream has a lane of its own, and the stream idle longest
-gives its lane up when one more arrives. Invariant: who gives way depends on the order of the rows only, not on how they are cut.
+With one memory for all rows there is one lane without a name; else every stream has a lane of its own, and the stream idle
+longest gives its lane up when one more arrives. Invariant: who gives way depends on the order of the rows, not on their cuts.
 """
 
 # S lanes, B rows of a call, N lanes of a snapshot
@@ -178,5 +178,3 @@ def _encode(column: pa.Array) -> tuple[list[str], Ints]:
     """Return the distinct names and, per row, the index of its own."""
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
-
-

@@ -1,8 +1,9 @@
 """The streaming operator ``reloop2``: impressions in, corrected click probabilities out, labels as control rows.
 
-Ties the base model, the memory, the table of waiting impressions and event time together. Impressions number m·k to m·k+m-1 of a
-lane (m = ``micro_batch``) read the memory as of number m·k; what labels and timeouts write is applied between two micro-batches.
-So the output depends on the one order of impressions and labels, not on how they are cut into calls; m = 1 is the serial algorithm.
+Ties the base model, the memory, the table of waiting impressions and event time together. Impressions number m·k to m·k+m-1
+of a lane (m = ``micro_batch``) read the memory as of number m·k; what labels and timeouts write is applied between two
+micro-batches. So the output depends on the one order of impressions and labels, not on how they are cut into calls; m = 1 is
+the serial algorithm.
 """
 
 # B rows of a call, L lanes of a call, N lanes of a snapshot
@@ -197,7 +198,8 @@ class ReLoop2Operator(Operator):
         index = batch.schema.get_field_index(self.options.partition)
         if index < 0:
             raise SchemaError(
-                f"{self.context.name}: partition={self.options.partition!r}, but there is no such column; got {batch.schema.names}"
+                f"{self.context.name}: partition={self.options.partition!r}, but there is no such column; got "
+                f"{batch.schema.names}"
             )
         names = batch.column(index).take(pa.array(rows_B)).cast(pa.string())
         encoded = pc.fill_null(names, "").dictionary_encode()
@@ -365,7 +367,9 @@ class ReLoop2Operator(Operator):
 
     def _adopt(self, path: str) -> None:
         model = load_model(path, self.options, self.context.name)
-        require_same_setup(setup_of(self.options, model), self._setup, f"{self.context.name}: model {path!r}", CheckpointMismatch)
+        require_same_setup(
+            setup_of(self.options, model), self._setup, f"{self.context.name}: model {path!r}", CheckpointMismatch
+        )
         self._memory.adopt(model)
         self._scorer = Scorer(model, self.context.device, self._memory.keys)
         self._model_path, self._model_id = path, checkpoint.model_id(model)
@@ -439,13 +443,13 @@ class ReLoop2Operator(Operator):
             )
         if not self._lanes.per_key and int(state.additive["shards"][0]) != 1:
             raise RecoveryError(
-                f"{name}: with scope='global' every shard has a memory of its own, which cannot be cut or joined; resume with the "
-                "number of shards of the first run"
+                f"{name}: with scope='global' every shard has a memory of its own, which cannot be cut or joined; resume with "
+                "the number of shards of the first run"
             )
         if self._lanes.per_key and len(state.streams) > self.options.max_streams:
             raise RecoveryError(
-                f"{name}: the snapshot holds {len(state.streams)} streams, max_streams is {self.options.max_streams}; raise it, "
-                "or resume with more shards"
+                f"{name}: the snapshot holds {len(state.streams)} streams, max_streams is {self.options.max_streams}; raise "
+                "it, or resume with more shards"
             )
         self._restore_model(state)
         if not self._lanes.per_key:
@@ -470,8 +474,8 @@ class ReLoop2Operator(Operator):
             self._adopt(path if path is not None else self.options.checkpoint)
         if wanted != self._model_id:
             raise RecoveryError(
-                f"{self.context.name}: the snapshot was made with model {wanted} from {path!r}, which now holds {self._model_id}; "
-                "put the old file back"
+                f"{self.context.name}: the snapshot was made with model {wanted} from {path!r}, which now holds "
+                f"{self._model_id}; put the old file back"
             )
         self._model_path, self._model_number = path, state.meta["model_number"]
 

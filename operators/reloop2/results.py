@@ -84,7 +84,12 @@ class Predictions:
 
 
 def answers(
-    batch: pa.RecordBatch, rows: Sequence[int], statuses: Sequence[str], errors: Sequence[str | None], schema: pa.Schema, model: str
+    batch: pa.RecordBatch,
+    rows: Sequence[int],
+    statuses: Sequence[str],
+    errors: Sequence[str | None],
+    schema: pa.Schema,
+    model: str,
 ) -> pa.RecordBatch:
     """Return answers to the control rows ``rows`` of ``batch``: keys, id, model, status and error; the rest is null."""
     taken = batch.take(pa.array(rows, pa.int64()))

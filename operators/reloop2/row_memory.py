@@ -24,8 +24,8 @@ __all__ = ["RowMemory"]
 class RowMemory:
     """The latest rows, searched by cosine: exactly, or in mode ``lsh_table`` among the rows that share a bucket.
 
-    A key is the hidden vector, in mode ``lsh_table`` followed by its buckets (whole numbers below 2^24: exact in float32), so that
-    a row is hashed once only.
+    A key is the hidden vector, in mode ``lsh_table`` followed by its buckets (whole numbers below 2^24: exact in float32), so
+    that a row is hashed once only.
     """
 
     key_dtype = torch.float32

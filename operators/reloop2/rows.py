@@ -49,8 +49,8 @@ def row_ids(batch: pa.RecordBatch, id_type: str, salt_B: Ints | None, where: str
     is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (is_text if ID_TYPES[id_type] == pa.string() else pa.types.is_integer(kind) and kind != pa.uint64()):
         raise SchemaError(
-            f"{where}: column 'impression_id' is {kind}, but id_type is {id_type!r}; set id_type to what the column is, int64 or "
-            "string"
+            f"{where}: column 'impression_id' is {kind}, but id_type is {id_type!r}; set id_type to what the column is, int64 "
+            "or string"
         )
     return id_keys(batch.column(index), salt_B)
 

@@ -1,7 +1,7 @@
 """The frozen base model at work: rows of a batch to base predictions and hidden vectors. Knows no memory and no labels.
 
-Invariant: a row's numbers are the same bits whatever else is in its batch. Kernels round differently for different shapes, so the
-network only ever sees batches of one size, padded.
+Invariant: a row's numbers are the same bits whatever else is in its batch. Kernels round differently for different shapes, so
+the network only ever sees batches of one size, padded.
 """
 
 # B rows of a call, D hidden width

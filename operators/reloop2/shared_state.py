@@ -12,7 +12,7 @@ _DENSE, _ROWS = "lane.dense.", "lane.rows."
 
 
 def to_shared(state: State) -> None:
-    """Move ``dense`` and ``rows`` of a state of one lane into ``shared``; rows of which only some stand here into ``patches``."""
+    """Move ``dense`` and ``rows`` of a state of one lane into ``shared``; rows that do not all stand here into ``patches``."""
     for name, tensor in state.dense.items():
         state.shared[_DENSE + name] = tensor
     for name, rows in state.rows.items():

@@ -16,7 +16,6 @@ from operators.banks import HalfLife, Never, ResetEvery, SignHash, SketchBank, S
 from operators.reloop2.compensation import Recollection, count_weights, softmax_weights
 from operators.reloop2.config import ReLoop2Options
 from operators.reloop2.ids import Bools, Ints
-from operators.state import State
 
 __all__ = ["SketchMemory"]
 

@@ -1,8 +1,8 @@
 """How far event time has come: per lane, and where the input has partitions, as far as the slowest active one.
 
-Knows event times only, no clock: a partition is idle when the others have left it behind by more than ``idle_us``. An event time
-that jumps ahead of everything seen counts as a jump of ``jump_us`` at most; else one row from the future would time out all
-that wait. Invariant: the result depends on the order of the rows, not on how they are cut into calls.
+Knows event times only, no clock: a partition is idle when the others have left it behind by more than ``idle_us``. An event
+time that jumps ahead of everything seen counts as a jump of ``jump_us`` at most; else one row from the future would time out
+all that wait. Invariant: the result depends on the order of the rows, not on how they are cut into calls.
 """
 
 # S lanes, B rows of a call, P partitions

@@ -107,7 +107,9 @@ class Events:
     labels: pa.RecordBatch
     order: Sequence[tuple[bool, int]]
 
-    def run(self, operator: ReLoop2Operator, cuts: np.random.Generator | None = None, start: int = 0, stop: int | None = None) -> Any:
+    def run(
+        self, operator: ReLoop2Operator, cuts: np.random.Generator | None = None, start: int = 0, stop: int | None = None
+    ) -> Any:
         """Hand rows ``start`` to ``stop`` over, cut at random where ``cuts`` is given; return the output as one table."""
         outputs: list[pa.RecordBatch] = []
         group: list[tuple[bool, int]] = []

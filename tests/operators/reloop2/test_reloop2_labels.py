@@ -168,7 +168,8 @@ def test_oldest_pending_impression_gives_way(ctr_model: str):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(2.0, "label is 2;"), (-1.0, "label is -1;"), (None, "null"), (float("nan"), "nan"), (0.5, "soft_labels")]
+    ("value", "reason"),
+    [(2.0, "label is 2;"), (-1.0, "label is -1;"), (None, "null"), (float("nan"), "nan"), (0.5, "soft_labels")],
 )
 def test_unusable_label_is_answered(ctr_model: str, value: float | None, reason: str):
     operator = make(ctr_model)

@@ -1,4 +1,7 @@
-"""The operator against a serial reference in plain Python, and the promise that cuts change nothing (spec §4.2, §11.10, §11.11)."""
+"""The operator against a serial reference in plain Python; cuts, snapshots and the order of labels change nothing.
+
+Spec §4.2, §11.10 and §11.11.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ TIMES = {"label_timeout_s": 30.0, "allowed_lateness_s": 1.0}
 class Serial:
     """ReLoop2 with a sketch, one event at a time, in dicts (micro_batch = 1). Slow and obvious."""
 
-    def __init__(self, model: str, operator: ReLoop2Operator, *, timeout: float, lateness: float, correction: float = 0.0) -> None:
+    def __init__(
+        self, model: str, operator: ReLoop2Operator, *, timeout: float, lateness: float, correction: float = 0.0
+    ) -> None:
         self.model, self.operator = checkpoint.load(model), operator
         self.timeout, self.lateness, self.correction = timeout, lateness, correction
         self.sketch: dict[tuple[int, int], list[float]] = {}
@@ -49,7 +54,11 @@ class Serial:
         buckets = self.operator._memory.keys(output.hidden_BD)[0].tolist()
         read = [self.sketch[cell] for cell in enumerate(buckets) if cell in self.sketch]
         weights = np.exp(np.array([count / self.total / 0.1 for count, _, _ in read]))
-        mean = sum(w * labels / count for w, (count, labels, _) in zip(weights / weights.sum(), read, strict=True)) if read else base
+        mean = (
+            sum(w * labels / count for w, (count, labels, _) in zip(weights / weights.sum(), read, strict=True))
+            if read
+            else base
+        )
         key, time = batch.column("impression_id")[0].as_py(), batch.column("event_time")[0].value / 1e6
         self.latest = max(self.latest, time)
         if key not in self.rows:
@@ -65,7 +74,9 @@ class Serial:
         elif row["state"] == "pending":
             self.add(row["buckets"], label, row["base"])
             row["state"] = "done"
-        elif row["state"] == "negative" and label and self.latest - self.lateness <= row["time"] + self.timeout + self.correction:
+        elif (
+            row["state"] == "negative" and label and self.latest - self.lateness <= row["time"] + self.timeout + self.correction
+        ):
             for cell in enumerate(row["buckets"]):
                 self.sketch[cell][1] += label
             row["state"] = "done"
@@ -195,7 +206,9 @@ def memory_bits(operator: ReLoop2Operator) -> list[bytes]:
 
 def test_replayed_labels_change_nothing(ctr_model: str):
     events = drifting(80)
-    twice = Events(events.impressions, events.labels, [e for event in events.order for e in ([event] * 2 if event[0] else [event])])
+    twice = Events(
+        events.impressions, events.labels, [e for event in events.order for e in ([event] * 2 if event[0] else [event])]
+    )
     once, again = make(ctr_model, **TIMES), make(ctr_model, **TIMES)
     assert twice.run(again).equals(events.run(once))
     assert memory_bits(once) == memory_bits(again)
