@@ -37,8 +37,8 @@ HOST = key_schema(
         pa.field("error", pa.string()),
     ],
 )
-"""``cpu`` over all cores since the row before; ``load`` is that of a minute; ``temperature`` is the highest sensor's. Null where
-the machine does not tell."""
+"""``cpu`` over all cores since the row before; ``load`` is that of a minute; ``temperature`` is the highest sensor's. Null
+where the machine does not tell."""
 
 _MAX_BEHIND = 1
 """Intervals that may be missed without being skipped: a sensor reads now, not what was."""
