@@ -218,7 +218,6 @@ class Aligner:
         """Return all there is to know, and the rows that wait, one batch per input node at most."""
         alignment = Alignment(
             released_us=None if self._released == _NEVER else self._released * self._span_us,
-            watermarks={_name(edge): lane.watermark for edge, lane in self._lanes.items() if lane.watermark != _NEVER},
             closes=[(span * self._span_us, node, streams) for span, node, streams in self._closes],
         )
         held = []
@@ -229,13 +228,14 @@ class Aligner:
         return alignment, held
 
     def restore(self, alignments: Sequence[Alignment], held: Iterable[HeldRows]) -> None:
-        """Go on from the snapshots of however many shards there were; ``held`` and the closes are those of this shard."""
+        """Go on from the snapshots of however many shards there were; ``held`` and the closes are those of this shard.
+
+        Watermarks are not restored: their senders may have other splits now, and send them anew.
+        """
         if not alignments:
             return
         released = [_NEVER if a.released_us is None else a.released_us // self._span_us for a in alignments]
         self._released = min(released)
-        for edge, lane in self._lanes.items():
-            lane.watermark = min(a.watermarks.get(_name(edge), _NEVER) for a in alignments)
         self._closes = [
             (time_us // self._span_us, node, tuple(streams)) for a in alignments for time_us, node, streams in a.closes
         ]
@@ -264,10 +264,6 @@ class Aligner:
             for lane in self._lanes.values()
             if not lane.ended and (lane.paused or now - lane.moved_s < self._wait_s or self._backlog(lane.edge) > 0)
         ]
-
-
-def _name(edge: Edge) -> str:
-    return f"{edge.sender}:{edge.role}"
 
 
 def _cut(chunks: list[_Chunk], end: int) -> tuple[pa.RecordBatch | None, Ints]:

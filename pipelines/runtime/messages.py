@@ -7,7 +7,7 @@ these are immutable and can be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -161,8 +161,6 @@ class Alignment:
 
     released_us: int | None
     """All rows before this event time had been handed over."""
-    watermarks: Mapping[str, int]
-    """``sender:role`` → the last watermark, in microseconds."""
     closes: Sequence[tuple[int, str, Sequence[str]]] = ()
     """Ends of streams that wait for their turn: event time of their span, input node, streams."""
     rows: SnapshotFile | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -72,6 +73,7 @@ class SourceTask:
         self._rows_before = {name: state.rows for name, state in splits.items()}
         self._request: tuple[int, bool] | None = None
         self._reported_exhausted = False
+        self._begun = False
         self._idle_s = 0.0
 
     @property
@@ -95,6 +97,9 @@ class SourceTask:
             self._send_barrier(*self._request)
             return True
         self._open_more()
+        if not self._begun:
+            self._begun = True
+            self._send_watermark()  # of the run before
         self._idle_s = _IDLE_S
         waits = []
         share = max(1, self._read_rows // len(self._open)) if self._open and self._times is None else self._read_rows
@@ -164,6 +169,8 @@ class SourceTask:
             name = self._waiting.popleft()
             reader = self._open_split(name, self._state[name].position)
             self._open.append((name, reader))
+            if self._times is not None:
+                self._state[name] = replace(self._state[name], time_us=self._times.opened(name))
             self._totals[name] = reader.total_rows()
             self.stats.splits_open = len(self._open)
             self._estimate()
@@ -180,6 +187,8 @@ class SourceTask:
         self._estimate()
         if closes:
             self._router.send(Close(closes))
+        self._open_more()
+        self._send_watermark()
 
     def _send_barrier(self, epoch: int, final: bool) -> None:
         self._request = None

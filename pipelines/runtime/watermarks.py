@@ -37,8 +37,9 @@ def event_times(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 class SplitTimes:
     """The splits of one source task. Its watermark is the latest event time of the open split that is furthest behind.
 
-    So splits are in step: the one furthest behind is read first. A split that has had no rows for ``idle_s`` does not count
-    until it has some again.
+    So splits are in step: the one furthest behind is read first. One that is opened while others are read begins at the
+    watermark; then the times of the splits say all there is to know, and a resumed run goes on from them. A split that has had
+    no rows for ``idle_s`` does not count until it has some again.
     """
 
     def __init__(self, splits: Mapping[str, SplitState], idle_s: float, clock: Clock) -> None:
@@ -54,6 +55,11 @@ class SplitTimes:
     def add(self, splits: Mapping[str, SplitState]) -> None:
         """Take on more splits."""
         self._times.update(dict.fromkeys(splits, _NEVER))
+
+    def opened(self, split: str) -> int | None:
+        """Note that a split is read from now on; return its time, None where nothing is known."""
+        self._times[split] = time = max(self._times[split], self._sent)
+        return None if time == _NEVER else int(time)
 
     def order(self, splits: Iterable[str]) -> list[str]:
         """Return which of the open splits may be read next, the one to be asked first at the front."""

@@ -74,7 +74,7 @@ def test_an_operator_that_aligns_shows_how_far_it_is(root: Path) -> None:
     [shard] = manifest.operators["detect"]
     waiting = SnapshotFile("snapshots/detect/1.arrows", 2_500, "", False)
     folder = StateFolder(root)
-    for epoch, alignment in enumerate([Alignment(1_600_000_000_500_000, {}, (), waiting), Alignment(None, {})], start=2):
+    for epoch, alignment in enumerate([Alignment(1_600_000_000_500_000, (), waiting), Alignment(None)], start=2):
         folder.open()
         folder.write(replace(manifest, epoch=epoch, operators={"detect": (replace(shard, alignment=alignment),)}))
         folder.close()

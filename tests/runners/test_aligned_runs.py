@@ -89,10 +89,13 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Pa
         folder, tmp_path, operators__ledger__type="aligned_workload:StreamLedger", operators__ledger__align_s=20
     )
     values["operators"]["ledger"]["slow_s"] = 0.01
+    values["sources"]["impressions"]["parallelism"] = 5
     stop_when_committed(values)
     assert 0 < len(committed_digests(tmp_path)) < ROWS
     values["operators"]["ledger"]["shards"] = 3
-    run_here(values, resume=True)
+    values["sources"]["impressions"]["parallelism"] = 2  # each now with files that stand at different times
+    report = run_here(values, resume=True)
+    assert sum(stats.late_rows for stats in report.tasks) == 0
     assert committed_digests(tmp_path) == expected_digests(times, 200, per_stream=True)
 
 

@@ -19,7 +19,7 @@ from operators.state import State
 from pipelines.api import Pipeline
 from pipelines.graph import Graph
 from pipelines.runtime import aligner as aligner_module
-from pipelines.runtime import watermarks
+from pipelines.runtime import source_task, watermarks
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import OperatorState
@@ -231,6 +231,7 @@ def test_rows_that_wait_at_a_barrier_are_in_the_snapshot_and_go_on_from_there(tm
     assert [file.path for file in state.files()][1:] == [state.alignment.rows.path]
 
     again = Rig(tmp_path, states=[state], attempt=2)
+    again.send("src", Watermark(at(4.5)))  # what a source begins with
     again.send("ctl", Watermark(END_OF_TIME))
     assert again.operator.rows == [-25, 35]
     again.send("src", Watermark(END_OF_TIME))
@@ -495,6 +496,7 @@ def test_the_split_that_is_furthest_behind_is_read_first_and_sets_the_watermark(
     ]
     assert [body for body in recorder.bodies if not isinstance(body, Data)] == [
         Close(("l",)),
+        Watermark(at(150)),
         Close(("e",)),
         Watermark(END_OF_TIME),
     ]
@@ -515,6 +517,30 @@ def test_a_restart_goes_on_in_the_same_order() -> None:
         run(make_source(splits, second, [], FakeClock(), states=ack.splits))
         rows = [seconds_of(body) for body in (*first.bodies, *second.bodies) if isinstance(body, Data)]
         assert rows == [seconds_of(body) for body in whole.bodies if isinstance(body, Data)]
+
+
+def test_a_resumed_source_begins_with_the_watermark_that_it_had() -> None:
+    splits = {name: [data_rows([n * k for n in range(12)], name)] for name, k in (("a", 3), ("b", 5))}
+    states = {"a": SplitState({"item": 0, "row": 4}, False, 4, at(9)), "b": SplitState({"item": 0, "row": 2}, False, 2, at(5))}
+    recorder = Recorder()
+    make_source(splits, recorder, [], FakeClock(), states=states).step()
+    assert recorder.bodies[0] == Watermark(at(5))
+
+
+def test_a_split_that_waited_for_others_to_end_does_not_begin_before_the_watermark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_task, "MAX_OPEN_SPLITS", 1)
+    splits = {"first": [data_rows([10, 20])], "second": [data_rows([15, 30], "s")]}
+    for stop, known in [(1, at(20)), (2, at(20)), (3, at(30)), (4, END_OF_TIME)]:
+        recorder, events = Recorder(), list[Event]()
+        task = make_source(splits, recorder, events, FakeClock())
+        for _ in range(stop):
+            task.step()
+        task.request_barrier(0, final=True)
+        task.step()
+        [ack] = [event for event in events if isinstance(event, SourceAck)]
+        again = Recorder()
+        run(make_source(splits, again, [], FakeClock(), states=ack.splits))
+        assert again.bodies[0] == Watermark(known)
 
 
 def test_before_the_last_barrier_a_source_that_has_ended_says_so() -> None:

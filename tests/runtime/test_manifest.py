@@ -54,10 +54,10 @@ def test_rows_that_wait_in_an_aligning_operator_are_kept_with_their_epoch(folder
     held = folder.root / "snapshots" / "detect" / "000001-3-0.arrows"
     held.parent.mkdir(parents=True)
     file = SnapshotFile("snapshots/detect/000001-3-0.arrows", 4, "ef", False)
-    alignment = Alignment(5_000_000, {"clips[0]:data": 5_400_000}, [[5_000_000, "clips", ["a"]]], file)
+    alignment = Alignment(5_000_000, [[5_000_000, "clips", ["a"]]], file)
     for epoch in range(4):
         held.write_text("rows")
-        waits = alignment if epoch < 2 else Alignment(None, {}, [])
+        waits = alignment if epoch < 2 else Alignment(None, [])
         folder.write(replace(BASE, epoch=epoch, operators={"detect": (OperatorState((), {}, waits),)}))
         folder.clean()
         assert held.exists() == (epoch < 3)  # two epochs are kept
