@@ -9,7 +9,8 @@ numbers; no list holds more than ``most`` records after an append.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,36 @@ class PostingSlice:
 
     def append(self, records: Records, new_path: Callable[[], Path]) -> list[PostingFile]:
         """Put rows (the next ones) into their lists, on disk when this returns. Return files that are no longer needed."""
+        with self._all_or_nothing():
+            self._append(records, new_path())
+        return self.merge_files(new_path) if len(self.files) > _FILES else []
+
+    def merge_files(self, new_path: Callable[[], Path]) -> list[PostingFile]:
+        """Write all lists into one file, each in one piece. Return the files that are no longer needed."""
+        if len(self.files) < 2:
+            return []
+        old = self.files
+        with self._all_or_nothing():
+            records, lengths = self._read(self._numbers), self.lengths
+            self.files = []
+            self._centres_LD = self._centres_LD[self._numbers]
+            self._alive_L = np.ones(len(lengths), dtype=np.bool_)
+            self._length_L = np.zeros(len(lengths), dtype=np.int64)
+            self._write(records, np.repeat(np.arange(len(lengths)), lengths), new_path())
+        return old
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Undo what was done to the slice where the file could not be written (a full disk, say)."""
+        kept = self.rows, self.files[:], self._centres_LD, self._alive_L.copy(), self._length_L.copy()
+        try:
+            yield
+        except BaseException:
+            self.rows, self.files, self._centres_LD, self._alive_L, self._length_L = kept
+            self._index()
+            raise
+
+    def _append(self, records: Records, path: Path) -> None:
         keys_ND = torch.from_numpy(keys_of(records, self.dim))
         if not self.lists:
             label_N = cluster(keys_ND, self.rules.rows_per_centre, seed=self.rules.seed)
@@ -131,22 +162,8 @@ class PostingSlice:
             parts.append(moved)
             numbers.append(places)
         self._length_L[crowded] = 0
-        self._write(np.concatenate(parts), np.concatenate(numbers), new_path())
+        self._write(np.concatenate(parts), np.concatenate(numbers), path)
         self.rows += len(records)
-        return self.merge_files(new_path) if len(self.files) > _FILES else []
-
-    def merge_files(self, new_path: Callable[[], Path]) -> list[PostingFile]:
-        """Write all lists into one file, each in one piece. Return the files that are no longer needed."""
-        if len(self.files) < 2:
-            return []
-        records, lengths = self._read(self._numbers), self.lengths
-        old = self.files
-        self.files = []
-        self._centres_LD = self._centres_LD[self._numbers]
-        self._alive_L = np.ones(len(lengths), dtype=np.bool_)
-        self._length_L = np.zeros(len(lengths), dtype=np.int64)
-        self._write(records, np.repeat(np.arange(len(lengths)), lengths), new_path())
-        return old
 
     def _split(self, old: int, content: Records) -> tuple[Records, NDArray[np.int64]]:
         """Make new lists of a crowded one; return their records and, for each, its list."""

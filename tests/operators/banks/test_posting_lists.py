@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def test_clear_forgets_rows_and_files_and_never_reuses_a_sequence_number(tmp_pat
 
 def resume(folder: Path, state: State) -> PostingLists:
     bank = PostingLists(folder, DIM, rules=rules())
+    state.meta = json.loads(json.dumps(state.meta))  # as a snapshot file keeps it
     bank.load(state, "rows")
     return bank
 
@@ -234,6 +236,22 @@ def test_a_crash_while_a_file_is_written_leaves_the_last_snapshot_whole(tmp_path
     resumed = resume(tmp_path, state)
     assert not any(name.endswith(".part") for name in files_of(tmp_path))
     assert resumed.written == 330
+
+
+def test_rows_whose_file_could_not_be_written_wait_and_go_with_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bank, ring = PostingLists(tmp_path, DIM, rules=rules()), RowRing(1000, DIM)
+    first, second = rows(530), rows(470, seed=1)
+    bank.add(*first)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            bank.add(second[0][:100], second[1][:100])
+    assert bank.written == 550  # the tail was full then; the caller knows that the other rows were not taken
+    bank.add(second[0][20:], second[1][20:])
+    for part in (first, second):
+        ring.add(*part)
+    q_BD, _ = rows(20, seed=2)
+    assert_same(bank.search(q_BD, 8), ring.search(q_BD, 8))
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "empty"])
