@@ -35,7 +35,7 @@ except ImportError:
 
 BLOCK = 512
 CLUSTERS, SPREAD = 500, 0.5
-ARRAYS, BITS, SLOTS = 32, 12, 16
+ARRAYS, SLOTS = 32, 32
 TOLERANCE = 0.002  # recalls this close count as equal
 USEFUL = 0.9  # a recall that one would use
 KS = (10, 70)
@@ -76,10 +76,10 @@ class Buckets:
     settings = (0,)
 
     def __init__(self, capacity: int, dim: int) -> None:
-        self.name = f"LshTable ({ARRAYS} x 2^{BITS} x {SLOTS})"
-        self.table = LshTable(
-            RowRing(capacity, dim, coarse="float32"), ARRAYS, BITS, SLOTS, SignHash(dim, ARRAYS, BITS, 0, "cpu")
-        )
+        bits = round(np.log2(capacity / 5))  # about five rows per bucket
+        self.name = f"LshTable ({ARRAYS} x 2^{bits} x {SLOTS})"
+        hash_ = SignHash(dim, ARRAYS, bits, 0, "cpu")
+        self.table = LshTable(RowRing(capacity, dim, coarse="float32"), ARRAYS, bits, SLOTS, hash_)
 
     def add(self, rows_BD: Tensor) -> None:
         self.table.add(rows_BD, torch.zeros(len(rows_BD), 2))
