@@ -10,6 +10,7 @@ row; memory beside the keys is bounded, whatever the number of rows and queries.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _TILE_ROWS = {"cpu": 40_000, "cuda": 1 << 18}  # rows per product
 _BLOCK = {"cpu": 256, "cuda": 1024}  # queries per product
 _SELECT = {"cpu": 64, "cuda": 1024}  # queries per selection
 _SCRATCH_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # gathered rows of a re-rank
+_WORTH_IT = 1.3  # times faster that bfloat16 must be for a second copy of the keys
 _SPARE = 40  # candidates beyond 1.5 k: enough for nearly all queries on clustered and on Gaussian rows
 _CROWDED_SHARE = 0.5  # of a block's queries: from here on the half-precision pass costs more than it saves
 _PAUSE = 64  # blocks until half precision is tried again
@@ -291,20 +293,20 @@ def half_type(coarse: str, dim: int, device: torch.device) -> torch.dtype | None
         return None if coarse == "float32" else getattr(torch, coarse)
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if _bfloat16_gain(dim) > 1.5 else None
+    return torch.bfloat16 if _bfloat16_gain(dim) > _WORTH_IT else None
 
 
+@functools.cache
 def _bfloat16_gain(dim: int) -> float:
-    """Time a small product in both types: processors with matrix units gain four times and more, others lose.
+    """Time a product in both types: processors with matrix units gain four times and more, others lose.
 
     The choice changes speed only, never a result.
     """
     best_s = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones((64, dim), dtype=dtype), torch.ones((2048, dim), dtype=dtype)
-        torch.mm(a, b.T)
+        a, b = torch.ones((128, dim), dtype=dtype), torch.ones((8192, dim), dtype=dtype)
         times = []
-        for _ in range(3):
+        for _ in range(6):  # the least of them: other programs only ever add time
             begin = time.perf_counter()
             torch.mm(a, b.T)
             times.append(time.perf_counter() - begin)
