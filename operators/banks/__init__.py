@@ -1,5 +1,8 @@
 """The memory that operators share: preallocated, batched over streams, with snapshots. It knows no method and no stream id."""
 
+from operators.banks.block_bank import REFUSED, BlockBank
+from operators.banks.blocks.reader import BlockReader, FileReader, SharedBlocks
+from operators.banks.blocks.spec import BlockCodec, BlockSpec, PlainCodec
 from operators.banks.draws import Sampler, random_numbers, sample_without_replacement, stream_seed
 from operators.banks.lsh_table import LshTable
 from operators.banks.policies import (
@@ -19,8 +22,15 @@ from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, ch
 from operators.banks.slots import SlotTable
 
 __all__ = [
+    "REFUSED",
+    "BlockBank",
+    "BlockCodec",
+    "BlockReader",
+    "BlockSpec",
+    "FileReader",
     "LshTable",
     "Neighbours",
+    "PlainCodec",
     "Plan",
     "Policy",
     "PoolBank",
@@ -32,6 +42,7 @@ __all__ = [
     "RowRing",
     "RowSpec",
     "Sampler",
+    "SharedBlocks",
     "SlotBank",
     "SlotTable",
     "Writing",

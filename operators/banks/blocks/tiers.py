@@ -1,0 +1,262 @@
+"""The tiers of a bank: which of device, host memory and disk holds all blocks, and which hold copies.
+
+The lowest tier that has a budget is the *home*: every block is written there once and stays. The tiers above it are caches, so
+a tier's size, and what it happens to hold, can never change what is read. Knows pages and frames, not why blocks come and go.
+"""
+
+# L layers, H frames of the bank, R pages of a call
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from connectors.errors import ConfigError
+from operators.banks.blocks.page_cache import PageCache
+from operators.banks.blocks.page_pool import PagePool
+from operators.banks.blocks.page_table import Frames
+from operators.banks.blocks.prefetch import Prefetcher
+from operators.banks.blocks.segments import Maps, SegmentLayout, StreamFiles
+from operators.banks.blocks.spec import REPRESENTATIVES, BlockSpec, page_bytes
+from operators.banks.slot_bank import ReadBuffer, RowSpec, check_budget
+
+__all__ = ["Budget", "Part", "TierPlan", "Tiers"]
+
+_SEGMENT_BYTES = 1 << 30
+"""Largest file of blocks."""
+_SEGMENTS_PER_STREAM = 4
+"""Files that the disk budget must allow each stream, so that one can be dropped while others stay."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a bank may take, in bytes, and where representatives lie."""
+
+    device: int
+    host: int = 0
+    disk: int = 0
+    representatives: str = "device"
+
+
+@dataclass(frozen=True, slots=True)
+class TierPlan:
+    """How many blocks the home holds, how many pages per layer each cache; 0: no such tier."""
+
+    home: str
+    blocks: int
+    device_pages: int
+    host_pages: int
+    segment_blocks: int
+
+    @staticmethod
+    def of(name: str, spec: BlockSpec, fields: Mapping[str, RowSpec], budget: Budget, slots: int) -> TierPlan:
+        """Divide the budget. Raise ``ConfigError`` where it does not hold a block per stream and all representatives."""
+        near = {"device": budget.device, "host": budget.host}
+        if budget.representatives not in near:
+            raise ConfigError(f"{name}: representatives={budget.representatives!r}; use 'device' or 'host'")
+        for tier, given in (*near.items(), ("disk", budget.disk)):
+            if given < 0:
+                raise ConfigError(f"{name}: {tier}_bytes={given}; it must be 0 (no such tier) or more")
+        mean = spec.layers * spec.representative.bytes
+        block = spec.layers * page_bytes(fields)
+        home = "disk" if budget.disk else "host" if budget.host else "device"
+        segment_blocks = 0
+        if home == "disk":
+            check_budget(
+                f"{name}: disk_bytes",
+                bytes_per_stream=_SEGMENTS_PER_STREAM * SegmentLayout(spec.layers, 1, _stored(spec, fields)).size,
+                streams=slots,
+                budget=budget.disk,
+                hint="Raise disk_bytes, or lower the number of streams.",
+            )
+            most = min(budget.disk // (_SEGMENTS_PER_STREAM * slots), _SEGMENT_BYTES)
+            stored = _stored(spec, fields)
+            segment_blocks = max(1, (most - SegmentLayout.overhead(len(stored))) // (block + mean))
+            blocks = budget.disk // SegmentLayout(spec.layers, segment_blocks, stored).size * segment_blocks
+        else:
+            each = block + (mean if budget.representatives == home else 0)
+            check_budget(
+                f"{name}: {home}_bytes",
+                bytes_per_stream=each,
+                streams=slots,
+                budget=near[home],
+                hint=f"Raise {home}_bytes, or lower the number of streams.",
+            )
+            blocks = near[home] // each
+            near[home] -= blocks * block
+        left = near[budget.representatives] - blocks * mean
+        if left < 0:
+            raise ConfigError(
+                f"{name}: {budget.representatives}_bytes={getattr(budget, budget.representatives)} does not hold the "
+                f"representatives of the {blocks} blocks that {home}_bytes allows, {blocks * mean} bytes; raise it, lower "
+                f"{home}_bytes, or set representatives to the other of 'device' and 'host'"
+            )
+        near[budget.representatives] = left
+        device_pages = 0 if home == "device" else min(near["device"] // block, blocks)
+        host_pages = min(near["host"] // block, blocks) if home == "disk" else 0
+        return TierPlan(home, blocks, device_pages, host_pages, segment_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The new blocks of one stream within an append: rows ``rows`` are blocks ``block``, ``block + 1``, .."""
+
+    rows: slice
+    block: int
+    files: StreamFiles | None
+
+
+class Tiers:
+    """Pages of all streams. One thread appends; any number read; on CUDA all of them on one stream."""
+
+    def __init__(
+        self, plan: TierPlan, spec: BlockSpec, fields: Mapping[str, RowSpec], *, device: torch.device, means: str
+    ) -> None:
+        self.plan, self.device, self._names, self._means_tier = plan, device, list(fields), means
+        cpu, locked = torch.device("cpu"), device.type == "cuda"
+        self.home: PagePool | None = None
+        if plan.home != "disk":
+            self.home = PagePool(
+                fields,
+                layers=spec.layers,
+                pages=plan.blocks,
+                device=device if plan.home == "device" else cpu,
+                lock_pages=locked,
+            )
+        self.maps: Maps | None = None
+        if plan.home == "disk":
+            self.maps = Maps()
+        self.near: PageCache | None = None
+        if plan.device_pages:
+            pool = PagePool(fields, layers=spec.layers, pages=plan.device_pages, device=device)
+            self.near = PageCache(pool, plan.blocks, keeps_new=False)
+        self.host: PageCache | None = None
+        if plan.host_pages:
+            pool = PagePool(fields, layers=spec.layers, pages=plan.host_pages, device=cpu, lock_pages=locked)
+            self.host = PageCache(pool, plan.blocks, keeps_new=True)
+        self.means = PagePool(
+            {REPRESENTATIVES: spec.representative},
+            layers=spec.layers,
+            pages=plan.blocks,
+            device=device if means == "device" else cpu,
+            lock_pages=locked,
+        )
+        self._prefetcher = Prefetcher(device)
+
+    def bytes(self) -> dict[str, int]:
+        """Return what is allocated on ``device`` and ``host``. Where the device is the CPU both lie in its memory."""
+        pools = [("device" if self.plan.home == "device" else "host", self.home)] if self.home is not None else []
+        pools += [("device", self.near.pool)] if self.near is not None else []
+        pools += [("host", self.host.pool)] if self.host is not None else []
+        total = {"device": 0, "host": 0}
+        for tier, pool in pools:
+            total[tier] += pool.bytes()
+        total[self._means_tier] += self.means.bytes()
+        return total
+
+    def write(self, layer: int, frames_R: Frames, rows: Mapping[str, Tensor], means_RGD: Tensor, parts: Sequence[Part]) -> None:
+        """Write new pages of a layer to the home, and copies to the caches as these see fit."""
+        self.means.write(layer, frames_R, {REPRESENTATIVES: means_RGD})
+        if self.home is not None:
+            self.home.write(layer, frames_R, rows)
+        else:
+            rows_on_host = {name: values.cpu() for name, values in rows.items()}
+            stored = {REPRESENTATIVES: means_RGD.cpu(), **rows_on_host}
+            for part in parts:
+                if part.files is not None:
+                    part.files.write(layer, part.block, {name: values[part.rows] for name, values in stored.items()})
+            if self.host is not None:
+                self.host.admit(layer, frames_R, rows_on_host)
+        if self.near is not None:
+            self.near.admit(layer, frames_R, rows)
+
+    def read(
+        self,
+        layer: int,
+        blocks_R: NDArray[np.int64],
+        frames_R: Frames,
+        files: StreamFiles | None,
+        buffer: ReadBuffer | None = None,
+    ) -> dict[str, Tensor]:
+        """Return copies of pages of one stream on the device, from whatever tier."""
+        if self.near is None:
+            rows = self._below(layer, blocks_R, frames_R, files, buffer)
+        else:
+            rows = self.near.gather(
+                layer, frames_R, lambda miss: self._below(layer, blocks_R[miss], frames_R[miss], files), buffer
+            )
+        return {name: values.to(self.device, non_blocking=True) for name, values in rows.items()}
+
+    def prefetch(
+        self, layer: int, blocks_R: NDArray[np.int64], frames_R: Frames, files: StreamFiles | None
+    ) -> Future[None] | None:
+        """Begin to copy pages into the nearest cache; None if there is none or the thread is busy."""
+        near, host = self.near, self.host
+        if near is not None:
+            return self._prefetcher.submit(
+                lambda: near.warm(layer, frames_R, lambda miss: self._below(layer, blocks_R[miss], frames_R[miss], files))
+            )
+        if host is not None:
+            return self._prefetcher.submit(
+                lambda: host.warm(layer, frames_R, lambda miss: self._from_home(layer, blocks_R[miss], frames_R[miss], files))
+            )
+        return None
+
+    def blocks(self, frames_R: Frames) -> dict[str, Tensor]:
+        """Return copies of whole blocks and their representatives on the CPU, [R, L, *field]. Not for a disk tier."""
+        assert self.home is not None
+        return {**self.means.blocks(frames_R), **self.home.blocks(frames_R)}
+
+    def put(self, layer: int, frames_R: Frames, rows: Mapping[str, Tensor]) -> None:
+        """Write what ``blocks`` returned, layer by layer. Not for a disk tier."""
+        assert self.home is not None
+        self.means.write(layer, frames_R, {REPRESENTATIVES: rows[REPRESENTATIVES]})
+        self.home.write(layer, frames_R, rows)
+
+    def forget(self, frames: Frames) -> None:
+        """Drop copies of frames that become free."""
+        for cache in (self.near, self.host):
+            if cache is not None:
+                cache.forget(frames)
+
+    def close(self) -> None:
+        """End the prefetch thread."""
+        self._prefetcher.close()
+
+    def _below(
+        self,
+        layer: int,
+        blocks_R: NDArray[np.int64],
+        frames_R: Frames,
+        files: StreamFiles | None,
+        buffer: ReadBuffer | None = None,
+    ) -> Mapping[str, Tensor]:
+        if self.host is None:
+            return self._from_home(layer, blocks_R, frames_R, files, buffer)
+        return self.host.gather(
+            layer, frames_R, lambda miss: self._from_home(layer, blocks_R[miss], frames_R[miss], files), buffer
+        )
+
+    def _from_home(
+        self,
+        layer: int,
+        blocks_R: NDArray[np.int64],
+        frames_R: Frames,
+        files: StreamFiles | None,
+        buffer: ReadBuffer | None = None,
+    ) -> dict[str, Tensor]:
+        if self.home is not None:
+            return self.home.read(layer, frames_R, buffer)
+        assert files is not None  # every stream of a bank with a disk tier has files
+        return files.read(layer, blocks_R, self._names, buffer)
+
+
+def _stored(spec: BlockSpec, fields: Mapping[str, RowSpec]) -> dict[str, RowSpec]:
+    """Return what a file holds: representatives first, so that a restart reads them in few runs."""
+    return {REPRESENTATIVES: spec.representative, **fields}
