@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -34,6 +35,9 @@ class Reader(ABC):
 
     ended: Sequence[str] = ()
     """Streams that ended with the last ``read``, after the rows that it returned, if any. The split itself goes on."""
+
+    dropped: Mapping[str, int] = MappingProxyType({})
+    """Rows that a live reader has dropped so far, by reason. A reader that can replay never drops."""
 
     @abstractmethod
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
@@ -61,7 +65,9 @@ class Source(ABC):
 
     Options: ClassVar[type]
     bounded: bool = True
-    """True when every split ends by itself."""
+    """True when every split ends by itself and no more will appear: the run ends when all have been read."""
+    splits_end: bool = True
+    """False when splits go on for ever (a camera, a topic): all of them are then read at the same time."""
     replayable: bool = True
     """True when a reader opened at an earlier position delivers the same rows again."""
     appeared_at: ClassVar[Position | None] = None

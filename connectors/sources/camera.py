@@ -102,6 +102,7 @@ class CameraSource(Source):
     def __init__(self, options: CameraOptions) -> None:
         super().__init__(options)
         self.bounded = options.duration_s is not None
+        self.splits_end = False  # with a duration, all end at the same time
         self._list = CameraList(options.cameras, options.cameras_file, options.user, options.password)
         self._listed: set[str] = set()
         self._began_s: float | None = None

@@ -27,19 +27,20 @@ def natural_key(path: Path | str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
-def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str) -> list[Path]:
+def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str, *, may_be_empty: bool = False) -> list[Path]:
     """List the files or folders that ``path`` names, each once, in natural order.
 
     ``path`` is a file, a folder (its direct entries that are ``wanted``), a glob (``**`` crosses folders), or a list of
     these. A file that is named outright is taken whatever its suffix. Raise ``SourceError`` for a path that does not exist
-    (with the nearest names that do) and for a folder or glob that holds nothing wanted; ``what`` says what was looked for.
+    (with the nearest names that do) and, unless it ``may_be_empty``, for a folder or glob that holds nothing wanted; ``what``
+    says what was looked for.
     """
     found: dict[Path, None] = {}
     for item in [path] if isinstance(path, str) else list(path):
         given = Path(item).expanduser()
         if given.is_dir():
             entries = [entry for entry in given.iterdir() if not entry.name.startswith(".") and wanted(entry)]
-            if not entries:
+            if not entries and not may_be_empty:
                 inside = list(given.iterdir())
                 hint = (
                     f"; for files in its folders give {item.rstrip('/') + '/**/*'!r}" if any(map(Path.is_dir, inside)) else ""
@@ -50,12 +51,12 @@ def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str)
         elif glob.has_magic(item):
             matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 (absolute patterns)
             entries = [entry for entry in matches if wanted(entry)]
-            if not entries:
+            if not entries and not may_be_empty:
                 raise SourceError(f"nothing matches {item!r} ({what}); {_nearby(given)}")
         else:
             raise SourceError(f"no such file or folder: {item!r}; {_nearby(given)}")
         found.update(dict.fromkeys(sorted(entries, key=natural_key)))
-    if not found:
+    if not found and not may_be_empty:
         raise SourceError(f"the list of paths is empty; give at least one file, folder or glob ({what})")
     return list(found)
 

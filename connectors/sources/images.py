@@ -23,9 +23,9 @@ from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import expand, name_streams, natural_key
+from connectors.sources.follow import Folder, FollowOptions
 from connectors.sources.frames import FrameBatch, FrameMemory
 from connectors.sources.image_header import parse_header
-from connectors.sources.paced import ReplayOptions
 
 __all__ = ["ImagesOptions", "ImagesReader", "ImagesSource"]
 
@@ -36,7 +36,7 @@ _MAX_FILE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesOptions(ReplayOptions):
+class ImagesOptions(FollowOptions):
     """Options of the source ``images``."""
 
     path: str | list[str] = option(
@@ -77,6 +77,7 @@ class ImagesSource(Source):
 
     def __init__(self, options: ImagesOptions) -> None:
         super().__init__(options)
+        self.bounded = not options.follow
         self._folders: dict[str, list[Path]] | None = None
 
     @property
@@ -88,27 +89,43 @@ class ImagesSource(Source):
         """List the stream ids, one per folder."""
         return list(self._streams())
 
+    def discover(self) -> list[str]:
+        """Return folders that have appeared since, with ``follow``."""
+        if not self.options.follow:
+            return []
+        known = self._streams()
+        new = {name: files for name, files in self._list().items() if name not in known}
+        known |= new
+        return list(new)
+
     def open(self, split: str, position: Position | None) -> ImagesReader:
-        """Open a folder. The list of its files is fixed from here on."""
+        """Open a folder. The list of its files is fixed from here on, but with ``follow``."""
         folders = self._streams()
         if split not in folders:
             raise SourceError(f"image folder of stream {split!r} is gone{nearest(split, folders)}; there are {len(folders)}")
         return ImagesReader(folders[split], split, self.options, position)
 
     def _streams(self) -> dict[str, list[Path]]:
-        """Group the image files that ``path`` names by folder."""
         if self._folders is None:
-            by_folder: dict[Path, list[Path]] = {}
-            for entry in expand(self.options.path, _is_image_or_folder_of_images, "images or folders of images"):
-                for image in _images_in(entry) if entry.is_dir() else [entry]:
-                    by_folder.setdefault(image.parent.absolute(), []).append(image)
-            names = name_streams(sorted(by_folder, key=natural_key), self.options.stream_names)
-            self._folders = {name: by_folder[folder] for name, folder in names.items()}
+            self._folders = self._list()
         return self._folders
+
+    def _list(self) -> dict[str, list[Path]]:
+        """Group the image files that ``path`` names by folder."""
+        by_folder: dict[Path, list[Path]] = {}
+        what = "images or folders of images"
+        for entry in expand(self.options.path, _is_image_or_folder_of_images, what, may_be_empty=self.options.follow):
+            for image in _images_in(entry) if entry.is_dir() else [entry]:
+                by_folder.setdefault(image.parent.absolute(), []).append(image)
+        names = name_streams(sorted(by_folder, key=natural_key), self.options.stream_names) if by_folder else {}
+        return {name: by_folder[folder] for name, folder in names.items()}
 
 
 class ImagesReader(Reader):
-    """Reads one folder. Position: the next file's number and name, and a digest of the whole list (name, size, time)."""
+    """Reads one folder. Position: the next file's number and name, and a digest of the whole list (name, size, time).
+
+    With ``follow`` instead: the number of images so far and the name of the last one; the list holds those that wait.
+    """
 
     def __init__(self, files: Sequence[Path], stream_id: str, options: ImagesOptions, position: Position | None) -> None:
         self.closes: Sequence[str] = (stream_id,)
@@ -117,6 +134,15 @@ class ImagesReader(Reader):
         self._options = options
         self._start_us = parse_start_time(options.start_time) if options.start_time else 0
         self._memory = FrameMemory()
+        self._folder: Folder | None = None
+        self._done: str | None = None
+        self._gone = 0  # files that are not in the list any more
+        if options.follow:
+            self._folder = Folder(str(files[0].parent), _is_image, options.settle_s)
+            if position is not None:
+                self._gone, self._done = int(position["frame"]), position["done"]
+            self._next, self._files, self._digest = 0, [], ""
+            return
         self._digest = _digest(files)
         self._next = 0
         if position is not None:
@@ -131,20 +157,27 @@ class ImagesReader(Reader):
 
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return the next images; None once the folder has ended."""
+        if self._folder is not None and self._next >= len(self._files):
+            self._files, self._next = self._folder.after(self._done), 0
         batch = FrameBatch(self._stream_id, FRAME, max_rows, max_bytes, self._memory)
-        while not self.exhausted and self._add_next(batch):
+        while self._next < len(self._files) and self._add_next(batch):
+            if self._folder is not None:
+                self._done = self._folder.name(self._files[self._next])
+                self._gone += 1
             self._next += 1
-            self.exhausted = self._next >= len(self._files)
+        self.exhausted = self._folder is None and self._next >= len(self._files)
         return batch.finish()
 
     def position(self) -> Position:
         """Return the next file and what identifies the list."""
+        if self._folder is not None:
+            return {"frame": self._gone, "done": self._done}
         name = self._files[self._next].name if self._next < len(self._files) else None
         return {"frame": self._next, "name": name, "files": len(self._files), "digest": self._digest}
 
-    def total_rows(self) -> int:
+    def total_rows(self) -> int | None:
         """Return the number of files."""
-        return len(self._files)
+        return len(self._files) if self._folder is None else None
 
     def close(self) -> None:
         """Nothing is held open between reads."""
@@ -152,7 +185,8 @@ class ImagesReader(Reader):
     def _add_next(self, batch: FrameBatch) -> bool:
         """Append the next image if it fits; false otherwise."""
         path = self._files[self._next]
-        time_us = self._start_us + round(self._next * 1e6 / self._options.fps)
+        number = self._next if self._folder is None else self._gone
+        time_us = self._start_us + round(number * 1e6 / self._options.fps)
         try:
             status = path.stat()
             if self._options.event_time == "mtime":
@@ -166,7 +200,7 @@ class ImagesReader(Reader):
                 raise ValueError("the file is empty")
             header = parse_header(data)
             if header is not None:
-                batch.add(data, self._next, time_us, header.encoding, header.height, header.width)
+                batch.add(data, number, time_us, header.encoding, header.height, header.width)
                 return True
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if image is None:
@@ -174,11 +208,11 @@ class ImagesReader(Reader):
             if not batch.fits(image.size):
                 return False
             height, width = image.shape[:2]
-            batch.add(image.reshape(-1), self._next, time_us, "raw_bgr8", height, width)
+            batch.add(image.reshape(-1), number, time_us, "raw_bgr8", height, width)
         except (OSError, ValueError, cv2.error) as error:
             if not batch.fits(0):
                 return False
-            batch.add_error(f"{path.name}: {error}", sequence=self._next, time_us=time_us)
+            batch.add_error(f"{path.name}: {error}", sequence=number, time_us=time_us)
         return True
 
 

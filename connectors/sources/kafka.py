@@ -118,7 +118,7 @@ class KafkaSource(Source):
 
     def __init__(self, options: KafkaSourceOptions) -> None:
         super().__init__(options)
-        self.bounded = options.until == "latest"
+        self.bounded = self.splits_end = options.until == "latest"
         self.bulky = options.format == "frame"
         self._decoder: Decoder | None = None
         self._shared: Feed | None = None

@@ -21,7 +21,8 @@ from connectors.options import REQUIRED, option
 from connectors.sources.columns import Layout, parse_type
 from connectors.sources.event_time import TIME_UNITS
 from connectors.sources.files import FileStamp, expand, name_streams
-from connectors.sources.paced import ReplayOptions, rows_within
+from connectors.sources.follow import Folder, FollowOptions, add_files
+from connectors.sources.paced import rows_within
 
 __all__ = ["Chunk", "TableFormat", "TableOptions", "TableReader", "TableSource"]
 
@@ -32,7 +33,7 @@ _ONE_SPLIT = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(ReplayOptions):
+class TableOptions(FollowOptions):
     """Options of the sources ``parquet``, ``csv``, ``jsonl`` and ``arrow``."""
 
     path: str | list[str] = option(REQUIRED, "File, folder of files, glob, or a list of these.", path=True)
@@ -112,7 +113,10 @@ class TableSource(Source):
 
     def __init__(self, options: TableOptions) -> None:
         super().__init__(options)
+        self.bounded = not options.follow
+        self._folder = Folder(options.path, self._is_wanted, options.settle_s)
         self._paths: list[Path] | None = None
+        self._files: dict[str, Path] | None = None
         self._resolved: Layout | None = None
 
     @abstractmethod
@@ -126,29 +130,43 @@ class TableSource(Source):
 
     def splits(self) -> list[str]:
         """List one split per file, or one for all where a column names the streams."""
-        return list(self._files_of())
+        return [_ONE_SPLIT] if self._layout().stream_id is not None else list(self._named())
+
+    def discover(self) -> list[str]:
+        """Return the files that have been finished since, with ``follow``, where a file is a stream."""
+        if not self.options.follow or self._layout().stream_id is not None:
+            return []
+        return add_files(self._named(), self._folder.settled())
 
     def open(self, split: str, position: Position | None) -> TableReader:
         """Open a split; every file is compared with what the position recorded of it."""
-        files = self._files_of()
+        if self._layout().stream_id is not None:
+            folder = self._folder if self.options.follow else None
+            return TableReader(self.format(), self._list(), split, self._layout(), position, folder)
+        files = self._named()
         if split not in files:
             raise SourceError(f"file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
-        return TableReader(self.format(), files[split], split, self._layout(), position)
+        return TableReader(self.format(), [files[split]], split, self._layout(), position)
 
-    def _files_of(self) -> dict[str, list[Path]]:
-        if self._layout().stream_id is not None:
-            return {_ONE_SPLIT: self._list()}
-        return {name: [path] for name, path in name_streams(self._list(), self.options.stream_names).items()}
+    def _named(self) -> dict[str, Path]:
+        if self._files is None:
+            self._files = name_streams(self._list(), self.options.stream_names) if self._list() else {}
+        return self._files
+
+    def _is_wanted(self, path: Path) -> bool:
+        return path.suffix.lower() in self.suffixes and path.is_file()
 
     def _list(self) -> list[Path]:
         if self._paths is None:
-            what = f"{'/'.join(sorted(self.suffixes))} files"
-            self._paths = expand(self.options.path, lambda path: path.suffix.lower() in self.suffixes and path.is_file(), what)
+            self._paths = self._folder.settled() if self.options.follow else self._expand()
         return self._paths
+
+    def _expand(self) -> list[Path]:
+        return expand(self.options.path, self._is_wanted, f"{'/'.join(sorted(self.suffixes))} files")
 
     def _layout(self) -> Layout:
         if self._resolved is None:
-            paths = self._list()
+            paths = self._list() or self._expand()  # columns may be told from a file that is still being written
             options = self.options
             format = self.format()
             columns = format.schema(paths)
@@ -176,15 +194,27 @@ class TableReader(Reader):
     """Reads the files of one split, one after the other.
 
     Position: where the current chunk starts (``file``, ``at``), what came before it (``row``, ``time_us``) and how many of
-    its rows were delivered (``skip``). ``files`` holds name, size and modification time of every file.
+    its rows were delivered (``skip``). ``files`` holds name, size and modification time of every file. With a ``folder`` that
+    is followed, files that have been read are left out; ``done`` is the name of the last one, and no file before it is read.
     """
 
     def __init__(
-        self, format: TableFormat, paths: Sequence[Path], split: str, layout: Layout, position: Position | None
+        self,
+        format: TableFormat,
+        paths: Sequence[Path],
+        split: str,
+        layout: Layout,
+        position: Position | None,
+        folder: Folder | None = None,
     ) -> None:
         self._format = format
-        self._paths = paths
         self._layout = layout
+        self._folder = folder
+        self._done: str | None = None
+        if folder is not None:
+            self._done = position["done"] if position is not None else None
+            paths = folder.behind(paths, self._done)
+        self._paths = list(paths)
         self._streams = [path.stem for path in paths] if layout.stream_id is not None else [split]
         if layout.stream_id is None:
             self.closes = (split,)
@@ -200,12 +230,12 @@ class TableReader(Reader):
         self._chunks: Iterator[Chunk] | None = None
         self._batch: pa.RecordBatch | None = None
         self._after: tuple[int, Any, int] = (0, None, 0)  # file, at and time_us behind the current chunk
-        self.exhausted = self._file >= len(paths)
+        self.exhausted = folder is None and self._file >= len(paths)
 
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return the next rows, at most the rest of the current chunk; None once all files have ended."""
         while self._batch is None:
-            if self.exhausted:
+            if self.exhausted or (self._file >= len(self._paths) and not self._look()):
                 return None
             self._load()
         rows = rows_within(self._batch, self._skip, max_rows, max_bytes)
@@ -224,10 +254,13 @@ class TableReader(Reader):
             "skip": self._skip,
             "time_us": self._time_us,
             "files": [[path.name, stamp.size, stamp.mtime_ns] for path, stamp in zip(self._paths, self._stamps, strict=True)],
+            **({"done": self._done} if self._folder is not None else {}),
         }
 
     def total_rows(self) -> int | None:
         """Return the sum of the files' estimates."""
+        if self._folder is not None:
+            return None
         estimates = [self._estimate(path) for path in self._paths]
         return None if None in estimates else sum(estimate or 0 for estimate in estimates)
 
@@ -273,8 +306,22 @@ class TableReader(Reader):
 
     def _next_file(self) -> None:
         self._chunks = None
+        if self._folder is not None:
+            self._done = self._folder.name(self._paths[self._file])
+            del self._paths[: self._file + 1], self._stamps[: self._file + 1], self._streams[: self._file + 1]
+            self._file, self._at, self._skip = 0, None, 0
+            return
         self._file, self._at, self._skip = self._file + 1, None, 0
         self.exhausted = self._file >= len(self._paths)
+
+    def _look(self) -> bool:
+        """Take on files that have appeared in the folder; say whether there are any."""
+        assert self._folder is not None  # else the reader is exhausted
+        new = self._folder.after(self._done)
+        self._paths += new
+        self._stamps += [FileStamp.of(path) for path in new]
+        self._streams += [path.stem for path in new]
+        return bool(new)
 
     def _estimate(self, path: Path) -> int | None:
         try:
@@ -285,13 +332,13 @@ class TableReader(Reader):
     def _require_unchanged(self, recorded: Sequence[Sequence[Any]]) -> None:
         now = [path.name for path in self._paths]
         then = [str(name) for name, _, _ in recorded]
-        if now != then:
+        if now != then and (self._folder is None or now[: len(then)] != then):
             gone, new = [name for name in then if name not in now], [name for name in now if name not in then]
             raise SourceError(
                 f"the files of this source have changed since the position was recorded: gone {gone}, new {new}; "
                 "put the old files back, or start afresh with another state folder"
             )
-        for path, stamp, (_, size, mtime_ns) in zip(self._paths, self._stamps, recorded, strict=True):
+        for path, stamp, (_, size, mtime_ns) in zip(self._paths, self._stamps, recorded, strict=self._folder is None):
             stamp.require(path, {"size": size, "mtime_ns": mtime_ns})
 
 

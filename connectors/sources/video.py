@@ -26,8 +26,8 @@ from connectors.records import FRAME
 from connectors.sources.containers import missing_bytes
 from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import FileStamp, expand, name_streams
+from connectors.sources.follow import Folder, FollowOptions, add_files
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
-from connectors.sources.paced import ReplayOptions
 from connectors.sources.random_access import even_spread, read_frames
 
 __all__ = ["VideoOptions", "VideoReader", "VideoSource"]
@@ -50,7 +50,7 @@ _SEEK_MARGIN_MS = 4000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions(ReplayOptions):
+class VideoOptions(FollowOptions):
     """Options of the source ``video``."""
 
     path: str | list[str] = option(
@@ -97,6 +97,8 @@ class VideoSource(Source):
 
     def __init__(self, options: VideoOptions) -> None:
         super().__init__(options)
+        self.bounded = not options.follow
+        self._folder = Folder(options.path, _is_video, options.settle_s)
         self._files: dict[str, Path] | None = None
 
     @property
@@ -108,6 +110,10 @@ class VideoSource(Source):
         """List the stream ids, one per file."""
         return list(self._streams())
 
+    def discover(self) -> list[str]:
+        """Return the files that have been finished since, with ``follow``."""
+        return add_files(self._streams(), self._folder.settled()) if self.options.follow else []
+
     def open(self, split: str, position: Position | None) -> VideoReader:
         """Open a file. A damaged file opens too: its reader delivers the row that says so."""
         files = self._streams()
@@ -117,8 +123,9 @@ class VideoSource(Source):
 
     def _streams(self) -> dict[str, Path]:
         if self._files is None:
-            paths = expand(self.options.path, lambda path: path.suffix.lower() in _SUFFIXES, "video files")
-            self._files = name_streams(paths, self.options.stream_names)
+            follow = self.options.follow
+            paths = self._folder.settled() if follow else expand(self.options.path, _is_video, "video files")
+            self._files = name_streams(paths, self.options.stream_names) if paths else {}
         return self._files
 
 
@@ -353,6 +360,10 @@ class VideoReader(Reader):
                 image = self._retrieve(None)
                 return time_us == self._time_us and image is not None and _checksum(image) == self._crc
         return False
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES
 
 
 def _checksum(image: Bytes) -> int:

@@ -54,10 +54,10 @@ class SourceCell:
         self._node = node
         self._clock = SystemClock()
 
-    def describe(self) -> tuple[list[str], pa.Schema, Position | None]:
-        """Build the source; return its splits, its schema and where splits begin that appear later."""
+    def describe(self) -> tuple[list[str], pa.Schema, Position | None, bool]:
+        """Build the source; return its splits, its schema, where splits begin that appear later, and whether it can replay."""
         self._source = self._node.build()
-        return self._source.splits(), self._source.schema, self._source.appeared_at
+        return self._source.splits(), self._source.schema, self._source.appeared_at, self._source.replayable
 
     def start(self, transport: CreditTransport, splits: Mapping[str, SplitState]) -> None:
         """Begin to read."""
@@ -70,6 +70,7 @@ class SourceCell:
             self._clock,
             read_rows=self._plan.read_rows,
             bounded=self._source.bounded,
+            splits_end=self._source.splits_end,
             discover=discoverer(self._source, self._plan.task),
         )
         transport.stats = self._task.stats

@@ -130,7 +130,12 @@ class LocalRunner:
         sources = {node.name: node.build() for node in self._spec.sources}
         splits = {
             node.name: assign_splits(
-                node.name, sources[node.name].splits(), base, node.parallelism, sources[node.name].appeared_at
+                node.name,
+                sources[node.name].splits(),
+                base,
+                node.parallelism,
+                sources[node.name].appeared_at,
+                replayable=sources[node.name].replayable,
             )
             for node in self._spec.sources
         }
@@ -194,6 +199,7 @@ class LocalRunner:
             self._clock,
             read_rows=read_rows(self._spec, task.node),
             bounded=source.bounded,
+            splits_end=source.splits_end,
             discover=discoverer(source, task),
         )
 

@@ -108,23 +108,30 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
 
 
 def assign_splits(
-    node: str, listed: Sequence[str], manifest: Manifest | None, parallelism: int, appeared_at: Position | None = None
+    node: str,
+    listed: Sequence[str],
+    manifest: Manifest | None,
+    parallelism: int,
+    appeared_at: Position | None = None,
+    *,
+    replayable: bool = True,
 ) -> list[dict[str, SplitState]]:
     """Share the splits of a source out among its tasks, with the positions to go on from.
 
     Splits that the manifest does not know begin at ``appeared_at`` (``Source.appeared_at``).
 
-    Raise ``SourceError`` for a split that was being read and is no longer there.
+    Raise ``SourceError`` for a split that was being read and is no longer there, unless the source is not ``replayable``: a
+    camera that was taken away has left nothing to read.
     """
     recorded = manifest.sources.get(node, {}) if manifest is not None else {}
     present = set(listed)
     gone = [name for name, state in recorded.items() if not state.done and name not in present]
-    if gone:
+    if gone and replayable:
         raise SourceError(
             f"source {node!r}: {gone[0]!r} was being read when the last epoch was committed and is no longer there; put it "
             "back, or start afresh in another state folder"
         )
-    names = [*listed, *(name for name in recorded if name not in present)]
+    names = [*listed, *(name for name in recorded if name not in present and name not in gone)]
     new = SplitState(appeared_at if manifest is not None else None)
     tasks: list[dict[str, SplitState]] = [{} for _ in range(parallelism)]
     for i, name in enumerate(names):

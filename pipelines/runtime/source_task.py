@@ -9,7 +9,7 @@ Splits take turns, or are kept in step by event time where an operator behind al
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -38,8 +38,8 @@ _BUSY_S = 0.001
 class SourceTask:
     """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring.
 
-    Splits that do not end (not ``bounded``) are all open at the same time. ``discover`` returns splits that are to be added; it
-    is asked after every barrier.
+    ``bounded`` and ``splits_end`` are those of the source: splits that do not end are all open at the same time. ``discover``
+    returns splits that are to be added; it is asked after every barrier.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class SourceTask:
         *,
         read_rows: int,
         bounded: bool = True,
+        splits_end: bool = True,
         discover: Callable[[], Mapping[str, SplitState]] = dict,
     ) -> None:
         self.task = task
@@ -63,7 +64,9 @@ class SourceTask:
         self._report = report
         self._clock = clock
         self._read_rows = read_rows
-        self._max_open = MAX_OPEN_SPLITS if bounded else sys.maxsize
+        self._bounded = bounded
+        self._max_open = MAX_OPEN_SPLITS if splits_end else sys.maxsize
+        self._dropped: dict[str, Counter[str]] = {}
         self._discover = discover
         self._state = dict(splits)
         self._waiting = deque(name for name, state in splits.items() if not state.done)
@@ -107,6 +110,8 @@ class SourceTask:
             started = self._clock()
             batch = reader.read(share, _READ_BYTES)
             self.stats.step_s += self._clock() - started
+            if reader.dropped:
+                self._count_dropped(name, reader.dropped)
             if batch is not None:
                 self._send(name, batch)
             if reader.ended:
@@ -123,7 +128,7 @@ class SourceTask:
                 waits.append(due)
         if waits and len(waits) == len(self._open):
             self._idle_s = max(min(waits), _BUSY_S)
-        if not self._open and not self._reported_exhausted:
+        if self._bounded and not self._open and not self._reported_exhausted:
             self._reported_exhausted = True
             self._report(Exhausted(self.task))
         return self._send_watermark()
@@ -142,6 +147,11 @@ class SourceTask:
         for _ in range(len(self._open)):
             self._open.rotate(-1)
             yield self._open[-1]
+
+    def _count_dropped(self, name: str, dropped: Mapping[str, int]) -> None:
+        now = Counter(dropped)
+        self.stats.dropped.update(now - self._dropped.get(name, Counter()))
+        self._dropped[name] = now
 
     def _send(self, name: str, batch: pa.RecordBatch) -> None:
         self.stats.rows_in += batch.num_rows

@@ -248,3 +248,5 @@ def test_splits_are_shared_out_with_their_positions(tmp_path: Path) -> None:
     ]
     with pytest.raises(SourceError, match=r"source 'src': 's1' was being read .* is no longer there"):
         assign_splits("src", ["s0"], manifest, 2)
+    (live,) = assign_splits("src", ["s0"], manifest, 1, replayable=False)  # a camera that was taken away
+    assert "s1" not in live

@@ -13,6 +13,7 @@ import torch
 from engine_workload import value_batch
 
 from benchmarks.running_mean import RunningMean, RunningMeanOptions
+from connectors.base import Reader
 from operators.base import Context
 from operators.state import State
 from pipelines.runtime.inbox import Inbox
@@ -116,6 +117,55 @@ def test_an_exhausted_split_closes_its_streams_and_is_reported_as_done() -> None
     assert isinstance(events[-1], SourceAck)
     assert events[-1].splits["a"].done
     assert task.ended
+
+
+class Camera(Reader):
+    """Never ends; drops what is not asked for."""
+
+    def __init__(self) -> None:
+        self.dropped = {}
+        self.rows = 0
+
+    def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
+        self.dropped = {"too late": 2 * self.rows}
+        self.rows += 1
+        return value_batch(["cam"], self.rows) if self.rows % 2 else None
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_splits_without_an_end_are_all_read_and_what_they_drop_is_counted() -> None:
+    recorder, events, cameras = Recorder(), [], [Camera() for _ in range(MAX_OPEN_SPLITS + 5)]
+    task = SourceTask(
+        SOURCE,
+        {str(n): SplitState() for n in range(len(cameras))},
+        lambda name, position: cameras[int(name)],
+        Router([Edge(SOURCE, SINK)], recorder),
+        events.append,
+        FakeClock(),
+        read_rows=4,
+        bounded=False,
+        splits_end=False,
+    )
+    for _ in range(3 * len(cameras)):
+        task.step()
+    assert all(camera.rows >= 3 for camera in cameras)
+    assert task.stats.dropped == {"too late": sum(camera.dropped["too late"] for camera in cameras)}
+    assert not events
+
+
+def test_a_source_without_an_end_is_never_exhausted() -> None:
+    recorder, events = Recorder(), []
+    task = SourceTask(
+        SOURCE, {}, lambda name, position: Camera(), Router([Edge(SOURCE, SINK)], recorder), events.append, FakeClock(),
+        read_rows=4, bounded=False,
+    )  # fmt: skip
+    assert not task.step()
+    assert events == []
 
 
 def test_a_source_in_a_gap_says_how_long_it_can_be_left_alone() -> None:
