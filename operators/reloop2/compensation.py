@@ -24,6 +24,8 @@ class Recollection(NamedTuple):
     base_BK: Tensor
     valid_BK: Tensor
     """bool: there is something to read."""
+    rows_B: Tensor
+    """How many past rows the read-out rests on, about; [B]."""
 
 
 class Compensated(NamedTuple):
@@ -55,11 +57,14 @@ def count_weights(count_BK: Tensor) -> Tensor:
     return count_BK / count_BK.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def compensate(read: Recollection, base_B: Tensor, *, gamma: float, strength: float) -> Compensated:
+def compensate(
+    read: Recollection, base_B: Tensor, *, gamma: float, strength: float, prior_rows: float = 0.0
+) -> Compensated:
     """Estimate the base model's error and correct its prediction.
 
     ``y_err = gamma (ȳ - y_base) + (1 - gamma) (ȳ - ȳ_base)``, ``y_pred = clamp(y_base + strength · y_err, 0, 1)``;
-    ``strength`` is the paper's lambda.
+    ``strength`` is the paper's lambda. ``prior_rows`` is ours: the error shrinks as if so many rows without any had been read
+    as well.
     """
     base_B = base_B.double()
     hits_B = read.valid_BK.sum(1)
@@ -67,6 +72,8 @@ def compensate(read: Recollection, base_B: Tensor, *, gamma: float, strength: fl
     label_B = (read.weight_BK * read.label_BK).sum(1)
     mean_B = (read.weight_BK * read.base_BK).sum(1)
     error_B = (gamma * (label_B - base_B) + (1.0 - gamma) * (label_B - mean_B)).masked_fill(empty_B, 0.0)
+    if prior_rows:
+        error_B = error_B * (read.rows_B / (read.rows_B + prior_rows))
     prediction_B = (base_B + strength * error_B).clamp(0.0, 1.0)
     unknown = float("nan")
     return Compensated(

@@ -49,10 +49,17 @@ class ReLoop2Options:
         "in the bucket; best where buckets are sparse), `uniform`.",
         choices=("density", "count", "uniform"),
     )
+    prior_rows: float = option(
+        0.0,
+        "Shrink the estimated error as if so many rows without error had been read as well: 0 is published, 20 keeps a memory "
+        "that is still sparse from doing harm.",
+        unit="rows",
+        ge=0,
+    )
     arrays: int = option(
         70, "K: hash arrays of the sketch or tables of lsh_table; more lower the variance and cost time.", ge=1
     )
-    bits: int = option(16, "L: sign bits per hash, so 2^L buckets per array; below 12 is too coarse.", unit="bits", ge=1, le=24)
+    bits: int = option(16, "L: sign bits per hash, so 2^L buckets per array; below 12 is too coarse.", unit="bits", ge=0, le=24)
     top_k: int = option(70, "Neighbours read in the modes knn and lsh_table.", unit="rows", ge=1)
     capacity: int = option(20_000, "Rows kept in the modes knn and lsh_table; the oldest goes.", unit="rows", ge=1)
     slots_per_bucket: int = option(64, "Rows that a bucket of lsh_table names; the oldest goes.", unit="rows", ge=1)
@@ -82,6 +89,12 @@ class ReLoop2Options:
         "Rows written until half of a weight is left, a row leaves the window, or the sketch is reset.",
         unit="rows",
         ge=8,
+    )
+    on_swap: str = option(
+        "clear",
+        "When a control row brings another model: `clear` the memory, whose rows are not comparable (published), or `keep` it, "
+        "for a model that is the last one trained a little further.",
+        choices=("clear", "keep"),
     )
     reset_every_s: float | None = option(None, "Also forget everything whenever so much event time has passed.", unit="s", gt=0)
 

@@ -171,7 +171,8 @@ class ReLoop2Operator(Operator):
         keys_BW = scored.keys_BW[torch.from_numpy(rows_B).to(scored.keys_BW.device)]
         base_B = torch.from_numpy(scored.base_B[rows_B]).to(self.context.device)
         read = self._memory.read(keys_BW, lanes_B)
-        found = compensate(read, base_B, gamma=self.options.gamma, strength=self.options.strength)
+        options = self.options
+        found = compensate(read, base_B, gamma=options.gamma, strength=options.strength, prior_rows=options.prior_rows)
         out.corrected(rows_B, found, self._memory.written()[lanes_B], self._lanes.version_S[lanes_B])
 
         time_us_B, jumped_B = self._times.advance(lanes_B, times_B[rows_B])
@@ -352,15 +353,16 @@ class ReLoop2Operator(Operator):
             counts["early_refused"] += refused
 
     def _swap(self, path: str) -> str | None:
-        """Go on with the model in ``path`` and an empty memory; return what is wrong if that cannot be."""
+        """Go on with the model in ``path``, by default with an empty memory; return what is wrong if that cannot be."""
         try:
             self._adopt(path)
         except StreambankError as error:
             _log.warning("operator=%s model swap failed path=%r error=%s", self.context.name, path, error)
             return f"the model stays {self._model_id}: {error}"
-        self._model_number += 1
         self._counts["model_swaps"] += 1
-        self._clear_memory(np.arange(self._lanes.number))
+        if self.options.on_swap == "clear":
+            self._model_number += 1
+            self._clear_memory(np.arange(self._lanes.number))
         self._lanes.touch_all()
         _log.info("operator=%s model swapped path=%r model=%s", self.context.name, path, self._model_id)
         return None

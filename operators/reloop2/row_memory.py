@@ -64,7 +64,8 @@ class RowMemory:
             found = self._table.search(hidden_BD, k, buckets_BK=keys_BW[:, self._dim :].long())
         weight_Bk = softmax_weights(found.similarity_Bk, found.valid_Bk, self._options.tau)
         values_BkV = found.values_BkV.double()
-        return Recollection(weight_Bk, values_BkV[..., 0], values_BkV[..., 1], found.valid_Bk)
+        rows_B = weight_Bk.sum(1) / weight_Bk.square().sum(1).clamp_min(1e-300)  # effective sample size (Kish)
+        return Recollection(weight_Bk, values_BkV[..., 0], values_BkV[..., 1], found.valid_Bk, rows_B)
 
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
         """Take the rows that ``sigma`` and ``keep_rate`` leave; a row over the capacity takes the place of the oldest."""

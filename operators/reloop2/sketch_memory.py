@@ -63,7 +63,8 @@ class SketchMemory:
             case _:
                 weight_BK = count_weights(valid_BK)
         means_BKV = found.sums_BKV.double() / divisor_BK[..., None]
-        return Recollection(weight_BK, means_BKV[..., 0], means_BKV[..., 1], valid_BK)
+        rows_B = (weight_BK * count_BK).sum(1)  # the arrays hold the same rows, so their counts do not add up
+        return Recollection(weight_BK, means_BKV[..., 0], means_BKV[..., 1], valid_BK, rows_B)
 
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
         """Add rows to their buckets."""

@@ -17,7 +17,7 @@ def recollection(seed: int = 0, rows: int = 5, arrays: int = 7) -> Recollection:
     valid[0] = False
     weight = softmax_weights(torch.rand(rows, arrays, generator=generator), valid, 0.1)
     label, base = (torch.rand(rows, arrays, generator=generator).double() * valid for _ in range(2))
-    return Recollection(weight, label, base, valid)
+    return Recollection(weight, label, base, valid, valid.sum(1).double())
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
@@ -71,3 +71,12 @@ def test_row_does_not_depend_on_its_batch():
         for name in ("label_mean_B", "base_mean_B", "error_B", "prediction_B"):
             a, c = getattr(whole, name)[b : b + 1], getattr(one, name)
             assert torch.equal(a, c) or bool(a.isnan() & c.isnan())
+
+
+def test_prior_rows_shrink_the_error_and_nothing_else():
+    read, base = recollection(), torch.rand(5, generator=torch.Generator().manual_seed(5))
+    plain = compensate(read, base, gamma=0.3, strength=0.4)
+    shrunk = compensate(read, base, gamma=0.3, strength=0.4, prior_rows=3.0)
+    assert torch.allclose(shrunk.error_B, plain.error_B * read.rows_B / (read.rows_B + 3.0))
+    assert torch.allclose(shrunk.prediction_B, (base + 0.4 * shrunk.error_B).clamp(0, 1).double())
+    assert torch.equal(shrunk.label_mean_B[1:], plain.label_mean_B[1:])

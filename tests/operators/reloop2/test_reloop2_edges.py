@@ -149,6 +149,20 @@ def test_model_swap_clears_the_memory_and_never_mixes(ctr_model: str, other_ctr_
     assert row["y_base"] == alone[0]["y_base"]
 
 
+def test_swap_to_a_successor_can_keep_the_memory_and_the_waiting_rows(ctr_model: str, other_ctr_model: str):
+    operator = make(ctr_model, micro_batch=1, on_swap="keep")
+    operator.process(impressions([1, 2]))
+    operator.control(labels([1], [1.0]))
+    operator.process(impressions([3], times_s=[3]))
+    (answer,) = rows_of(operator.control(swap(other_ctr_model)))
+    assert answer["status"] == "model_swapped"
+    operator.control(labels([2], [1.0]))
+    (row,) = rows_of(operator.process(impressions([4], times_s=[5])))
+    counts = operator.metrics()
+    assert (row["n_mem"], counts["stale"], counts["model_swaps"]) == (2, 0, 1)
+    assert row["model_version"] == answer["model_version"]
+
+
 def test_swap_happens_at_its_place_among_the_labels(ctr_model: str, other_ctr_model: str):
     operator = make(ctr_model, micro_batch=1)
     operator.process(impressions([1, 2]))
