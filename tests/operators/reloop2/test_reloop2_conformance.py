@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from reloop2_streams import impressions, labels, make
 
 from pipelines.testing.conformance import check_operator
@@ -45,8 +44,7 @@ def bad_rows() -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"late_correction_s": 20.0, "micro_batch": 1}], ids=["micro-batches", "serial"])
-def test_reloop2_conforms_with_a_memory_per_stream(ctr_model: str, options: dict[str, Any]):
+def test_reloop2_conforms_with_a_memory_per_stream(ctr_model: str):
     settings: dict[str, Any] = {
         "scope": "per_key",
         "max_streams": 3,
@@ -54,6 +52,6 @@ def test_reloop2_conforms_with_a_memory_per_stream(ctr_model: str, options: dict
         "allowed_lateness_s": 1.0,
         "pending_capacity": 60,
         "early_capacity": 8,
-        **options,
+        "late_correction_s": 20.0,
     }
     check_operator(lambda: make(ctr_model, **settings), rows(), control=given(), bad_rows=bad_rows(), fill_after=6)
