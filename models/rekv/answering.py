@@ -1,7 +1,7 @@
 """Answer side of ReKV: choose frames layer by layer, load them as context, and let text attend to it.
 
-Reads streams, never writes to them: a question leaves no trace in the encoding. Several questions, of one stream or of many,
-go through the decoder together, behind each other without padding.
+Reads blocks, never writes: a question leaves no trace in the encoding, and may be answered in another process. Several
+questions, of one stream or of many, go through the decoder together, behind each other without padding.
 """
 
 # B questions, L layers, G key/value heads, H query heads, R heads per group, M rows of a context, n tokens, D head dim
@@ -19,21 +19,19 @@ from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.rotary import Turn
 from models.rekv.selection import frame_scores, select_frames
-from models.rekv.session import StreamState
+from models.rekv.session import StreamView
 
 __all__ = ["Context", "Request", "read_text", "retrieve"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What is asked of one stream: token ids of the bare question, and which frames it may see or must take."""
+    """What is asked of one stream: token ids of the bare question, and what it sees or must take."""
 
-    stream: StreamState
+    stream: StreamView
     question_ids_n: Tensor
-    below: int
-    """Frames 0 to below may be retrieved: at most ``stream.frames`` when the question was asked."""
     frames: Tensor | None = None
-    """External retrieval: these frames, ascending and below ``below``, in every layer."""
+    """External retrieval: these frames (ascending numbers of blocks in the view) in every layer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -209,13 +207,13 @@ class _Retrieval(_Text):
         """Score, choose and load. The picks of this layer are the best guess at the next one's."""
         config, requests = self.config, self.context.requests
         for row, part_HnD in zip(self.rows, torch.split(query_HnD, list(self.counts), dim=1), strict=True):
-            store, below = requests[row].stream.store, requests[row].below
-            scores_N = frame_scores(part_HnD, store.representatives(index, below), config.score) if below else None
-            chosen = self.context.frames[index][row]
-            if scores_N is not None:
-                chosen = select_frames(scores_N, config.retrieve_frames, config.chunk_frames)
+            blocks = requests[row].stream.blocks
+            chosen, scores_N = self.context.frames[index][row], None
+            if blocks.below > blocks.first:
+                scores_N = frame_scores(part_HnD, blocks.representatives(index), config.score)
+                chosen = select_frames(scores_N, config.retrieve_frames, config.chunk_frames, blocks.first)
                 if index + 1 < self.decoder.layers:
-                    store.prefetch(index + 1, chosen)
+                    blocks.prefetch(index + 1, chosen)
             self.load(index, row, chosen, scores_N)
 
     def load(self, index: int, row: int, frames: Tensor, scores_N: Tensor | None) -> None:
@@ -228,6 +226,6 @@ class _Retrieval(_Text):
         keys_GMD[:, :sinks] = turn[:sinks](stream.prefix.keys_LGSD[index])
         values_GMD[:, :sinks] = stream.prefix.values_LGSD[index]
         if len(frames):
-            keys_KGTD, values_KGTD = stream.store.gather(index, frames)
+            keys_KGTD, values_KGTD = stream.blocks.gather(index, frames)
             keys_GMD[:, sinks:length] = turn[sinks:](keys_KGTD.transpose(0, 1).flatten(1, 2))
             values_GMD[:, sinks:length] = values_KGTD.transpose(0, 1).flatten(1, 2)

@@ -157,7 +157,7 @@ class _FramePass:
         values_GCD[:, rows] = value_GnD
         keys_FGTD = key_GnD.reshape(len(key_GnD), step.frames, -1, key_GnD.shape[-1]).transpose(0, 1)
         values_FGTD = value_GnD.reshape(keys_FGTD.transpose(0, 1).shape).transpose(0, 1)
-        step.stream.store.append(index, keys_FGTD, values_FGTD, keys_FGTD.float().mean(dim=2))
+        step.stream.blocks.append(index, keys_FGTD, values_FGTD, keys_FGTD.float().mean(dim=2))
         if skip:
             return query_HnD
         turned_HnD, outputs = step.turn(query_HnD), []

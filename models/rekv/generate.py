@@ -18,7 +18,7 @@ from torch import Tensor
 from models.rekv.answering import Context, Request, read_text, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
-from models.rekv.session import StreamState
+from models.rekv.session import StreamView
 
 __all__ = ["Answer", "Question", "answer_questions", "greedy"]
 
@@ -27,14 +27,13 @@ __all__ = ["Answer", "Question", "answer_questions", "greedy"]
 class Question:
     """One question as token ids."""
 
-    stream: StreamState
+    stream: StreamView
+    """Its blocks are what the question may see."""
     question_ids_n: Tensor
     """The bare question, which retrieves."""
     prompt_ids_n: Tensor
     """The whole prompt after the video, which is answered."""
     max_new_tokens: int = 256
-    below: int | None = None
-    """Frames the question may see: those with a lower index. None: all that are encoded."""
     frames: Sequence[int] | None = None
     """External retrieval: use these frames in every layer."""
     allow_blind: bool = False
@@ -50,10 +49,11 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     """Ends with the end token if it was reached."""
     frames_seen: int = 0
+    """Frames of the stream up to the question, those that the bank has dropped included."""
     retrieved: list[Tensor] = field(default_factory=list)
     """Per layer: the frames, ascending."""
     scores: list[Tensor | None] = field(default_factory=list)
-    """Per layer: the score of each frame seen, [N] float32; None where frames were given."""
+    """Per layer: the score of each frame that is there, [N] float32, oldest first; None where frames were given."""
     context_truncated: bool = False
     """Context and text outgrew the window, so that the last tokens did not see all of it."""
 
@@ -62,14 +62,12 @@ def answer_questions(
     decoder: TextDecoder, config: ReKVConfig, questions: Sequence[Question], end_tokens: Collection[int]
 ) -> list[Answer]:
     """Answer a batch of questions greedily, each as if it were alone. Streams are not changed."""
-    answers = [Answer(status=_status(q, config), frames_seen=_below(q)) for q in questions]
+    answers = [Answer(status=_status(q, config), frames_seen=q.stream.blocks.below) for q in questions]
     good = [i for i, answer in enumerate(answers) if answer.status == "ok"]
     if not good:
         return answers
     asked = [questions[i] for i in good]
-    requests = [
-        Request(q.stream, q.question_ids_n, _below(q), None if q.frames is None else torch.tensor(q.frames)) for q in asked
-    ]
+    requests = [Request(q.stream, q.question_ids_n, None if q.frames is None else torch.tensor(q.frames)) for q in asked]
     room = max(len(q.prompt_ids_n) for q in asked) + max(q.max_new_tokens for q in asked)
     context, _ = retrieve(decoder, config, requests, room)
     tokens = greedy(decoder, config, context, [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked], end_tokens)
@@ -114,21 +112,15 @@ def greedy(
         hidden_BC = torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1))))
 
 
-def _below(question: Question) -> int:
-    seen = question.stream.frames
-    return seen if question.below is None else min(max(question.below, 0), seen)
-
-
 def _status(question: Question, config: ReKVConfig) -> str:
     if not len(question.question_ids_n) or not len(question.prompt_ids_n) or question.max_new_tokens < 1:
         return "bad_question"
+    blocks, empty = question.stream.blocks, question.stream.blocks.below == question.stream.blocks.first
     if question.frames is not None:
         frames = list(question.frames)
         ascending = all(a < b for a, b in itertools.pairwise(frames))
-        inside = not frames or (frames[0] >= 0 and frames[-1] < _below(question))
+        inside = not frames or (frames[0] >= blocks.first and frames[-1] < blocks.below)
         if not (ascending and inside and len(frames) * question.stream.grid.tokens <= config.window_tokens):
             return "bad_frames"
         empty = not frames
-    else:
-        empty = _below(question) == 0
     return "no_frames" if empty and not question.allow_blind else "ok"

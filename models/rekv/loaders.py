@@ -23,6 +23,7 @@ from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_prefix
 from models.rekv.prompts import PROMPTS, PromptTemplate
 from models.rekv.session import Prefix
+from models.rekv.small import load_small
 from models.rekv.vision import FrameEncoder
 
 __all__ = ["FolderTokenizer", "Tokenizer", "VideoLanguageModel", "load_model", "wrap_model"]
@@ -83,21 +84,37 @@ class FolderTokenizer:
 
 
 def load_model(
-    folder: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
     config: ReKVConfig,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> VideoLanguageModel:
-    """Load a checkpoint folder of a supported family. Raises ``CheckpointMismatch`` or ``ConfigError``."""
-    path = Path(folder)
+    """Load a checkpoint folder of a supported family, or the file of a small model.
+
+    ``dtype`` None keeps the checkpoint's. Raises ``CheckpointMismatch`` or ``ConfigError``.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        small = load_small(path)
+        ready = small.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        return wrap_model(ready, "llava_onevision", config, small.tokenizer, small.prompts)
     model = load_checkpoint(path, device=device, dtype=dtype)
     tokenizer = FolderTokenizer(path) if (path / "tokenizer_config.json").exists() else None
     return wrap_model(model, read_model_type(path), config, tokenizer)
 
 
-def wrap_model(model: Any, family: str, config: ReKVConfig, tokenizer: Tokenizer | None = None) -> VideoLanguageModel:
-    """Wrap a model of transformers that is in memory. Its decoder's attention is switched to ReKV's."""
+def wrap_model(
+    model: Any,
+    family: str,
+    config: ReKVConfig,
+    tokenizer: Tokenizer | None = None,
+    prompts: PromptTemplate | None = None,
+) -> VideoLanguageModel:
+    """Wrap a model of transformers that is in memory; ``prompts`` None takes the family's.
+
+    The attention of its decoder is switched to ReKV's.
+    """
     decoder = TextDecoder.of(model.model.language_model, model.lm_head, config)
     ends: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, model.config.text_config):
@@ -109,6 +126,6 @@ def wrap_model(model: Any, family: str, config: ReKVConfig, tokenizer: Tokenizer
         decoder=decoder,
         frames=frames,
         tokenizer=tokenizer,
-        prompts=PROMPTS[family],
+        prompts=prompts or PROMPTS[family],
         end_tokens=frozenset(ends),
     )

@@ -3,7 +3,7 @@
 Plain functions of one stream and one layer. Ties go to the earlier frame, so a result never depends on the device's sort.
 """
 
-# H query heads, G key/value heads, D head dim, n question tokens, N frames, C chunks, K frames of a chunk
+# H query heads, G key/value heads, D head dim, n question tokens, N frames, C chunks, K chosen chunks
 
 from __future__ import annotations
 
@@ -33,22 +33,26 @@ def frame_scores(query_HnD: Tensor, representatives_NGD: Tensor, score: str) -> 
     return cosine_N
 
 
-def select_frames(scores_N: Tensor, frames: int, chunk: int) -> Tensor:
-    """Return the indices of at most ``frames`` frames, ascending: the ``frames / chunk`` chunks of the highest mean score.
+def select_frames(scores_N: Tensor, frames: int, chunk: int, first: int = 0) -> Tensor:
+    """Return the numbers of at most ``frames`` frames, ascending: the ``frames / chunk`` chunks of the highest mean score.
 
-    Chunks are counted from the first frame; the last one may be short, and then fewer frames come back if it is chosen.
+    ``first`` is the number of the frame of score 0. Chunks are counted from frame 0; those at both ends may be short, and
+    then fewer frames come back if one is chosen.
     """
-    total = scores_N.shape[0]
-    if total <= frames:
-        return torch.arange(total, device=scores_N.device)
-    if chunk > 1:
-        chunks = -(-total // chunk)
-        padded_CK = torch.nn.functional.pad(scores_N, (0, chunks * chunk - total)).view(chunks, chunk)
-        sizes_C = torch.full_like(padded_CK[:, 0], chunk)
-        sizes_C[-1] = total - (chunks - 1) * chunk
-        scores_N = padded_CK.sum(dim=1) / sizes_C
-    best = torch.sort(scores_N, descending=True, stable=True).indices[: frames // chunk].sort().values
+    numbers_N = torch.arange(first, first + scores_N.shape[0], device=scores_N.device)
+    if len(numbers_N) <= frames:
+        return numbers_N
     if chunk == 1:
-        return best
-    members = (best[:, None] * chunk + torch.arange(chunk, device=best.device)).flatten()
-    return members[members < total]
+        return numbers_N[_best(scores_N, frames)]
+    head = first % chunk
+    ends = (head, -(head + len(numbers_N)) % chunk)
+    sums_C = torch.nn.functional.pad(scores_N, ends).view(-1, chunk).sum(dim=1)
+    sizes_C = torch.nn.functional.pad(torch.ones_like(scores_N), ends).view(-1, chunk).sum(dim=1)
+    best_K = _best(sums_C / sizes_C, frames // chunk)
+    members = ((best_K[:, None] * chunk + torch.arange(chunk, device=best_K.device)).flatten()) - head
+    return numbers_N[members[(members >= 0) & (members < len(numbers_N))]]
+
+
+def _best(scores_N: Tensor, count: int) -> Tensor:
+    """Return the indices of the highest scores, ascending; of equal ones the first."""
+    return torch.sort(scores_N, descending=True, stable=True).indices[:count].sort().values

@@ -1,6 +1,6 @@
 """What ReKV keeps for one stream: the prompt prefix, the sliding window and the number of frames; the blocks lie in a store.
 
-Plain state: it is changed by ``encoding`` and read by ``answering``, which never writes to it. The window is a rotated copy
+Plain state, changed by ``encoding`` only; ``answering`` gets a view of prefix and blocks. The window is a rotated copy
 of the last tokens' keys and can be rebuilt from the blocks bit for bit, so a snapshot needs the blocks and ``frames`` only.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connectors.errors import ConfigError
+from connectors.errors import ConfigError, RecoveryError
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.rotary import Grid
-from models.rekv.store import KeyValueStore
+from models.rekv.store import BlockReader, BlockWriter
 
-__all__ = ["Prefix", "StreamState", "Window", "open_stream", "rebuild_window"]
+__all__ = ["Prefix", "StreamState", "StreamView", "Window", "open_stream", "rebuild_window"]
 
 _SPARE = 4  # the window buffer has 1/4 more rows than the window, so that rows move to its front only every W/4 tokens
 
@@ -65,13 +65,22 @@ class Window:
         self.filled = keep
 
 
-@dataclass(slots=True, eq=False)
-class StreamState:
-    """One stream. ``frames`` counts the frames whose blocks are complete; a question sees blocks below it, or below less."""
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamView:
+    """What a question needs of a stream; may live in another process than the encoding."""
 
     prefix: Prefix
     grid: Grid
-    store: KeyValueStore
+    blocks: BlockReader
+
+
+@dataclass(slots=True, eq=False)
+class StreamState:
+    """One stream while it is encoded. ``frames`` counts the frames whose blocks are complete."""
+
+    prefix: Prefix
+    grid: Grid
+    blocks: BlockWriter
     window: Window
     frames: int = 0
 
@@ -85,8 +94,8 @@ class StreamState:
         return 2 * self.window.keys_LGCD.numel() * self.window.keys_LGCD.element_size()
 
 
-def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Grid, store: KeyValueStore) -> StreamState:
-    """Return a stream without frames, on the decoder's device. ``store`` must be empty.
+def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Grid, blocks: BlockWriter) -> StreamState:
+    """Return a stream without frames, on the decoder's device. ``blocks`` must have none.
 
     Raises ``ConfigError`` if the retrieved frames or the prefix do not fit into the window.
     """
@@ -99,31 +108,39 @@ def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: 
     rows = config.window_tokens + max(config.window_tokens // _SPARE, grid.tokens)
     shape = (decoder.layers, decoder.groups, rows, decoder.dim)
     keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
-    stream = StreamState(prefix, grid, store, Window(keys, torch.zeros_like(keys)))
-    _refill(decoder, config, stream)
+    stream = StreamState(prefix, grid, blocks, Window(keys, torch.zeros_like(keys)))
+    _refill(decoder, config, stream, None)
     return stream
 
 
-def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, frames: int) -> None:
-    """Make the window of a stream whose store holds ``frames`` blocks, as after encoding them: bit for bit."""
-    stream.frames = frames
-    _refill(decoder, config, stream)
+def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: BlockReader) -> None:
+    """Make the window of a stream that has these blocks, as after encoding them: bit for bit if they are kept as they were.
+
+    Raises ``RecoveryError`` if blocks of the window are gone.
+    """
+    stream.frames = blocks.below
+    _refill(decoder, config, stream, blocks)
 
 
-def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState) -> None:
-    """Fill the window with the last W tokens, or all, from prefix and store."""
+def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: BlockReader | None) -> None:
+    """Fill the window with the last W tokens, or all, from prefix and blocks."""
     window, prefix, tokens = stream.window, stream.prefix, stream.grid.tokens
     base = max(stream.tokens - config.window_tokens, 0)
     first = max(base - prefix.tokens, 0) // tokens  # the frame of token ``base``
     skip = max(base - prefix.tokens, 0) - first * tokens
     turn = decoder.rotary.turn(stream.grid.positions(base, stream.tokens, prefix.tokens, stream.frames))
-    blocks = torch.arange(first, stream.frames, device=decoder.device)
+    if blocks is not None and first < blocks.first:
+        raise RecoveryError(
+            f"rekv: the window reaches back to frame {first} but the bank begins with {blocks.first}; give the bank room for "
+            f"the {stream.frames - first} frames of a window"
+        )
+    numbers = torch.arange(first, stream.frames, device=decoder.device)
     for layer in range(decoder.layers):
         rows = []
         for sinks_GSD, row in ((prefix.keys_LGSD[layer], 0), (prefix.values_LGSD[layer], 1)):
             parts = [sinks_GSD[:, base:]]
-            if stream.frames:
-                parts.append(stream.store.gather(layer, blocks)[row].transpose(0, 1).flatten(1, 2)[:, skip:])
+            if blocks is not None and stream.frames:
+                parts.append(blocks.gather(layer, numbers)[row].transpose(0, 1).flatten(1, 2)[:, skip:])
             rows.append(torch.cat(parts, dim=1))
         window.filled = rows[0].shape[1]
         window.keys_LGCD[layer, :, : window.filled] = turn(rows[0])

@@ -1,7 +1,7 @@
-"""Where the blocks of a stream are kept: the contract that a bank fulfils, and a plain store in tensors.
+"""Where the blocks of a stream are kept: what encoding writes to and answering reads from, and a plain store in tensors.
 
 A block holds the keys (before rotation) and values of one frame in one layer; its representative is the mean of its keys.
-Blocks are numbered 0, 1, .. in the order of their frames and never change once written.
+Blocks are numbered 0, 1, .. in the order of their frames and never change once written; the oldest may be gone.
 """
 
 # N blocks, R chosen blocks, G key/value heads, T tokens per block, D head dim
@@ -13,22 +13,34 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["KeyValueStore", "TensorStore"]
+__all__ = ["BlockReader", "BlockWriter", "TensorReader", "TensorStore"]
 
 
-class KeyValueStore(Protocol):
-    """The blocks of one stream. A reader of blocks below N is not disturbed by later appends."""
+class BlockWriter(Protocol):
+    """Takes the blocks of one stream."""
 
-    def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
-        """Add N blocks to a layer; copies. Layers are written one after the other, each with the same blocks."""
+    def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor, /) -> object:
+        """Add N blocks to a layer; copies. Layers are written one after the other, 0 first, each with the same blocks."""
 
-    def representatives(self, layer: int, below: int) -> Tensor:
-        """Return the representatives of blocks 0 to ``below``, [N, G, D], on the device of the decoder."""
 
-    def gather(self, layer: int, blocks_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values [R, G, T, D] of the given blocks (ascending int64), on the device of the decoder."""
+class BlockReader(Protocol):
+    """The blocks ``first`` to ``below`` of one stream, as they were when it was opened: later appends do not disturb it."""
 
-    def prefetch(self, layer: int, blocks_R: Tensor) -> None:
+    @property
+    def first(self) -> int:
+        """The oldest block that is there."""
+
+    @property
+    def below(self) -> int:
+        """One more than the newest: what a question may see."""
+
+    def representatives(self, layer: int, /) -> Tensor:
+        """Return the mean keys of all blocks, [N, G, D] float32, on the decoder's device; row 0 is block ``first``."""
+
+    def gather(self, layer: int, blocks_R: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Return keys and values [R, G, T, D] of blocks (ascending numbers), on the decoder's device."""
+
+    def prefetch(self, layer: int, blocks_R: Tensor, /) -> None:
         """Learn that these blocks of a layer are likely to be gathered next. May do nothing; never changes a result."""
 
 
@@ -42,21 +54,36 @@ class TensorStore:
         """Add blocks to a layer."""
         self._layers[layer].append(keys_NGTD, values_NGTD, representatives_NGD)
 
-    def representatives(self, layer: int, below: int) -> Tensor:
-        """Return a view, [below, G, D] in float32."""
-        return self._layers[layer].rows[2][:below]
-
-    def gather(self, layer: int, blocks_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return copies."""
-        keys, values, _ = self._layers[layer].rows
-        return keys.index_select(0, blocks_R), values.index_select(0, blocks_R)
-
-    def prefetch(self, layer: int, blocks_R: Tensor) -> None:
-        """Do nothing: every block is on the device already."""
+    def reader(self, below: int | None = None) -> TensorReader:
+        """Open all blocks, or those before ``below``."""
+        written = self._layers[-1].count
+        below = written if below is None else min(max(below, 0), written)
+        return TensorReader([layer.rows for layer in self._layers], below)
 
     def bytes(self) -> int:
         """Return the size of the blocks and representatives written so far."""
         return sum(row[: layer.count].numel() * row.element_size() for layer in self._layers for row in layer.rows)
+
+
+class TensorReader:
+    """Blocks of a :class:`TensorStore`. The store writes only behind them, or into larger copies."""
+
+    first = 0
+
+    def __init__(self, layers: list[tuple[Tensor, ...]], below: int) -> None:
+        self._layers, self.below = layers, below
+
+    def representatives(self, layer: int) -> Tensor:
+        """Return a view."""
+        return self._layers[layer][2][: self.below]
+
+    def gather(self, layer: int, blocks_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Return copies."""
+        keys, values, _ = self._layers[layer]
+        return keys.index_select(0, blocks_R), values.index_select(0, blocks_R)
+
+    def prefetch(self, layer: int, blocks_R: Tensor) -> None:
+        """Do nothing: every block is on the device already."""
 
 
 class _Layer:

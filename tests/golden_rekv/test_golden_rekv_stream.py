@@ -11,8 +11,8 @@ from rekv_cases import END_TOKEN, KINDS, STREAM, assert_close, rekv_config, tiny
 from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import Question, answer_questions, greedy
-from models.rekv.session import StreamState, open_stream
-from models.rekv.store import TensorStore
+from models.rekv.session import StreamState, StreamView, open_stream
+from models.rekv.store import TensorReader, TensorStore
 
 
 def test_there_are_cases_and_every_file_belongs_to_one() -> None:
@@ -32,7 +32,8 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
     prefix = encode_prefix(decoder, io["init_ids"][0])
     assert prefix.tokens == case["rekv"]["n_init"]
     assert_close(prefix.hidden_SC, io["init_hidden"][0], "prefix")
-    stream = open_stream(decoder, config, prefix, decoder.grid(tokens), TensorStore(decoder.layers))
+    store = TensorStore(decoder.layers)
+    stream = open_stream(decoder, config, prefix, decoder.grid(tokens), store)
     for i, event in enumerate(case["events"]):
         if event["type"] == "video":
             features = model.frames(io[f"e{i}.frames"])
@@ -41,10 +42,11 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
             assert_close(hidden, io[f"e{i}.encode_hidden"][0], f"e{i} encoding")
             assert (stream.frames, stream.tokens) == (event["frames_seen"], event["length"])
             continue
+        view = StreamView(prefix, stream.grid, store.reader())
         question, prompt = io[f"e{i}.question_ids"], io[f"e{i}.prompt_ids"]
         external = None if event["external"] is None else torch.tensor(event["external"])
         room = len(prompt) + event["max_new"]
-        context, (question_hidden,) = retrieve(decoder, config, [Request(stream, question, stream.frames, external)], room)
+        context, (question_hidden,) = retrieve(decoder, config, [Request(view, question, external)], room)
         for layer in range(decoder.layers):
             wanted = io[f"e{i}.retrieved"][layer]
             assert context.frames[layer][0].tolist() == wanted[wanted >= 0].tolist(), f"e{i} layer {layer}"
@@ -55,7 +57,7 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
             (question_hidden,) = read_text(decoder, config, context, [question])
             context.text = [0]
         assert_close(question_hidden, io[f"e{i}.question_hidden"][0], f"e{i} question")
-        _assert_first_layer_context(stream, context.frames[0][0], io, i)
+        _assert_first_layer_context(view, context.frames[0][0], io, i)
 
         (prompt_hidden,) = read_text(decoder, config, context, [prompt])
         assert_close(prompt_hidden, io[f"e{i}.prompt_hidden"][0], f"e{i} prompt")
@@ -71,7 +73,7 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
             config,
             [
                 Question(
-                    stream=stream,
+                    stream=view,
                     question_ids_n=question,
                     prompt_ids_n=prompt,
                     max_new_tokens=event["max_new"],
@@ -81,27 +83,27 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
             {END_TOKEN},
         )
         assert (whole.status, whole.tokens) == ("ok", answer)
-    _assert_final_state(stream, io, decoder.heads // decoder.groups)
+    _assert_final_state(stream, store.reader(), io, decoder.heads // decoder.groups)
 
 
-def _assert_first_layer_context(stream: StreamState, frames: torch.Tensor, io: dict[str, torch.Tensor], i: int) -> None:
+def _assert_first_layer_context(stream: StreamView, frames: torch.Tensor, io: dict[str, torch.Tensor], i: int) -> None:
     for name, sinks, row in (("k", stream.prefix.keys_LGSD, 0), ("v", stream.prefix.values_LGSD, 1)):
-        blocks = stream.store.gather(0, frames)[row].transpose(0, 1).flatten(1, 2)
+        blocks = stream.blocks.gather(0, frames)[row].transpose(0, 1).flatten(1, 2)
         assert_close(torch.cat((sinks[0], blocks), dim=1), io[f"e{i}.l0_retrieved_{name}"][0], f"e{i} context {name}")
 
 
-def _assert_final_state(stream: StreamState, io: dict[str, torch.Tensor], heads_per_group: int) -> None:
+def _assert_final_state(stream: StreamState, bank: TensorReader, io: dict[str, torch.Tensor], heads_per_group: int) -> None:
     """Blocks, sinks and the (un-rotated) window: the window's values, and its keys through the blocks they came from."""
     layers = range(stream.prefix.keys_LGSD.shape[0])
     every = torch.arange(stream.frames)
     for layer in layers:
         if io["final.block_k"].numel():
-            blocks_ND = stream.store.representatives(layer, stream.frames).repeat_interleave(heads_per_group, dim=1).flatten(1)
+            blocks_ND = bank.representatives(layer).repeat_interleave(heads_per_group, dim=1).flatten(1)
             assert_close(blocks_ND, io["final.block_k"][layer], f"representatives of layer {layer}")
         for name, sinks, row in (("k", stream.prefix.keys_LGSD, 0), ("v", stream.prefix.values_LGSD, 1)):
             if io[f"final.init_{name}"].numel():
                 assert_close(sinks[layer], io[f"final.init_{name}"][layer, 0], f"sinks {name} of layer {layer}")
-            blocks = stream.store.gather(layer, every)[row].transpose(0, 1).flatten(1, 2)
+            blocks = bank.gather(layer, every)[row].transpose(0, 1).flatten(1, 2)
             seen = torch.cat((sinks[layer], blocks), dim=1)
             local = io[f"final.local_{name}"][layer, 0]
             assert_close(seen[:, seen.shape[1] - local.shape[1] :], local, f"window {name} of layer {layer}")

@@ -13,7 +13,7 @@ from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.rotary import Grid
-from models.rekv.session import StreamState, open_stream
+from models.rekv.session import StreamState, StreamView, open_stream
 from models.rekv.store import TensorStore
 
 VOCABULARY, HIDDEN, TOKENS = 61, 32, 6
@@ -75,6 +75,17 @@ def encoded(decoder: TextDecoder, config: ReKVConfig, frames_FTC: Tensor, prefix
     stream = new_stream(decoder, config, prefix)
     encode_frames(decoder, config, [stream], [frames_FTC])
     return stream
+
+
+def store_of(stream: StreamState) -> TensorStore:
+    """Return the plain store of a stream."""
+    assert isinstance(stream.blocks, TensorStore)
+    return stream.blocks
+
+
+def seen(stream: StreamState, below: int | None = None) -> StreamView:
+    """Return what a question sees of a stream: all, or the frames before ``below``."""
+    return StreamView(stream.prefix, stream.grid, store_of(stream).reader(below))
 
 
 class LiteralEncoding:

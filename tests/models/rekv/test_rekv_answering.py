@@ -15,6 +15,7 @@ from rekv_models import (
     encoded,
     features,
     new_stream,
+    seen,
     text_model,
     tiny_decoder,
 )
@@ -36,10 +37,14 @@ TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}  # float32 sums in another order, over 
 NO_END: set[int] = set()
 
 
-def ask(stream: StreamState, number: int = 0, **changes: Any) -> Question:
+def ask(stream: StreamState, number: int = 0, below: int | None = None, **changes: Any) -> Question:
     """Return a question; different numbers have different tokens and lengths."""
     question = (QUESTION + number).repeat(1 + number % 2)
-    values: dict[str, Any] = {"stream": stream, "question_ids_n": question, "prompt_ids_n": (PROMPT + number)[: 6 - number % 3]}
+    values: dict[str, Any] = {
+        "stream": seen(stream, below),
+        "question_ids_n": question,
+        "prompt_ids_n": (PROMPT + number)[: 6 - number % 3],
+    }
     return Question(**(values | {"max_new_tokens": 6} | changes))
 
 
@@ -49,9 +54,9 @@ def answer(decoder: TextDecoder, config: ReKVConfig, question: Question) -> Answ
 
 def everything(stream: StreamState) -> list[Tensor]:
     """Return copies of all that a stream is made of."""
-    window, frames = stream.window, stream.frames
-    blocks = [t.clone() for layer in range(len(window.keys_LGCD)) for t in stream.store.gather(layer, torch.arange(frames))]
-    reps = [stream.store.representatives(layer, frames).clone() for layer in range(len(window.keys_LGCD))]
+    window, frames, view = stream.window, stream.frames, seen(stream).blocks
+    blocks = [t.clone() for layer in range(len(window.keys_LGCD)) for t in view.gather(layer, torch.arange(frames))]
+    reps = [view.representatives(layer).clone() for layer in range(len(window.keys_LGCD))]
     counters = torch.tensor([frames, window.base, window.filled])
     return [window.keys_LGCD.clone(), window.values_LGCD.clone(), counters, *blocks, *reps]
 
@@ -86,7 +91,7 @@ def test_while_everything_fits_the_answer_pass_equals_the_stock_model(family: st
     grid = decoder.grid(TOKENS, (1, 2, 3)) if "VL" in family else decoder.grid(TOKENS)
     stream = open_stream(decoder, WIDE, encode_prefix(decoder, PREFIX), grid, TensorStore(decoder.layers))
     encode_frames(decoder, WIDE, [stream], [FRAMES])
-    context, _ = retrieve(decoder, WIDE, [Request(stream, QUESTION, stream.frames)], len(PROMPT))
+    context, _ = retrieve(decoder, WIDE, [Request(seen(stream), QUESTION)], len(PROMPT))
     (got,) = read_text(decoder, WIDE, context, [PROMPT])
 
     embed = stock.get_input_embeddings()
@@ -172,7 +177,7 @@ def test_one_token_at_a_time_equals_reading_the_text_at_once() -> None:
     decoder = tiny_decoder()
     stream = encoded(decoder, SMALL, FRAMES)
     texts = [torch.arange(3, 15), torch.arange(20, 32)]  # long enough to leave the window
-    requests = [Request(stream, QUESTION, 16), Request(stream, QUESTION + 1, 16)]
+    requests = [Request(seen(stream), QUESTION), Request(seen(stream), QUESTION + 1)]
     context, _ = retrieve(decoder, SMALL, requests, 12)
     wanted = read_text(decoder, SMALL, context, texts)
     context.text = [0, 0]
@@ -204,10 +209,10 @@ def test_with_given_frames_only_their_blocks_count_not_what_lies_between() -> No
     decoder = tiny_decoder()
     near, far = encoded(decoder, SMALL, FRAMES[:3]), new_stream(decoder)
     for layer in range(decoder.layers):
-        keys, values = near.store.gather(layer, torch.arange(3))
+        keys, values = seen(near).blocks.gather(layer, torch.arange(3))
         order = torch.tensor([0, 2, 2, 2, 1, 0, 2])  # blocks 0, 1, 2 are at 0, 4, 6 now
-        reps = near.store.representatives(layer, 3)
-        far.store.append(layer, keys[order], values[order], reps[order])
+        reps = seen(near).blocks.representatives(layer)
+        far.blocks.append(layer, keys[order], values[order], reps[order])
     far.frames = 7
     a = answer(decoder, SMALL, ask(near, frames=[0, 1, 2]))
     b = answer(decoder, SMALL, ask(far, frames=[0, 4, 6]))
@@ -234,7 +239,7 @@ def test_generation_stops_with_the_end_token_or_at_the_limit() -> None:
 
 def test_logits_of_every_step_are_handed_out() -> None:
     decoder = tiny_decoder()
-    context, _ = retrieve(decoder, SMALL, [Request(encoded(decoder, SMALL, FRAMES), QUESTION, 16)], 20)
+    context, _ = retrieve(decoder, SMALL, [Request(seen(encoded(decoder, SMALL, FRAMES)), QUESTION)], 20)
     steps: list[Tensor] = []
     (tokens,) = greedy(decoder, SMALL, context, [PROMPT], [4], NO_END, steps)
     assert torch.cat(steps).argmax(dim=1).tolist() == tokens

@@ -12,6 +12,8 @@ from rekv_models import (
     encoded,
     features,
     new_stream,
+    seen,
+    store_of,
     text_model,
     tiny_decoder,
 )
@@ -31,7 +33,8 @@ def assert_same_blocks(got: StreamState, wanted: StreamState, exact: bool = Fals
     assert got.frames == wanted.frames
     every = torch.arange(got.frames)
     for layer in range(got.prefix.keys_LGSD.shape[0]):
-        for a, b in zip(got.store.gather(layer, every), wanted.store.gather(layer, every), strict=True):
+        both = (seen(one).blocks.gather(layer, every) for one in (got, wanted))
+        for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b, **({"atol": 0, "rtol": 0} if exact else TOLERANCE))
 
 
@@ -102,7 +105,7 @@ def test_window_buffer_does_not_grow_and_blocks_are_as_large_as_computed() -> No
     assert stream.bytes() == size
     block = 2 * decoder.layers * TOKENS * decoder.groups * decoder.dim * 4
     representative = decoder.layers * decoder.groups * decoder.dim * 4
-    assert stream.store.bytes() == stream.frames * (block + representative)  # type: ignore[attr-defined]
+    assert store_of(stream).bytes() == stream.frames * (block + representative)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 5, 6, 7, 16])
@@ -112,9 +115,9 @@ def test_window_rebuilt_from_the_blocks_goes_on_bit_for_bit(frames: int) -> None
     copy = open_stream(decoder, SMALL, stream.prefix, stream.grid, TensorStore(decoder.layers))
     for layer in range(decoder.layers):
         if frames:
-            keys, values = stream.store.gather(layer, torch.arange(frames))
-            copy.store.append(layer, keys, values, stream.store.representatives(layer, frames))
-    rebuild_window(decoder, SMALL, copy, frames)
+            blocks = seen(stream).blocks
+            copy.blocks.append(layer, *blocks.gather(layer, torch.arange(frames)), blocks.representatives(layer))
+    rebuild_window(decoder, SMALL, copy, seen(copy).blocks)
     more = features(9, 11)
     for one in (stream, copy):
         encode_frames(decoder, SMALL, [one], [more])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rekv_models import VOCABULARY
+from rekv_models import VOCABULARY, seen
 from safetensors.torch import load_file, save_file
 
 from connectors.errors import CheckpointMismatch, ConfigError
@@ -99,18 +99,18 @@ def test_a_checkpoint_folder_answers_a_question_about_frames(family: str, tmp_pa
     model = load_model(checkpoint(tmp_path, family), CONFIG)
     tokens = FAMILIES[family][2]
     if model.frames is None:
-        seen = torch.randn(5, tokens, 32, generator=torch.Generator().manual_seed(2))
+        film = torch.randn(5, tokens, 32, generator=torch.Generator().manual_seed(2))
         grid = model.decoder.grid(tokens, (1, 2, 3))
     else:
-        seen = model.frames(frames(5))
+        film = model.frames(frames(5))
         grid = model.decoder.grid(tokens)
-    assert seen.shape == (5, tokens, 32)
+    assert film.shape == (5, tokens, 32)
     stream = open_stream(
         model.decoder, CONFIG, encode_prefix(model.decoder, torch.tensor([4, 5])), grid, TensorStore(model.decoder.layers)
     )
-    encode_frames(model.decoder, CONFIG, [stream], [seen])
+    encode_frames(model.decoder, CONFIG, [stream], [film])
     ids = torch.tensor([7, 8, 9])
-    question = Question(stream=stream, question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=4)
+    question = Question(stream=seen(stream), question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=4)
     (answer,) = answer_questions(model.decoder, CONFIG, [question], model.end_tokens)
     assert answer.status == "ok"
     assert 1 <= len(answer.tokens) <= 4
@@ -137,9 +137,9 @@ def test_half_precision_gives_blocks_of_its_type_near_those_of_float32(dtype: to
         grid, store = model.decoder.grid(16), TensorStore(2)
         stream = open_stream(model.decoder, CONFIG, encode_prefix(model.decoder, torch.tensor([4, 5])), grid, store)
         encode_frames(model.decoder, CONFIG, [stream], [model.frames(film)])
-        blocks.append(store.gather(1, torch.arange(20)))
+        blocks.append(store.reader().gather(1, torch.arange(20)))
         ids = torch.tensor([7, 8, 9])
-        question = Question(stream=stream, question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=3)
+        question = Question(stream=seen(stream), question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=3)
         assert answer_questions(model.decoder, CONFIG, [question], [])[0].status == "ok"
     for wide, half in zip(*blocks, strict=True):
         assert half.dtype == dtype

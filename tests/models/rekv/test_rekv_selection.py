@@ -73,10 +73,10 @@ def test_store_returns_what_was_written_while_it_grows() -> None:
             store.append(layer, keys[start:stop] + layer, values[start:stop] + layer, reps[start:stop] + layer)
     chosen = torch.tensor([0, 1, 6, 10])
     for layer in (0, 1):
-        got_keys, got_values = store.gather(layer, chosen)
+        got_keys, got_values = store.reader().gather(layer, chosen)
         assert torch.equal(got_keys, keys[chosen] + layer)
         assert torch.equal(got_values, values[chosen] + layer)
-        assert torch.equal(store.representatives(layer, 8), reps[:8] + layer)
+        assert torch.equal(store.reader(8).representatives(layer), reps[:8] + layer)
 
 
 def test_positions_of_prefix_frames_and_text_follow_each_other_on_one_axis() -> None:
@@ -98,3 +98,14 @@ def test_rotation_depends_on_the_distance_only_after_any_number_of_tokens(start:
     here = rotary.turn(torch.tensor([[7]]))(query) @ rotary.turn(torch.tensor([[3]]))(key).t()
     far = rotary.turn(torch.tensor([[start + 7]]))(query) @ rotary.turn(torch.tensor([[start + 3]]))(key).t()
     torch.testing.assert_close(far, here, atol=5e-6, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 9), total=st.integers(5, 20), chunk=st.integers(1, 4), seed=st.integers(0, 99))
+def test_chunks_stay_where_they_are_when_old_frames_are_gone(first: int, total: int, chunk: int, seed: int) -> None:
+    scores, groups = draw(total, seed=seed), max(1, 4 // chunk)
+    parts: dict[int, list[int]] = {}
+    for number in range(first, first + total):
+        parts.setdefault(number // chunk, []).append(number)
+    best = sorted(parts.values(), key=lambda part: -sum(scores[i - first].item() for i in part) / len(part))[:groups]
+    assert select_frames(scores, groups * chunk, chunk, first).tolist() == sorted(i for part in best for i in part)

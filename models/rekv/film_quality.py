@@ -1,0 +1,107 @@
+"""How well a model answers about films it has not seen: with its memory, from evenly spread frames, from the last ones.
+
+All three get the same number of frames, so the same number of tokens. Retrieval is judged by the frames of the event that
+holds the answer.
+"""
+
+# F frames, H rows, W columns
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.rekv.config import ReKVConfig
+from models.rekv.encoding import encode_frames
+from models.rekv.films import Asked, Film, questions
+from models.rekv.generate import Answer, Question, answer_questions
+from models.rekv.loaders import VideoLanguageModel
+from models.rekv.session import StreamView, open_stream
+from models.rekv.store import TensorStore
+
+__all__ = ["MODES", "FilmQuality", "film_quality"]
+
+MODES = ("memory", "uniform", "recent")
+"""Retrieval from all frames; frames evenly spread over the film; the newest frames."""
+
+_MAX_NEW_TOKENS = 8
+_FRAMES_AT_ONCE = 128
+
+
+@dataclass(slots=True)
+class FilmQuality:
+    """Figures over all questions of all films."""
+
+    questions: int
+    accuracy: dict[str, float]
+    """Per mode: share of answers that are right, word for word."""
+    accuracy_by_kind: dict[str, dict[str, float]]
+    recall: float
+    """Mean share of the event's frames that a layer retrieved (at most as many as it may retrieve)."""
+    recall_by_layer: list[float]
+
+
+def film_quality(model: VideoLanguageModel, config: ReKVConfig, films: Iterable[Film]) -> FilmQuality:
+    """Ask every question about every film in every mode."""
+    right: dict[tuple[str, str], list[bool]] = {}
+    recalls: list[list[float]] = []
+    for film in films:
+        asked = questions(film, np.random.default_rng([film.seed, 3]))
+        features_FTC = _features(model, film)
+        count = min(config.retrieve_frames, film.length)
+        spread = (np.arange(count) + 0.5) * film.length / count
+        views = {
+            "memory": features_FTC,
+            "uniform": features_FTC[torch.from_numpy(spread.astype(np.int64))],
+            "recent": features_FTC[-count:],
+        }
+        for mode in MODES:
+            answers = _ask(model, config, views[mode], asked)
+            for one, answer in zip(asked, answers, strict=True):
+                said = model.tokenizer.decode(answer.tokens) if model.tokenizer else ""
+                right.setdefault((mode, one.kind), []).append(said == one.answer)
+                if mode == "memory":
+                    recalls.append([_recall(one, frames, config.retrieve_frames) for frames in answer.retrieved])
+    by_layer = np.mean(recalls, axis=0)
+    kinds = sorted({kind for _, kind in right})
+    return FilmQuality(
+        questions=len(recalls),
+        accuracy={mode: float(np.mean([x for kind in kinds for x in right[mode, kind]])) for mode in MODES},
+        accuracy_by_kind={kind: {mode: float(np.mean(right[mode, kind])) for mode in MODES} for kind in kinds},
+        recall=float(by_layer.mean()),
+        recall_by_layer=[float(x) for x in by_layer],
+    )
+
+
+def _features(model: VideoLanguageModel, film: Film) -> Tensor:
+    if model.frames is None:
+        raise ValueError("a model without frame encoder cannot watch films")
+    starts = range(0, film.length, _FRAMES_AT_ONCE)
+    frames = (film.frames(start, min(start + _FRAMES_AT_ONCE, film.length)) for start in starts)
+    return torch.cat([model.frames(torch.from_numpy(part)) for part in frames])
+
+
+def _ask(model: VideoLanguageModel, config: ReKVConfig, features_FTC: Tensor, asked: list[Asked]) -> list[Answer]:
+    decoder = model.decoder
+    prefix, grid, store = model.prefix(), decoder.grid(features_FTC.shape[1]), TensorStore(decoder.layers)
+    encode_frames(decoder, config, [open_stream(decoder, config, prefix, grid, store)], [features_FTC])
+    seen = StreamView(prefix, grid, store.reader())
+    batch = [
+        Question(
+            stream=seen,
+            question_ids_n=model.ids(one.text),
+            prompt_ids_n=model.ids(model.prompts.open_ended(one.text)),
+            max_new_tokens=_MAX_NEW_TOKENS,
+        )
+        for one in asked
+    ]
+    return answer_questions(decoder, config, batch, model.end_tokens)
+
+
+def _recall(asked: Asked, frames: Tensor, most: int) -> float:
+    wanted = set(asked.event.frames)
+    return len(wanted & set(frames.tolist())) / min(len(wanted), most)

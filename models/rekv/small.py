@@ -1,0 +1,156 @@
+"""The small model: LLaVA-OneVision's layout at toy size with a tokenizer of whole words, in one safetensors file.
+
+The file's header holds the model's config, the words, the prompts and the settings it was trained for, so that it needs
+nothing beside it. Same classes as the published models; nothing here depends on how it was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from connectors.errors import CheckpointMismatch, ConfigError
+from models.rekv.config import ReKVConfig
+from models.rekv.prompts import PromptTemplate
+from models.weight_files import read_safetensors, write_safetensors
+
+__all__ = ["SMALL_PROMPTS", "SMALL_REKV", "SmallModel", "WordTokenizer", "build_small", "load_small", "save_small"]
+
+SMALL_PROMPTS = PromptTemplate(prefix="watch the video.", suffix=" answer:", letter_lead=" (")
+SMALL_REKV = ReKVConfig(window_tokens=128, retrieve_frames=16)
+"""What the small model is trained for: a window of 32 frames of 4 tokens, half as many retrieved."""
+
+_FORMAT = "1"
+_END, _UNKNOWN = "<end>", "<unknown>"
+_WORD = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+
+
+class WordTokenizer:
+    """Words and punctuation marks in lower case; a word that is not listed becomes one unknown token."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """``words``: id 0 ends an answer, id 1 is unknown, the rest as given by :meth:`of`."""
+        self.words = tuple(words)
+        self._ids = {word: i for i, word in enumerate(self.words)}
+
+    @staticmethod
+    def of(texts: Sequence[str]) -> WordTokenizer:
+        """List the words of some texts."""
+        return WordTokenizer([_END, _UNKNOWN, *sorted({word for text in texts for word in _WORD.findall(text.lower())})])
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return self._ids[_END]
+
+    def encode(self, text: str, *, start: bool = False) -> list[int]:
+        """Return token ids; there is no start token."""
+        return [self._ids.get(word, self._ids[_UNKNOWN]) for word in _WORD.findall(text.lower())]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the words with spaces between them."""
+        return " ".join(self.words[token] for token in tokens if token != self.end)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SmallModel:
+    """A small model of transformers' classes with what belongs to it."""
+
+    model: Any
+    """``LlavaOnevisionForConditionalGeneration``."""
+    tokenizer: WordTokenizer
+    prompts: PromptTemplate
+    rekv: ReKVConfig
+
+
+def build_small(tokenizer: WordTokenizer, side: int) -> SmallModel:
+    """Return a model with random weights (of torch's global generator) for square frames of ``side`` px; 4 tokens each."""
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": len(tokenizer.words),
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "tie_word_embeddings": True,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.end,
+    }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": side,
+        "patch_size": side // 4,
+        "vision_use_head": False,
+    }
+    config = {
+        "text_config": text,
+        "vision_config": vision,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "projector_hidden_act": "gelu",
+        "image_token_index": 1,
+        "video_token_index": 1,
+        "tie_word_embeddings": True,
+    }
+    return SmallModel(_instance(config), tokenizer, SMALL_PROMPTS, SMALL_REKV)
+
+
+def save_small(small: SmallModel, path: str | os.PathLike[str]) -> None:
+    """Write one safetensors file with everything in it."""
+    tensors = dict(small.model.state_dict())
+    if small.model.config.text_config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    metadata = {
+        "streambank.model": "rekv",
+        "streambank.format": _FORMAT,
+        "config": json.dumps(small.model.config.to_diff_dict(), sort_keys=True),
+        "words": json.dumps(small.tokenizer.words),
+        "prompts": json.dumps(dataclasses.asdict(small.prompts), sort_keys=True),
+        "rekv": json.dumps(dataclasses.asdict(small.rekv), sort_keys=True),
+    }
+    write_safetensors(tensors, metadata, Path(path))
+
+
+def load_small(path: str | os.PathLike[str]) -> SmallModel:
+    """Read what :func:`save_small` wrote. Raises ``CheckpointMismatch`` for any other file."""
+    file = Path(path)
+    tensors, metadata = read_safetensors(file)
+    if metadata.get("streambank.model") != "rekv" or metadata.get("streambank.format") != _FORMAT:
+        raise CheckpointMismatch(
+            f"{file}: is not a small model of ReKV of format {_FORMAT} (its header says {metadata.get('streambank.model')!r}, "
+            f"{metadata.get('streambank.format')!r}); a published checkpoint is given as its folder"
+        )
+    try:
+        config, words, prompts, rekv = (json.loads(metadata[name]) for name in ("config", "words", "prompts", "rekv"))
+        small = SmallModel(_instance(config), WordTokenizer(words), PromptTemplate(**prompts), ReKVConfig(**rekv))
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointMismatch(f"{file}: its header cannot be used: {error}; copy or train it again") from error
+    missing, unexpected = small.model.load_state_dict(tensors, strict=False)
+    missing = [name for name in missing if name != "lm_head.weight"]
+    if missing or unexpected:
+        raise CheckpointMismatch(f"{file}: tensors missing {missing[:5]}, unexpected {unexpected[:5]}; train it again")
+    small.model.tie_weights()
+    return small
+
+
+def _instance(config: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    model: nn.Module = transformers.LlavaOnevisionForConditionalGeneration(transformers.LlavaOnevisionConfig(**config))
+    return model.eval()
