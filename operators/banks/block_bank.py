@@ -65,6 +65,10 @@ class Stream:
     """Blocks below it stand in a snapshot."""
     released: bool = False
 
+    def blocks(self) -> int:
+        """Return how many blocks it holds, with those being written."""
+        return len(self.table) + (len(self.pending.frames) if self.pending is not None else 0)
+
     def droppable(self) -> int:
         """Return how many of the oldest blocks no reader holds."""
         return min([reader.first for reader in self.readers], default=self.table.written) - self.table.first
@@ -365,9 +369,8 @@ class BlockBank:
         """Find frames, and room in files, for as many of ``blocks`` new blocks as there is room for."""
         self._abandon(stream)
         take = min(blocks, self._room(stream))
-        if take < blocks and self._on_full == "drop_oldest":
-            while take < blocks and self._drop_one(stream):
-                take = min(blocks, self._room(stream))
+        while take < blocks and self._on_full == "drop_oldest" and self._drop(stream, take):
+            take = min(blocks, self._room(stream))
         frames = self._take_frames(take)
         if stream.files is not None:
             created = stream.files.create(stream.table.written + take)
@@ -388,16 +391,23 @@ class BlockBank:
             room = min(room, stream.files.room(stream.table.written) + self._disk_left // layout.size * layout.blocks)
         return room
 
-    def _drop_one(self, stream: Stream) -> bool:
-        """Drop the oldest block of the stream if it is at its limit, else of the fullest stream. False: readers hold all."""
-        candidates = [stream]
-        if len(stream.table) < self._most:
-            candidates = [other for other in self.streams if other is not None]
-        victim = max(candidates, key=lambda other: (other.droppable() > 0, len(other.table)))
-        if victim.droppable() < 1:
+    def _drop(self, stream: Stream, take: int) -> bool:
+        """Drop the oldest block of a stream that reaches its limit with ``take`` more, else of the fullest stream.
+
+        Of files the oldest segment goes as a whole: less would free nothing. False: readers hold all that could be dropped.
+        """
+        victim, blocks = stream, 1
+        if len(stream.table) + take < self._most:
+            # As many as each will hold, so that it does not matter whether blocks come one by one or together.
+            holds = {other: other.blocks() + (take if other is stream else 0) for other in self.streams if other is not None}
+            victim = max(holds, key=lambda other: (other.droppable() > 0, holds[other]))
+            if victim.files is not None:
+                blocks = victim.files.layout.blocks - victim.table.first % victim.files.layout.blocks
+        blocks = min(blocks, victim.droppable())
+        if blocks < 1:
             return False
-        self._free_frames(victim.table.drop(1))
-        self.dropped += 1
+        self._free_frames(victim.table.drop(blocks))
+        self.dropped += blocks
         if victim.files is not None:
             self._delete(victim.files, victim.files.drop_before(victim.table.first))
         return True
