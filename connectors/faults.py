@@ -23,6 +23,8 @@ POINTS = (
     "after_manifest",
     "before_commit",
     "between_renames",
+    "in_transaction",
+    "after_transaction",
     "after_commit",
 )
 

@@ -51,10 +51,15 @@ _ENTRIES = (
         "topics of Kafka: JSON, Arrow or frames, one split per partition",
     ),
     Entry("operator", "mamba", "operators.mamba.operator:MambaOperator", "video object detection with a memory per stream"),
+    Entry(
+        "operator", "reloop2", "operators.reloop2.operator:ReLoop2Operator", "click predictions corrected by a memory of labels"
+    ),
+    Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
     Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
     Entry("sink", "jsonl", "connectors.sinks.jsonl:JsonlSink", "JSON lines"),
+    Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions"),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
     Entry("sink", "annotated_video", "connectors.sinks.annotated_video:AnnotatedVideoSink", "MP4 with detections drawn on it"),
 )

@@ -88,6 +88,7 @@ def consumer(options: ConnectionOptions, **settings: Any) -> KafkaConsumer:
 
     return KafkaConsumer(
         **_connection(options),
+        metrics_enabled=False,
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
@@ -101,9 +102,13 @@ def producer(options: ConnectionOptions, **settings: Any) -> KafkaProducer:
     """Return an idempotent producer."""
     from kafka import KafkaProducer
 
-    # Named, since kafka-python would drop idempotence without a word for settings that do not go with it.
     return KafkaProducer(
-        **_connection(options), acks="all", enable_idempotence=True, allow_auto_create_topics=False, **settings
+        **_connection(options),
+        metrics_enabled=False,
+        acks="all",
+        enable_idempotence=True,  # named: kafka-python drops it without a word for settings that do not go with it
+        allow_auto_create_topics=False,
+        **settings,
     )
 
 
@@ -147,7 +152,6 @@ def _connection(options: ConnectionOptions) -> dict[str, Any]:
         "security_protocol": options.security_protocol,
         "bootstrap_timeout_ms": int(BOOTSTRAP_S * 1000),
         "reconnect_backoff_max_ms": _RECONNECT_MAX_MS,
-        "metrics_enabled": False,
         "ssl_check_hostname": options.ssl_check_hostname,
         "ssl_password": options.ssl_password,
         "sasl_mechanism": options.sasl_mechanism,

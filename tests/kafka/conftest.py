@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
-from kafka_broker import Broker, unavailable
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python reads its own files by importlib.resources.read_text
+    from kafka_broker import Broker, unavailable
 
 _numbers = count()
 

@@ -104,6 +104,7 @@ class Broker:
         deadline = time.monotonic() + _START_S
         while True:
             try:
+                socket.create_connection(("127.0.0.1", self.ports["PLAINTEXT"]), 1).close()
                 KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=1000).close()
                 return
             except (KafkaError, OSError):
