@@ -79,6 +79,7 @@ class PostingSlice:
         self._centres_LD = torch.zeros((0, dim))
         self._alive_L = np.zeros(0, dtype=np.bool_)
         self._length_L = np.zeros(0, dtype=np.int64)
+        self._replicas_N: NDArray[np.int64] | None = np.zeros(0, dtype=np.int64)  # lists per row; None: count them first
         self._empty: Records = np.zeros((0, dim + columns + 2), dtype=np.int32)
         self._index()
 
@@ -88,7 +89,7 @@ class PostingSlice:
     ) -> PostingSlice:
         """Take up a slice from its files, oldest first; the newest one knows all its lists."""
         here = cls(first, files[-1].centres.shape[1], columns, rules, device)
-        here.rows, here.files = rows, files
+        here.rows, here.files, here._replicas_N = rows, files, None
         here._centres_LD = torch.from_numpy(np.array(files[-1].centres))
         here._alive_L = np.array(files[-1].alive)
         numbers = np.arange(len(here._alive_L))
@@ -142,6 +143,7 @@ class PostingSlice:
             yield
         except BaseException:
             self.rows, self.files, self._centres_LD, self._alive_L, self._length_L = kept
+            self._replicas_N = None
             self._index()
             raise
 
@@ -153,26 +155,29 @@ class PostingSlice:
         alive = np.flatnonzero(self._alive_L)
         row_P, near_P = closure(keys_ND, self._centres_LD[alive], replicas=self.rules.replicas, eps1=self.rules.eps1)
         row, number = row_P.numpy(), alive[near_P.numpy()]
+        if self._replicas_N is None:
+            self._replicas_N = self._count(self._read(self._numbers), self.rows)
+        self._replicas_N = np.concatenate([self._replicas_N, np.bincount(row, minlength=len(records))])
         crowded = np.flatnonzero(self._length_L + np.bincount(number, minlength=len(self._alive_L)) > self.rules.most)
         parts, numbers = [records[row[~np.isin(number, crowded)]]], [number[~np.isin(number, crowded)]]
         self._alive_L[crowded] = False
         for old in crowded:
             content = np.concatenate([self._read(np.array([old])), records[row[number == old]]])
-            moved, places = self._split(int(old), content)
+            moved, places = self._split(int(old), content, self._replicas_N)
             parts.append(moved)
             numbers.append(places)
         self._length_L[crowded] = 0
         self._write(np.concatenate(parts), np.concatenate(numbers), path)
         self.rows += len(records)
 
-    def _split(self, old: int, content: Records) -> tuple[Records, NDArray[np.int64]]:
-        """Make new lists of a crowded one; return their records and, for each, its list."""
+    def _split(self, old: int, content: Records, replicas_N: NDArray[np.int64]) -> tuple[Records, NDArray[np.int64]]:
+        """Make new lists of a crowded one; return their records and, for each, its list. Count new replicas."""
         keys_ND = torch.from_numpy(keys_of(content, self.dim))
         label_N = cluster(keys_ND, max(1, int(self.rules.most * _FILLED)), seed=self.rules.seed)
         new = self._add_lists(keys_ND[representatives(keys_ND, label_N)])
         parts, numbers = [content], [new[label_N.numpy()]]
-        # Rows of lists nearby whose centre is now farther than a new one are copied there, as far as there is room
-        # (SPFresh, arXiv 2410.14452: only rows around a split can have a new nearest centre).
+        # Rows of lists nearby whose centre is now farther than a new one are copied there, as far as there is room and they
+        # have fewer replicas than they may (SPFresh, arXiv 2410.14452: only rows around a split can have a new nearest centre).
         room = self.rules.most - np.bincount(label_N.numpy(), minlength=len(new))
         near = np.flatnonzero(self._alive_L[: new[0]] & (self._length_L[: new[0]] > 0))
         if len(near):
@@ -184,6 +189,7 @@ class PostingSlice:
             best_N, place_N = (around_ND @ self._centres_LD[new].T).max(1)
             nearer = (best_N > (around_ND * self._centres_LD[own_N]).sum(1)).numpy()
             nearer &= ~np.isin(sequences_of(around), sequences_of(content))
+            nearer &= replicas_N[sequences_of(around) - self.first] < self.rules.replicas
             _, first = np.unique(sequences_of(around), return_index=True)
             chosen = first[nearer[first]]
             place = place_N.numpy()[chosen]
@@ -191,8 +197,13 @@ class PostingSlice:
             rank = np.arange(len(order)) - np.searchsorted(place[order], place[order])
             fits = order[rank < room[place[order]]]
             parts.append(around[chosen[fits]])
+            replicas_N += self._count(parts[-1], len(replicas_N))
             numbers.append(new[place[fits]])
         return np.concatenate(parts), np.concatenate(numbers)
+
+    def _count(self, records: Records, rows: int) -> NDArray[np.int64]:
+        """Return how often each of the slice's first ``rows`` rows is among these records."""
+        return np.bincount(sequences_of(records) - self.first, minlength=rows)
 
     def _add_lists(self, centres_LD: Tensor) -> NDArray[np.int64]:
         start, more = len(self._alive_L), len(centres_LD)
