@@ -16,8 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from connectors.errors import CheckpointMismatch, ConfigError, SchemaError
 
@@ -62,6 +64,8 @@ class Feature:
                 f"feature {self.name!r}: padding_idx {self.padding_idx} and oov_idx {self.oov_idx} must be rows of a table of "
                 f"{self.vocab_size}"
             )
+        if self.vocabulary is not None and {type(value) for value in self.vocabulary} not in ({int}, {str}):
+            raise ConfigError(f"feature {self.name!r}: a vocabulary must be whole numbers or words, not both, and not empty")
         if self.vocabulary is not None and len(self.vocabulary) + 2 > self.vocab_size:
             raise ConfigError(
                 f"feature {self.name!r}: {len(self.vocabulary)} values, padding and unknown need {len(self.vocabulary) + 2} "
@@ -80,17 +84,29 @@ class Feature:
         """Name of the feature whose embedding table this one uses."""
         return self.share_embedding or self.name
 
+    @property
+    def is_text(self) -> bool:
+        """The raw values are words."""
+        return self.vocabulary is not None and isinstance(self.vocabulary[0], str)
+
     @cached_property
-    def value_set(self) -> pa.Array | None:
-        """The vocabulary as an Arrow array, int64 or string."""
-        return None if self.vocabulary is None else pa.array(self.vocabulary)
+    def row_of_text(self) -> Mapping[str, int]:
+        """Table row of every word of the vocabulary."""
+        return {str(value): row for row, value in enumerate(self.vocabulary or (), start=1)}
+
+    @cached_property
+    def rows_of_numbers(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The numbers of the vocabulary in ascending order, and the table row of each."""
+        values = np.array(self.vocabulary or (), dtype=np.int64)
+        order = np.argsort(values)
+        return values[order], order.astype(np.int64) + 1
 
     @property
     def arrow_type(self) -> pa.DataType:
         """Type in which a column of this feature is best given; other integer widths are read as well."""
         if self.kind == "numeric":
             return pa.float32()
-        scalar = pa.int32() if self.value_set is None else self.value_set.type
+        scalar = pa.int32() if self.vocabulary is None else pa.string() if self.is_text else pa.int64()
         return pa.list_(scalar) if self.kind == "sequence" else scalar
 
 

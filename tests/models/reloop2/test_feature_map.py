@@ -113,6 +113,8 @@ def test_arrow_fields_are_what_the_columns_should_be():
         (lambda: Feature(name="a", vocab_size=3, oov_idx=3), ConfigError, "oov_idx 3 must be rows of a table of 3"),
         (lambda: Feature(name="a", kind="sequence", vocab_size=3), ConfigError, "max_len is 0"),
         (lambda: Feature(name="a", vocab_size=3, vocabulary=(1, 2)), ConfigError, "need 4 rows, vocab_size is 3"),
+        (lambda: Feature(name="a", vocab_size=4, vocabulary=(1, "x")), ConfigError, "whole numbers or words, not both"),
+        (lambda: Feature(name="a", vocab_size=4, vocabulary=()), ConfigError, "not empty"),
         (lambda: FeatureMap((FEATURES["age"], FEATURES["age"])), ConfigError, "different names"),
         (lambda: FeatureMap(FEATURES.features[4:]), ConfigError, "shares the table of 'item_id'"),
         (

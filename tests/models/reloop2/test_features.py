@@ -33,6 +33,8 @@ def test_row_numbers_outside_the_table_are_unknown():
 def test_values_outside_the_vocabulary_are_unknown():
     numbers = Feature(name="a", vocab_size=4, vocabulary=(10, 20))
     assert one(numbers, pa.array([20, 10, 15], pa.int16()))[0].tolist() == [2, 1, 3]
+    unsorted = Feature(name="a", vocab_size=5, vocabulary=(20, -1, 10))
+    assert one(unsorted, pa.array([10, -1, 20, 30, -7, None]))[0].tolist() == [3, 2, 1, 4, 4, 4]
     words = Feature(name="a", vocab_size=4, vocabulary=("x", "y"))
     assert one(words, pa.array(["y", "z", "", "x"]))[0].tolist() == [2, 3, 3, 1]
     assert one(words, pa.array(["y", "z", "x"], pa.large_string()))[0].tolist() == [2, 3, 1]
