@@ -61,10 +61,8 @@ def case(kind: str, number: int) -> dict[str, object]:
             print(f"  {lists:4} lists per query: recall@{K} {recall:.3f}, {search_us / 1e3:.2f} ms per query", flush=True)
     row_bytes = 4 * (DIM + 2)
     memory, disk = size["device"] / number, size["disk"] / number
-    print(
-        f"  {kind}, {number} rows of {row_bytes} bytes: {add_us:.0f} us per row added; bytes per row: {memory:.0f} in memory, "
-    )
-    print(f"    {disk:.0f} on disk", flush=True)
+    print(f"  {kind}, {number} rows of {row_bytes} bytes, {add_us:.0f} us to add one")
+    print(f"    bytes per row: {memory:.0f} in memory, {disk:.0f} on disk", flush=True)
     return {
         "data": kind,
         "rows": number,
