@@ -239,15 +239,17 @@ class PostingLists:
     def _flush(self) -> None:
         """Move the full tail to the current slice; begin a new slice and drop the oldest one where it is time."""
         if not self._slices or self._slices[-1].rows == self.rules.slice_rows:
-            if self._slices:
-                self._retire(self._slices[-1].merge_files(self._new_path))
+            if self._slices and len(self._slices[-1].files) > 1:
+                self._retire(self._slices[-1].merge_files(self._new_path()))
             part = PostingSlice(self._tail_first, self.dim, len(self.columns), self._assignment, self.device)
             self._slices.append(part)
+        current = self._slices[-1]
         sequence = np.arange(self._tail_first, self._written)
         keys = self._tail.keys_RD[: len(sequence)].cpu().numpy()
-        records = pack(keys, self._tail_values.cpu().numpy(), sequence)
-        self._retire(self._slices[-1].append(records, self._new_path))
+        current.append(pack(keys, self._tail_values.cpu().numpy(), sequence), self._new_path())
         self._tail_first = self._written
+        if current.scattered:
+            self._retire(current.merge_files(self._new_path()))
         if len(self._slices) > self.rules.slices + 1:
             self._retire(self._slices.pop(0).files)
 

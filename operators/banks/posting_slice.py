@@ -10,7 +10,7 @@ numbers; no list holds more than ``most`` records after an append.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,16 +115,18 @@ class PostingSlice:
         """Read whole lists from disk, one after the other."""
         return self._read(self._numbers[lists])
 
-    def append(self, records: Records, new_path: Callable[[], Path]) -> list[PostingFile]:
-        """Put rows (the next ones) into their lists, on disk when this returns. Return files that are no longer needed."""
+    def append(self, records: Records, path: Path) -> None:
+        """Put rows (the next ones) into their lists, on disk when this returns."""
         with self._all_or_nothing():
-            self._append(records, new_path())
-        return self.merge_files(new_path) if len(self.files) > _FILES else []
+            self._append(records, path)
 
-    def merge_files(self, new_path: Callable[[], Path]) -> list[PostingFile]:
+    @property
+    def scattered(self) -> bool:
+        """True: lists lie in so many files that it is time for ``merge_files``."""
+        return len(self.files) > _FILES
+
+    def merge_files(self, path: Path) -> list[PostingFile]:
         """Write all lists into one file, each in one piece. Return the files that are no longer needed."""
-        if len(self.files) < 2:
-            return []
         old = self.files
         with self._all_or_nothing():
             records, lengths = self._read(self._numbers), self.lengths
@@ -132,7 +134,7 @@ class PostingSlice:
             self._centres_LD = self._centres_LD[self._numbers]
             self._alive_L = np.ones(len(lengths), dtype=np.bool_)
             self._length_L = np.zeros(len(lengths), dtype=np.int64)
-            self._write(records, np.repeat(np.arange(len(lengths)), lengths), new_path())
+            self._write(records, np.repeat(np.arange(len(lengths)), lengths), path)
         return old
 
     @contextlib.contextmanager
