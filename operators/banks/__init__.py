@@ -4,6 +4,7 @@ from operators.banks.block_bank import REFUSED, BlockBank
 from operators.banks.blocks.reader import BlockReader, FileReader, SharedBlocks
 from operators.banks.blocks.spec import BlockCodec, BlockSpec, PlainCodec
 from operators.banks.draws import Sampler, random_numbers, sample_without_replacement, stream_seed
+from operators.banks.forgetting import Forgetting, HalfLife, Never, ResetEvery, Slices
 from operators.banks.lsh_table import LshTable
 from operators.banks.policies import (
     Plan,
@@ -18,6 +19,8 @@ from operators.banks.policies import (
 from operators.banks.pool_bank import PoolBank, PoolRead
 from operators.banks.posting_lists import PostingLists, PostingRules
 from operators.banks.row_ring import Neighbours, RowRing
+from operators.banks.sign_hash import SignHash
+from operators.banks.sketch_bank import SketchBank, SketchRead, mean_direction
 from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
 from operators.banks.slots import SlotTable
 
@@ -28,8 +31,11 @@ __all__ = [
     "BlockReader",
     "BlockSpec",
     "FileReader",
+    "Forgetting",
+    "HalfLife",
     "LshTable",
     "Neighbours",
+    "Never",
     "PlainCodec",
     "Plan",
     "Policy",
@@ -39,10 +45,15 @@ __all__ = [
     "PostingRules",
     "ReadBuffer",
     "Readout",
+    "ResetEvery",
     "RowRing",
     "RowSpec",
     "Sampler",
     "SharedBlocks",
+    "SignHash",
+    "SketchBank",
+    "SketchRead",
+    "Slices",
     "SlotBank",
     "SlotTable",
     "Writing",
@@ -50,6 +61,7 @@ __all__ = [
     "check_budget",
     "drop_redundant_neighbour",
     "fifo_pinned",
+    "mean_direction",
     "random_numbers",
     "random_replacement",
     "ring",

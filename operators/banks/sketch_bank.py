@@ -1,0 +1,378 @@
+"""SketchBank: sums over all rows that were ever hashed into a bucket; constant memory, O(1) reads and writes.
+
+A RACE sketch (Coleman & Shrivastava 2020) with value sums: per slot K arrays of 2**L buckets, each with a count and V sums, as
+ReLoop2 (arXiv 2306.08808, §3.2.3) uses it with V = 2 and SDIM (arXiv 2205.10249, §4.2) with V = the width of a behaviour. It
+knows buckets, not vectors (:class:`operators.banks.SignHash` makes them). Invariants: values are fixed-point integers, so the
+content is the same, bit for bit, whatever the order, batching, device or merging of writes; what is forgotten depends on the
+number of rows written to a slot alone; nothing is allocated after the constructor except results.
+"""
+
+# B rows of a call, K arrays, L bits, V value columns, C columns of a cell (count, then values), S slots, M cells of a slot
+# (K 2**L), T slices, N slots of a snapshot
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from connectors.errors import ConfigError, RecoveryError
+from operators.banks.forgetting import Forgetting, HalfLife, Never, ResetEvery, Slices
+from operators.banks.sign_hash import MAX_BITS
+from operators.banks.slot_bank import check_budget
+from operators.state import Rows, State
+
+__all__ = ["FIXED_POINT", "SketchBank", "SketchRead", "mean_direction"]
+
+FIXED_POINT = 1 << 24
+"""Values are stored as multiples of 1 / FIXED_POINT: as fine as float32 between 0.5 and 1."""
+
+_MOST_ROWS = 1 << 38
+"""Rows of a slot at which its sums could leave int64, for values up to 1: beyond, counts and sums are halved."""
+
+_FINE = 1 << 12
+"""Weights of a half-life are the product of a coarse and a fine power: two short tables."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SketchRead:
+    """What stands in the buckets of some rows."""
+
+    count_BK: Tensor
+    """float64: rows, with a half-life the sum of their weights."""
+    sums_BKV: Tensor
+    """float64: sums of the values."""
+
+
+class SketchBank:
+    """Sketches for ``slots`` streams, or one for all."""
+
+    def __init__(
+        self,
+        arrays: int,
+        bits: int,
+        columns: Sequence[str],
+        *,
+        slots: int = 1,
+        forgetting: Forgetting | None = None,
+        device: torch.device | str = "cpu",
+        budget_bytes: int | None = None,
+        most_rows: int = _MOST_ROWS,
+    ) -> None:
+        """Allocate empty sketches. Raise ``ConfigError`` where the sizes make no sense or exceed ``budget_bytes``.
+
+        ``most_rows``: beyond this many rows of a slot, counts and sums are halved, which ``halvings`` counts.
+        """
+        if arrays < 1 or not 0 <= bits <= MAX_BITS or slots < 1 or most_rows < 2:
+            raise ConfigError(
+                f"a sketch of {arrays} arrays with {bits} bits for {slots} streams: arrays and streams must be at least 1, "
+                f"bits 0 to {MAX_BITS}"
+            )
+        self.arrays, self.bits, self.columns, self.slots = arrays, bits, tuple(columns), slots
+        self.forgetting = forgetting or Never()
+        self.device = torch.device(device)
+        if budget_bytes is not None:
+            need = self.bytes_needed(arrays, bits, len(self.columns), self.forgetting)
+            hint = "Lower 'arrays' or 'bits' (one bit less halves a sketch), or forget without slices."
+            check_budget("sketch", bytes_per_stream=need, streams=slots, budget=budget_bytes, hint=hint)
+        self._cells = arrays << bits
+        self._most_rows = most_rows
+        shape = (slots * self._cells, 1 + len(self.columns))
+        self._total_SMC = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        """[S M, C]: what reads see; a slot's cells follow each other."""
+        self._dirty_SM = torch.zeros(shape[0], dtype=torch.bool, device=self.device)
+        slices = self.forgetting.slices if isinstance(self.forgetting, Slices) else 0
+        self._slices_STMC = torch.zeros((slots * slices * self._cells, shape[1]), dtype=torch.int64, device=self.device)
+        self._slices_dirty_STM = torch.zeros(len(self._slices_STMC), dtype=torch.bool, device=self.device)
+        self._offset_K = torch.arange(arrays, device=self.device) << bits
+        self._column_C = torch.arange(shape[1], device=self.device)
+        # Per slot, on the CPU: rows of this period, rows that reads see, periods so far.
+        self._period_rows_S: Ints = np.zeros(slots, np.int64)
+        self._written_S: Ints = np.zeros(slots, np.int64)
+        self._periods_S: Ints = np.zeros(slots, np.int64)
+        self._slice_rows_ST: Ints = np.zeros((slots, slices), np.int64)
+        self._coarse, self._fine = _powers(self.forgetting, self.device)
+
+    @staticmethod
+    def bytes_needed(arrays: int, bits: int, columns: int, forgetting: Forgetting | None = None) -> int:
+        """Return what the tables of one slot cost."""
+        tables = 1 + (forgetting.slices if isinstance(forgetting, Slices) else 0)
+        return tables * (arrays << bits) * (8 * (1 + columns) + 1)
+
+    def bytes(self) -> int:
+        """Return the bytes of all tables; equals ``slots * bytes_needed``."""
+        tensors = (self._total_SMC, self._dirty_SM, self._slices_STMC, self._slices_dirty_STM)
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def written(self) -> Tensor:
+        """How many rows reads of each slot see, int64 [S]; with a half-life the sum of their weights, float64."""
+        if isinstance(self.forgetting, HalfLife):
+            rate = math.log(2.0) / self.forgetting.rows
+            return torch.from_numpy(np.expm1(-rate * self._written_S) / math.expm1(-rate))
+        return torch.from_numpy(self._written_S.copy())
+
+    @property
+    def halvings(self) -> Tensor:
+        """How often each slot was halved because it had seen ``most_rows`` rows, int64 [S]."""
+        return torch.from_numpy(self._periods_S * isinstance(self.forgetting, Never))
+
+    @torch.no_grad()
+    def add(self, buckets_BK: Tensor, values_BV: Tensor, *, slots_B: Tensor | None = None) -> None:
+        """Count rows in their buckets and add their values, in order within each slot.
+
+        ``values_BV`` are finite floats; up to 1 in size no sum can overflow.
+        """
+        cells_BK, slot_B = self._address(buckets_BK, slots_B)
+        values_BV = values_BV.to(self.device)
+        if values_BV.shape != (len(cells_BK), len(self.columns)):
+            raise ConfigError(f"values of shape {list(values_BV.shape)} for {len(cells_BK)} rows of {list(self.columns)}")
+        while True:
+            rank_B = _rank(slot_B)
+            fits_B = rank_B < self._room()[slot_B]
+            if fits_B.all():
+                self._put(cells_BK, values_BV, slot_B, rank_B)
+                return
+            now_B, later_B = torch.from_numpy(fits_B).to(self.device), torch.from_numpy(~fits_B).to(self.device)
+            self._put(cells_BK[now_B], values_BV[now_B], slot_B[fits_B], rank_B[fits_B])
+            self._roll(np.unique(slot_B[~fits_B]))
+            cells_BK, values_BV, slot_B = cells_BK[later_B], values_BV[later_B], slot_B[~fits_B]
+
+    @torch.no_grad()
+    def adjust(self, buckets_BK: Tensor, values_BV: Tensor, *, slots_B: Tensor | None = None) -> None:
+        """Add to the sums of rows that were counted before, as if they had been written with these values besides.
+
+        Raise ``ConfigError`` where rows have lost weight since (``Slices``, ``HalfLife``): it could not be exact.
+        """
+        if isinstance(self.forgetting, Slices | HalfLife):
+            raise ConfigError(
+                f"a sketch with {self.forgetting} cannot be adjusted: its rows have lost weight since; use Never or ResetEvery"
+            )
+        cells_BK, _ = self._address(buckets_BK, slots_B)
+        fixed_BV = (values_BV.to(self.device, torch.float64) * FIXED_POINT).round().long()
+        rows_BC = torch.cat([torch.zeros_like(fixed_BV[:, :1]), fixed_BV], dim=1)
+        self._scatter(self._total_SMC, self._dirty_SM, cells_BK, rows_BC)
+
+    @torch.no_grad()
+    def read(self, buckets_BK: Tensor, *, slots_B: Tensor | None = None) -> SketchRead:
+        """Return counts and sums of the rows' buckets. An empty bucket has count 0."""
+        cells_BK, slot_B = self._address(buckets_BK, slots_B)
+        shape = (*cells_BK.shape, len(self._column_C))
+        found_BKC = self._total_SMC.index_select(0, cells_BK.reshape(-1)).view(shape)
+        count_BK, sums_BKV = found_BKC[..., 0].double(), found_BKC[..., 1:].double() / FIXED_POINT
+        if isinstance(self.forgetting, HalfLife):
+            weight_B11 = self._weights(self._period_rows_S[slot_B])[:, None, None]
+            count_BK, sums_BKV = count_BK / FIXED_POINT / weight_B11[..., 0], sums_BKV / weight_B11
+        return SketchRead(count_BK, sums_BKV)
+
+    def clear(self, slots: Tensor | None = None) -> None:
+        """Forget everything in these slots, or in all."""
+        slot_N = np.arange(self.slots) if slots is None else slots.cpu().numpy()
+        for slot in slot_N.tolist():
+            _zero(self._total_SMC, self._dirty_SM, self._span(slot))
+            _zero(self._slices_STMC, self._slices_dirty_STM, self._slice_span(slot))
+        for counter in self._counters().values():
+            counter[slot_N] = 0
+
+    @torch.no_grad()
+    def merge(self, other: SketchBank) -> None:
+        """Add another bank's content: the two then equal one that had all rows. Both must have hashed with the same weights.
+
+        Raise ``ConfigError`` naming what differs; only banks that forget nothing can be merged.
+        """
+        for name in ("arrays", "bits", "columns", "slots"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ConfigError(f"banks cannot be merged: {name} {mine} and {theirs}")
+        if not (isinstance(self.forgetting, Never) and isinstance(other.forgetting, Never)):
+            raise ConfigError(
+                f"banks cannot be merged: {self.forgetting} and {other.forgetting}; only Never keeps all rows of both"
+            )
+        if self._periods_S.any() or other._periods_S.any() or ((self._written_S + other._written_S) > self._most_rows).any():
+            raise ConfigError(f"banks cannot be merged: together they saw more than {self._most_rows} rows")
+        content = other._total_SMC.to(self.device)
+        self._total_SMC += content
+        self._dirty_SM |= (content != 0).any(1)
+        self._written_S += other._written_S
+        self._period_rows_S += other._period_rows_S
+
+    # Snapshots
+
+    def export(self, slots_N: Tensor, state: State, prefix: str, *, incremental: bool = False) -> None:
+        """Add copies of these slots to ``state`` under ``<prefix>.``; where incremental, cells changed since ``mark_clean``."""
+        slot_N = slots_N.cpu().numpy()
+        for name, counter in self._counters().items():
+            state.dense[f"{prefix}.{name}"] = torch.from_numpy(counter[slot_N].copy())
+        for name, cells, dirty, length in self._tables():
+            index = slots_N.to(self.device)[:, None] * length + torch.arange(length, device=self.device)
+            if incremental:
+                changed_NM = dirty.view(self.slots, length)[slots_N.to(self.device)]
+                values = cells[index[changed_NM]].cpu()
+                position = changed_NM.nonzero()[:, 1].cpu()
+                state.rows[f"{prefix}.{name}"] = Rows(_lengths(len(slot_N), length), changed_NM.sum(1).cpu(), position, values)
+            else:
+                state.rows[f"{prefix}.{name}"] = Rows.full(_lengths(len(slot_N), length), cells[index.reshape(-1)].cpu())
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        self._dirty_SM.zero_()
+        self._slices_dirty_STM.zero_()
+
+    def load(self, slots_N: Tensor, state: State, prefix: str) -> None:
+        """Take the content of these slots from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
+        slot_N = slots_N.cpu().numpy()
+        for name, cells, dirty, length in self._tables():
+            rows = state.rows.get(f"{prefix}.{name}")
+            wanted = (len(slot_N) * length, cells.shape[1])
+            if rows is None or tuple(rows.values_R.shape) != wanted or rows.values_R.dtype != cells.dtype:
+                found = "missing" if rows is None else f"{list(rows.values_R.shape)} of {rows.values_R.dtype}"
+                raise RecoveryError(
+                    f"{prefix}.{name} of the snapshot is {found}, the sketch's is {list(wanted)} of {cells.dtype}; "
+                    "resume with the arrays, bits and forgetting of the first run"
+                )
+            values = rows.values_R.view(len(slot_N), length, -1)
+            cells.view(self.slots, length, -1)[slots_N.to(self.device)] = values.to(self.device)
+            dirty.view(self.slots, length)[slots_N.to(self.device)] = False
+        for name, counter in self._counters().items():
+            counter[slot_N] = state.dense[f"{prefix}.{name}"].numpy()
+
+    # Inside
+
+    def _address(self, buckets_BK: Tensor, slots_B: Tensor | None) -> tuple[Tensor, Ints]:
+        """Return the cell of each row and array, and the slot of each row."""
+        if buckets_BK.ndim != 2 or buckets_BK.shape[1] != self.arrays:
+            raise ConfigError(f"buckets of shape {list(buckets_BK.shape)} do not fit {self.arrays} arrays")
+        cells_BK = buckets_BK.to(self.device, torch.int64) + self._offset_K
+        if slots_B is None or self.slots == 1:
+            return cells_BK, np.zeros(len(cells_BK), np.int64)
+        slot_B: Ints = slots_B.cpu().numpy().astype(np.int64, copy=False)
+        return cells_BK + slots_B.to(self.device, torch.int64)[:, None] * self._cells, slot_B
+
+    def _put(self, cells_BK: Tensor, values_BV: Tensor, slot_B: Ints, rank_B: Ints) -> None:
+        """Write rows that need no roll."""
+        if not len(slot_B):
+            return
+        values_BV = values_BV.double() * FIXED_POINT
+        rows_BC = torch.cat([torch.ones_like(values_BV[:, :1]), values_BV], dim=1)
+        if isinstance(self.forgetting, HalfLife):
+            rows_BC[:, 0] = FIXED_POINT
+            rows_BC *= self._weights(self._period_rows_S[slot_B] + rank_B + 1)[:, None]
+        rows_BC = rows_BC.round().long()
+        self._scatter(self._total_SMC, self._dirty_SM, cells_BK, rows_BC)
+        rows_S = np.bincount(slot_B, minlength=self.slots)
+        if isinstance(self.forgetting, Slices):
+            slices = self.forgetting.slices
+            current_B = torch.from_numpy(slot_B * (slices - 1) + self._periods_S[slot_B] % slices).to(self.device)
+            # From [S, M] to [S, T, M]: a slot's cells move by the slices of the slots before it, then by its current slice.
+            self._scatter(self._slices_STMC, self._slices_dirty_STM, cells_BK + current_B[:, None] * self._cells, rows_BC)
+            self._slice_rows_ST[np.arange(self.slots), self._periods_S % slices] += rows_S
+        self._period_rows_S += rows_S
+        self._written_S += rows_S
+
+    def _scatter(self, cells_XC: Tensor, dirty_X: Tensor, index_BK: Tensor, rows_BC: Tensor) -> None:
+        """Add a row to each of its cells. Over the flat table, where adding is fastest, and in order on the CPU."""
+        columns = len(self._column_C)
+        flat = (index_BK[:, :, None] * columns + self._column_C).view(-1)
+        cells_XC.view(-1).scatter_add_(0, flat, rows_BC[:, None].expand(-1, self.arrays, -1).reshape(-1))
+        dirty_X[index_BK.reshape(-1)] = True
+
+    def _room(self) -> Ints:
+        """Return how many rows each slot takes before its period ends."""
+        period = self._most_rows if isinstance(self.forgetting, Never) else self.forgetting.period
+        room_S: Ints = period - self._period_rows_S
+        return room_S
+
+    def _weights(self, rows_B: Ints) -> Tensor:
+        """Return 2 ** (rows / half-life). From tables: a power computed alone and among others may differ in the last bit."""
+        coarse_B, fine_B = (torch.from_numpy(part).to(self.device) for part in np.divmod(rows_B, _FINE))
+        return self._coarse[coarse_B] * self._fine[fine_B]
+
+    def _roll(self, slot_N: Ints) -> None:
+        """End the period of slots: halve, reset, take out the oldest slice, or shift weights back."""
+        for slot in slot_N.tolist():
+            span = self._span(slot)
+            match self.forgetting:
+                case Never():
+                    self._total_SMC[span] >>= 1
+                    self._dirty_SM[span] = True
+                    self._written_S[slot] = self._period_rows_S[slot] = self._period_rows_S[slot] >> 1
+                case ResetEvery():
+                    _zero(self._total_SMC, self._dirty_SM, span)
+                    self._written_S[slot] = self._period_rows_S[slot] = 0
+                case Slices(slices=slices):
+                    oldest = int(self._periods_S[slot] + 1) % slices
+                    start = (slot * slices + oldest) * self._cells
+                    gone = slice(start, start + self._cells)
+                    self._total_SMC[span] -= self._slices_STMC[gone]
+                    self._dirty_SM[span] |= (self._slices_STMC[gone] != 0).any(1)
+                    _zero(self._slices_STMC, self._slices_dirty_STM, gone)
+                    self._written_S[slot] -= self._slice_rows_ST[slot, oldest]
+                    self._slice_rows_ST[slot, oldest] = self._period_rows_S[slot] = 0
+                case HalfLife():
+                    self._total_SMC[span] >>= self.forgetting.shift
+                    self._dirty_SM[span] = True
+                    self._period_rows_S[slot] = 0
+            self._periods_S[slot] += 1
+
+    def _span(self, slot: int) -> slice:
+        return slice(slot * self._cells, (slot + 1) * self._cells)
+
+    def _slice_span(self, slot: int) -> slice:
+        length = len(self._slices_STMC) // self.slots
+        return slice(slot * length, (slot + 1) * length)
+
+    def _counters(self) -> dict[str, Ints]:
+        counters = {"period_rows": self._period_rows_S, "written": self._written_S, "periods": self._periods_S}
+        return counters | ({"slice_rows": self._slice_rows_ST} if isinstance(self.forgetting, Slices) else {})
+
+    def _tables(self) -> list[tuple[str, Tensor, Tensor, int]]:
+        """Return name, cells, which of them are dirty, and the cells of one slot."""
+        tables = [("cells", self._total_SMC, self._dirty_SM, self._cells)]
+        if isinstance(self.forgetting, Slices):
+            tables.append(("slices", self._slices_STMC, self._slices_dirty_STM, self.forgetting.slices * self._cells))
+        return tables
+
+
+def mean_direction(read: SketchRead) -> Tensor:
+    """Return the mean over arrays of the buckets' sums, each scaled to length 1: SDIM's user interest, float64 [B, V] (§4.2)."""
+    length_BK1 = read.sums_BKV.square().sum(2, keepdim=True).sqrt()
+    return torch.where(length_BK1 > 0, read.sums_BKV / length_BK1, 0.0).mean(1)
+
+
+def _powers(forgetting: Forgetting, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return 2 ** (n _FINE / half-life) and 2 ** (n / half-life), as far as a period needs them."""
+    if not isinstance(forgetting, HalfLife):
+        return torch.empty(0), torch.empty(0)
+    coarse = torch.arange(forgetting.period // _FINE + 1, dtype=torch.float64) * _FINE
+    fine = torch.arange(_FINE, dtype=torch.float64)
+    return torch.exp2(coarse / forgetting.rows).to(device), torch.exp2(fine / forgetting.rows).to(device)
+
+
+def _rank(slot_B: Ints) -> Ints:
+    """Return how many rows of the same slot stand before each row."""
+    if not len(slot_B) or (slot_B == slot_B[0]).all():
+        return np.arange(len(slot_B))
+    order = np.argsort(slot_B, kind="stable")
+    ordered = slot_B[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    lengths = np.diff(np.append(starts, len(ordered)))
+    rank_B = np.empty(len(slot_B), np.int64)
+    rank_B[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return rank_B
+
+
+def _zero(cells_XC: Tensor, dirty_X: Tensor, span: slice) -> None:
+    """Clear cells; those that were not empty have changed."""
+    dirty_X[span] |= (cells_XC[span] != 0).any(1)
+    cells_XC[span] = 0
+
+
+def _lengths(number: int, length: int) -> Tensor:
+    return torch.full((number,), length, dtype=torch.int64)
