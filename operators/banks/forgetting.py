@@ -1,4 +1,7 @@
-"""When a sketch forgets. All count rows written to a slot, so that what is forgotten does not depend on how writes are batched."""
+"""When a sketch forgets, counted in rows written to a slot: what is forgotten does not depend on how writes are batched.
+
+Each rule cuts a slot's rows into periods; :class:`operators.banks.SketchBank` acts before the first row of the next one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from connectors.errors import ConfigError
 
 __all__ = ["Forgetting", "HalfLife", "Never", "ResetEvery", "Slices"]
 
+_DOUBLINGS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Never:
@@ -16,7 +21,7 @@ class Never:
 
 @dataclass(frozen=True, slots=True)
 class ResetEvery:
-    """Clear a slot before the row that comes after every ``rows`` rows (ReLoop2 §3.2.3)."""
+    """Forget everything when a row comes after ``rows`` of them (ReLoop2's own rule, §3.2.3)."""
 
     rows: int
 
@@ -24,12 +29,18 @@ class ResetEvery:
         if self.rows < 1:
             raise ConfigError(f"reset after {self.rows} rows: it must be at least 1")
 
+    @property
+    def period(self) -> int:
+        """Rows of a period."""
+        return self.rows
+
 
 @dataclass(frozen=True, slots=True)
 class Slices:
-    """Keep a sliding window of ``rows`` rows in ``slices`` parts: before the row after a part's end, the oldest part goes.
+    """A sliding window of ``slices`` parts of ``rows / slices`` rows each: when one begins, the oldest is taken out exactly.
 
-    The window holds between (1 - 1/slices) rows and ``rows``. With one slice it is ``ResetEvery``. Costs a table per slice.
+    The window holds more than ``rows - rows / slices`` rows and at most ``rows``; with one slice it is ``ResetEvery``. Costs a
+    table per slice.
     """
 
     rows: int
@@ -40,20 +51,34 @@ class Slices:
             raise ConfigError(f"a window of {self.rows} rows in {self.slices} slices: at least one slice, of at least one row")
 
     @property
-    def length(self) -> int:
-        """Rows of one slice."""
+    def period(self) -> int:
+        """Rows of a period."""
         return self.rows // self.slices
 
 
 @dataclass(frozen=True, slots=True)
 class HalfLife:
-    """A row counts half after ``rows`` more rows of its slot. In float64: sums of two banks depend on the order."""
+    """A row counts half after ``rows`` more rows.
+
+    Old rows are left alone and new ones weigh more, 2**(1/rows) times the row before, in fixed point; when a period ends all
+    sums are shifted back. So a rule of real numbers becomes one of integers, whose sums do not depend on their order.
+    """
 
     rows: int
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise ConfigError(f"a half-life of {self.rows} rows: it must be at least 1")
+        if not 1 <= self.rows <= 1 << 24:
+            raise ConfigError(f"a half-life of {self.rows} rows: it must be from 1 to {1 << 24}")
+
+    @property
+    def period(self) -> int:
+        """Rows of a period."""
+        return _DOUBLINGS * self.rows
+
+    @property
+    def shift(self) -> int:
+        """Bits by which sums are shifted when a period ends."""
+        return _DOUBLINGS
 
 
 Forgetting = Never | ResetEvery | Slices | HalfLife

@@ -341,7 +341,7 @@ class SketchBank:
 
 
 def mean_direction(read: SketchRead) -> Tensor:
-    """Return the mean over arrays of the buckets' sums, each scaled to length 1: SDIM's user interest, float64 [B, V] (§4.2)."""
+    """Return the mean over arrays of the sums, each scaled to length 1: SDIM's user interest (§4.2), float64 [B, V]."""
     length_BK1 = read.sums_BKV.square().sum(2, keepdim=True).sqrt()
     return torch.where(length_BK1 > 0, read.sums_BKV / length_BK1, 0.0).mean(1)
 
