@@ -1,8 +1,8 @@
 """Signed random projections: K hashes of L bits each that agree the more often, the smaller the angle between two vectors.
 
 Bit l of hash k is 1 where W[k, l] . x > 0; two vectors at angle t agree on a bit with probability 1 - t/pi (Charikar 2002;
-ReLoop2, arXiv 2306.08808, §3.2.3). Invariant: a vector's buckets do not depend on what else is in the batch. A float32 product rounds differently for other shapes, so every sign that rounding could have turned is decided again in
-float64, one product at a time.
+ReLoop2, arXiv 2306.08808, §3.2.3). Invariant: a vector's buckets do not depend on what else is in the batch. A product in
+float32 rounds differently for other shapes, so every sign that rounding could have turned is decided again in float64.
 """
 
 # B vectors, b vectors of a block, D dim, K arrays, L bits, M = K L, P dim padded to a power of two, G blocks of P, n signs
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError
+from operators.banks.slot_bank import ReadBuffer
 
 __all__ = ["MAX_BITS", "SignHash"]
 
@@ -46,7 +47,8 @@ class SignHash:
         self.dim, self.arrays, self.bits = dim, arrays, bits
         self.device = torch.device(device)
         self._signs_3GP: Tensor | None = None
-        self._weights_DM = torch.empty(0)
+        self._weights_MD = torch.empty(0)
+        self._scratch = ReadBuffer() if self.device.type == "cpu" else None
         generator = torch.Generator().manual_seed(seed)
         if structured:
             padded = 1 << (dim - 1).bit_length()
@@ -66,12 +68,12 @@ class SignHash:
 
     def weights(self) -> Tensor:
         """Return the projections, float32 [K, L, D], on the CPU. Structured ones are those that the transform amounts to."""
-        columns_DM = self._weights_DM if self._signs_3GP is None else self._transform(torch.eye(self.dim, device=self.device))
-        return columns_DM.T.reshape(self.arrays, self.bits, self.dim).cpu()
+        rows_MD = self._weights_MD if self._signs_3GP is None else self._transform(torch.eye(self.dim, device=self.device)).T
+        return rows_MD.reshape(self.arrays, self.bits, self.dim).cpu()
 
     def bytes(self) -> int:
         """Return the bytes of the projections."""
-        held = self._weights_DM if self._signs_3GP is None else self._signs_3GP
+        held = self._weights_MD if self._signs_3GP is None else self._signs_3GP
         return held.numel() * held.element_size()
 
     @torch.no_grad()
@@ -88,15 +90,16 @@ class SignHash:
         return torch.cat(parts) if parts else torch.zeros((0, self.arrays), dtype=torch.int64, device=self.device)
 
     def _set(self, weights_KLD: Tensor) -> None:
-        self._weights_DM = weights_KLD.reshape(self.arrays * self.bits, self.dim).T.contiguous().to(self.device)
-        self._longest = float(self._weights_DM.double().square().sum(0).max().sqrt()) if self.bits else 0.0
+        self._weights_MD = weights_KLD.reshape(self.arrays * self.bits, self.dim).contiguous().to(self.device)
+        self._longest = float(self._weights_MD.double().square().sum(1).max().sqrt()) if self.bits else 0.0
 
     def _hash(self, x_bD: Tensor) -> Tensor:
         if self._signs_3GP is not None:
             bits_bM = self._transform(x_bD) > 0  # sums in one order, whatever the batch
         else:
-            projected_bM = x_bD @ self._weights_DM
-            bits_bM = projected_bM > 0
+            shape = (len(x_bD), len(self._weights_MD))
+            projected_bM = torch.mm(x_bD, self._weights_MD.T, out=self._take("projected", shape, torch.float32))
+            bits_bM = torch.gt(projected_bM, 0, out=self._take("bits", shape, torch.bool))
             self._decide(bits_bM, projected_bM, x_bD)
         return _pack(bits_bM.view(len(x_bD), self.arrays, self.bits))
 
@@ -113,8 +116,11 @@ class SignHash:
             row_n, column_n = flat_n // projected_bM.shape[1], flat_n % projected_bM.shape[1]
         for start in range(0, len(row_n), _DOUBTS):
             row, column = row_n[start : start + _DOUBTS], column_n[start : start + _DOUBTS]
-            exact_n = (x_bD[row].double() * self._weights_DM[:, column].T.double()).sum(1)
+            exact_n = (x_bD[row].double() * self._weights_MD[column].double()).sum(1)
             bits_bM[row, column] = exact_n > 0
+
+    def _take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
+        return None if self._scratch is None else self._scratch.take(name, shape, dtype)
 
     def _transform(self, x_bD: Tensor) -> Tensor:
         """Return the structured projections [b, M]."""
