@@ -11,7 +11,7 @@ import signal
 
 from connectors.errors import ConfigError, nearest
 
-__all__ = ["POINTS", "VARIABLE", "arm", "reach"]
+__all__ = ["POINTS", "TRANSACTION_POINTS", "VARIABLE", "arm", "reach"]
 
 VARIABLE = "STREAMBANK_FAULT"
 POINTS = (
@@ -23,10 +23,11 @@ POINTS = (
     "after_manifest",
     "before_commit",
     "between_renames",
-    "in_transaction",
-    "after_transaction",
     "after_commit",
 )
+
+TRANSACTION_POINTS = ("in_transaction", "after_transaction")
+"""Points of the Kafka sink: everything is sent and not committed; committed, and the staged file is still there."""
 
 _armed: tuple[str, int, str | None] | None = None
 
@@ -38,9 +39,10 @@ def arm(text: str | None) -> None:
         _armed = None
         return
     point, *rest = text.split(":")
-    if point not in POINTS:
+    allowed = (*POINTS, *TRANSACTION_POINTS)
+    if point not in allowed:
         raise ConfigError(
-            f"{VARIABLE}={text!r}: {point!r} is no fault point{nearest(point, POINTS)}; allowed: {', '.join(POINTS)}"
+            f"{VARIABLE}={text!r}: {point!r} is no fault point{nearest(point, allowed)}; allowed: {', '.join(allowed)}"
         )
     fields = dict(part.partition("=")[::2] for part in rest)
     if set(fields) - {"epoch", "task"} or not fields.get("epoch", "").isdecimal():

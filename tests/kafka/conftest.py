@@ -35,6 +35,12 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture
+def mortal_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker of one's own, to be killed and started again."""
+    yield from _started(tmp_path_factory.mktemp("mortal"))
+
+
+@pytest.fixture
 def topic(broker: Broker) -> Callable[..., str]:
     """Make a new topic: ``topic(partitions, **configuration)``."""
     return lambda partitions=1, **settings: broker.create_topic(f"topic-{next(_numbers)}", partitions, **settings)

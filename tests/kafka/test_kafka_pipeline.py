@@ -1,0 +1,167 @@
+"""Kafka → operator → Kafka and Parquet on a real broker: the rows of an undisturbed run, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_workload import run_process, start_process
+from kafka import KafkaProducer
+from kafka_broker import Broker, committed_records
+
+from connectors.faults import TRANSACTION_POINTS
+from connectors.sinks.read import read_committed
+from pipelines import Pipeline
+
+ROWS = 4000
+STREAMS = 8
+PARTITIONS = 4
+Topic = Callable[..., str]
+Rows = dict[str, list[tuple[int, float]]]
+
+
+def fill(broker: Broker, topic: str) -> Rows:
+    """Send values of 8 streams; return the running means per stream, computed the plain way."""
+    draw = random.Random(0)
+    producer = KafkaProducer(bootstrap_servers=broker.address, linger_ms=20)
+    sums: dict[str, tuple[int, float]] = {}
+    means: Rows = {}
+    for n in range(ROWS):
+        stream, value = f"s{draw.randrange(STREAMS)}", round(draw.random(), 3)
+        producer.send(topic, json.dumps({"v": value}).encode(), stream.encode(), timestamp_ms=1_700_000_000_000 + n)
+        count, total = sums.get(stream, (0, 0.0))
+        sums[stream] = (count + 1, total + value)
+        means.setdefault(stream, []).append((count + 1, (total + value) / (count + 1)))
+    producer.flush()
+    producer.close()
+    return means
+
+
+def pipeline(broker: Broker, source: str, target: str, run: Path, *, slow_s: float = 0.008) -> dict[str, Any]:
+    here = {"type": "kafka", "bootstrap_servers": broker.address}
+    sink = {**here, "input": "mean", "topic": target, "path": str(run / "staged"), "transactional_id": target}
+    return {
+        "name": "means",
+        "state": str(run / "state"),
+        "epoch_s": 0.25,
+        "sources": {"events": {**here, "topic": source, "columns": {"v": "double"}, "until": "latest", "parallelism": 2}},
+        "operators": {
+            "mean": {
+                "type": "benchmarks.running_mean:RunningMean",
+                "input": "events",
+                "max_batch": 64,
+                "max_wait_ms": 0,
+                "slow_s": slow_s,
+            }
+        },
+        "sinks": {"topic": sink, "rows": {"type": "parquet", "input": "mean", "path": str(run / "rows")}},
+    }
+
+
+def in_kafka(broker: Broker, topic: str) -> Rows:
+    """Read what a consumer of committed messages sees, in the order of each partition."""
+    streams: Rows = {}
+    for record in committed_records(broker, topic):
+        row = json.loads(record[3])
+        assert row["stream_id"].encode() == record[2]
+        streams.setdefault(row["stream_id"], []).append((row["n"], row["m"]))
+    return streams
+
+
+def in_parquet(run: Path) -> Rows:
+    streams: Rows = {}
+    for row in read_committed(run / "rows").to_pylist():
+        streams.setdefault(row["stream_id"], []).append((row["n"], row["m"]))
+    return streams
+
+
+def check(broker: Broker, topic: str, run: Path, expected: Rows) -> None:
+    assert in_kafka(broker, topic) == expected
+    assert in_parquet(run) == expected
+    assert not list(run.rglob("*.staged"))
+
+
+@pytest.fixture(scope="session")
+def filled(broker: Broker) -> tuple[str, Rows]:
+    """A topic with values, and the means that must come out."""
+    name = broker.create_topic("means-in", PARTITIONS)
+    return name, fill(broker, name)
+
+
+@pytest.mark.parametrize("point", ["after_prepare", "after_manifest", "after_commit", *TRANSACTION_POINTS])
+def test_the_driver_killed_at_any_point_loses_nothing_and_doubles_nothing(
+    broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, point: str
+) -> None:
+    target = topic(PARTITIONS)
+    values = pipeline(broker, filled[0], target, tmp_path)
+    assert run_process(values, fault=f"{point}:epoch=1") == -signal.SIGKILL
+    assert run_process(values, resume=True) == 0
+    check(broker, target, tmp_path, filled[1])
+
+
+def test_the_broker_killed_in_the_middle_of_a_run_delays_it_and_no_more(mortal_broker: Broker, tmp_path: Path) -> None:
+    broker = mortal_broker
+    source, target = broker.create_topic("in", PARTITIONS), broker.create_topic("out", PARTITIONS)
+    expected = fill(broker, source)
+    process = start_process(pipeline(broker, source, target, tmp_path, slow_s=0.02))
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "state" / "epochs").glob("0*.json")) and time.monotonic() < deadline:
+        process.join(0.02)
+    broker.kill()
+    broker.start()
+    process.join(120)
+    assert process.exitcode == 0
+    check(broker, target, tmp_path, expected)
+
+
+def test_a_finished_run_is_read_back_by_a_source_of_the_same_format(
+    broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path
+) -> None:
+    target = topic(2)
+    values = pipeline(broker, filled[0], target, tmp_path, slow_s=0.0)
+    values["sinks"]["topic"]["format"] = "arrow"
+    Pipeline.from_dict(values).run()
+    back = {
+        "name": "back",
+        "state": str(tmp_path / "back"),
+        "sources": {
+            "means": {
+                **{key: values["sources"]["events"][key] for key in ("type", "bootstrap_servers", "until")},
+                "topic": target,
+                "format": "arrow",
+                "columns": {
+                    "stream_id": "string",
+                    "sequence": "int64",
+                    "event_time": "timestamp[us]",
+                    "n": "int64",
+                    "m": "double",
+                },
+            }
+        },
+        "sinks": {"rows": {"type": "arrow", "input": "means", "path": str(tmp_path / "rows2")}},
+    }
+    table = Pipeline.from_dict(back).run().table("rows")
+    streams: Rows = {}
+    for row in table.to_pylist():
+        streams.setdefault(row["stream_id"], []).append((row["n"], row["m"]))
+    assert streams == filled[1]
+    assert table.column("error").null_count == ROWS
+
+
+@pytest.mark.ray
+def test_on_ray_a_killed_sink_actor_is_replaced_and_every_row_comes_once(
+    broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, ray_address: str
+) -> None:
+    target = topic(PARTITIONS)
+    values = {**pipeline(broker, filled[0], target, tmp_path), "runner": "ray"}
+    from pipelines.runners import run
+
+    report = run(Pipeline.from_dict(values).spec, runner="ray", resume=False, fault="in_transaction:epoch=1")
+    assert report.attempts == 2
+    check(broker, target, tmp_path, filled[1])
