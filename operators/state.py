@@ -164,14 +164,16 @@ class State:
     def _apply_rows(self, name: str, change: State, old_of: dict[str, int]) -> Rows:
         new = change.rows[name]
         old = self.rows.get(name)
-        values_R = new.values_R.new_empty((int(new.length_N.sum()), *new.values_R.shape[1:]))
+        # Zeros: of a table of fixed size, a stream that is new names only the rows that are not zero.
+        values_R = new.values_R.new_zeros((int(new.length_N.sum()), *new.values_R.shape[1:]))
+        ended = set(change.closed)  # and has started afresh, if it is here
         start = taken = 0
         # Per stream, not per row: recovery is the only caller, and streams of one shard are at most thousands.
         starts = (torch.cumsum(old.count_N, 0) - old.count_N).tolist() if old is not None else []
         lengths, counts = new.length_N.tolist(), new.count_N.tolist()
         for stream, length, count in zip(change.streams, lengths, counts, strict=True):
             here = values_R[start : start + length]
-            before = old_of.get(stream)
+            before = old_of.get(stream) if stream not in ended else None
             if old is not None and before is not None:
                 n = min(length, int(old.length_N[before]))
                 here[:n] = old.values_R[starts[before] : starts[before] + n]

@@ -57,9 +57,7 @@ def count_weights(count_BK: Tensor) -> Tensor:
     return count_BK / count_BK.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def compensate(
-    read: Recollection, base_B: Tensor, *, gamma: float, strength: float, prior_rows: float = 0.0
-) -> Compensated:
+def compensate(read: Recollection, base_B: Tensor, *, gamma: float, strength: float, prior_rows: float = 0.0) -> Compensated:
     """Estimate the base model's error and correct its prediction.
 
     ``y_err = gamma (ȳ - y_base) + (1 - gamma) (ȳ - ȳ_base)``, ``y_pred = clamp(y_base + strength · y_err, 0, 1)``;

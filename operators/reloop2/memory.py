@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -51,8 +53,12 @@ class ErrorMemory(Protocol):
         """Change rows that were written with label 0 to ``label_B``."""
         ...
 
-    def written(self) -> Ints:
-        """Return how many rows each lane was given since it was cleared (with half-life: their weight), [S]."""
+    def written(self) -> npt.NDArray[np.float64]:
+        """Return how many rows each lane holds (under half-life their weight), [S]."""
+        ...
+
+    def folded(self) -> Bools:
+        """Return which lanes have lost precision since their counters had come near their limit, [S]."""
         ...
 
     def clear(self, lanes_L: Ints) -> None:

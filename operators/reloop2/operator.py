@@ -175,6 +175,8 @@ class ReLoop2Operator(Operator):
         found = compensate(read, base_B, gamma=options.gamma, strength=options.strength, prior_rows=options.prior_rows)
         out.corrected(rows_B, found, self._memory.written()[lanes_B], self._lanes.version_S[lanes_B])
 
+        out.flag(rows_B[self._memory.folded()[lanes_B]], Flag.TABLE_FOLDED)
+
         time_us_B, jumped_B = self._times.advance(lanes_B, times_B[rows_B])
         if self.options.partition is not None:
             self._note_partitions(batch, rows_B, time_us_B)

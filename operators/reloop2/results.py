@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from operators.reloop2.compensation import Compensated
@@ -42,7 +43,7 @@ class Predictions:
         self._base[rows_B] = self._prediction[rows_B] = base_B
         self._error[rows_B] = 0.0
 
-    def corrected(self, rows_B: Ints, found: Compensated, written_B: Ints, bank_version_B: Ints) -> None:
+    def corrected(self, rows_B: Ints, found: Compensated, written_B: npt.NDArray[np.float64], bank_version_B: Ints) -> None:
         """Set what the memory made of rows that have a base prediction."""
         read_B = (found.hits_B > 0).cpu().numpy()
         # Where nothing was read the base prediction stays, to the bit.
@@ -51,7 +52,7 @@ class Predictions:
         self._label_mean[rows_B] = found.label_mean_B.cpu().numpy()
         self._base_mean[rows_B] = found.base_mean_B.cpu().numpy()
         self._hits[rows_B] = found.hits_B.cpu().numpy()
-        self._written[rows_B] = written_B
+        self._written[rows_B] = np.rint(written_B)
         self._bank_version[rows_B] = bank_version_B
         self.flag(rows_B[~read_B], Flag.NO_MEMORY)
 

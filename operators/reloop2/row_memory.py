@@ -8,6 +8,7 @@ Knows keys, labels and base predictions. Which rows are worth writing is decided
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class RowMemory:
                 self._ring, options.arrays, options.bits, options.slots_per_bucket, self._hash, seed=options.seed
             )
         self.key_width = self._dim + (options.arrays if self._table is not None else 0)
-        self._offered = self._since = 0  # rows offered in all; the ring's next number when it was cleared
+        self._offered = 0  # rows that came to be written, whether or not they were kept
         self.adopt(model)
 
     def adopt(self, model: CtrModel) -> None:
@@ -93,14 +94,17 @@ class RowMemory:
         """Refuse: see ``holds``."""
         raise NotImplementedError("rows of a ring are not corrected")
 
-    def written(self) -> Ints:
-        """Return how many rows were written since the last clear."""
-        return np.array([self._ring.written - self._since])
+    def written(self) -> npt.NDArray[np.float64]:
+        """Return how many rows the ring holds."""
+        return np.array([float(len(self._ring))])
+
+    def folded(self) -> Bools:
+        """Return that nothing was: there are no sums."""
+        return np.zeros(1, np.bool_)
 
     def clear(self, lanes_L: Ints) -> None:
         """Forget all rows."""
         (self._ring if self._table is None else self._table).clear()
-        self._since = self._ring.written
 
     def close(self, lane: int) -> None:
         """Make it as new, but for sequence numbers, which only rise."""
@@ -113,7 +117,7 @@ class RowMemory:
 
     def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
         """Add ring and table to what is shared."""
-        state.shared["memory.counters"] = torch.tensor([self._offered, self._since])
+        state.shared["memory.offered"] = torch.tensor([self._offered])
         self._ring.export(state, "memory.ring", incremental=incremental)
         if self._table is not None:
             self._table.export(state, "memory.table", incremental=incremental)
@@ -126,7 +130,7 @@ class RowMemory:
 
     def load(self, lanes_N: Ints, state: State) -> None:
         """Take ring and table from a full ``state``."""
-        self._offered, self._since = state.shared["memory.counters"].tolist()
+        self._offered = int(state.shared["memory.offered"][0])
         self._ring.load(state, "memory.ring")
         if self._table is not None:
             self._table.load(state, "memory.table")

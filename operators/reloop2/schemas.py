@@ -37,7 +37,7 @@ class Flag(IntFlag):
     CLOCK_JUMP = 8
     """``event_time`` ran ahead by more than ``max_jump_s``; for timeouts it counts as cut short."""
     TABLE_FOLDED = 16
-    """A counter of the sketch had come near its limit: all of its sums have been halved since the last row without this bit."""
+    """The sketch has been halved, since its counters had come near their limit."""
 
 
 PREDICTION_FIELDS = (

@@ -1,6 +1,7 @@
-"""The sketch of all past impressions (ReLoop2 §3.2.3): hashed buckets with exact sums of labels and base predictions.
+"""The sketch of all past impressions (ReLoop2 §3.2.3): hashed buckets with sums of labels and base predictions.
 
-A key is the row's bucket in every array; hidden vectors are not kept. One SketchBank holds the sketches of all lanes.
+A key is the row's bucket in every array; hidden vectors are not kept. One SketchBank holds the sketches of all lanes. Rows are
+told apart by the number of times their lane has been emptied, so that only what still counts in full is corrected.
 """
 
 # B rows of a call, D hidden width, K arrays, L lanes of a call, N lanes of a snapshot, S lanes
@@ -8,19 +9,22 @@ A key is the row's bucket in every array; hidden vectors are not kept. One Sketc
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.reloop2.base import CtrModel
-from operators.banks import HalfLife, Never, ResetEvery, SignHash, SketchBank, Slices
+from operators.banks import Forgetting, HalfLife, Never, ResetEvery, SignHash, SketchBank, Slices
 from operators.reloop2.compensation import Recollection, count_weights, softmax_weights
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.ids import Bools, Ints
+from operators.reloop2.ids import Bools, Ints, rank_within
+from operators.state import State
 
 __all__ = ["SketchMemory"]
 
 _COLUMNS = ("label", "base")
 _SLICES = 8
+_PREFIX = "memory"
 
 
 class SketchMemory:
@@ -32,12 +36,18 @@ class SketchMemory:
         self._options = options
         self._device = device
         self._hash = SignHash(model.hidden_dim, options.arrays, options.bits, options.seed, device)
-        self._bank = SketchBank(
-            options.arrays, options.bits, _COLUMNS, slots=lanes, forgetting=_forgetting(options), device=device
-        )
+        forgetting = _forgetting(options)
+        self._bank = SketchBank(options.arrays, options.bits, _COLUMNS, slots=lanes, forgetting=forgetting, device=device)
+        self._period = forgetting.rows if isinstance(forgetting, ResetEvery) else 2**62
+        self._rows_S = np.zeros(lanes, np.int64)  # written since the last ``clear``
+        self._clears_S = np.zeros(lanes, np.int64)  # times that a lane has been emptied before those rows
         self.key_width = options.arrays
-        self._generation_S = np.zeros(lanes, np.int64)
         self.adopt(model)
+
+    @staticmethod
+    def bytes_needed(options: ReLoop2Options) -> int:
+        """Return what the sketch of one lane costs."""
+        return SketchBank.bytes_needed(options.arrays, options.bits, len(_COLUMNS), _forgetting(options))
 
     def adopt(self, model: CtrModel) -> None:
         """Centre by this model's training mean."""
@@ -53,27 +63,30 @@ class SketchMemory:
         found = self._bank.read(keys_BW.long(), slots_B=self._slots(lanes_B))
         count_BK = found.count_BK.double()
         valid_BK = count_BK > 0
-        divisor_BK = count_BK.clamp_min(1.0)
         match self._options.similarity:
             case "density":
-                total_B = torch.from_numpy(self.written()[lanes_B].astype(np.float64)).to(self._device)
+                total_B = torch.from_numpy(self.written()[lanes_B]).to(self._device)
                 weight_BK = softmax_weights(count_BK / total_B.clamp_min(1.0)[:, None], valid_BK, self._options.tau)
             case "count":
                 weight_BK = count_weights(count_BK)
             case _:
                 weight_BK = count_weights(valid_BK)
-        means_BKV = found.sums_BKV.double() / divisor_BK[..., None]
+        divisor_BK1 = torch.where(valid_BK, count_BK, 1.0)[:, :, None]
+        means_BKV = found.sums_BKV / divisor_BK1
         rows_B = (weight_BK * count_BK).sum(1)  # the arrays hold the same rows, so their counts do not add up
         return Recollection(weight_BK, means_BKV[..., 0], means_BKV[..., 1], valid_BK, rows_B)
 
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
-        """Add rows to their buckets."""
+        """Add rows to their buckets; return how often their lane had been emptied by then."""
+        number_B = self._rows_S[lanes_B] + rank_within(lanes_B)
         self._bank.add(keys_BW.long(), torch.stack([label_B, base_B], dim=1), slots_B=self._slots(lanes_B))
-        return self._generation_S[lanes_B]
+        np.add.at(self._rows_S, lanes_B, 1)
+        written: Ints = self._clears_S[lanes_B] + number_B // self._period
+        return written
 
     def holds(self, written_B: Ints, lanes_B: Ints) -> Bools:
-        """Return which rows were written since the sketch was last cleared."""
-        held: Bools = written_B == self._generation_S[lanes_B]
+        """Return which rows were written since their lane was last emptied."""
+        held: Bools = written_B == self._emptied()[lanes_B]
         return held
 
     def correct(self, keys_BW: Tensor, label_B: Tensor, lanes_B: Ints) -> None:
@@ -81,45 +94,58 @@ class SketchMemory:
         delta_BV = torch.stack([label_B, torch.zeros_like(label_B)], dim=1)
         self._bank.adjust(keys_BW.long(), delta_BV, slots_B=self._slots(lanes_B))
 
-    def written(self) -> Ints:
-        """Return how many rows each sketch holds."""
-        return self._bank.written.cpu().numpy()
+    def written(self) -> npt.NDArray[np.float64]:
+        """Return how many rows each sketch holds, or with half-life their weight."""
+        return self._bank.written.cpu().double().numpy()
+
+    def folded(self) -> Bools:
+        """Return which sketches have been halved, since their counters had come near their limit."""
+        halved: Bools = (self._bank.halvings > 0).cpu().numpy()
+        return halved
 
     def clear(self, lanes_L: Ints) -> None:
         """Forget everything in these lanes."""
+        self._clears_S[lanes_L] = self._emptied()[lanes_L] + 1
+        self._rows_S[lanes_L] = 0
         self._bank.clear(self._slots(lanes_L))
-        self._generation_S[lanes_L] += 1
 
     def close(self, lane: int) -> None:
         """Make a lane as new."""
         self.clear(np.array([lane]))
-        self._generation_S[lane] = 0
+        self._clears_S[lane] = 0
 
     def bytes(self) -> int:
         """Return the bytes of the sketches."""
         return self._bank.bytes()
 
+    # Snapshots
+
+    def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
+        """Add these lanes to ``state``; where incremental, cells that changed since ``mark_clean``."""
+        state.dense["memory.given"] = torch.from_numpy(self._rows_S[lanes_N])
+        state.dense["memory.clears"] = torch.from_numpy(self._clears_S[lanes_N])
+        self._bank.export(self._slots(lanes_N), state, _PREFIX, incremental=incremental)
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        self._bank.mark_clean()
+
+    def load(self, lanes_N: Ints, state: State) -> None:
+        """Take these lanes from a full ``state``."""
+        self._bank.load(self._slots(lanes_N), state, _PREFIX)
+        self._rows_S[lanes_N] = state.dense["memory.given"].numpy()
+        self._clears_S[lanes_N] = state.dense["memory.clears"].numpy()
+
+    def _emptied(self) -> Ints:
+        """Return how often each lane has been emptied, by ``clear`` or by itself."""
+        emptied: Ints = self._clears_S + (self._rows_S - 1).clip(0) // self._period
+        return emptied
+
     def _slots(self, lanes_B: Ints) -> Tensor:
         return torch.from_numpy(lanes_B).to(self._device)
 
-    @staticmethod
-    def bytes_needed(options: ReLoop2Options) -> int:
-        return (options.arrays << options.bits) * 24
 
-    def mark_clean(self) -> None: ...
-
-    def export(self, lanes_N, state, *, incremental) -> None:
-        state.dense["memory.generation"] = torch.from_numpy(self._generation_S[lanes_N])
-        state.dense["memory.n"] = self._bank.n[self._slots(lanes_N)].clone()
-        state.dense["memory.t"] = self._bank.t.view(self._bank.S, -1, 3)[self._slots(lanes_N)].clone()
-
-    def load(self, lanes_N, state) -> None:
-        self._generation_S[lanes_N] = state.dense["memory.generation"].numpy()
-        self._bank.n[self._slots(lanes_N)] = state.dense["memory.n"]
-        self._bank.t.view(self._bank.S, -1, 3)[self._slots(lanes_N)] = state.dense["memory.t"]
-
-
-def _forgetting(options: ReLoop2Options) -> object:
+def _forgetting(options: ReLoop2Options) -> Forgetting:
     match options.forgetting:
         case "never":
             return Never()

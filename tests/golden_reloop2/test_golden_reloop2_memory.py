@@ -1,9 +1,10 @@
-"""Golden: what the operator's memories say, and how they correct, as recorded by a float64 reference of the paper's formulas."""
+"""Golden: what the operator's memories say and how they correct, as a float64 reference of the paper's formulas recorded it."""
 
 # K arrays or neighbours, B queries
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_sketch_memory_reads_and_corrects_as_recorded(path: Path):
     memory._hash = SignHash.from_weights(torch.from_numpy(arrays["W"]))
     assert np.array_equal(memory.keys(torch.from_numpy(arrays["H"])).numpy(), arrays["bucket_H"])
     cuts = settings["writes_cut_at"]
-    for block, (start, stop) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for block, (start, stop) in enumerate(itertools.pairwise(cuts)):
         write(memory, arrays, slice(start, stop))
         found = read(memory, arrays)
         recorded = {name: arrays[f"sk{block}/{name}"] for name in ("a", "y", "y_base", "ybar", "ybase_bar", "hit", "count")}

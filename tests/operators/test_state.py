@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import RecoveryError
-from operators.state import Patch, State
+from operators.state import Patch, Rows, State
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import SnapshotFile
 from pipelines.runtime.recovery import restore_operator
@@ -106,3 +106,29 @@ def test_a_patch_of_a_tensor_that_is_not_there_is_refused() -> None:
     change = State(incremental=True, patches={"gone": Patch(torch.tensor([0]), torch.tensor([1]))})
     with pytest.raises(RecoveryError, match=r"changes \['gone'\], which the snapshot before has not"):
         State().apply(change)
+
+
+def table(
+    streams: list[str], changed: list[list[tuple[int, float]]], *, incremental: bool, closed: list[str] | None = None
+) -> State:
+    """A state whose streams have a table of three rows each, of which these are named."""
+    pairs = [pair for rows in changed for pair in rows]
+    rows = Rows(
+        torch.full((len(streams),), 3),
+        torch.tensor([len(rows) for rows in changed]),
+        torch.tensor([index for index, _ in pairs], dtype=torch.int64),
+        torch.tensor([value for _, value in pairs]),
+    )
+    return State(streams=streams, rows={"table": rows}, incremental=incremental, closed=closed or [])
+
+
+def test_a_table_of_a_new_stream_is_zero_where_an_increment_does_not_say_otherwise() -> None:
+    base = table(["a"], [[(0, 1.0), (1, 2.0), (2, 3.0)]], incremental=False)
+    grown = base.apply(table(["b"], [[(1, 5.0)]], incremental=True))
+    assert grown.select([name == "b" for name in grown.streams]).rows["table"].values_R.tolist() == [0.0, 5.0, 0.0]
+
+
+def test_a_stream_that_ended_and_came_again_takes_over_nothing() -> None:
+    base = table(["a"], [[(0, 1.0), (1, 2.0), (2, 3.0)]], incremental=False)
+    again = base.apply(table(["a"], [[(1, 5.0)]], incremental=True, closed=["a"]))
+    assert again.rows["table"].values_R.tolist() == [0.0, 5.0, 0.0]

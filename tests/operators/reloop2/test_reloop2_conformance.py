@@ -1,4 +1,4 @@
-"""The promises of ``operators.base``, for a memory per stream: with one memory for all, streams depend on each other by design."""
+"""The promises of ``operators.base``, for a memory per stream: with one for all, streams depend on each other by design."""
 
 from __future__ import annotations
 

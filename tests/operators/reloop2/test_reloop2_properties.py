@@ -17,7 +17,7 @@ PER_CALL = 512
 
 
 def served(model: str, count: int, shift: float, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Serve impressions whose labels follow the base prediction, its logit moved by ``shift``; each call's labels come after it.
+    """Serve impressions whose labels follow the base prediction, its logit moved by ``shift``; a call's labels come after it.
 
     Return base predictions, predictions, estimated errors and labels.
     """
