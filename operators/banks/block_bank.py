@@ -10,7 +10,7 @@ never change what is read; an open reader keeps its blocks; nothing grows beyond
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from connectors.errors import ConfigError, RecoveryError
 from operators.banks.blocks.page_table import Frames, PageTable
 from operators.banks.blocks.reader import BlockReader
 from operators.banks.blocks.retirement import Retirement
-from operators.banks.blocks.segments import StreamFiles, incarnations
+from operators.banks.blocks.segments import StreamFiles, incarnation_of, segments_in
 from operators.banks.blocks.snapshot import (
     Held,
     describe,
@@ -143,12 +143,13 @@ class BlockBank:
 
     def open(self, slots_B: Tensor | Sequence[int], keys_B: Tensor | Sequence[int]) -> None:
         """Hand slots to new streams. A key is a number of the stream's own (``stream_seed``); files are named by it."""
-        for slot, key in zip(_ints(slots_B), _ints(keys_B), strict=True):
-            if self.streams[slot] is not None:
-                raise ValueError(f"{self.name}: slot {slot} belongs to another stream; release it first")
-            if any(stream is not None and stream.key == key for stream in self.streams):
-                raise ValueError(f"{self.name}: a stream with key {key} is open already")
-            self.streams[slot] = Stream(key, PageTable(), self._new_files(key))
+        with self._lock:
+            for slot, key in zip(_ints(slots_B), _ints(keys_B), strict=True):
+                if self.streams[slot] is not None:
+                    raise ValueError(f"{self.name}: slot {slot} belongs to another stream; release it first")
+                if any(stream is not None and stream.key == key for stream in self.streams):
+                    raise ValueError(f"{self.name}: a stream with key {key} is open already")
+                self.streams[slot] = Stream(key, PageTable(), self._new_files(key))
 
     def release(self, slots_B: Tensor | Sequence[int]) -> None:
         """Forget the streams of these slots. Blocks that a reader holds go when it is closed."""
@@ -287,14 +288,16 @@ class BlockBank:
         With a disk tier: numbers only, after everything they name was made durable. Without: copies of all blocks, or where
         incremental of those since ``mark_clean``. What is being written layer by layer does not count.
         """
-        with self._lock:
-            streams = [self.stream(slot) for slot in _ints(slots_N)]
-            describe(streams, self._most, state, self.name)
-            if self.folder is None:
-                export_rows(self, streams, self._most, state, incremental=incremental)
-            for stream in streams:
-                if stream.files is not None:
-                    stream.files.sync()
+        streams = [self.stream(slot) for slot in _ints(slots_N)]
+        describe(streams, self._most, state, self.name)
+        if self.folder is None:
+            export_rows(self, streams, self._most, state, incremental=incremental)
+        else:  # so that a run that resumes can delete them in time
+            waiting = [path.relative_to(self.folder).as_posix() for path in self.retirement.paths()]
+            state.meta[self.name] = {"retired": waiting}
+        for stream in streams:
+            if stream.files is not None:
+                stream.files.sync()
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot; delete files that no recent snapshot names."""
@@ -316,6 +319,9 @@ class BlockBank:
             self.streams[slot] = stream
         if self.folder is None:
             import_rows(self, streams, held, state)
+        else:
+            waiting = [self.folder / name for name in state.meta.get(self.name, {}).get("retired", [])]
+            self._retire_unknown(path for path in waiting if path.exists())
         for stream in streams:
             import_means(self, stream)
 
@@ -331,7 +337,7 @@ class BlockBank:
         if self.folder is not None:
             files = open_files(self, numbers)
             self.retirement.adopt(files.paths())
-            self._clear_leftovers(files.folder, incarnation=files.incarnation)
+            self._clear_leftovers(files.folder, oldest=files.oldest)
             self._disk_left -= len(files.paths()) * files.layout.size
         if blocks > min(self._free_count, self._most) or self._disk_left < 0:
             raise RecoveryError(
@@ -347,21 +353,26 @@ class BlockBank:
             return None
         folder = self.folder / folder_name(key)
         self._clear_leftovers(folder)
-        number = max(incarnations(folder), default=-1) + 1
-        return StreamFiles(folder, number, layout_of(self, self.plan.segment_blocks), self.tiers.maps)
+        left = segments_in(folder)  # readers or snapshots need them still
+        return StreamFiles(
+            folder, incarnation_of(left[-1]) + 1 if left else 0, layout_of(self, self.plan.segment_blocks), self.tiers.maps
+        )
 
-    def _clear_leftovers(self, folder: Path, incarnation: int | None = None) -> None:
+    def _clear_leftovers(self, folder: Path, oldest: str = "") -> None:
         """Delete files of a stream that this bank does not know: what a run left that was killed after its last snapshot.
 
-        Files older than those that a snapshot names (``incarnation``) may be named by the snapshot before; they go with time.
+        Those before the ``oldest`` that a snapshot names may be named by the snapshot before it; they go with time.
         """
-        for number, paths in incarnations(folder).items():
-            unknown = [path for path in paths if not self.retirement.knows(path)]
-            if incarnation is not None and number < incarnation:
-                self.retirement.retire(unknown, unknown[0].stat().st_size if unknown else 0)
-            else:
-                for path in unknown:
-                    path.unlink()
+        left = segments_in(folder)
+        self._retire_unknown(path for path in left if path.name < oldest)
+        for path in left:
+            if not self.retirement.knows(path):
+                path.unlink()
+
+    def _retire_unknown(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if not self.retirement.knows(path):
+                self.retirement.retire([path], path.stat().st_size)
 
     # Room
 

@@ -9,7 +9,7 @@ write that was called before it, in whatever thread.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -47,7 +47,9 @@ class PagePool:
         self._copied: torch.cuda.Event | None = None
         if self._locked:
             for tensor in self.rows.values():
-                _lock_pages(tensor)
+                if tensor.numel():
+                    unlock, address = _lock_pages(tensor)
+                    weakref.finalize(self, unlock, address).atexit = False
 
     def bytes(self) -> int:
         """Return the size of all places."""
@@ -91,13 +93,11 @@ class PagePool:
         return torch.from_numpy(pages_R).to(self.device)
 
 
-def _lock_pages(tensor: Tensor) -> None:
-    """Page-lock the memory of a CPU tensor for as long as it lives.
+def _lock_pages(tensor: Tensor) -> tuple[Callable[[int], object], int]:
+    """Page-lock the memory of a CPU tensor; return the function that ends it and its argument.
 
     Not ``pin_memory``: torch's allocator of pinned memory rounds up to a power of two, which breaks a budget of gigabytes.
     """
-    if not tensor.numel():
-        return
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     size = tensor.numel() * tensor.element_size()
     code = int(runtime.cudaHostRegister(tensor.data_ptr(), size, 0))
@@ -106,4 +106,4 @@ def _lock_pages(tensor: Tensor) -> None:
             f"{size} bytes of host memory cannot be page-locked (CUDA error {code}); lower host_bytes, or raise the limit of "
             "locked memory (ulimit -l)"
         )
-    weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, tensor.data_ptr())
+    return runtime.cudaHostUnregister, tensor.data_ptr()

@@ -25,6 +25,10 @@ class Retirement:
         """Return the size of the files that wait to be deleted."""
         return sum(size for _, size in self._retired.values())
 
+    def paths(self) -> list[Path]:
+        """Return the files that wait to be deleted."""
+        return list(self._retired)
+
     def knows(self, path: Path) -> bool:
         """Tell whether a file is in use or waits to be deleted."""
         return path in self._born or path in self._retired

@@ -27,7 +27,7 @@ from torch import Tensor
 from connectors.errors import RecoveryError, StreambankError
 from operators.banks.slot_bank import ReadBuffer, RowSpec
 
-__all__ = ["Maps", "SegmentLayout", "StreamFiles", "incarnations"]
+__all__ = ["Maps", "SegmentLayout", "StreamFiles", "incarnation_of", "segments_in"]
 
 _HEADER = 4096
 _ALIGN = 4096  # of each field, so that a map of it begins on a page
@@ -123,6 +123,11 @@ class StreamFiles:
     def path(self, segment: int) -> Path:
         """Return the path of a segment."""
         return self.folder / f"{self.incarnation:06d}-{segment:08d}{_SUFFIX}"
+
+    @property
+    def oldest(self) -> str:
+        """The name of the first file that holds, or will hold, blocks of this stream."""
+        return self.path(self._first).name
 
     def paths(self) -> list[Path]:
         """Return all files."""
@@ -245,11 +250,11 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         ) from error
 
 
-def incarnations(folder: Path) -> dict[int, list[Path]]:
-    """Return the segments that lie in a stream's folder, by incarnation."""
-    found: dict[int, list[Path]] = {}
-    for path in sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else ():
-        number = path.name.partition("-")[0]
-        if number.isdecimal():
-            found.setdefault(int(number), []).append(path)
-    return found
+def segments_in(folder: Path) -> list[Path]:
+    """Return the files of a stream's folder, older ones first: their names sort by incarnation, then segment."""
+    return sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
+
+
+def incarnation_of(path: Path) -> int:
+    """Return the incarnation that a file's name tells."""
+    return int(path.name.partition("-")[0])

@@ -418,6 +418,23 @@ def test_files_that_recent_snapshots_name_stay_and_older_ones_go(tmp_path):
     bank.close()
 
 
+def test_files_that_waited_to_be_deleted_when_a_run_was_killed_go_after_resuming(tmp_path):
+    bank = BlockBank(SPEC, slots=2, **budgets("disk", tmp_path, 60))
+    bank.open([0, 1], [7, 8])
+    append(bank, {0: 7, 1: 8}, 4)
+    snapshot(bank, [0, 1])
+    bank.release([1])
+    state = snapshot(bank, [0])
+    assert len([*tmp_path.rglob("*.blocks")]) == 2
+    resumed = BlockBank(SPEC, slots=2, **budgets("disk", tmp_path, 60))
+    resumed.load([0], state)
+    for _ in range(3):
+        assert len([*tmp_path.rglob("*.blocks")]) == 2
+        snapshot(resumed, [0])
+    assert len([*tmp_path.rglob("*.blocks")]) == 1
+    check_all(resumed, 0, 7)
+
+
 def test_what_a_snapshot_cannot_be_resumed_with_is_named(tmp_path):
     disk = BlockBank(SPEC, slots=1, **budgets("disk", tmp_path, 20))
     disk.open([0], [7])
