@@ -10,6 +10,7 @@ small one must be told. Everything is a function of the seed.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,19 +21,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.mamba.progress import Progress, report
 from models.rekv.films import COLOURS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, render, wording
 from models.rekv.small import SMALL_PROMPTS, SmallModel, WordTokenizer, build_small
 from models.rekv.vision import FrameEncoder
 
-__all__ = ["FilmsSchedule", "film_tokenizer", "train_films"]
+__all__ = ["FilmsSchedule", "Progress", "film_tokenizer", "train_films"]
+
+logger = logging.getLogger(__name__)
 
 _KINDS = ("colour", "shape", "when", "count")
 _REPORT_EVERY = 50
 _WARMUP, _LAST_FACTOR = 100, 0.02
 _GRADIENT_NORM = 1.0
 _RETRIEVAL_WEIGHT = 0.5
+_FIRST_LONGEST = 6
+_INITIAL_STD = 0.1  # about 1 / sqrt(hidden size); with the library's 0.02 attention stays flat for hundreds of steps
 _IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of one training stage."""
+
+    stage: str
+    step: int
+    """Steps done, 1..``steps``."""
+    steps: int
+    loss: float
+    """Mean since the last report."""
+    note: str = ""
+    """What else there is to say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +64,12 @@ class FilmsSchedule:
     vision_rate: float = 2e-3
     answer_steps: int = 3000
     answer_batch: int = 32
-    answer_rate: float = 2e-3
+    answer_rate: float = 1e-3
+    least_frames: int = 4
     most_frames: int = 32
-    """Frames of the longest clip."""
+    """Frames of the shortest and longest clip; in the first half of the stage the longest grows from ``_FIRST_LONGEST``."""
+    unseen_films: int = 10
+    """Films of ten minutes that the figures at the end come from."""
 
 
 @dataclass(slots=True, eq=False)
@@ -131,7 +152,7 @@ def _train_vision(
         losses = [cross_entropy(head(patches_BPC.mean(dim=1)), pool.labels[name][rows]) for name, head in heads.items()]
         total += _update(sum(losses, torch.zeros(())), parameters, optimiser, scheduler)
         if step % _REPORT_EVERY == 0:
-            report(Progress("vision", step, schedule.vision_steps, total / _REPORT_EVERY), progress)
+            _report(Progress("vision", step, schedule.vision_steps, total / _REPORT_EVERY), progress)
             total = 0.0
     tower.eval().requires_grad_(False)
 
@@ -151,10 +172,15 @@ def _train_answers(
     patches_NPC = torch.cat(chunks)
     projector, decoder = core.multi_modal_projector.train(), core.language_model.train()
     parameters = [*projector.parameters(), *decoder.parameters()]
+    for parameter in parameters:
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=_INITIAL_STD)
     optimiser, scheduler = _optimiser(parameters, schedule.answer_rate, schedule.answer_steps)
     total = 0.0
     for step in range(1, schedule.answer_steps + 1):
-        frames = int(rng.integers(6, schedule.most_frames + 1))
+        grown = min(1.0, 2 * step / schedule.answer_steps)
+        longest = round(_FIRST_LONGEST + (schedule.most_frames - _FIRST_LONGEST) * grown)
+        frames = int(rng.integers(schedule.least_frames, longest + 1))
         clips = [_clip(pool, frames, rng) for _ in range(schedule.answer_batch)]
         rows_BF = torch.stack([clip.rows_F for clip in clips])
         features = core.apply_pooling(projector(patches_NPC[rows_BF.flatten()]))
@@ -162,7 +188,7 @@ def _train_answers(
         loss = _clip_loss(small, clips, features_BnC, frames)
         total += _update(loss, parameters, optimiser, scheduler)
         if step % _REPORT_EVERY == 0:
-            report(Progress("answers", step, schedule.answer_steps, total / _REPORT_EVERY), progress)
+            _report(Progress("answers", step, schedule.answer_steps, total / _REPORT_EVERY), progress)
             total = 0.0
 
 
@@ -259,6 +285,12 @@ def _retrieval_loss(scores_BF: Tensor, holds_BF: Tensor) -> Tensor:
     others_B1 = scores_BF.masked_fill(holds_BF, -torch.inf).logsumexp(dim=1, keepdim=True)
     loss_BF = torch.nn.functional.softplus(others_B1 - scores_BF)
     return loss_BF[holds_BF].mean()
+
+
+def _report(said: Progress, callback: Callable[[Progress], None] | None) -> None:
+    logger.info("stage=%s step=%d/%d loss=%.4f", said.stage, said.step, said.steps, said.loss)
+    if callback is not None:
+        callback(said)
 
 
 def _patches(tower: Any, pixels_B3HW: Tensor) -> Tensor:
