@@ -20,7 +20,10 @@ TOLERANCE = 1e-5  # the README's: absolute on y_base, relative to the largest en
 
 NETWORK = ("cfg", r"in/.*", r"sd/.*", "out/h", "out/y_base")
 HASHED = ("cfg", r"in/.*", r"sd/random_rotations", "out/lsh_attention")
-KEYS = (r"\w+_amazonelectronics_x1",)
+KEYS = (r"(DCNv2|DIN)_\w+",)
+ERROR_MEMORY = ("cfg", "W", "H", "y_base")
+
+KINDS = [(".npz", NETWORK), (".npz", ERROR_MEMORY), (".json", KEYS)]
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -121,38 +124,38 @@ def config_of_shapes(name: str, shapes: Mapping[str, list[int]]) -> tuple[CtrCon
         for f, shape in tables.items()
     )
 
-    def units(prefix: str) -> list[int]:
-        found = {
-            int(key.removeprefix(prefix).split(".")[0]): s
-            for key, s in shapes.items()
-            if key.startswith(prefix) and len(s) == 2
-        }
-        return [shape[0] for _, shape in sorted(found.items())]
-
-    def numbering(prefix: str) -> list[int]:
-        return sorted({int(key.removeprefix(prefix).split(".")[0]) for key in shapes if key.startswith(prefix)})
-
     params: dict[str, Any] = {"model": network_name, "embedding_dim": next(iter(tables.values()))[1]}
     if network_name == "DCNv2":
-        crosses = numbering("crossnet.cross_layers.")
+        mlp = _mlp("parallel_dnn.mlp.", shapes, output=False)
         params |= {
             "model_structure": "parallel",
-            "num_cross_layers": len(crosses),
-            "parallel_dnn_hidden_units": units("parallel_dnn.mlp."),
-            "batch_norm": any(key.endswith("running_mean") for key in shapes),
-            # Linear, BatchNorm and activation per layer; a fourth place is dropout.
-            "net_dropout": 0.1 if 4 in numbering("parallel_dnn.mlp.")[2:3] else 0.0,
+            "num_cross_layers": sum(key.startswith("crossnet.") and key.endswith(".bias") for key in shapes),
+            "parallel_dnn_hidden_units": mlp["units"],
         }
     else:
+        mlp = _mlp("dnn.mlp.", shapes, output=True)
+        attention = _mlp("attention_layers.0.attention_layer.mlp.", shapes, output=True)
         params |= {
-            "dnn_hidden_units": units("dnn.mlp.")[:-1],
-            "dnn_activations": "Dice",
-            "batch_norm": True,
-            "net_dropout": 0.1,
-            "attention_hidden_units": units("attention_layers.0.attention_layer.mlp.")[:-1],
-            "attention_hidden_activations": "Dice",
-            "attention_dropout": 0.1,
+            "dnn_hidden_units": mlp["units"],
+            "attention_hidden_units": attention["units"],
+            "attention_hidden_activations": attention["activation"],
+            "attention_dropout": attention["dropout"],
             "din_target_field": tuple(items),
             "din_sequence_field": tuple(f for f in tables if f not in items),
         }
+    params |= {"dnn_activations": mlp["activation"], "batch_norm": mlp["batch_norm"], "net_dropout": mlp["dropout"]}
     return from_fuxictr(params), FeatureMap(features)
+
+
+def _mlp(prefix: str, shapes: Mapping[str, list[int]], *, output: bool) -> dict[str, Any]:
+    """Return what names and shapes tell about an MLP: per layer Linear, maybe BatchNorm, activation, maybe dropout."""
+    own = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    linears = sorted(int(key.split(".")[0]) for key, shape in own.items() if len(shape) == 2)
+    batch_norm = f"{linears[0] + 1}.running_mean" in own
+    units = [own[f"{number}.weight"][0] for number in linears]
+    return {
+        "units": units[:-1] if output else units,
+        "batch_norm": batch_norm,
+        "activation": "Dice" if any(key.endswith("alpha") for key in own) else "ReLU",
+        "dropout": 0.1 if linears[1] - linears[0] == 3 + batch_norm else 0.0,
+    }
