@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_SHARED = {"__init__", "__main__", "keyed_stream_bytewax", "machine", "running_mean"}
+_SHARED = {"__init__", "__main__", "impressions", "keyed_stream_bytewax", "machine", "running_mean"}
 
 
 def main() -> int:
