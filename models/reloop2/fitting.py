@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from connectors.errors import StreambankError
+from connectors.errors import ConfigError, StreambankError
 from models.reloop2.base import CtrModel
 from models.reloop2.embeddings import FeatureEmbedding
 from models.reloop2.evaluate import Metrics, evaluate
@@ -45,6 +45,16 @@ class Schedule:
     """L2 on all weights but the embeddings."""
     embedding_l2: float = 3e-5
     """L2 on the embeddings."""
+
+    def __post_init__(self) -> None:
+        """Check. Raises ``ConfigError``."""
+        for name in ("epochs", "batch", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not self.learning_rate > 0 or not 0 < self.decay <= 1:
+            raise ConfigError(f"learning_rate {self.learning_rate} must be above 0, decay {self.decay} above 0 and at most 1")
+        if self.weight_decay < 0 or self.embedding_l2 < 0:
+            raise ConfigError(f"weight_decay {self.weight_decay} and embedding_l2 {self.embedding_l2} must be 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +126,7 @@ def fit(
                 group["lr"] *= schedule.decay
             if epoch - best[1] >= schedule.patience:
                 break
-    if best is None:
-        raise ValueError("schedule.epochs must be 1 or more")
+    assert best is not None  # at least one epoch
     model.load_state_dict(best[3])
     measure_hidden_mean(model, training)
     return Fit(epoch, best[1], best[2])

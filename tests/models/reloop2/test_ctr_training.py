@@ -222,6 +222,10 @@ def test_own_data_of_every_kind_is_learned(tmp_path: Path):
         ({"data": "DATA", "numeric": ["age"], "label": "item"}, "label column 'item' is string"),
         ({"data": "DATA", "numeric": ["age"], "label": "when"}, "rows are bad"),
         ({"data": "DATA", "numeric": ["age"], "label": "bought", "settings": {"layers": 3}}, "no setting 'layers'"),
+        ({"data": "DATA", "numeric": ["age"], "label": "bought", "epochs": 0}, "epochs is 0; it must be 1 or more"),
+        ({"data": "DATA", "numeric": ["age"], "label": "bought", "learning_rate": 0.0}, "learning_rate 0.0 must be above 0"),
+        ({"data": "DATA", "numeric": ["age"], "label": "bought", "embedding_l2": -1.0}, "embedding_l2 -1.0 must be 0 or more"),
+        ({"data": "DATA", "numeric": ["age"], "label": "bought", "validation": 1.5}, "too few to hold 1.5 of them out"),
         ({"data": "DATA", "numeric": ["age"], "label": "bought", "device": "gpu"}, "device 'gpu' is not known"),
     ],
 )
