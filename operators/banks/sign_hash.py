@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +45,7 @@ class SignHash:
             )
         self.dim, self.arrays, self.bits = dim, arrays, bits
         self.device = torch.device(device)
+        self._powers_L = (2.0 ** torch.arange(bits)).to(self.device)
         self._signs_3GP: Tensor | None = None
         self._weights_MD = torch.empty(0)
         self._scratch = ReadBuffer() if self.device.type == "cpu" else None
@@ -95,32 +95,38 @@ class SignHash:
 
     def _hash(self, x_bD: Tensor) -> Tensor:
         if self._signs_3GP is not None:
-            bits_bM = self._transform(x_bD) > 0  # sums in one order, whatever the batch
+            bits_bM = (self._transform(x_bD) > 0).float()  # sums in one order, whatever the batch
         else:
             shape = (len(x_bD), len(self._weights_MD))
-            projected_bM = torch.mm(x_bD, self._weights_MD.T, out=self._take("projected", shape, torch.float32))
-            bits_bM = torch.gt(projected_bM, 0, out=self._take("bits", shape, torch.bool))
+            projected_bM = torch.mm(x_bD, self._weights_MD.T, out=self._take("projected", shape))
+            bits_bM = torch.gt(projected_bM, 0, out=self._take("bits", shape))
             self._decide(bits_bM, projected_bM, x_bD)
-        return _pack(bits_bM.view(len(x_bD), self.arrays, self.bits))
+        if not self.bits:
+            return torch.zeros((len(x_bD), self.arrays), dtype=torch.int64, device=self.device)
+        # A product with powers of two: sums below 2**24 are exact in float32.
+        return (bits_bM.view(-1, self.bits) @ self._powers_L).long().view(len(x_bD), self.arrays)
 
     def _decide(self, bits_bM: Tensor, projected_bM: Tensor, x_bD: Tensor) -> None:
         """Set the bits whose projection lies within the rounding error of a product, by a sum in float64."""
+        if not self.bits:
+            return
         unit = 2.0**-24 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8  # where TF32 or bfloat16 is allowed
         # |error| <= (D + 2) u |w|.|x| <= (D + 2) u ||w|| ||x||
         bound_b = x_bD.double().square().sum(1).sqrt().float() * (self._longest * (self.dim + 2) * unit)
-        doubtful_bM = projected_bM.abs() <= bound_b[:, None]
-        if projected_bM.is_cuda:
-            row_n, column_n = doubtful_bM.nonzero(as_tuple=True)
-        else:
-            flat_n = torch.from_numpy(np.flatnonzero(doubtful_bM.numpy()))  # faster than nonzero
-            row_n, column_n = flat_n // projected_bM.shape[1], flat_n % projected_bM.shape[1]
+        size_bM = projected_bM.abs_()
+        suspect_n = (size_bM.amin(1) <= bound_b).nonzero()[:, 0]
+        row_n, column_n = (size_bM[suspect_n] <= bound_b[suspect_n, None]).nonzero(as_tuple=True)
+        row_n = suspect_n[row_n]
         for start in range(0, len(row_n), _DOUBTS):
             row, column = row_n[start : start + _DOUBTS], column_n[start : start + _DOUBTS]
             exact_n = (x_bD[row].double() * self._weights_MD[column].double()).sum(1)
-            bits_bM[row, column] = exact_n > 0
+            bits_bM[row, column] = (exact_n > 0).float()
 
-    def _take(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor | None:
-        return None if self._scratch is None else self._scratch.take(name, shape, dtype)
+    def _take(self, name: str, shape: tuple[int, int]) -> Tensor:
+        """Return memory for a block: on the CPU the same every time, fresh pages would cost as much as the product."""
+        if self._scratch is None:
+            return torch.empty(shape, device=self.device)
+        return self._scratch.take(name, shape, torch.float32)
 
     def _transform(self, x_bD: Tensor) -> Tensor:
         """Return the structured projections [b, M]."""
@@ -141,17 +147,3 @@ def _hadamard(x_bGP: Tensor) -> Tensor:
         x_bGP = torch.stack([left + right, left - right], dim=-2).reshape(shape)
         width *= 2
     return x_bGP
-
-
-def _pack(bits_bKL: Tensor) -> Tensor:
-    """Return sum over l of bit_l 2**l, int64 [b, K]."""
-    if bits_bKL.shape[2] == 0:
-        return torch.zeros(bits_bKL.shape[:2], dtype=torch.int64, device=bits_bKL.device)
-    if bits_bKL.is_cuda:
-        powers_L = 2.0 ** torch.arange(bits_bKL.shape[2], device=bits_bKL.device)
-        return (bits_bKL.float() @ powers_L).long()  # sums of powers below 2**24 are exact
-    packed_bKX = np.packbits(bits_bKL.numpy(), axis=-1, bitorder="little")
-    buckets_bK = packed_bKX[..., 0].astype(np.int64)
-    for byte in range(1, packed_bKX.shape[-1]):
-        buckets_bK |= packed_bKX[..., byte].astype(np.int64) << (8 * byte)
-    return torch.from_numpy(buckets_bK)
