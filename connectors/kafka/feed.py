@@ -1,7 +1,7 @@
 """One consumer for all partitions that a source task reads: hands each its messages in order, and guards its offsets.
 
-Partitions are assigned by hand, so there is no group and no rebalance. A partition whose messages are not taken is paused, so
-what waits here is bounded by one poll and one fetch per partition. Used by one thread.
+Partitions are assigned by hand, so there is no group and no rebalance. A partition whose messages are not taken is left out of
+the assignment until they are, so what waits here is bounded. Used by one thread.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _WAIT_S = 0.005
 
 _LIVELY_S = 0.1
 
+_POLLS_WAITING = 2
+"""Polls' worth of messages of one partition that may wait while others are read."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,8 @@ class Feed:
         self._on_gap = on_gap
         self._clock = clock
         self._waiting: dict[TopicPartition, list[ConsumerRecord]] = {}
-        self._paused: set[TopicPartition] = set()
+        # Not by pause and resume: kafka-python 3.0 may keep what it had fetched of a resumed partition to itself for ever.
+        self._left_out: dict[TopicPartition, int] = {}  # with the offset to go on at
         self._empty_at = -1.0
         self._data_at = -1.0
         with kafka_errors(options, SourceError, "cannot connect"):
@@ -89,15 +93,15 @@ class Feed:
         if not begin <= offset <= end:
             offset = self._close_gap(partition, offset, begin, end)
         self._waiting[partition] = []
-        self._consumer.assign([*self._waiting])
+        self._assign()
         self._consumer.seek(partition, offset)
         return offset
 
     def close_partition(self, partition: TopicPartition) -> None:
         """Stop to fetch a partition."""
         if self._waiting.pop(partition, None) is not None:
-            self._paused.discard(partition)
-            self._consumer.assign([*self._waiting])
+            self._left_out.pop(partition, None)
+            self._assign()
 
     def take(self, partition: TopicPartition, most: int) -> list[ConsumerRecord]:
         """Return the next messages of a partition, at most ``most``; an empty list where there are none now."""
@@ -108,9 +112,10 @@ class Feed:
             self._poll(most)
             waiting = self._waiting[partition]
         taken, self._waiting[partition] = waiting[:most], waiting[most:]
-        if partition in self._paused and not self._waiting[partition]:
-            self._paused.remove(partition)
-            self._consumer.resume(partition)
+        if partition in self._left_out and not self._waiting[partition]:
+            offset = self._left_out.pop(partition)
+            self._assign()
+            self._consumer.seek(partition, offset)
         return taken
 
     def give_back(self, partition: TopicPartition, records: list[ConsumerRecord]) -> None:
@@ -145,9 +150,12 @@ class Feed:
         for partition, records in found.items():
             waiting = self._waiting[partition]
             waiting += records
-            if len(waiting) > most and partition not in self._paused:
-                self._paused.add(partition)
-                self._consumer.pause(partition)
+            if len(waiting) > _POLLS_WAITING * most:
+                self._left_out[partition] = waiting[-1].offset + 1
+                self._assign()
+
+    def _assign(self) -> None:
+        self._consumer.assign([partition for partition in self._waiting if partition not in self._left_out])
 
     def _mend(self, error: SourceError) -> None:
         """Go on behind a gap if the user wants it so; raise otherwise."""

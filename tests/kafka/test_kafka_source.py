@@ -196,6 +196,20 @@ def test_a_bounded_run_ends_behind_aborted_transactions_and_never_shows_them(bro
     assert sorted(row["x"] for row in read_all(source(broker, name, isolation_level="read_uncommitted"))) == [0] * 10 + [1] * 10
 
 
+def test_a_partition_that_nobody_reads_for_long_neither_piles_up_nor_gets_stuck(broker: Broker, topic: Topic) -> None:
+    name = topic(2)
+    for partition in (0, 1):
+        send(broker, name, numbers(0, 3000), partition=partition)
+    from_source = source(broker, name)
+    idle, busy = (from_source.open(split, None) for split in from_source.splits())
+    assert [row["x"] for row in read(busy, rows=10)] == list(range(3000))
+    waiting = from_source._shared._waiting if from_source._shared is not None else {}
+    assert max(map(len, waiting.values())) <= 30
+    assert [row["x"] for row in read(idle, rows=10)] == list(range(3000))
+    for opened in (idle, busy):
+        opened.close()
+
+
 def test_start_may_be_the_latest_message_or_a_time(broker: Broker, topic: Topic) -> None:
     name = topic()
     send(broker, name, numbers(0, 10))
