@@ -2,7 +2,8 @@
 
 Promises that the conformance suite (``pipelines.testing.conformance``) checks for every operator:
 
-* Each stream's output depends on its own rows only: not on other streams of a batch, nor on where batches are cut.
+* Each stream's output depends on its own rows only: not on other streams of a batch, nor on where batches are cut. (Where the
+  method is one memory for all streams, its page says so: the output then depends on the one order of all rows, never on cuts.)
 * Causal: a row's output depends on rows up to it, unless an option that says otherwise is chosen.
 * A bad row gives an output row with ``status`` and ``error``; it changes no state and never raises.
 * ``restore(snapshot())`` is bit for bit; nothing grows with the length of a stream.

@@ -116,7 +116,7 @@ class ReLoop2Operator(Operator):
         if not batch.num_rows:
             return []
         ids_B, no_id_B = self._ids(batch)
-        faults = Faults(batch)
+        faults, partitions = Faults(batch), self._partitions(batch)
         encoded = encode(batch, self._scorer.model.feature_map, self.context.name)
         scored = self._scorer.score(encoded.columns)
         bad_B = encoded.bad_B.numpy() | faults.rows_B
@@ -133,7 +133,10 @@ class ReLoop2Operator(Operator):
             for wave_B, starts_L in self._waves(lanes_B):
                 if len(starts_L):
                     self._turn(starts_L)
-                self._impressions(batch, rows_B[wave_B], lanes_B[wave_B], ids_B, times_B, scored, out)
+                rows = rows_B[wave_B]
+                times_us = self._impressions(rows, lanes_B[wave_B], ids_B[rows], times_B[rows], scored, out)
+                if partitions is not None:
+                    self._times.note_partitions(partitions[0], partitions[1][rows], times_us)
 
         self._refused["rejected"] += int(rejected_B.sum() + base_only_B.sum())
         errors: list[str | None] | None = None
@@ -157,32 +160,19 @@ class ReLoop2Operator(Operator):
             waves.append((rows, lanes_B[rows[number_B[rows] % size == 0]]))
         return waves
 
-    def _impressions(
-        self,
-        batch: pa.RecordBatch,
-        rows_B: Ints,
-        lanes_B: Ints,
-        ids_B: Ints,
-        times_B: Ints,
-        scored: Scored,
-        out: Predictions,
-    ) -> None:
-        """Predict rows that see the same memory, and put them into the table."""
+    def _impressions(self, rows_B: Ints, lanes_B: Ints, ids_B: Ints, times_B: Ints, scored: Scored, out: Predictions) -> Ints:
+        """Predict rows that see the same memory, and put them into the table; return their event times, jumps cut short."""
         keys_BW = scored.keys_BW[torch.from_numpy(rows_B).to(scored.keys_BW.device)]
         base_B = torch.from_numpy(scored.base_B[rows_B]).to(self.context.device)
         read = self._memory.read(keys_BW, lanes_B)
         options = self.options
         found = compensate(read, base_B, gamma=options.gamma, strength=options.strength, prior_rows=options.prior_rows)
         out.corrected(rows_B, found, self._memory.written()[lanes_B], self._lanes.version_S[lanes_B])
-
         out.flag(rows_B[self._memory.folded()[lanes_B]], Flag.TABLE_FOLDED)
 
-        time_us_B, jumped_B = self._times.advance(lanes_B, times_B[rows_B])
-        if self.options.partition is not None:
-            self._note_partitions(batch, rows_B, time_us_B)
+        time_us_B, jumped_B = self._times.advance(lanes_B, times_B)
         out.flag(rows_B[jumped_B], Flag.CLOCK_JUMP)
-        deadline_us_B = time_us_B + _us(self.options.label_timeout_s)
-        ids_B = ids_B[rows_B]
+        deadline_us_B = time_us_B + _us(options.label_timeout_s)
         placed_B, duplicate_B = self._join.add(
             Waiting(lanes_B, ids_B, deadline_us_B, scored.base_B[rows_B], self._model_number, keys_BW)
         )
@@ -196,17 +186,20 @@ class ReLoop2Operator(Operator):
         self._counts["impressions"] += len(rows_B)
         self._counts["duplicate_impressions"] += int(duplicate_B.sum())
         self._counts["clock_jumps"] += int(jumped_B.sum())
+        return time_us_B
 
-    def _note_partitions(self, batch: pa.RecordBatch, rows_B: Ints, time_us_B: Ints) -> None:
+    def _partitions(self, batch: pa.RecordBatch) -> tuple[list[str], Ints] | None:
+        """Return the partitions that rows come from, and which of them each row does; None without partitions."""
+        if self.options.partition is None:
+            return None
         index = batch.schema.get_field_index(self.options.partition)
         if index < 0:
             raise SchemaError(
                 f"{self.context.name}: partition={self.options.partition!r}, but there is no such column; got "
                 f"{batch.schema.names}"
             )
-        names = batch.column(index).take(pa.array(rows_B)).cast(pa.string())
-        encoded = pc.fill_null(names, "").dictionary_encode()
-        self._times.note_partitions(encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64), time_us_B)
+        encoded = pc.fill_null(batch.column(index).cast(pa.string()), "").dictionary_encode()
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
     # Between two micro-batches
 
