@@ -51,11 +51,12 @@ def to_block_float(x_D: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def from_block_float(packed: Tensor, exponent_E: Tensor) -> Tensor:
     """Return the numbers [..., D] in float32 that :func:`to_block_float` stands for."""
-    nibble_D = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2).to(torch.int16)
-    mantissa_D = nibble_D - 16 * (nibble_D > _TOP)
-    block = mantissa_D.shape[-1] // exponent_E.shape[-1]
-    step_E = exponent_E.to(torch.int32) - 2
-    return torch.ldexp(mantissa_D.float().reshape(*exponent_E.shape, block), step_E[..., None]).flatten(-2)
+    nibble_V = torch.arange(16, device=packed.device)
+    mantissa_V = (nibble_V - 16 * (nibble_V > _TOP)).float()
+    pairs_V2 = torch.cartesian_prod(mantissa_V, mantissa_V).flip(-1)  # the two numbers that each byte holds
+    mantissa_D = pairs_V2.index_select(0, packed.flatten().int())
+    step_E = torch.ldexp(torch.ones_like(exponent_E, dtype=torch.float32), exponent_E.int() - 2)
+    return (mantissa_D.view(*exponent_E.shape, -1) * step_E[..., None]).flatten(-2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,5 +95,6 @@ class BlockFloatCodec:
     def decode(self, fields: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return keys, rounded, in their own order of channels, and values."""
         sorted_NGTD = from_block_float(fields["mantissas"], fields["exponents"])
-        index_NGTD = fields["order"].long()[:, :, None].expand_as(sorted_NGTD)
-        return torch.empty_like(sorted_NGTD).scatter_(3, index_NGTD, sorted_NGTD).to(self.dtype), fields["values"]
+        place_NGD = fields["order"].argsort(dim=-1)
+        keys_NGTD = sorted_NGTD.to(self.dtype).gather(3, place_NGD[:, :, None].expand_as(sorted_NGTD))
+        return keys_NGTD, fields["values"]

@@ -24,6 +24,10 @@ from operators.banks.slot_bank import ReadBuffer, RowSpec
 __all__ = ["PagePool", "runs"]
 
 
+_FEW = 4
+"""Runs of neighbouring pages up to which copying run by run beats one indexed copy."""
+
+
 def runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Return the slices [start, stop) of ``numbers`` within which each number is its predecessor plus 1."""
     cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
@@ -57,13 +61,16 @@ class PagePool:
 
     def write(self, layer: int, pages_R: Frames, rows: Mapping[str, Tensor]) -> None:
         """Copy rows [R, *field], from any device, to these places of a layer."""
+        spans = runs(pages_R)
         for name, pool_LP in self.rows.items():
             values_R = rows[name]
-            if values_R.device.type == "cuda" and self.device.type == "cpu":
-                for start, stop in runs(pages_R):
+            to_host = values_R.device.type == "cuda" and self.device.type == "cpu"
+            if to_host or len(spans) <= _FEW:
+                for start, stop in spans:
                     place = int(pages_R[start])
                     pool_LP[layer, place : place + stop - start].copy_(values_R[start:stop], non_blocking=True)
-                self._copied = torch.cuda.current_stream(values_R.device).record_event()
+                if to_host:
+                    self._copied = torch.cuda.current_stream(values_R.device).record_event()
             else:
                 pool_LP[layer].index_copy_(0, self._index(pages_R), values_R.to(self.device, non_blocking=True))
 

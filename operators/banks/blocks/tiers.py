@@ -184,7 +184,8 @@ class Tiers:
         files: StreamFiles | None,
         buffer: ReadBuffer | None = None,
     ) -> dict[str, Tensor]:
-        """Return copies of pages of one stream on the device, from whatever tier."""
+        """Return copies of pages of one stream on the device, from whatever tier; in ``buffer`` where the device is the CPU."""
+        buffer = buffer if self.device.type == "cpu" else None
         if self.near is None:
             rows = self._below(layer, blocks_R, frames_R, files, buffer)
         else:

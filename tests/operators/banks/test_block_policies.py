@@ -129,6 +129,16 @@ def test_kv_merger_weights_tokens_around_the_pivot(seed: int, tokens: int, data)
                 assert got[2][g, k] == len(members)
 
 
+def test_kv_merger_loses_nothing_where_neighbours_are_equal():
+    keys, values = (drawn(seed, 1, 2, 5, 4).repeat_interleave(3, dim=2) for seed in (1, 2))
+    codec, query = KVMergerCodec(5), drawn(3, 2, 6, 4)
+    fields = codec.encode(keys, values, {"attention": drawn(4, 1, 2, 15).abs()})
+    merged_keys, merged_values = codec.decode(fields)
+    whole = (query @ keys[0].mT).softmax(-1) @ values[0]
+    merged = (query @ merged_keys[0].mT + fields["log_size"][0, :, None]).softmax(-1) @ merged_values[0]
+    torch.testing.assert_close(merged, whole, atol=1e-5, rtol=1e-4)
+
+
 def test_kv_merger_joins_protected_tokens_only_when_nothing_else_is_left():
     keys, protected = drawn(3, 1, 6, 4), torch.tensor([[True, True, True, True, False, False]])
     assert merge_sets(keys, protected, 5)[0].tolist() == [0, 1, 2, 3, 4, 4]
