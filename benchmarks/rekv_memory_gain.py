@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _say(progress: Progress) -> None:
-    if progress.step % 500 == 0:
+    if progress.step % (10 * (progress.steps // 60)) == 0:
         print(f"{progress.stage} {progress.step}/{progress.steps} loss {progress.loss:.3f}", flush=True)
 
 

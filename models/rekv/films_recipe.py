@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.rekv.films import COLOURS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, render, wording
+from models.rekv.instruction import answer_loss, pack
 from models.rekv.small import SMALL_PROMPTS, SmallModel, WordTokenizer, build_small
 from models.rekv.vision import FrameEncoder
 
@@ -30,13 +31,12 @@ __all__ = ["FilmsSchedule", "Progress", "film_tokenizer", "train_films"]
 logger = logging.getLogger(__name__)
 
 _KINDS = ("colour", "shape", "when", "count")
-_REPORT_EVERY = 50
+_REPORTS = 60  # of a stage
 _WARMUP, _LAST_FACTOR = 100, 0.02
 _GRADIENT_NORM = 1.0
 _RETRIEVAL_WEIGHT = 0.5
 _FIRST_LONGEST = 6
 _INITIAL_STD = 0.1  # about 1 / sqrt(hidden size); with the library's 0.02 attention stays flat for hundreds of steps
-_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +145,14 @@ def _train_vision(
     tower.train()
     parameters = [*tower.parameters(), *heads.parameters()]
     optimiser, scheduler = _optimiser(parameters, schedule.vision_rate, schedule.vision_steps)
-    total = 0.0
+    total, every = 0.0, max(1, schedule.vision_steps // _REPORTS)
     for step in range(1, schedule.vision_steps + 1):
         rows = torch.from_numpy(rng.integers(len(pool.frames_NHW3), size=schedule.vision_batch))
         patches_BPC = _patches(tower, pixels(pool.frames_NHW3[rows]))
         losses = [cross_entropy(head(patches_BPC.mean(dim=1)), pool.labels[name][rows]) for name, head in heads.items()]
         total += _update(sum(losses, torch.zeros(())), parameters, optimiser, scheduler)
-        if step % _REPORT_EVERY == 0:
-            _report(Progress("vision", step, schedule.vision_steps, total / _REPORT_EVERY), progress)
+        if step % every == 0:
+            _report(Progress("vision", step, schedule.vision_steps, total / every), progress)
             total = 0.0
     tower.eval().requires_grad_(False)
 
@@ -176,7 +176,7 @@ def _train_answers(
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=_INITIAL_STD)
     optimiser, scheduler = _optimiser(parameters, schedule.answer_rate, schedule.answer_steps)
-    total = 0.0
+    total, every = 0.0, max(1, schedule.answer_steps // _REPORTS)
     for step in range(1, schedule.answer_steps + 1):
         grown = min(1.0, 2 * step / schedule.answer_steps)
         longest = round(_FIRST_LONGEST + (schedule.most_frames - _FIRST_LONGEST) * grown)
@@ -187,8 +187,8 @@ def _train_answers(
         features_BnC = features.reshape(len(clips), -1, features.shape[-1])
         loss = _clip_loss(small, clips, features_BnC, frames)
         total += _update(loss, parameters, optimiser, scheduler)
-        if step % _REPORT_EVERY == 0:
-            _report(Progress("answers", step, schedule.answer_steps, total / _REPORT_EVERY), progress)
+        if step % every == 0:
+            _report(Progress("answers", step, schedule.answer_steps, total / every), progress)
             total = 0.0
 
 
@@ -239,32 +239,21 @@ def _clip(pool: _Pool, frames: int, rng: np.random.Generator) -> _Clip:
 def _clip_loss(small: SmallModel, clips: list[_Clip], features_BnC: Tensor, frames: int) -> Tensor:
     """Return the loss of the answers plus that of the retrieval scores."""
     tokenizer, decoder = small.tokenizer, small.model.model.language_model
-    prefix = torch.tensor(tokenizer.encode(small.prompts.prefix))
-    texts, targets, question_lengths = [], [], []
-    for clip in clips:
-        prompt = tokenizer.encode(small.prompts.open_ended(clip.question))
-        answer = [*tokenizer.encode(clip.answer), tokenizer.end]
-        texts.append(torch.tensor(prompt + answer[:-1]))
-        targets.append(torch.tensor([_IGNORED] * (len(prompt) - 1) + answer))
-        question_lengths.append(len(tokenizer.encode(clip.question)))
-    # Padding stands behind the text, where causal attention does not see it.
-    ids_Bn = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=tokenizer.end)
-    target_Bn = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=_IGNORED)
-    embed = decoder.get_input_embeddings()
-    prefix_BSC = embed(prefix).expand(len(clips), -1, -1)
-    whole = torch.cat((prefix_BSC, features_BnC, embed(ids_Bn)), dim=1)
-    output = decoder(inputs_embeds=whole, use_cache=False, output_hidden_states=True)
-    text_start = len(prefix) + features_BnC.shape[1]
-    hidden = output.last_hidden_state[:, text_start:][target_Bn != _IGNORED]
-    answer_loss = cross_entropy(small.model.lm_head(hidden), target_Bn[target_Bn != _IGNORED])
+    prefix = tokenizer.encode(small.prompts.prefix)
+    prompts = [tokenizer.encode(small.prompts.open_ended(clip.question)) for clip in clips]
+    answers = [[*tokenizer.encode(clip.answer), tokenizer.end] for clip in clips]
+    batch = pack(decoder, prefix, list(features_BnC), prompts, answers)
+    output = answer_loss(decoder, small.model.lm_head, batch, hidden_states=True)
 
-    asks_Bn = torch.arange(ids_Bn.shape[1]) < torch.tensor(question_lengths)[:, None]
+    text_start = len(prefix) + features_BnC.shape[1]
+    asked = torch.tensor([len(tokenizer.encode(clip.question)) for clip in clips])
+    asks_Bn = torch.arange(batch.embeds_BnC.shape[1] - text_start) < asked[:, None]
     holds_BF = torch.stack([clip.holds_F for clip in clips])
     retrieval = torch.zeros(())
     for layer, inputs in zip(decoder.layers, output.hidden_states, strict=False):
         scores_BF = _scores(layer, inputs, len(prefix), text_start, frames, asks_Bn)
         retrieval = retrieval + _retrieval_loss(scores_BF, holds_BF)
-    return answer_loss + _RETRIEVAL_WEIGHT * retrieval / len(decoder.layers)
+    return output.loss + _RETRIEVAL_WEIGHT * retrieval / len(decoder.layers)
 
 
 def _scores(layer: Any, inputs_BnC: Tensor, prefix: int, text_start: int, frames: int, asks_Bn: Tensor) -> Tensor:

@@ -55,6 +55,10 @@ class WordTokenizer:
         """Return token ids; there is no start token."""
         return [self._ids.get(word, self._ids[_UNKNOWN]) for word in _WORD.findall(text.lower())]
 
+    def unknown(self, text: str) -> list[str]:
+        """Return the words of a text that are not listed."""
+        return [word for word in _WORD.findall(text.lower()) if word not in self._ids]
+
     def decode(self, tokens: list[int]) -> str:
         """Return the words with spaces between them."""
         return " ".join(self.words[token] for token in tokens if token != self.end)

@@ -69,6 +69,10 @@ class FrameEncoder:
     @torch.inference_mode()
     def __call__(self, frames_FHW3: Tensor) -> Tensor:
         """Return the tokens [F, T, C] of uint8 RGB frames [F, H, W, 3] of any one size."""
+        return self.tokens(frames_FHW3)
+
+    def tokens(self, frames_FHW3: Tensor) -> Tensor:
+        """Return what a call returns, with gradients where parameters want them."""
         count, core = frames_FHW3.shape[0], self.model.model
         weight = next(self.model.parameters())
         pixels_F3HW = self.pixels(frames_FHW3.to(weight.device)).to(weight.dtype)

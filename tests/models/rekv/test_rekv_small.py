@@ -19,7 +19,7 @@ from models.rekv.train import train
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "rekv" / "weights" / "shapes.safetensors"
 SHORT = FilmsSchedule(
-    variants=1, vision_steps=100, vision_batch=32, answer_steps=100, answer_batch=8, most_frames=8, unseen_films=1
+    variants=1, vision_steps=40, vision_batch=32, answer_steps=30, answer_batch=8, most_frames=8, unseen_films=1
 )
 
 
@@ -80,8 +80,8 @@ def test_a_short_training_lowers_both_losses_and_is_a_function_of_its_seed(tmp_p
     said: list[Progress] = []
     done = train(tmp_path / "a", recipe="shapes", seed=3, schedule=SHORT, progress=said.append)
     for stage in ("vision", "answers"):
-        first, last = [p.loss for p in said if p.stage == stage]
-        assert last < first
+        losses = [p.loss for p in said if p.stage == stage]
+        assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     record = json.loads((tmp_path / "a" / "training.json").read_text())
     assert record["metrics"] == done.metrics
     assert done.metrics["questions"] == 20
