@@ -8,7 +8,7 @@ number of rows written to a slot alone; nothing is allocated after the construct
 """
 
 # B rows of a call, K arrays, L bits, V value columns, C columns of a cell (count, then values), S slots, M cells of a slot
-# (K 2**L), T slices, N slots of a snapshot
+# (K 2**L), T slices, N slots of a snapshot, H cells of a list
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ _MOST_ROWS = 1 << 38
 
 _FINE = 1 << 12
 """Weights of a half-life are the product of a coarse and a fine power: two short tables."""
+
+_FAINT = FIXED_POINT >> 12
+"""A cell of less weight is emptied when weights are shifted back: its means would soon be rounding errors."""
+
+# Marks of a cell: changed since the last snapshot; may be other than zero. Resets and slices then visit few of many cells.
+_CHANGED, _HELD = 1, 2
 
 Ints = npt.NDArray[np.int64]
 
@@ -87,10 +93,10 @@ class SketchBank:
         shape = (slots * self._cells, 1 + len(self.columns))
         self._total_SMC = torch.zeros(shape, dtype=torch.int64, device=self.device)
         """[S M, C]: what reads see; a slot's cells follow each other."""
-        self._dirty_SM = torch.zeros(shape[0], dtype=torch.bool, device=self.device)
+        self._marks_SM = torch.zeros(shape[0], dtype=torch.uint8, device=self.device)
         slices = self.forgetting.slices if isinstance(self.forgetting, Slices) else 0
         self._slices_STMC = torch.zeros((slots * slices * self._cells, shape[1]), dtype=torch.int64, device=self.device)
-        self._slices_dirty_STM = torch.zeros(len(self._slices_STMC), dtype=torch.bool, device=self.device)
+        self._slices_marks_STM = torch.zeros(len(self._slices_STMC), dtype=torch.uint8, device=self.device)
         self._offset_K = torch.arange(arrays, device=self.device) << bits
         self._column_C = torch.arange(shape[1], device=self.device)
         # Per slot, on the CPU: rows of this period, rows that reads see, periods so far.
@@ -108,7 +114,7 @@ class SketchBank:
 
     def bytes(self) -> int:
         """Return the bytes of all tables; equals ``slots * bytes_needed``."""
-        tensors = (self._total_SMC, self._dirty_SM, self._slices_STMC, self._slices_dirty_STM)
+        tensors = (self._total_SMC, self._marks_SM, self._slices_STMC, self._slices_marks_STM)
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
@@ -158,7 +164,7 @@ class SketchBank:
         cells_BK, _ = self._address(buckets_BK, slots_B)
         fixed_BV = (values_BV.to(self.device, torch.float64) * FIXED_POINT).round().long()
         rows_BC = torch.cat([torch.zeros_like(fixed_BV[:, :1]), fixed_BV], dim=1)
-        self._scatter(self._total_SMC, self._dirty_SM, cells_BK, rows_BC)
+        self._scatter(self._total_SMC, self._marks_SM, cells_BK, rows_BC)
 
     @torch.no_grad()
     def read(self, buckets_BK: Tensor, *, slots_B: Tensor | None = None) -> SketchRead:
@@ -176,8 +182,8 @@ class SketchBank:
         """Forget everything in these slots, or in all."""
         slot_N = np.arange(self.slots) if slots is None else slots.cpu().numpy()
         for slot in slot_N.tolist():
-            _zero(self._total_SMC, self._dirty_SM, self._span(slot))
-            _zero(self._slices_STMC, self._slices_dirty_STM, self._slice_span(slot))
+            for _, cells, marks, length in self._tables():
+                _zero(cells, marks, _held(marks, slot * length, length))
         for counter in self._counters().values():
             counter[slot_N] = 0
 
@@ -197,9 +203,9 @@ class SketchBank:
             )
         if self._periods_S.any() or other._periods_S.any() or ((self._written_S + other._written_S) > self._most_rows).any():
             raise ConfigError(f"banks cannot be merged: together they saw more than {self._most_rows} rows")
-        content = other._total_SMC.to(self.device)
-        self._total_SMC += content
-        self._dirty_SM |= (content != 0).any(1)
+        self._total_SMC += other._total_SMC.to(self.device)
+        held_SM = other._marks_SM.to(self.device) & _HELD
+        self._marks_SM |= held_SM | (held_SM >> 1)
         self._written_S += other._written_S
         self._period_rows_S += other._period_rows_S
 
@@ -210,25 +216,29 @@ class SketchBank:
         slot_N = slots_N.cpu().numpy()
         for name, counter in self._counters().items():
             state.dense[f"{prefix}.{name}"] = torch.from_numpy(counter[slot_N].copy())
-        for name, cells, dirty, length in self._tables():
-            index = slots_N.to(self.device)[:, None] * length + torch.arange(length, device=self.device)
-            if incremental:
-                changed_NM = dirty.view(self.slots, length)[slots_N.to(self.device)]
-                values = cells[index[changed_NM]].cpu()
-                position = changed_NM.nonzero()[:, 1].cpu()
-                state.rows[f"{prefix}.{name}"] = Rows(_lengths(len(slot_N), length), changed_NM.sum(1).cpu(), position, values)
-            else:
-                state.rows[f"{prefix}.{name}"] = Rows.full(_lengths(len(slot_N), length), cells[index.reshape(-1)].cpu())
+        slot = slots_N.to(self.device)
+        for name, cells, marks, length in self._tables():
+            lengths = torch.full((len(slot_N),), length)
+            if not incremental:
+                values = cells.view(self.slots, length, -1)[slot].flatten(0, 1).to("cpu", copy=True)
+                state.rows[f"{prefix}.{name}"] = Rows.full(lengths, values)
+                continue
+            changed = _marked(marks.view(self.slots, length)[slot].view(-1), _CHANGED)
+            stream, position = changed // length, changed % length
+            values = cells[slot[stream] * length + position].cpu()
+            count = torch.bincount(stream, minlength=len(slot_N))
+            state.rows[f"{prefix}.{name}"] = Rows(lengths, count.cpu(), position.cpu(), values)
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
-        self._dirty_SM.zero_()
-        self._slices_dirty_STM.zero_()
+        self._marks_SM &= _HELD
+        self._slices_marks_STM &= _HELD
 
     def load(self, slots_N: Tensor, state: State, prefix: str) -> None:
         """Take the content of these slots from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
         slot_N = slots_N.cpu().numpy()
-        for name, cells, dirty, length in self._tables():
+        slot = slots_N.to(self.device)
+        for name, cells, marks, length in self._tables():
             rows = state.rows.get(f"{prefix}.{name}")
             wanted = (len(slot_N) * length, cells.shape[1])
             if rows is None or tuple(rows.values_R.shape) != wanted or rows.values_R.dtype != cells.dtype:
@@ -237,9 +247,9 @@ class SketchBank:
                     f"{prefix}.{name} of the snapshot is {found}, the sketch's is {list(wanted)} of {cells.dtype}; "
                     "resume with the arrays, bits and forgetting of the first run"
                 )
-            values = rows.values_R.view(len(slot_N), length, -1)
-            cells.view(self.slots, length, -1)[slots_N.to(self.device)] = values.to(self.device)
-            dirty.view(self.slots, length)[slots_N.to(self.device)] = False
+            values = rows.values_R.to(self.device).view(len(slot_N), length, -1)
+            cells.view(self.slots, length, -1)[slot] = values
+            marks.view(self.slots, length)[slot] = (values != 0).any(2).to(torch.uint8) * _HELD
         for name, counter in self._counters().items():
             counter[slot_N] = state.dense[f"{prefix}.{name}"].numpy()
 
@@ -265,23 +275,23 @@ class SketchBank:
             rows_BC[:, 0] = FIXED_POINT
             rows_BC *= self._weights(self._period_rows_S[slot_B] + rank_B + 1)[:, None]
         rows_BC = rows_BC.round().long()
-        self._scatter(self._total_SMC, self._dirty_SM, cells_BK, rows_BC)
+        self._scatter(self._total_SMC, self._marks_SM, cells_BK, rows_BC)
         rows_S = np.bincount(slot_B, minlength=self.slots)
         if isinstance(self.forgetting, Slices):
             slices = self.forgetting.slices
             current_B = torch.from_numpy(slot_B * (slices - 1) + self._periods_S[slot_B] % slices).to(self.device)
             # From [S, M] to [S, T, M]: a slot's cells move by the slices of the slots before it, then by its current slice.
-            self._scatter(self._slices_STMC, self._slices_dirty_STM, cells_BK + current_B[:, None] * self._cells, rows_BC)
+            self._scatter(self._slices_STMC, self._slices_marks_STM, cells_BK + current_B[:, None] * self._cells, rows_BC)
             self._slice_rows_ST[np.arange(self.slots), self._periods_S % slices] += rows_S
         self._period_rows_S += rows_S
         self._written_S += rows_S
 
-    def _scatter(self, cells_XC: Tensor, dirty_X: Tensor, index_BK: Tensor, rows_BC: Tensor) -> None:
-        """Add a row to each of its cells. Over the flat table, where adding is fastest, and in order on the CPU."""
+    def _scatter(self, cells_XC: Tensor, marks_X: Tensor, index_BK: Tensor, rows_BC: Tensor) -> None:
+        """Add a row to each of its cells. Over the flat table, where adding is fastest."""
         columns = len(self._column_C)
         flat = (index_BK[:, :, None] * columns + self._column_C).view(-1)
-        cells_XC.view(-1).scatter_add_(0, flat, rows_BC[:, None].expand(-1, self.arrays, -1).reshape(-1))
-        dirty_X[index_BK.reshape(-1)] = True
+        cells_XC.view(-1).scatter_add_(0, flat, rows_BC[:, None].expand(-1, index_BK.shape[1], -1).reshape(-1))
+        marks_X[index_BK.reshape(-1)] = _CHANGED | _HELD
 
     def _room(self) -> Ints:
         """Return how many rows each slot takes before its period ends."""
@@ -300,43 +310,44 @@ class SketchBank:
             span = self._span(slot)
             match self.forgetting:
                 case Never():
-                    self._total_SMC[span] >>= 1
-                    self._dirty_SM[span] = True
+                    self._shift(span, 1)
                     self._written_S[slot] = self._period_rows_S[slot] = self._period_rows_S[slot] >> 1
                 case ResetEvery():
-                    _zero(self._total_SMC, self._dirty_SM, span)
+                    _zero(self._total_SMC, self._marks_SM, _held(self._marks_SM, span.start, self._cells))
                     self._written_S[slot] = self._period_rows_S[slot] = 0
                 case Slices(slices=slices):
                     oldest = int(self._periods_S[slot] + 1) % slices
                     start = (slot * slices + oldest) * self._cells
-                    gone = slice(start, start + self._cells)
-                    self._total_SMC[span] -= self._slices_STMC[gone]
-                    self._dirty_SM[span] |= (self._slices_STMC[gone] != 0).any(1)
-                    _zero(self._slices_STMC, self._slices_dirty_STM, gone)
+                    held = _held(self._slices_marks_STM, start, self._cells)
+                    gone_HC = self._slices_STMC.index_select(0, held)
+                    self._scatter(self._total_SMC, self._marks_SM, (held - start + span.start)[:, None], -gone_HC)
+                    _zero(self._slices_STMC, self._slices_marks_STM, held)
                     self._written_S[slot] -= self._slice_rows_ST[slot, oldest]
                     self._slice_rows_ST[slot, oldest] = self._period_rows_S[slot] = 0
                 case HalfLife():
-                    self._total_SMC[span] >>= self.forgetting.shift
-                    self._dirty_SM[span] = True
+                    self._shift(span, self.forgetting.shift)
+                    held = _held(self._marks_SM, span.start, self._cells)
+                    _zero(self._total_SMC, self._marks_SM, held[self._total_SMC[held, 0] < _FAINT])
                     self._period_rows_S[slot] = 0
             self._periods_S[slot] += 1
 
+    def _shift(self, span: slice, bits: int) -> None:
+        """Divide all cells by a power of two, rounding down."""
+        self._total_SMC[span] >>= bits
+        self._marks_SM[span] |= self._marks_SM[span] >> 1  # what is held has changed
+
     def _span(self, slot: int) -> slice:
         return slice(slot * self._cells, (slot + 1) * self._cells)
-
-    def _slice_span(self, slot: int) -> slice:
-        length = len(self._slices_STMC) // self.slots
-        return slice(slot * length, (slot + 1) * length)
 
     def _counters(self) -> dict[str, Ints]:
         counters = {"period_rows": self._period_rows_S, "written": self._written_S, "periods": self._periods_S}
         return counters | ({"slice_rows": self._slice_rows_ST} if isinstance(self.forgetting, Slices) else {})
 
     def _tables(self) -> list[tuple[str, Tensor, Tensor, int]]:
-        """Return name, cells, which of them are dirty, and the cells of one slot."""
-        tables = [("cells", self._total_SMC, self._dirty_SM, self._cells)]
+        """Return name, cells, their marks, and the number of cells of one slot."""
+        tables = [("cells", self._total_SMC, self._marks_SM, self._cells)]
         if isinstance(self.forgetting, Slices):
-            tables.append(("slices", self._slices_STMC, self._slices_dirty_STM, self.forgetting.slices * self._cells))
+            tables.append(("slices", self._slices_STMC, self._slices_marks_STM, self.forgetting.slices * self._cells))
         return tables
 
 
@@ -368,11 +379,19 @@ def _rank(slot_B: Ints) -> Ints:
     return rank_B
 
 
-def _zero(cells_XC: Tensor, dirty_X: Tensor, span: slice) -> None:
-    """Clear cells; those that were not empty have changed."""
-    dirty_X[span] |= (cells_XC[span] != 0).any(1)
-    cells_XC[span] = 0
+def _marked(marks_X: Tensor, mark: int) -> Tensor:
+    """Return the positions of cells that carry a mark, ascending."""
+    chosen_X = (marks_X & mark) != 0
+    if marks_X.is_cuda:
+        return chosen_X.nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(chosen_X.numpy()))  # faster than nonzero
 
 
-def _lengths(number: int, length: int) -> Tensor:
-    return torch.full((number,), length, dtype=torch.int64)
+def _held(marks_X: Tensor, start: int, length: int) -> Tensor:
+    """Return the positions of cells in a stretch that may be other than zero."""
+    return start + _marked(marks_X[start : start + length], _HELD)
+
+
+def _zero(cells_XC: Tensor, marks_X: Tensor, held_H: Tensor) -> None:
+    cells_XC.index_fill_(0, held_H, 0)
+    marks_X[held_H] = _CHANGED
