@@ -1,5 +1,5 @@
 # Every target does its own set-up: virtual environment, packages, system libraries (scripts/setup.sh).
-.PHONY: help setup demo test test-slow lint types format bench clean
+.PHONY: help setup demo kafka test test-slow lint types format bench clean
 
 BIN := .venv/bin
 export PYTHONWARNINGS ?= ignore
@@ -8,6 +8,7 @@ export OMP_NUM_THREADS ?= 2
 
 help:
 	@echo "make demo       replay four videos through Ray, detect with memory, write Parquet and an annotated MP4"
+	@echo "make kafka      a Kafka broker on 127.0.0.1:9092 for a first try"
 	@echo "make test       lint, types and tests (what CI runs)"
 	@echo "make test-slow  the soaks and minutes-long checks"
 	@echo "make bench      every benchmark of benchmarks/; results as JSON in benchmarks/results/"
@@ -17,6 +18,9 @@ setup:
 
 demo: setup
 	@$(BIN)/python -m pipelines.demo
+
+kafka:
+	@scripts/kafka.sh
 
 lint: setup
 	$(BIN)/ruff check .

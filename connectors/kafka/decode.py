@@ -225,7 +225,9 @@ def _parse_objects(values: list[bytes], columns: pa.Schema) -> list[tuple[pa.Tab
 
 
 def _parse_arrow(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
-    tables, errors, counts = [], [], np.empty(len(values), np.int64)
+    tables: list[pa.Table] = []
+    problems: list[str | None] = []
+    counts = np.empty(len(values), np.int64)
     for number, value in enumerate(values):
         problem = None
         try:
@@ -238,11 +240,14 @@ def _parse_arrow(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
         if problem is not None:
             table = pa.Table.from_arrays([pa.nulls(1, kind) for kind in columns.types], schema=columns)
         tables.append(_conform(table, columns))
-        errors += [problem] * table.num_rows
+        problems.append(problem)
         counts[number] = table.num_rows
     whole = pa.concat_tables(tables).combine_chunks()
     arrays = [column.chunk(0) for column in whole.columns]
-    return arrays, pa.array(errors, pa.string()) if any(errors) else None, counts
+    errors = None
+    if any(problems):
+        errors = pa.array(problems, pa.string()).take(pa.array(np.repeat(np.arange(len(values)), counts)))
+    return arrays, errors, counts
 
 
 def _conform(table: pa.Table, columns: pa.Schema) -> pa.Table:
