@@ -2,8 +2,9 @@
 
 Blocks have the shape of LLaVA-OneVision 0.5B (2 groups, 196 tokens, 64 numbers, half precision), with fewer layers. A question
 gathers 64 random blocks of every layer. Every tier must return the same bytes, which is checked. The published way keeps an
-object per block and layer and copies keys and values one after the other. Files lie in a temporary folder and are warm in the
-page cache, as they are after writing. The day has 43,200 small blocks: memory must stay flat, and the first minute be exact.
+object per block and layer and copies keys and values one after the other; both sides compute representatives. One thread, its
+processor time. Files lie in a temporary folder and are warm in the page cache, as they are after writing. The day has 43,200
+small blocks: memory must stay flat, and the first minute be exact.
 """
 
 # F blocks written at once, L layers, G groups, T tokens, D dim, R blocks of a question
@@ -43,8 +44,10 @@ class Published:
 
     def __init__(self) -> None:
         self.blocks: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(SPEC.layers)]
+        self.means: list[list[Tensor]] = [[] for _ in range(SPEC.layers)]
 
     def append(self, layer: int, keys_FGTD: Tensor, values_FGTD: Tensor) -> None:
+        self.means[layer] += [keys_GTD.float().mean(1) for keys_GTD in keys_FGTD]
         self.blocks[layer] += [(k.clone(), v.clone()) for k, v in zip(keys_FGTD, values_FGTD, strict=True)]
 
     def gather(self, layer: int, chosen_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,11 +81,13 @@ def frames(number: int) -> tuple[Tensor, Tensor]:
 
 
 def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Seconds of processor time of this thread, the system's included; of a clock where a GPU is at work."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
+    start = clock()
     call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def questions() -> list[list[Tensor]]:

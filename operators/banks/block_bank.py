@@ -116,7 +116,7 @@ class BlockBank:
         budget = Budget(device=device_bytes, host=host_bytes, disk=disk_bytes, representatives=representatives)
         self.plan = TierPlan.of(name, spec, self.fields, budget, slots)
         self.tiers = Tiers(self.plan, spec, self.fields, device=self.device, means=representatives)
-        self.folder = Path(disk_folder) if disk_folder is not None else None
+        self.folder = Path(disk_folder) / name if disk_folder is not None else None
         self.streams: list[Stream | None] = [None] * slots
         self.retirement = Retirement(snapshots_kept)
         self.dropped = self.refused = 0
@@ -142,7 +142,10 @@ class BlockBank:
     # Streams
 
     def open(self, slots_B: Tensor | Sequence[int], keys_B: Tensor | Sequence[int]) -> None:
-        """Hand slots to new streams. A key is a number of the stream's own (``stream_seed``); files are named by it."""
+        """Hand slots to new streams. A key is a number of the stream's own (``stream_seed``); files are named by it.
+
+        Deletes files that an earlier run left of these streams and that ``load`` did not take up.
+        """
         with self._lock:
             for slot, key in zip(_ints(slots_B), _ints(keys_B), strict=True):
                 if self.streams[slot] is not None:
@@ -187,7 +190,10 @@ class BlockBank:
         representatives_BLGD: Tensor | None = None,
         stats: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Add one block to each stream; return their numbers, int64 [B], ``REFUSED`` where there was no room."""
+        """Add one block to each stream; return their numbers, int64 [B], ``REFUSED`` where there was no room.
+
+        The same as ``append_layer`` for all layers; ``stats``: name → [B, L, ...].
+        """
         number_B1 = torch.empty(0)
         for layer in range(self.spec.layers):
             means = None if representatives_BLGD is None else representatives_BLGD[:, layer : layer + 1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError
-from operators.banks.blocks.spec import BlockSpec
+from operators.banks.blocks.spec import BlockSpec, required
 from operators.banks.slot_bank import RowSpec
 
 __all__ = ["KeptTokensCodec", "highest"]
@@ -45,7 +45,7 @@ class KeptTokensCodec:
 
     def encode(self, keys_NGTD: Tensor, values_NGTD: Tensor, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pick the tokens."""
-        index_NGK = highest(stats["score"].expand(keys_NGTD.shape[:3]), self.kept)
+        index_NGK = highest(required(stats, "score").expand(keys_NGTD.shape[:3]), self.kept)
         index_NGKD = index_NGK[..., None].expand(*index_NGK.shape, keys_NGTD.shape[3])
         return {name: x.gather(2, index_NGKD).to(self.dtype) for name, x in (("keys", keys_NGTD), ("values", values_NGTD))}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError
 from operators.banks.block_policies.kept_tokens import highest
-from operators.banks.blocks.spec import BlockSpec
+from operators.banks.blocks.spec import BlockSpec, required
 from operators.banks.slot_bank import RowSpec
 
 __all__ = ["KVMergerCodec", "merge_sets", "merge_tokens"]
@@ -103,7 +103,7 @@ class KVMergerCodec:
 
     def encode(self, keys_NGTD: Tensor, values_NGTD: Tensor, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Merge."""
-        attention_NGT = stats["attention"].float().expand(keys_NGTD.shape[:3])
+        attention_NGT = required(stats, "attention").float().expand(keys_NGTD.shape[:3])
         protected_NGT = torch.zeros_like(attention_NGT, dtype=torch.bool)
         protected_NGT.scatter_(-1, highest(attention_NGT, self.heavy), True)
         set_NGT = merge_sets(keys_NGTD, protected_NGT, self.kept)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError
 from operators.banks.block_policies.kept_tokens import highest
-from operators.banks.blocks.spec import BlockSpec
+from operators.banks.blocks.spec import BlockSpec, required
 from operators.banks.slot_bank import RowSpec
 
 __all__ = ["ThinKCodec", "channel_scores", "kept_channels"]
@@ -65,7 +65,7 @@ class ThinKCodec:
 
     def encode(self, keys_NGTD: Tensor, values_NGTD: Tensor, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Drop channels."""
-        channels_NGC = kept_channels(channel_scores(stats["query_squares"], keys_NGTD), self.ratio)
+        channels_NGC = kept_channels(channel_scores(required(stats, "query_squares"), keys_NGTD), self.ratio)
         kept_NGTC = keys_NGTD.gather(3, channels_NGC[:, :, None].expand(*keys_NGTD.shape[:3], channels_NGC.shape[2]))
         return {
             "keys": kept_NGTC.to(self.dtype),

@@ -18,7 +18,7 @@ from torch import Tensor
 from connectors.errors import ConfigError
 from operators.banks.slot_bank import RowSpec
 
-__all__ = ["REPRESENTATIVES", "BlockCodec", "BlockSpec", "PlainCodec", "page_bytes"]
+__all__ = ["REPRESENTATIVES", "BlockCodec", "BlockSpec", "PlainCodec", "page_bytes", "required"]
 
 REPRESENTATIVES = "representatives"
 """Name of the representatives beside a codec's fields in files and snapshots."""
@@ -98,3 +98,10 @@ class PlainCodec:
 def page_bytes(fields: Mapping[str, RowSpec]) -> int:
     """Return the bytes of one page."""
     return sum(row.bytes for row in fields.values())
+
+
+def required(stats: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return what a codec cannot do without. Raise ``ValueError`` if the writer did not give it."""
+    if name not in stats:
+        raise ValueError(f"this codec needs stats[{name!r}] with every append, got {sorted(stats)}; see the codec's docstring")
+    return stats[name]

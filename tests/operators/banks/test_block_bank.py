@@ -144,6 +144,62 @@ def test_tiers_of_any_size_change_nothing(data, tmp_path_factory):
     bank.close()
 
 
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_course_of_events_leaves_the_blocks_that_are_held_as_written(data, tmp_path_factory):
+    kind = data.draw(st.sampled_from(["device", "host_cached", "disk", "disk_cached"]))
+    limit = data.draw(st.sampled_from([None, 4]))
+    kwargs = budgets(kind, tmp_path_factory.mktemp("blocks"), 12)
+    kwargs |= {"blocks_per_stream": limit, "on_full": data.draw(st.sampled_from(["refuse", "drop_oldest"]))}
+    bank = BlockBank(SPEC, slots=2, **kwargs)
+    keys, held, kept = {0: 1, 1: 2}, [], None
+    bank.open([0, 1], [1, 2])
+    for _ in range(data.draw(st.integers(4, 14))):
+        slot = data.draw(st.integers(0, 1))
+        match data.draw(st.sampled_from(["append", "append", "both", "reopen", "hold", "let_go", "snapshot", "restore"])):
+            case "append":
+                append(bank, {slot: keys[slot]}, data.draw(st.integers(1, 5)))
+            case "both":
+                append(bank, keys, data.draw(st.integers(1, 2)))
+            case "reopen":
+                bank.release([slot])
+                keys[slot] += 2  # slot 0 has odd keys, slot 1 even ones
+                bank.open([slot], [keys[slot]])
+            case "hold":
+                held.append((keys[slot], bank.reader(slot)))
+            case "let_go" if held:
+                held.pop(0)[1].close()
+            case "snapshot":
+                kept = (snapshot(bank, [0, 1]), dict(keys), bank.first([0, 1]).tolist(), bank.count([0, 1]).tolist())
+            case "restore" if kept is not None:
+                for _, reader in held:
+                    reader.close()
+                held.clear()
+                bank.load([0, 1], kept[0])
+                keys = dict(kept[1])
+                assert (bank.first([0, 1]).tolist(), bank.count([0, 1]).tolist()) == kept[2:]
+                kept = None  # snapshots that are older than three are not for restoring
+        for key, reader in held:
+            check(reader, key, list(range(reader.first, reader.below)))
+        for one, key in keys.items():
+            check_all(bank, one, key)
+            assert limit is None or bank.count([one]) - bank.first([one]) <= limit
+    for _, reader in held:
+        reader.close()
+    bank.release([0, 1])
+    assert append_everything(bank)
+    bank.close()
+
+
+def append_everything(bank: BlockBank) -> bool:
+    """Fill an empty bank to see that all of its room is there again."""
+    bank.open([0], [1001])
+    room = min(bank.plan.blocks, 12)
+    written = torch.cat([append(bank, {0: 1001}, 1)[0] for _ in range(room)])
+    limit = bank.count([0]) - bank.first([0])
+    return int((written != REFUSED).sum()) == room or int(limit) == 4
+
+
 def test_whole_blocks_are_appended_as_layer_by_layer(tiers):
     bank = BlockBank(SPEC, slots=2, **tiers)
     bank.open([0, 1], [4, 5])

@@ -366,6 +366,13 @@ def test_a_bank_gives_back_what_the_codec_kept_from_every_tier(codec, stats, tmp
         bank.close()
 
 
+def test_a_codec_names_what_it_needs_to_know():
+    bank = BlockBank(BlockSpec(layers=1, groups=1, tokens=6, dim=8), slots=1, device_bytes=10**5, codec=KeptTokensCodec(3))
+    bank.open([0], [7])
+    with pytest.raises(ValueError, match=r"needs stats\['score'\] with every append, got \[\]"):
+        bank.append([0], torch.zeros(1, 1, 1, 6, 8), torch.zeros(1, 1, 1, 6, 8))
+
+
 def test_kept_tokens_are_the_best_in_their_order():
     keys, score = drawn(1, 3, 2, 7, 4), drawn(2, 3, 2, 7)
     got, _ = KeptTokensCodec(4).decode(KeptTokensCodec(4).encode(keys, keys, {"score": score}))
