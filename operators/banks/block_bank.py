@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
+from operators.banks.blocks.budget import Budget, TierPlan
 from operators.banks.blocks.page_table import Frames, PageTable
 from operators.banks.blocks.reader import BlockReader
 from operators.banks.blocks.retirement import Retirement
@@ -34,7 +35,7 @@ from operators.banks.blocks.snapshot import (
     open_files,
 )
 from operators.banks.blocks.spec import BlockCodec, BlockSpec, PlainCodec, page_bytes
-from operators.banks.blocks.tiers import Budget, Part, TierPlan, Tiers
+from operators.banks.blocks.tiers import Part, Tiers
 from operators.state import State
 
 __all__ = ["REFUSED", "BlockBank"]
@@ -115,7 +116,7 @@ class BlockBank:
             raise ConfigError(f"{name}: blocks_per_stream={blocks_per_stream}; it must be at least 1, or None for no limit")
         budget = Budget(device=device_bytes, host=host_bytes, disk=disk_bytes, representatives=representatives)
         self.plan = TierPlan.of(name, spec, self.fields, budget, slots)
-        self.tiers = Tiers(self.plan, spec, self.fields, device=self.device, means=representatives)
+        self.tiers = Tiers(self.plan, spec, self.fields, device=self.device, representatives=representatives)
         self.folder = Path(disk_folder) / name if disk_folder is not None else None
         self.streams: list[Stream | None] = [None] * slots
         self.retirement = Retirement(snapshots_kept)

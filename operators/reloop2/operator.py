@@ -68,6 +68,7 @@ class ReLoop2Operator(Operator):
     Options = ReLoop2Options
     input_schema = IMPRESSION
     control_schema = CONTROL
+    output_schema = prediction_schema("int64", "")  # of an instance: with its id_type and its fingerprint
 
     def __init__(self, options: ReLoop2Options, context: Context) -> None:
         super().__init__(options, context)

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from pipelines.cli import cli
 from pipelines.commands.train import methods
+from pipelines.registry import entries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,8 +93,8 @@ def test_a_bad_file_has_status_2_and_no_stack_trace(folder: Path) -> None:
         "Allowed: a path",
         "  copy.yaml:2:1  stat: unknown key 'stat' (did you mean 'state'?); allowed: epoch_s, max_attempts, name, operators, "
         "runner, seed, sinks, sources, state",
-        "  copy.yaml:4:12  sources.events.type: unknown source type 'json' (did you mean 'jsonl'?); allowed: video, images, "
-        "parquet, csv, jsonl, arrow, or module:Class of your own",
+        "  copy.yaml:4:12  sources.events.type: unknown source type 'json' (did you mean 'jsonl'?); "
+        f"allowed: {', '.join(entry.name for entry in entries('source'))}, or module:Class of your own",
     ]
 
 

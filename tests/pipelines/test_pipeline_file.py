@@ -12,8 +12,9 @@ import yaml
 
 from connectors.errors import ConfigError
 from pipelines.file import load_spec, spec_from_dict
-from pipelines.registry import ready_pipelines
+from pipelines.registry import entries, ready_pipelines
 
+SOURCES = ", ".join(entry.name for entry in entries("source"))
 GOOD = """\
 name: clips
 state: state
@@ -310,14 +311,14 @@ def test_an_empty_pipeline_lists_everything_that_is_missing(tmp_path: Path) -> N
         (
             "type: video,",
             "type: vidoe,",
-            "p.yaml:4:11  sources.clips.type: unknown source type 'vidoe' (did you mean 'video'?); allowed: video, images, "
-            "parquet, csv, jsonl, arrow, or module:Class of your own",
+            f"p.yaml:4:11  sources.clips.type: unknown source type 'vidoe' (did you mean 'video'?); allowed: {SOURCES}, "
+            "or module:Class of your own",
         ),
         (
             "path: videos/*.mp4",
             "pth: videos/*.mp4",
-            "p.yaml:4:24  sources.clips.pth: unknown option 'pth' (did you mean 'path'?); allowed: pace, catch_up, path, "
-            "stream_names, start_time, max_fps, references, encode, jpeg_quality",
+            "p.yaml:4:24  sources.clips.pth: unknown option 'pth' (did you mean 'path'?); allowed: pace, catch_up, follow, "
+            "settle_s, path, stream_names, start_time, max_fps, references, encode, jpeg_quality",
         ),
         ("videos/*.mp4}", "3}", "p.yaml:4:24  sources.clips.path: must be text or a list of texts, got 3"),
         ("videos/*.mp4}", "v, max_fps: -1}", "p.yaml:4:33  sources.clips.max_fps: must be above 0 (1/s), got -1"),

@@ -88,7 +88,7 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Pa
     values = aligned_pipeline(
         folder, tmp_path, operators__ledger__type="aligned_workload:StreamLedger", operators__ledger__align_s=20
     )
-    values["operators"]["ledger"]["slow_s"] = 0.01
+    values["operators"]["ledger"]["slow_s"] = 0.05  # some five seconds in all
     values["sources"]["impressions"]["parallelism"] = 5
     stop_when_committed(values)
     assert 0 < len(committed_digests(tmp_path)) < ROWS
@@ -145,7 +145,7 @@ def test_on_ray_a_killed_operator_goes_on_with_the_rows_that_waited(folder: Path
 @pytest.mark.usefixtures("ray_address")
 def test_stopped_in_local_and_resumed_on_ray_with_three_shards(folder: Path, times: Times, tmp_path: Path) -> None:
     values = aligned_pipeline(folder, tmp_path, operators__ledger__type="aligned_workload:StreamLedger")
-    values["operators"]["ledger"]["slow_s"] = 0.01
+    values["operators"]["ledger"]["slow_s"] = 0.05  # some five seconds in all
     stop_when_committed(values)
     assert 0 < len(committed_digests(tmp_path)) < ROWS
     values["operators"]["ledger"]["shards"] = 3

@@ -44,7 +44,7 @@ class PageCache:
         self._free_L = np.full(pool.layers, pool.pages, np.int64)
         self._clock = 0
         self._lock = threading.Lock()
-        self._read: torch.cuda.Event | None = None
+        self._queued: torch.cuda.Event | None = None
 
     def gather(self, layer: int, frames_R: Frames, load: Load, buffer: ReadBuffer | None = None) -> Mapping[str, Tensor]:
         """Return copies of pages [R, *field]; what is not here comes from ``load`` and stays."""
@@ -58,7 +58,7 @@ class PageCache:
                 self._publish(layer, frames_R[missing], places_R[missing])
             return self.pool.read(layer, places_R, buffer)
         finally:
-            self._let_go(layer, places_R)
+            self._let_go(layer, places_R, queued=True)
 
     def warm(self, layer: int, frames_R: Frames, load: Load) -> None:
         """Fetch what is not here, as far as there is room. On CUDA: call it under a stream of its own."""
@@ -68,8 +68,8 @@ class PageCache:
         places_R, missing = held
         try:
             if missing.size:
-                if self._read is not None:  # reads of the places that are overwritten may still be queued on another stream
-                    torch.cuda.current_stream(self.pool.device).wait_event(self._read)
+                if self._queued is not None:  # on another stream copies from and to these places may still be waiting
+                    torch.cuda.current_stream(self.pool.device).wait_event(self._queued)
                 self.pool.write(layer, places_R[missing], load(missing))
                 if self.pool.device.type == "cuda":
                     torch.cuda.current_stream(self.pool.device).synchronize()
@@ -95,7 +95,7 @@ class PageCache:
             self.pool.write(layer, places, {name: rows[name][-count:] for name in self.pool.rows})
             self._publish(layer, frames_R[-count:], places)
         finally:
-            self._let_go(layer, places)
+            self._let_go(layer, places, queued=True)
 
     def forget(self, frames: Frames) -> None:
         """Drop the copies of frames that are given to other blocks. Nobody may be reading them."""
@@ -148,11 +148,12 @@ class PageCache:
             self._place_LF[layer, frames_R[fresh]] = places_R[fresh]
             self._frame_LP[layer, places_R[fresh]] = frames_R[fresh]
 
-    def _let_go(self, layer: int, places_R: Frames) -> None:
+    def _let_go(self, layer: int, places_R: Frames, *, queued: bool = False) -> None:
+        """Let others have these places; ``queued``: copies from or to them may still wait on the current CUDA stream."""
         with self._lock:
             self._readers_LP[layer, places_R] -= 1
             unused = places_R[self._frame_LP[layer, places_R] < 0]
             self._used_LP[layer, unused] = 0
             self._free_L[layer] += len(unused)
-            if self.pool.device.type == "cuda":
-                self._read = torch.cuda.current_stream(self.pool.device).record_event()
+            if queued and self.pool.device.type == "cuda":
+                self._queued = torch.cuda.current_stream(self.pool.device).record_event()

@@ -88,6 +88,12 @@ class PagePool:
             out[name] = torch.index_select(pool_LP[layer], 0, index_R, out=rows_R)
         return out
 
+    def view(self, layer: int, start: int, stop: int) -> dict[str, Tensor]:
+        """Return neighbouring pages of a layer in place. Do not write to them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return {name: pool_LP[layer, start:stop] for name, pool_LP in self.rows.items()}
+
     def blocks(self, frames_R: Frames) -> dict[str, Tensor]:
         """Return copies of whole blocks on the CPU, [R, L, *field]: for snapshots."""
         index_R = self._index(frames_R)

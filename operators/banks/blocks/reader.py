@@ -24,7 +24,7 @@ from operators.banks.blocks.page_pool import runs
 from operators.banks.blocks.page_table import Frames
 from operators.banks.blocks.segments import Maps, SegmentLayout, StreamFiles
 from operators.banks.blocks.spec import REPRESENTATIVES, BlockCodec
-from operators.banks.blocks.tiers import Tiers
+from operators.banks.blocks.tiers import Pages, Tiers
 from operators.banks.slot_bank import ReadBuffer
 
 __all__ = ["BlockReader", "FileReader", "SharedBlocks"]
@@ -74,7 +74,7 @@ class BlockReader:
         self._check_open()
         if len(self._runs) == 1:
             start = int(self._frames_N[0])
-            return self._tiers.means.rows[REPRESENTATIVES][layer, start : start + len(self)]
+            return self._tiers.means.view(layer, start, start + len(self))[REPRESENTATIVES]
         return self._tiers.means.read(layer, self._frames_N)[REPRESENTATIVES]
 
     def gather(
@@ -96,7 +96,7 @@ class BlockReader:
         if ahead is not None:
             ahead.result()
         numbers_R = _numbers(blocks_R, self.first, self.below)
-        return self._tiers.read(layer, numbers_R, self._frames_N[numbers_R - self.first], self._files, buffer)
+        return self._tiers.read(layer, Pages(numbers_R, self._frames_N[numbers_R - self.first], self._files), buffer)
 
     def prefetch(self, layer: int, blocks_R: Tensor | NDArray[np.int64]) -> None:
         """Begin to bring these blocks of a layer near; the next ``gather`` of that layer waits for it. Changes no result."""
@@ -104,7 +104,7 @@ class BlockReader:
         numbers_R = _numbers(blocks_R, self.first, self.below)
         if layer in self._ahead and not self._ahead[layer].done():
             return
-        ahead = self._tiers.prefetch(layer, numbers_R, self._frames_N[numbers_R - self.first], self._files)
+        ahead = self._tiers.prefetch(layer, Pages(numbers_R, self._frames_N[numbers_R - self.first], self._files))
         if ahead is not None:
             self._ahead[layer] = ahead
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import RecoveryError
+from operators.banks.blocks.budget import stored_fields
 from operators.banks.blocks.segments import SegmentLayout, StreamFiles
 from operators.banks.blocks.spec import REPRESENTATIVES
 from operators.banks.slot_bank import RowSpec
@@ -25,7 +26,7 @@ from operators.state import Rows, State
 if TYPE_CHECKING:
     from operators.banks.block_bank import BlockBank, Stream
 
-__all__ = ["Held", "describe", "export_rows", "import_means", "import_rows", "stored"]
+__all__ = ["Held", "describe", "export_rows", "folder_name", "import_means", "import_rows", "layout_of", "open_files"]
 
 _CHUNK = 4096  # blocks whose representatives are in memory besides the bank's
 
@@ -97,7 +98,7 @@ def export_rows(bank: BlockBank, streams: Sequence[Stream], period: int, state: 
 
 def import_rows(bank: BlockBank, streams: Sequence[Stream], held: Held, state: State) -> None:
     """Copy the blocks of a full ``state`` into the frames that their streams were given."""
-    values = {field: _checked(state, bank, field, spec) for field, spec in stored(bank).items()}
+    values = {field: _checked(state, bank, field, spec) for field, spec in stored_fields(bank.spec, bank.fields).items()}
     start = 0
     for stream, numbers in zip(streams, held.streams, strict=True):
         table, period = stream.table, numbers["period"]
@@ -120,14 +121,9 @@ def import_means(bank: BlockBank, stream: Stream) -> None:
             bank.tiers.means.write(layer, frame_R, stream.files.read(layer, block_R, [REPRESENTATIVES]))
 
 
-def stored(bank: BlockBank) -> dict[str, RowSpec]:
-    """Return what is stored of a page: its representative and its fields."""
-    return {REPRESENTATIVES: bank.spec.representative, **bank.fields}
-
-
 def layout_of(bank: BlockBank, segment_blocks: int) -> SegmentLayout:
     """Return the layout of files with so many blocks."""
-    return SegmentLayout(bank.spec.layers, segment_blocks, stored(bank))
+    return SegmentLayout(bank.spec.layers, segment_blocks, stored_fields(bank.spec, bank.fields))
 
 
 def open_files(bank: BlockBank, numbers: dict[str, int]) -> StreamFiles:

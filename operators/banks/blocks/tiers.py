@@ -17,90 +17,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from connectors.errors import ConfigError
+from operators.banks.blocks.budget import TierPlan
 from operators.banks.blocks.page_cache import PageCache
 from operators.banks.blocks.page_pool import PagePool
 from operators.banks.blocks.page_table import Frames
 from operators.banks.blocks.prefetch import Prefetcher
-from operators.banks.blocks.segments import Maps, SegmentLayout, StreamFiles
-from operators.banks.blocks.spec import REPRESENTATIVES, BlockSpec, page_bytes
-from operators.banks.slot_bank import ReadBuffer, RowSpec, check_budget
+from operators.banks.blocks.segments import Maps, StreamFiles
+from operators.banks.blocks.spec import REPRESENTATIVES, BlockSpec
+from operators.banks.slot_bank import ReadBuffer, RowSpec
 
-__all__ = ["Budget", "Part", "TierPlan", "Tiers"]
-
-_SEGMENT_BYTES = 1 << 30
-"""Largest file of blocks."""
-_SEGMENTS_PER_STREAM = 4
-"""Files that the disk budget must allow each stream, so that one can be dropped while others stay."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
-    """What a bank may take, in bytes, and where representatives lie."""
-
-    device: int
-    host: int = 0
-    disk: int = 0
-    representatives: str = "device"
+__all__ = ["Pages", "Part", "Tiers"]
 
 
 @dataclass(frozen=True, slots=True)
-class TierPlan:
-    """How many blocks the home holds, how many pages per layer each cache; 0: no such tier."""
+class Pages:
+    """Blocks of one stream to be read: their numbers, their frames, and the stream's files where there is a disk tier."""
 
-    home: str
-    blocks: int
-    device_pages: int
-    host_pages: int
-    segment_blocks: int
+    blocks_R: NDArray[np.int64]
+    frames_R: Frames
+    files: StreamFiles | None
 
-    @staticmethod
-    def of(name: str, spec: BlockSpec, fields: Mapping[str, RowSpec], budget: Budget, slots: int) -> TierPlan:
-        """Divide the budget. Raise ``ConfigError`` where it does not hold a block per stream and all representatives."""
-        near = {"device": budget.device, "host": budget.host}
-        if budget.representatives not in near:
-            raise ConfigError(f"{name}: representatives={budget.representatives!r}; use 'device' or 'host'")
-        for tier, given in (*near.items(), ("disk", budget.disk)):
-            if given < 0:
-                raise ConfigError(f"{name}: {tier}_bytes={given}; it must be 0 (no such tier) or more")
-        mean = spec.layers * spec.representative.bytes
-        block = spec.layers * page_bytes(fields)
-        home = "disk" if budget.disk else "host" if budget.host else "device"
-        segment_blocks = 0
-        if home == "disk":
-            check_budget(
-                f"{name}: disk_bytes",
-                bytes_per_stream=_SEGMENTS_PER_STREAM * SegmentLayout(spec.layers, 1, _stored(spec, fields)).size,
-                streams=slots,
-                budget=budget.disk,
-                hint="Raise disk_bytes, or lower the number of streams.",
-            )
-            most = min(budget.disk // (_SEGMENTS_PER_STREAM * slots), _SEGMENT_BYTES)
-            stored = _stored(spec, fields)
-            segment_blocks = max(1, (most - SegmentLayout.overhead(len(stored))) // (block + mean))
-            blocks = budget.disk // SegmentLayout(spec.layers, segment_blocks, stored).size * segment_blocks
-        else:
-            each = block + (mean if budget.representatives == home else 0)
-            check_budget(
-                f"{name}: {home}_bytes",
-                bytes_per_stream=each,
-                streams=slots,
-                budget=near[home],
-                hint=f"Raise {home}_bytes, or lower the number of streams.",
-            )
-            blocks = near[home] // each
-            near[home] -= blocks * block
-        left = near[budget.representatives] - blocks * mean
-        if left < 0:
-            raise ConfigError(
-                f"{name}: {budget.representatives}_bytes={getattr(budget, budget.representatives)} does not hold the "
-                f"representatives of the {blocks} blocks that {home}_bytes allows, {blocks * mean} bytes; raise it, lower "
-                f"{home}_bytes, or set representatives to the other of 'device' and 'host'"
-            )
-        near[budget.representatives] = left
-        device_pages = 0 if home == "device" else min(near["device"] // block, blocks)
-        host_pages = min(near["host"] // block, blocks) if home == "disk" else 0
-        return TierPlan(home, blocks, device_pages, host_pages, segment_blocks)
+    def at(self, index: NDArray[np.int64]) -> Pages:
+        """Return some of them."""
+        return Pages(self.blocks_R[index], self.frames_R[index], self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +55,9 @@ class Tiers:
     """Pages of all streams. One thread appends; any number read; on CUDA all of them on one stream."""
 
     def __init__(
-        self, plan: TierPlan, spec: BlockSpec, fields: Mapping[str, RowSpec], *, device: torch.device, means: str
+        self, plan: TierPlan, spec: BlockSpec, fields: Mapping[str, RowSpec], *, device: torch.device, representatives: str
     ) -> None:
-        self.plan, self.device, self._names, self._means_tier = plan, device, list(fields), means
+        self.plan, self.device, self._names, self._means_tier = plan, device, list(fields), representatives
         cpu, locked = torch.device("cpu"), device.type == "cuda"
         self.home: PagePool | None = None
         if plan.home != "disk":
@@ -144,7 +83,7 @@ class Tiers:
             {REPRESENTATIVES: spec.representative},
             layers=spec.layers,
             pages=plan.blocks,
-            device=device if means == "device" else cpu,
+            device=device if representatives == "device" else cpu,
             lock_pages=locked,
         )
         self._prefetcher = Prefetcher(device)
@@ -176,36 +115,25 @@ class Tiers:
         if self.near is not None:
             self.near.admit(layer, frames_R, rows)
 
-    def read(
-        self,
-        layer: int,
-        blocks_R: NDArray[np.int64],
-        frames_R: Frames,
-        files: StreamFiles | None,
-        buffer: ReadBuffer | None = None,
-    ) -> dict[str, Tensor]:
-        """Return copies of pages of one stream on the device, from whatever tier; in ``buffer`` where the device is the CPU."""
+    def read(self, layer: int, pages: Pages, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
+        """Return copies of pages on the device, from whatever tier; in ``buffer`` where the device is the CPU."""
         buffer = buffer if self.device.type == "cpu" else None
         if self.near is None:
-            rows = self._below(layer, blocks_R, frames_R, files, buffer)
+            rows = self._below(layer, pages, buffer)
         else:
-            rows = self.near.gather(
-                layer, frames_R, lambda miss: self._below(layer, blocks_R[miss], frames_R[miss], files), buffer
-            )
+            rows = self.near.gather(layer, pages.frames_R, lambda missing: self._below(layer, pages.at(missing)), buffer)
         return {name: values.to(self.device, non_blocking=True) for name, values in rows.items()}
 
-    def prefetch(
-        self, layer: int, blocks_R: NDArray[np.int64], frames_R: Frames, files: StreamFiles | None
-    ) -> Future[None] | None:
+    def prefetch(self, layer: int, pages: Pages) -> Future[None] | None:
         """Begin to copy pages into the nearest cache; None if there is none or the thread is busy."""
         near, host = self.near, self.host
         if near is not None:
             return self._prefetcher.submit(
-                lambda: near.warm(layer, frames_R, lambda miss: self._below(layer, blocks_R[miss], frames_R[miss], files))
+                lambda: near.warm(layer, pages.frames_R, lambda missing: self._below(layer, pages.at(missing)))
             )
         if host is not None:
             return self._prefetcher.submit(
-                lambda: host.warm(layer, frames_R, lambda miss: self._from_home(layer, blocks_R[miss], frames_R[miss], files))
+                lambda: host.warm(layer, pages.frames_R, lambda missing: self._from_home(layer, pages.at(missing)))
             )
         return None
 
@@ -230,34 +158,13 @@ class Tiers:
         """End the prefetch thread."""
         self._prefetcher.close()
 
-    def _below(
-        self,
-        layer: int,
-        blocks_R: NDArray[np.int64],
-        frames_R: Frames,
-        files: StreamFiles | None,
-        buffer: ReadBuffer | None = None,
-    ) -> Mapping[str, Tensor]:
+    def _below(self, layer: int, pages: Pages, buffer: ReadBuffer | None = None) -> Mapping[str, Tensor]:
         if self.host is None:
-            return self._from_home(layer, blocks_R, frames_R, files, buffer)
-        return self.host.gather(
-            layer, frames_R, lambda miss: self._from_home(layer, blocks_R[miss], frames_R[miss], files), buffer
-        )
+            return self._from_home(layer, pages, buffer)
+        return self.host.gather(layer, pages.frames_R, lambda missing: self._from_home(layer, pages.at(missing)), buffer)
 
-    def _from_home(
-        self,
-        layer: int,
-        blocks_R: NDArray[np.int64],
-        frames_R: Frames,
-        files: StreamFiles | None,
-        buffer: ReadBuffer | None = None,
-    ) -> dict[str, Tensor]:
+    def _from_home(self, layer: int, pages: Pages, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
         if self.home is not None:
-            return self.home.read(layer, frames_R, buffer)
-        assert files is not None  # every stream of a bank with a disk tier has files
-        return files.read(layer, blocks_R, self._names, buffer)
-
-
-def _stored(spec: BlockSpec, fields: Mapping[str, RowSpec]) -> dict[str, RowSpec]:
-    """Return what a file holds: representatives first, so that a restart reads them in few runs."""
-    return {REPRESENTATIVES: spec.representative, **fields}
+            return self.home.read(layer, pages.frames_R, buffer)
+        assert pages.files is not None  # every stream of a bank with a disk tier has files
+        return pages.files.read(layer, pages.blocks_R, self._names, buffer)

@@ -10,9 +10,13 @@ import pytest
 
 from models.reloop2.drifting_clicks import DriftConfig
 from models.reloop2.train import train
+from operators.base import Context
+from operators.reloop2 import ReLoop2Operator
+from pipelines.check import check_spec
 from pipelines.file import load_spec
 from pipelines.registry import ready_pipelines
 from pipelines.runners import run
+from pipelines.spec import PipelineSpec
 
 WORLD = DriftConfig(
     users=40, items=30, training_rows=6000, steady_rows=500, shifted_rows=500, raised_rows=4000, back_rows=2000, raise_by=2.0
@@ -27,8 +31,8 @@ def drift(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def replay(drift: Path, out: Path, *more: str) -> tuple[pa.Table, pa.Table]:
-    """Run the ready pipeline; return predictions and windows in order."""
+def replay_spec(drift: Path, out: Path, *more: str) -> PipelineSpec:
+    """Return the ready pipeline with small sizes and windows of 10 s."""
     sets = [
         f"shown.path={drift}/impressions.parquet",
         f"labels.path={drift}/labels.parquet",
@@ -46,7 +50,12 @@ def replay(drift: Path, out: Path, *more: str) -> tuple[pa.Table, pa.Table]:
         "predict.align_s=2",
         "quality.align_s=2",
     ]
-    report = run(load_spec(ready_pipelines()["reloop2_replay"], sets=[*sets, *more]))
+    return load_spec(ready_pipelines()["reloop2_replay"], sets=[*sets, *more])
+
+
+def replay(drift: Path, out: Path, *more: str) -> tuple[pa.Table, pa.Table]:
+    """Run the ready pipeline; return predictions and windows in order."""
+    report = run(replay_spec(drift, out, *more))
     assert report.status == "finished"
     return tuple(  # type: ignore[return-value]
         ds.dataset(out / name).to_table().sort_by("sequence") for name in ("predictions", "windows")
@@ -64,3 +73,25 @@ def test_replay_follows_the_shift_and_repeats_to_the_bit(drift: Path, tmp_path: 
     again, same_windows = replay(drift, tmp_path / "b", "predict.max_batch=100", "shown.parallelism=2", "epoch_s=0.2")
     assert again.equals(predictions)
     assert same_windows.equals(windows)
+
+
+def test_ready_replay_passes_the_check(drift: Path, tmp_path: Path):
+    found = check_spec(replay_spec(drift, tmp_path))
+    assert {finding.level for finding in found} == {"ok"}
+    assert [finding.where for finding in found][2:4] == ["operators.predict", "operators.quality"]
+
+
+def test_topics_of_the_ready_kafka_pipeline_fit_the_operator(drift: Path):
+    """Without a broker: rows of the declared columns go through the operator with a model of these features."""
+    spec = load_spec(ready_pipelines()["reloop2_kafka"], sets=[f"predict.checkpoint={drift}/drift.safetensors"])
+    shown, labels = (one_row(source.build().schema) for source in spec.sources)
+    operator = ReLoop2Operator(spec.operators[0].options, Context("predict"))
+    (row,) = operator.process(shown)[0].to_pylist()
+    assert row["status"] == "ok"
+    assert operator.control(labels) == []
+
+
+def one_row(schema: pa.Schema) -> pa.RecordBatch:
+    """Return a row of values that fit an id, a time, a feature and a label alike; ``error`` is null."""
+    values = [None if field.name == "error" else "1" if pa.types.is_string(field.type) else 1 for field in schema]
+    return pa.RecordBatch.from_arrays([pa.array([v], f.type) for v, f in zip(values, schema, strict=True)], schema=schema)
