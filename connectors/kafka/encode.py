@@ -119,8 +119,11 @@ class ArrowEncoder(Encoder):
     def encode(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """See the contract."""
         place = self._partition_of(batch.column("stream_id"))
-        for partition in np.unique(place).tolist():
-            rows = batch.filter(pa.array(place == partition))
+        present, counts = np.unique(place, return_counts=True)
+        sorted_ = batch if len(present) == 1 else batch.take(pa.array(np.argsort(place, kind="stable")))
+        ends = np.cumsum(counts).tolist()
+        for partition, count, end in zip(present.tolist(), counts.tolist(), ends, strict=True):
+            rows = sorted_.slice(end - count, count)
             for start in range(0, rows.num_rows, _ARROW_ROWS):
                 yield from self._pack(rows.slice(start, _ARROW_ROWS), partition)
 
@@ -132,7 +135,7 @@ class ArrowEncoder(Encoder):
         value = buffer.getvalue()
         if value.size <= self._max_bytes:
             last = rows.slice(rows.num_rows - 1)
-            yield _messages(last, pa.array([value.to_pybytes()]), np.array([partition], np.int32), None, key=False)
+            yield _messages(last, _one_value(value), np.array([partition], np.int32), None, key=False)
         elif rows.num_rows == 1:
             raise self._too_large(value.size, rows.column("stream_id")[0].as_py(), rows.column("sequence")[0].as_py())
         else:
@@ -167,6 +170,12 @@ def _messages(
     columns = [pa.array(partitions), keys, values.cast(pa.binary()), pa.array(times_ms)]
     columns.append(pa.nulls(rows.num_rows, MESSAGE.field("headers").type) if headers is None else headers)
     return pa.RecordBatch.from_arrays(columns, schema=MESSAGE)
+
+
+def _one_value(buffer: pa.Buffer) -> pa.Array:
+    """Return an array of one binary value, without a copy."""
+    ends = pa.py_buffer(np.array([0, buffer.size], np.int32))
+    return pa.Array.from_buffers(pa.binary(), 1, [None, ends, buffer])
 
 
 def _plain(column: pa.Array) -> Sequence[object]:

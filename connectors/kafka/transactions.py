@@ -36,8 +36,8 @@ HEADERS_KEY = b"streambank.headers"
 
 _BATCH_BYTES = 256 << 10
 _LINGER_MS = 10
-_BLOCKS_IN_FLIGHT = 2
-"""Blocks of a staged file that are sent and not yet acknowledged: kafka-python itself puts no limit on what waits in memory."""
+_BYTES_IN_FLIGHT = 32 << 20
+"""Sent and not yet acknowledged, some block more at most: kafka-python itself puts no limit on what waits in memory."""
 
 _BACKOFF_S = 0.5
 _FENCED_OFTEN = 3
@@ -139,16 +139,20 @@ class Publisher:
 
     def _send(self, client: KafkaProducer, path: Path, marker: Marker, key: str) -> None:
         client.begin_transaction()
-        in_flight: deque[list[Any]] = deque()
+        in_flight: deque[tuple[int, list[Any]]] = deque()
+        waiting = 0
         with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
             standard = _standard_headers(stream.schema)
             for block in stream:
-                in_flight.append(_send_block(client, self._topic, block, standard))
-                if len(in_flight) > _BLOCKS_IN_FLIGHT:
-                    _wait(in_flight.popleft())
+                in_flight.append((block.nbytes, _send_block(client, self._topic, block, standard)))
+                waiting += block.nbytes
+                while waiting > _BYTES_IN_FLIGHT:
+                    size, futures = in_flight.popleft()
+                    _wait(futures)
+                    waiting -= size
         client.send(self._marker_topic, marker.to_bytes(), key.encode())
-        while in_flight:
-            _wait(in_flight.popleft())
+        for _, futures in in_flight:
+            _wait(futures)
         client.flush()
         faults.reach("in_transaction", marker.epoch)
         client.commit_transaction()
