@@ -30,8 +30,8 @@ class ReLoop2Options:
     mode: str = option(
         "sketch",
         "Memory: `sketch` (hashed sums of all labels), `knn` (the latest rows, exact search), `lsh_table` (the latest rows, "
-        "search among those that share a bucket).",
-        choices=("sketch", "knn", "lsh_table"),
+        "search among those that share a bucket), `posting_lists` (the latest rows, on disk, search among the nearest lists).",
+        choices=("sketch", "knn", "lsh_table", "posting_lists"),
     )
     strength: float = option(
         0.4, "λ of the paper: 0 leaves the base prediction, 1 corrects by all of the estimated error. Tune it per model.", ge=0
@@ -60,16 +60,26 @@ class ReLoop2Options:
         70, "K: hash arrays of the sketch or tables of lsh_table; more lower the variance and cost time.", ge=1
     )
     bits: int = option(16, "L: sign bits per hash, so 2^L buckets per array; below 12 is too coarse.", unit="bits", ge=0, le=24)
-    top_k: int = option(70, "Neighbours read in the modes knn and lsh_table.", unit="rows", ge=1)
-    capacity: int = option(20_000, "Rows kept in the modes knn and lsh_table; the oldest goes.", unit="rows", ge=1)
+    top_k: int = option(70, "Neighbours read; not in mode sketch.", unit="rows", ge=1)
+    capacity: int = option(
+        20_000, "Rows kept, the oldest goes; in mode posting_lists up to an eighth more. Not in mode sketch.", unit="rows", ge=1
+    )
+    lists_path: str | None = option(
+        None,
+        "Mode posting_lists: folder of the files; the state's snapshots name them, so keep it as long as the state.",
+        path=True,
+    )
+    lists_per_query: int = option(
+        64, "Mode posting_lists: lists that a prediction reads at most; more find more of the true neighbours.", ge=1
+    )
     slots_per_bucket: int = option(64, "Rows that a bucket of lsh_table names; the oldest goes.", unit="rows", ge=1)
     sigma: float = option(
         0.0,
-        "Modes knn and lsh_table: write only rows whose |label - y_base| is above this; biases the labels read.",
+        "Not in mode sketch: write only rows whose |label - y_base| is above this; biases the labels read.",
         ge=0,
         lt=1,
     )
-    keep_rate: float = option(1.0, "Modes knn and lsh_table: share of the rows that is written, drawn at random.", gt=0, le=1)
+    keep_rate: float = option(1.0, "Not in mode sketch: share of the rows that is written, drawn at random.", gt=0, le=1)
     center: str = option(
         "train_mean",
         "Subtract the hidden vector's training mean before hashing (`train_mean`; a sketch of a ReLU layer needs it) or not "
@@ -161,9 +171,15 @@ class ReLoop2Options:
             for name, off in (("sigma", 0.0), ("keep_rate", 1.0)):
                 if getattr(self, name) != off:
                     raise ConfigError(
-                        f"{name}={getattr(self, name)} filters rows of the modes knn and lsh_table; a sketch holds every row, "
+                        f"{name}={getattr(self, name)} filters rows of the other modes; a sketch holds every row, "
                         f"so leave it at {off}"
                     )
+        if (self.mode == "posting_lists") != (self.lists_path is not None):
+            raise ConfigError(
+                "mode='posting_lists' needs lists_path, a folder for its files"
+                if self.lists_path is None
+                else f"lists_path={self.lists_path!r} does nothing in mode={self.mode!r}; remove it"
+            )
         if self.late_correction_s and self.forgetting not in ("never", "reset"):
             raise ConfigError(
                 f"late_correction_s={self.late_correction_s} needs forgetting='never' or 'reset': under "

@@ -19,6 +19,7 @@ from models.reloop2.base import CtrModel
 from operators.banks import LshTable, RowRing
 from operators.reloop2.compensation import Recollection
 from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.disk_rows import DiskRows
 from operators.reloop2.ids import Bools, Ints
 from operators.reloop2.row_memory import RowMemory
 from operators.reloop2.sketch_memory import SketchMemory
@@ -101,6 +102,8 @@ def bytes_needed(options: ReLoop2Options, hidden_dim: int) -> int:
     """Return what the memory of one lane costs."""
     if options.mode == "sketch":
         return SketchMemory.bytes_needed(options)
+    if options.mode == "posting_lists":
+        return DiskRows.bytes_needed(options, hidden_dim)
     need = RowRing.bytes_needed(options.capacity, hidden_dim, 2, half=True)
     if options.mode == "lsh_table":
         need += LshTable.bytes_needed(options.arrays, options.bits, options.slots_per_bucket)
@@ -110,4 +113,4 @@ def bytes_needed(options: ReLoop2Options, hidden_dim: int) -> int:
 def key_bytes(options: ReLoop2Options, hidden_dim: int) -> int:
     """Return the size of one key."""
     hidden = 0 if options.mode == "sketch" else hidden_dim
-    return 4 * (hidden + (0 if options.mode == "knn" else options.arrays))
+    return 4 * (hidden + (options.arrays if options.mode in ("sketch", "lsh_table") else 0))

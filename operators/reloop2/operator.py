@@ -418,7 +418,7 @@ class ReLoop2Operator(Operator):
             state.shared["times.partitions"] = torch.tensor(list(partitions.values()), dtype=torch.int64)
         state.additive["counts"] = torch.tensor(list(self._counts.values()))
         state.additive["shards"] = torch.ones(1, dtype=torch.int64)
-        state.meta = {
+        state.meta |= {
             "setup": self._setup,
             "first_model": self._first_model,
             "model": self._model_id,

@@ -1,4 +1,4 @@
-"""The latest rows themselves (ReLoop2 §3.2.2): a ring, searched by cosine, exactly or by buckets.
+"""The latest rows themselves (ReLoop2 §3.2.2): a ring, searched by cosine, exactly or by buckets; or lists on disk.
 
 Knows keys, labels and base predictions. Which rows are worth writing is decided here: the published filter and down-sampling.
 """
@@ -16,6 +16,7 @@ from models.reloop2.base import CtrModel
 from operators.banks import LshTable, RowRing, SignHash, random_numbers
 from operators.reloop2.compensation import Recollection, softmax_weights
 from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.disk_rows import DiskRows
 from operators.reloop2.ids import Bools, Ints
 from operators.state import State
 
@@ -23,7 +24,8 @@ __all__ = ["RowMemory"]
 
 
 class RowMemory:
-    """The latest rows, searched by cosine: exactly, or in mode ``lsh_table`` among the rows that share a bucket.
+    """The latest rows, searched by cosine: exactly, in mode ``lsh_table`` among the rows that share a bucket, in mode
+    ``posting_lists`` among those of the nearest lists.
 
     A key is the hidden vector, in mode ``lsh_table`` followed by its buckets (whole numbers below 2^24: exact in float32), so
     that a row is hashed once only.
@@ -35,13 +37,15 @@ class RowMemory:
         self._options = options
         self._device = device
         self._dim = model.hidden_dim
-        self._ring = RowRing(options.capacity, self._dim, device=device)
         self._hash = self._table = None
+        self._ring: RowRing | DiskRows
+        if options.mode == "posting_lists":
+            self._ring = DiskRows(options, self._dim, device)
+        else:
+            self._ring = ring = RowRing(options.capacity, self._dim, device=device)
         if options.mode == "lsh_table":
             self._hash = SignHash(self._dim, options.arrays, options.bits, options.seed, device)
-            self._table = LshTable(
-                self._ring, options.arrays, options.bits, options.slots_per_bucket, self._hash, seed=options.seed
-            )
+            self._table = LshTable(ring, options.arrays, options.bits, options.slots_per_bucket, self._hash, seed=options.seed)
         self.key_width = self._dim + (options.arrays if self._table is not None else 0)
         self._offered = 0  # rows that came to be written, whether or not they were kept
         self.adopt(model)

@@ -32,6 +32,7 @@ _SHAPING = (
     "center",
     "capacity",
     "slots_per_bucket",
+    "lists_per_query",
     "forgetting",
     "forget_rows",
     "micro_batch",
@@ -63,7 +64,7 @@ def check_memory(options: ReLoop2Options, name: str, hidden_dim: int) -> None:
         bytes_per_stream=per_lane,
         streams=options.max_streams,
         budget=int(options.memory_budget_gib * 2**30),
-        hint="Lower bits, arrays, pending_capacity or max_streams, or raise memory_budget_gib.",
+        hint="Lower bits, arrays, capacity, pending_capacity or max_streams, or raise memory_budget_gib.",
     )
 
 
@@ -83,7 +84,7 @@ def require_same_setup(given: Mapping[str, Any], wanted: Mapping[str, Any], what
 
 def fingerprint(options: ReLoop2Options, model_id: str) -> str:
     """Return a name of everything that decides the output, besides models that come later."""
-    values = dataclasses.asdict(options) | {"checkpoint": model_id}
+    values = dataclasses.asdict(options) | {"checkpoint": model_id, "lists_path": None}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
