@@ -88,7 +88,10 @@ class Source(ABC):
         """List the split ids in a stable order. Raise ``SourceError`` when there is nothing to read, naming the path."""
 
     def discover(self) -> list[str]:
-        """Return splits that have appeared since they were last listed; asked at every epoch, so it must be quick."""
+        """Return splits that have appeared since they were last listed; asked at every epoch, so it must be quick.
+
+        It is asked after the positions of an epoch have been taken, and then the epoch before is committed.
+        """
         return []
 
     @abstractmethod

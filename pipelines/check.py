@@ -77,6 +77,10 @@ class _Checker:
             return
         count = f"{len(splits)} split{'s' if len(splits) != 1 else ''}"
         self._add("ok", where, f"{node.type}, {count} ({_few(splits)}), rows of {_rows(schema)}")
+        if node.stay and source.bounded:
+            self._add(
+                "error", f"{where}.stay", "does nothing for a source that ends; remove it, or choose a source that does not"
+            )
         if node.parallelism > len(splits):
             self._add(
                 "warning", f"{where}.parallelism", f"is {node.parallelism}, but there is only {count}; the other tasks idle"

@@ -42,6 +42,11 @@ class SourceKeys(NodeKeys):
     """Keys of a source."""
 
     parallelism: int = option(1, "Tasks that share the splits (files) among them.", ge=1, le=1024)
+    stay: bool = option(
+        False,
+        "For a source without an end that is read as `control` only: the run goes on after all other sources have ended, until "
+        "it is stopped.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,11 @@ class OperatorKeys(InputKeys):
         "they wait for it.",
         unit="s",
         gt=0,
+    )
+    align_control: bool = option(
+        True,
+        "With align_s: false hands control rows over as they arrive, whatever their event time; for questions about what has "
+        "been seen so far.",
     )
 
 

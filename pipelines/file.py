@@ -303,6 +303,8 @@ class _Checker:
                 self._document.report((*path, "num_gpus"), f"must be a whole number where it is above 1, got {num_gpus:g}")
         if values.get("align_wait_s") is not None and values.get("align_s") is None:
             self._document.report((*path, "align_wait_s"), "does nothing without align_s; give align_s too, or remove it")
+        if values.get("align_control") is False and (values.get("align_s") is None or values.get("control") is None):
+            self._document.report((*path, "align_control"), "does nothing without align_s and control; give both, or remove it")
         if values.get("control") is not None and loaded.control_schema is None:
             self._document.report(
                 (*path, "control"), f"operators of type {values['type']!r} take no control rows; remove this key"
@@ -311,6 +313,7 @@ class _Checker:
     def _wiring(self) -> None:
         senders = [name for name, section in self._sections.items() if section != "sinks"]
         read: set[str] = set()
+        inputs: set[str] = set()
         for name, section in self._sections.items():
             values = self._values[section][name]
             if section == "sources" or not isinstance(values, dict):
@@ -323,11 +326,19 @@ class _Checker:
                     if wanted in names[:number]:
                         self._document.report(path, f"the node {wanted!r} stands twice; remove one")
                     read.add(wanted)
+                    if key != "control":
+                        inputs.add(wanted)
         if len(senders) < len(self._sections):  # without a sink nothing can be read, and that is reported already
             for name in senders:
                 if name not in read:
                     message = "nothing reads its rows; name it as the input of an operator or a sink, or remove it"
                     self._document.report((self._sections[name], name), message)
+        for name in sorted(inputs):
+            node = self._nodes.get(name)
+            if isinstance(node, SourceSpec) and node.stay:
+                self._document.report(
+                    ("sources", name, "stay"), "does nothing for a source that is read as an input; remove it"
+                )
         operators = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
         _, cycle = topological_order({name: [up for up in ups if up != name] for name, ups in operators.items()})
         if cycle:
@@ -347,6 +358,13 @@ class _Checker:
         reads = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
         operators = [node for node in self._nodes.values() if isinstance(node, OperatorSpec)]
         lengths = {node.name: node.align_s for node in operators if node.align_s is not None}
+        for node in operators:
+            asked = [up for up in node.control if up in self._nodes and self._nodes[up].type == "requests"]
+            if node.align_s is not None and node.align_control and asked:
+                self._document.report(
+                    ("operators", node.name, "control"),
+                    f"{asked[0]!r} delivers what people ask now, and align_s would wait for it; add align_control: false",
+                )
         for name, length in lengths.items():
             before: set[str] = set()
             todo = list(reads[name])
@@ -390,7 +408,7 @@ def _node_spec(name: str, keys: NodeKeys, options: Any, references: Mapping[str,
         "num_cpus": keys.num_cpus,
     }
     if isinstance(keys, SourceKeys):
-        return SourceSpec(**common, parallelism=keys.parallelism)
+        return SourceSpec(**common, parallelism=keys.parallelism, stay=keys.stay)
     assert isinstance(keys, InputKeys)
     common["inputs"] = _names(keys.input) or _names(keys.inputs)
     common["shards"] = keys.shards
@@ -406,6 +424,7 @@ def _node_spec(name: str, keys: NodeKeys, options: Any, references: Mapping[str,
         max_wait_ms=keys.max_wait_ms,
         align_s=keys.align_s,
         align_wait_s=keys.align_wait_s,
+        align_control=keys.align_control,
     )
 
 

@@ -57,8 +57,10 @@ class Graph:
                 receiver = TaskId(node.name, shard)
                 for up in node.inputs:
                     edges += [Edge(sender, receiver, "data", wait_s) for sender in self.tasks_of(up)]
-                for up in node.control if isinstance(node, OperatorSpec) else ():
-                    edges += [Edge(sender, receiver, "control", wait_s) for sender in self.tasks_of(up)]
+                if isinstance(node, OperatorSpec):
+                    wait_s = wait_s if node.align_control else None
+                    for up in node.control:
+                        edges += [Edge(sender, receiver, "control", wait_s) for sender in self.tasks_of(up)]
         return edges
 
     def _align_waits(self) -> dict[str, float]:
@@ -69,7 +71,7 @@ class Graph:
                 own = math.inf if node.align_wait_s is None else node.align_wait_s
                 waits[node.name] = max(own, waits.get(node.name, own))
             if node.name in waits:
-                for up in (*node.inputs, *node.control):
+                for up in (*node.inputs, *(node.control if node.align_control else ())):
                     if isinstance(self.spec.node(up), OperatorSpec):
                         waits[up] = max(waits[node.name], waits.get(up, 0.0))
         return waits

@@ -50,6 +50,7 @@ _ENTRIES = (
         "connectors.sources.kafka:KafkaSource",
         "topics of Kafka: JSON, Arrow or frames, one split per partition",
     ),
+    Entry("source", "requests", "connectors.sources.requests:RequestsSource", "folder that questions and prompts are put into"),
     Entry("operator", "mamba", "operators.mamba.operator:MambaOperator", "video object detection with a memory per stream"),
     Entry(
         "operator", "reloop2", "operators.reloop2.operator:ReLoop2Operator", "click predictions corrected by a memory of labels"

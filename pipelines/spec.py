@@ -67,6 +67,8 @@ class SourceSpec(NodeSpec):
 
     parallelism: int = 1
     """Tasks among which the splits are shared out."""
+    stay: bool = False
+    """Whether the run goes on for its control rows when all other sources have ended."""
 
     def build(self) -> Source:
         """Make the source. Does no I/O."""
@@ -93,6 +95,8 @@ class OperatorSpec(NodeSpec):
     """Spans of event time in which data rows, then control rows are handed over; None: as they arrive."""
     align_wait_s: float | None = None
     """How long an input without rows holds the others back; None: for ever."""
+    align_control: bool = True
+    """Whether control rows are aligned, too; else they are handed over as they arrive."""
 
     def build(self, device: str | None = None) -> Operator:
         """Make one shard of the operator on ``device`` (default: the spec's own, ``auto`` resolved for this process).
@@ -144,6 +148,11 @@ class PipelineSpec:
     def nodes(self) -> dict[str, SourceSpec | OperatorSpec | SinkSpec]:
         """All nodes by name: sources, operators in topological order, sinks."""
         return {node.name: node for group in (self.sources, self.operators, self.sinks) for node in group}
+
+    def awaits(self, source: SourceSpec) -> bool:
+        """Return whether a run goes on for a source that has no end: unless it brings control rows only, and does not stay."""
+        receivers: list[OperatorSpec | SinkSpec] = [*self.operators, *self.sinks]
+        return source.stay or any(source.name in node.inputs for node in receivers)
 
     def with_runner(self, runner: str) -> PipelineSpec:
         """Return the same pipeline for another runner. Raise ``ConfigError`` for a runner or a device that it has not."""

@@ -18,9 +18,10 @@ from connectors.records import KEY_FIELDS, TIME_TYPE
 from connectors.sources.casting import convert
 from connectors.sources.event_time import times_us
 
-__all__ = ["Layout", "parse_type"]
+__all__ = ["Layout", "parse_type", "type_name"]
 
 _LIST = re.compile(r"list<(.+)>")
+_ZONED = re.compile(r"timestamp\[(s|ms|us|ns), *(?:tz=)?UTC\]")
 
 
 def parse_type(name: str) -> pa.DataType:
@@ -28,13 +29,23 @@ def parse_type(name: str) -> pa.DataType:
     inner = _LIST.fullmatch(name.strip())
     if inner:
         return pa.list_(parse_type(inner[1]))
+    zoned = _ZONED.fullmatch(name.strip())
+    if zoned:
+        return pa.timestamp(zoned[1], "UTC")
     try:
         return pa.type_for_alias(name.strip())
     except ValueError as error:
         raise ConfigError(
             f"columns: {name!r} is no type; allowed: bool, int8 … int64, uint8 … uint64, float, double, string, binary, "
-            "date32, timestamp[s|ms|us|ns], list<TYPE>"
+            "date32, timestamp[s|ms|us|ns], timestamp[s|ms|us|ns, UTC], list<TYPE>"
         ) from error
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Return the name by which ``parse_type`` knows a type."""
+    if pa.types.is_list(kind):
+        return f"list<{type_name(kind.value_type)}>"
+    return str(kind).replace("tz=", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,15 @@ class LineFormat(TableFormat):
         size = path.stat().st_size
         return round(size * sample.count(b"\n") / len(sample)) if sample else 0
 
+    def rows(
+        self, lines: Sequence[bytes], columns: pa.Schema, offsets: Sequence[int] | None = None
+    ) -> tuple[pa.RecordBatch, pa.Array | None]:
+        """Parse records that are apart already, one row each; a bad one is null throughout, and the errors say why.
+
+        ``offsets`` are the places in a file that messages name.
+        """
+        return _rows(columns, _parse_lines(self, lines, columns, offsets))
+
     def _parse_block(self, block: bytes, columns: pa.Schema, start: int) -> tuple[pa.RecordBatch, pa.Array | None]:
         try:
             table = self.parse(block, columns)
@@ -101,7 +110,7 @@ class LineFormat(TableFormat):
                 lines.append(record)
                 offsets.append(at)
             at += len(line) + 1
-        return _rows(columns, _parse_lines(self, lines, columns, offsets))
+        return self.rows(lines, columns, offsets)
 
     def _elect(self, kinds: Counter[pa.DataType]) -> pa.DataType:
         """Merge the types that a column showed, the most frequent one first."""

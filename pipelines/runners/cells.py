@@ -42,7 +42,8 @@ class TaskPlan:
     attempt: int
     state: Path
     read_rows: int
-    """Sources only."""
+    awaited: bool
+    """Sources only, as ``read_rows``: see ``SourceTask``."""
 
 
 class SourceCell:
@@ -70,6 +71,7 @@ class SourceCell:
             self._clock,
             read_rows=self._plan.read_rows,
             bounded=self._source.bounded,
+            awaited=self._plan.awaited,
             splits_end=self._source.splits_end,
             discover=discoverer(self._source, self._plan.task),
         )

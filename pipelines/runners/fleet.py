@@ -158,6 +158,7 @@ class Fleet:
                     attempt=self._attempt,
                     state=self._graph.spec.state,
                     read_rows=read_rows(self._graph.spec, task.node),
+                    awaited=not isinstance(node, SourceSpec) or self._graph.spec.awaits(node),
                 )
                 for task, node, inputs in zip(tasks, nodes, edges, strict=True)
             ],

@@ -39,7 +39,7 @@ from pipelines.runtime.sink_task import SinkTask
 from pipelines.runtime.sizing import read_rows
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
-from pipelines.spec import OperatorSpec, PipelineSpec
+from pipelines.spec import OperatorSpec, PipelineSpec, SourceSpec
 
 __all__ = ["LocalRunner"]
 
@@ -152,9 +152,8 @@ class LocalRunner:
                 self._sinks[task] = SinkTask(task, sink, self._inbox(task, attempt), self._events.put)
                 sink.open({name: schemas[name] for name in sink_node.inputs}, attempt=attempt, shard=shard)
         for source_node in self._spec.sources:
-            source = sources[source_node.name]
             for task, share in zip(self._graph.tasks_of(source_node.name), splits[source_node.name], strict=True):
-                self._sources.append(self._source_task(task, source, share))
+                self._sources.append(self._source_task(task, source_node, sources[source_node.name], share))
 
     def _build_operator(
         self,
@@ -189,7 +188,7 @@ class LocalRunner:
         )
         return operator
 
-    def _source_task(self, task: TaskId, source: Source, share: Mapping[str, SplitState]) -> SourceTask:
+    def _source_task(self, task: TaskId, node: SourceSpec, source: Source, share: Mapping[str, SplitState]) -> SourceTask:
         return SourceTask(
             task,
             share,
@@ -199,6 +198,7 @@ class LocalRunner:
             self._clock,
             read_rows=read_rows(self._spec, task.node),
             bounded=source.bounded,
+            awaited=self._spec.awaits(node),
             splits_end=source.splits_end,
             discover=discoverer(source, task),
         )

@@ -78,7 +78,7 @@ def make_report(tasks: Sequence[TaskStats], coordinator: Coordinator, *, runner:
     manifest = coordinator.manifest
     assert manifest is not None  # the end is a committed epoch
     return RunReport(
-        status="finished" if manifest.finished else "stopped",
+        status="finished" if manifest.finished or coordinator.read_all else "stopped",
         runner=runner,
         seconds=seconds,
         startup_s=0.0,

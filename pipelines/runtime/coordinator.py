@@ -83,6 +83,11 @@ class Coordinator:
         return self.manifest.epoch if self.manifest is not None else -1
 
     @property
+    def read_all(self) -> bool:
+        """True when there is nothing left to read that the run waits for."""
+        return not self._reading
+
+    @property
     def under_way(self) -> bool:
         """True between the request for a barrier and the commit of its epoch."""
         return self._epoch is not None

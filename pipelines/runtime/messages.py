@@ -58,7 +58,7 @@ class Edge(NamedTuple):
     receiver: TaskId
     role: Literal["data", "control"] = "data"
     align_wait_s: float | None = None
-    """None: no operator behind this edge aligns its inputs by event time, and no watermarks are sent. Otherwise how long a
+    """None: no operator behind this edge aligns these rows by event time, and no watermarks are sent. Otherwise how long a
     silent split of the sender may hold the others back (infinity: for ever)."""
 
     def __str__(self) -> str:

@@ -147,7 +147,10 @@ class OperatorTask:
             self.stats.gauges = self._operator.metrics()
             self.ended = True
         elif edge is not None:
-            self._hold(self._aligner, edge, body) if self._aligner is not None else self._receive(edge, body)
+            if self._aligner is not None and edge.align_wait_s is not None:
+                self._hold(self._aligner, edge, body)
+            else:
+                self._receive(edge, body)
         if self._inbox.duplicates:
             self.stats.dropped["duplicate message"] = self._inbox.duplicates
         return True

@@ -57,6 +57,8 @@ def options_of(spec: PipelineSpec) -> dict[str, Any]:
         options |= {f"{operator.name}.{key}": value for key, value in operator.options_dict().items()}
         if operator.align_s is not None:
             options[f"{operator.name}.align_s"] = operator.align_s
+        if not operator.align_control:
+            options[f"{operator.name}.align_control"] = False
     for sink in spec.sinks:
         options |= {f"{sink.name}.type": sink.type, f"{sink.name}.inputs": list(sink.inputs)}
     plain: dict[str, Any] = json.loads(json.dumps(options, default=lambda value: type(value).__name__))
@@ -182,7 +184,7 @@ def make_aligner(
     if node.align_s is None:
         return None
     aligner = Aligner(
-        inbox.edges,
+        [edge for edge in inbox.edges if edge.align_wait_s is not None],
         span_us=span_us(node.align_s),
         wait_s=math.inf if node.align_wait_s is None else node.align_wait_s,
         clock=clock,

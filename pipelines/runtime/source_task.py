@@ -38,8 +38,9 @@ _BUSY_S = 0.001
 class SourceTask:
     """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring.
 
-    ``bounded`` and ``splits_end`` are those of the source: splits that do not end are all open at the same time. ``discover``
-    returns splits that are to be added; it is asked after every barrier.
+    ``bounded`` and ``splits_end`` are those of the source: splits that do not end are all open at the same time. A source that
+    is not ``awaited`` does not keep the run from ending once there is nothing to read. ``discover`` returns splits that are to
+    be added; it is asked after every barrier.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SourceTask:
         *,
         read_rows: int,
         bounded: bool = True,
+        awaited: bool = True,
         splits_end: bool = True,
         discover: Callable[[], Mapping[str, SplitState]] = dict,
     ) -> None:
@@ -65,6 +67,7 @@ class SourceTask:
         self._clock = clock
         self._read_rows = read_rows
         self._bounded = bounded
+        self._awaited = awaited
         self._max_open = MAX_OPEN_SPLITS if splits_end else sys.maxsize
         self._dropped: dict[str, Counter[str]] = {}
         self._discover = discover
@@ -128,7 +131,8 @@ class SourceTask:
                 waits.append(due)
         if waits and len(waits) == len(self._open):
             self._idle_s = max(min(waits), _BUSY_S)
-        if self._bounded and not self._open and not self._reported_exhausted:
+        read_all = not self._open if self._bounded else not self._awaited
+        if read_all and not self._reported_exhausted:
             self._reported_exhausted = True
             self._report(Exhausted(self.task))
         return self._send_watermark()
