@@ -1,35 +1,52 @@
-"""How well a model answers about films it has not seen: with its memory, from evenly spread frames, from the last ones.
+"""How well a model answers about films it has not seen: with its memory, from evenly spread frames, from the last ones, blind.
 
-All three get the same number of frames, so the same number of tokens. Retrieval is judged by the frames of the event that
-holds the answer.
+The first three get the same number of frames, so the same number of tokens. Retrieval is judged by the frames of the event
+that holds the answer. Where the memory's blocks are kept is up to the caller; every mode goes through the session that a
+running stream has.
 """
 
 # F frames, H rows, W columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.rekv.config import ReKVConfig
+from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames
 from models.rekv.films import Asked, Film, questions
 from models.rekv.generate import Answer, Question, answer_questions
 from models.rekv.loaders import VideoLanguageModel
 from models.rekv.session import StreamView, open_stream
-from models.rekv.store import TensorStore
+from models.rekv.store import BlockReader, BlockWriter, TensorStore
 
-__all__ = ["MODES", "FilmQuality", "film_quality"]
+__all__ = ["MODES", "FilmBlocks", "FilmQuality", "OpenBlocks", "film_quality"]
 
-MODES = ("memory", "uniform", "recent")
-"""Retrieval from all frames; frames evenly spread over the film; the newest frames."""
+MODES = ("memory", "uniform", "recent", "blind")
+"""Retrieval from all frames; as many frames evenly spread over the film; the newest ones; none, the question's text alone."""
 
 _MAX_NEW_TOKENS = 8
 _FRAMES_AT_ONCE = 128
+
+
+class FilmBlocks(BlockWriter, Protocol):
+    """The blocks of one film, written and then read."""
+
+    def reader(self) -> BlockReader:
+        """Return what was written."""
+
+
+OpenBlocks = Callable[[TextDecoder, int], AbstractContextManager[FilmBlocks]]
+"""Decoder and tokens per frame → empty blocks for the frames of one film."""
 
 
 @dataclass(slots=True)
@@ -43,11 +60,16 @@ class FilmQuality:
     recall: float
     """Mean share of the event's frames that a layer retrieved (at most as many as it may retrieve)."""
     recall_by_layer: list[float]
+    guess: float
+    """Share of right answers if to every kind of question the commonest of its right answers was given."""
 
 
-def film_quality(model: VideoLanguageModel, config: ReKVConfig, films: Iterable[Film]) -> FilmQuality:
-    """Ask every question about every film in every mode."""
+def film_quality(
+    model: VideoLanguageModel, config: ReKVConfig, films: Iterable[Film], *, blocks: OpenBlocks | None = None
+) -> FilmQuality:
+    """Ask every question about every film in every mode. ``blocks``: where encoded frames are kept; default: plain tensors."""
     right: dict[tuple[str, str], list[bool]] = {}
+    wanted: dict[str, Counter[str]] = {}
     recalls: list[list[float]] = []
     for film in films:
         asked = questions(film, np.random.default_rng([film.seed, 3]))
@@ -58,9 +80,12 @@ def film_quality(model: VideoLanguageModel, config: ReKVConfig, films: Iterable[
             "memory": features_FTC,
             "uniform": features_FTC[torch.from_numpy(spread.astype(np.int64))],
             "recent": features_FTC[-count:],
+            "blind": features_FTC[:0],
         }
+        for one in asked:
+            wanted.setdefault(one.kind, Counter())[one.answer] += 1
         for mode in MODES:
-            answers = _ask(model, config, views[mode], asked)
+            answers = _ask(model, config, views[mode], asked, blocks or _plain_blocks)
             for one, answer in zip(asked, answers, strict=True):
                 said = model.tokenizer.decode(answer.tokens) if model.tokenizer else ""
                 right.setdefault((mode, one.kind), []).append(said == one.answer)
@@ -74,7 +99,12 @@ def film_quality(model: VideoLanguageModel, config: ReKVConfig, films: Iterable[
         accuracy_by_kind={kind: {mode: float(np.mean(right[mode, kind])) for mode in MODES} for kind in kinds},
         recall=float(by_layer.mean()),
         recall_by_layer=[float(x) for x in by_layer],
+        guess=sum(max(answers.values()) for answers in wanted.values()) / len(recalls),
     )
+
+
+def _plain_blocks(decoder: TextDecoder, tokens: int) -> AbstractContextManager[FilmBlocks]:
+    return contextlib.nullcontext(TensorStore(decoder.layers))
 
 
 def _features(model: VideoLanguageModel, film: Film) -> Tensor:
@@ -85,21 +115,25 @@ def _features(model: VideoLanguageModel, film: Film) -> Tensor:
     return torch.cat([model.frames(torch.from_numpy(part)) for part in frames])
 
 
-def _ask(model: VideoLanguageModel, config: ReKVConfig, features_FTC: Tensor, asked: list[Asked]) -> list[Answer]:
-    decoder = model.decoder
-    prefix, grid, store = model.prefix(), decoder.grid(features_FTC.shape[1]), TensorStore(decoder.layers)
-    encode_frames(decoder, config, [open_stream(decoder, config, prefix, grid, store)], [features_FTC])
-    seen = StreamView(prefix, grid, store.reader())
-    batch = [
-        Question(
-            stream=seen,
-            question_ids_n=model.ids(one.text),
-            prompt_ids_n=model.ids(model.prompts.open_ended(one.text)),
-            max_new_tokens=_MAX_NEW_TOKENS,
-        )
-        for one in asked
-    ]
-    return answer_questions(decoder, config, batch, model.end_tokens)
+def _ask(
+    model: VideoLanguageModel, config: ReKVConfig, features_FTC: Tensor, asked: list[Asked], blocks: OpenBlocks
+) -> list[Answer]:
+    decoder, tokens = model.decoder, features_FTC.shape[1]
+    prefix, grid = model.prefix(), decoder.grid(tokens)
+    with blocks(decoder, tokens) as kept:
+        encode_frames(decoder, config, [open_stream(decoder, config, prefix, grid, kept)], [features_FTC])
+        seen = StreamView(prefix, grid, kept.reader())
+        batch = [
+            Question(
+                stream=seen,
+                question_ids_n=model.ids(one.text),
+                prompt_ids_n=model.ids(model.prompts.open_ended(one.text)),
+                max_new_tokens=_MAX_NEW_TOKENS,
+                allow_blind=True,
+            )
+            for one in asked
+        ]
+        return answer_questions(decoder, config, batch, model.end_tokens)
 
 
 def _recall(asked: Asked, frames: Tensor, most: int) -> float:
