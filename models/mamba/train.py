@@ -5,24 +5,19 @@ Writes safetensors that the operator loads and ``training.json`` with the figure
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from connectors.errors import ConfigError, nearest
 from models.mamba import checkpoint
 from models.mamba.finetune import FinetuneOptions, finetune
 from models.mamba.progress import Progress
 from models.mamba.shapes import ShapesConfig, make_scene
 from models.mamba.shapes_recipe import SHAPES_MEMORY, ShapesSchedule, evaluate_shapes, train_shapes
+from models.training import TrainResult, check_choice, make_folder, one_thread, write_report
 
 __all__ = ["OWN_DATA", "RECIPES", "FinetuneOptions", "Options", "Progress", "TrainResult", "train"]
 
@@ -35,19 +30,6 @@ OWN_DATA = ("annotations", "own videos")
 """The option that brings one's own data, and what it is called in the help."""
 
 _FRESH_CLIPS = 30
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What one training made."""
-
-    weights: Path
-    """The detector with memory."""
-    control: Path | None
-    """Recipes only: the detector without memory that got the same training."""
-    metrics: dict[str, float]
-    """As in ``training.json``."""
-    seconds: float
 
 
 def train(
@@ -70,12 +52,8 @@ def train(
 
     ``progress`` is called some times per minute. Raises ``ConfigError`` for what cannot be used.
     """
-    _check_choice(recipe, schedule, options)
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {folder} cannot be made: {error.strerror or error}; choose another folder") from error
+    check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
+    folder = make_folder(out)
     began = time.monotonic()
     if recipe is None:
         done = finetune(FinetuneOptions(seed=seed, **options), folder, progress)
@@ -85,8 +63,7 @@ def train(
         result = TrainResult(done.weights, None, metrics, time.monotonic() - began)
     else:
         result = _run_recipe(recipe, folder, seed, schedule, progress, began)
-    report = {"recipe": recipe, "seed": seed, "metrics": result.metrics, "seconds": round(result.seconds, 1)}
-    (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(folder, recipe, seed, result)
     return result
 
 
@@ -99,7 +76,7 @@ def _run_recipe(
     began: float,
 ) -> TrainResult:
     shapes = RECIPES[recipe]
-    with _one_thread():
+    with one_thread():
         models = train_shapes(seed=seed, shapes=shapes, schedule=schedule, progress=progress)
         weights, control = folder / f"{recipe}.safetensors", folder / f"{recipe}_base.safetensors"
         checkpoint.save(models.memory, weights)
@@ -112,32 +89,3 @@ def _run_recipe(
         }
     metrics |= {f"bank_{name}": float(value) for name, value in dataclasses.asdict(SHAPES_MEMORY).items()}
     return TrainResult(weights, control, metrics, time.monotonic() - began)
-
-
-def _check_choice(recipe: str | None, schedule: ShapesSchedule | None, options: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(FinetuneOptions) if field.name != "seed"]
-    unknown = [f"{name!r}{nearest(name, known)}" for name in options if name not in known]
-    if unknown:
-        raise ConfigError(f"training has no option {', '.join(unknown)}; it has {known}")
-    if recipe is None and options.get("annotations") is None:
-        raise ConfigError(f"nothing to learn from: give recipe (one of {list(RECIPES)}) or annotations (a CocoVID file)")
-    if recipe is None:
-        if schedule is not None:
-            raise ConfigError("schedule belongs to a recipe; for own videos set iterations and learning_rate")
-        return
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}{nearest(recipe, RECIPES)}; there are {list(RECIPES)}")
-    given = sorted(name for name, value in options.items() if value is not None)
-    if given:
-        raise ConfigError(f"recipe {recipe!r} brings its own data and settings; remove {given}, or remove recipe")
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums over threads round differently with their number, and these networks are too small to gain from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

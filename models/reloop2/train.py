@@ -7,7 +7,6 @@ Writes a safetensors file that the operator loads and ``training.json`` with the
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from connectors.errors import ConfigError, DeviceError, nearest
+from connectors.errors import ConfigError, DeviceError
 from connectors.options import REQUIRED, option
 from models.reloop2 import checkpoint
 from models.reloop2.config import NETWORKS, CtrConfig
@@ -27,6 +26,7 @@ from models.reloop2.drifting_clicks import DriftConfig, make_stream
 from models.reloop2.examples import encode_examples, fit_feature_map, read_table
 from models.reloop2.fitting import Progress, Schedule, fit, measure_hidden_mean
 from models.reloop2.model import build_model
+from models.training import TrainResult, check_choice, make_folder, write_report
 
 __all__ = ["OWN_DATA", "RECIPES", "Options", "Progress", "TrainOptions", "TrainResult", "measure_hidden_mean", "train"]
 
@@ -78,18 +78,6 @@ class TrainOptions:
 Options = TrainOptions
 
 
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What one training made."""
-
-    weights: Path
-    control: None
-    """There is no second model here."""
-    metrics: dict[str, float]
-    """As in ``training.json``."""
-    seconds: float
-
-
 def train(
     out: str | os.PathLike[str],
     *,
@@ -109,22 +97,17 @@ def train(
     ``progress`` is called some times per epoch. Raises ``ConfigError``, ``SchemaError`` for data that cannot be used,
     ``DeviceError``.
     """
-    _check_choice(recipe, world, options)
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {folder} cannot be made: {error.strerror or error}; choose another folder") from error
+    check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("world", world))
+    folder = make_folder(out)
     began = time.monotonic()
     if recipe is None:
         weights, settled = folder / "model.safetensors", TrainOptions(seed=seed, **options)
     else:
         weights, settled = folder / f"{recipe}.safetensors", _make_data(world or RECIPES[recipe], folder, seed)
     metrics = _train(settled, weights, progress)
-    seconds = time.monotonic() - began
-    report = {"recipe": recipe, "seed": seed, "metrics": metrics, "seconds": round(seconds, 1)}
-    (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return TrainResult(weights, None, metrics, seconds)
+    result = TrainResult(weights, None, metrics, time.monotonic() - began)
+    write_report(folder, recipe, seed, result)
+    return result
 
 
 def _train(options: TrainOptions, weights: Path, progress: Callable[[Progress], None] | None) -> dict[str, float]:
@@ -184,24 +167,6 @@ def _make_data(world: DriftConfig, folder: Path, seed: int) -> TrainOptions:
     return TrainOptions(
         data=str(folder / "training.parquet"), categorical=["user_id", "user_group", "item_id", "cate_id"], seed=seed
     )
-
-
-def _check_choice(recipe: str | None, world: DriftConfig | None, options: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(TrainOptions) if field.name != "seed"]
-    unknown = [f"{name!r}{nearest(name, known)}" for name in options if name not in known]
-    if unknown:
-        raise ConfigError(f"training has no option {', '.join(unknown)}; it has {known}")
-    if recipe is None and options.get("data") is None:
-        raise ConfigError(f"nothing to learn from: give recipe (one of {list(RECIPES)}) or data (a Parquet file)")
-    if recipe is None:
-        if world is not None:
-            raise ConfigError("world belongs to a recipe; remove it, or give recipe")
-        return
-    if recipe not in RECIPES:
-        raise ConfigError(f"there is no recipe {recipe!r}{nearest(recipe, RECIPES)}; there are {list(RECIPES)}")
-    given = sorted(name for name, value in options.items() if value is not None)
-    if given:
-        raise ConfigError(f"recipe {recipe!r} brings its own data and settings; remove {given}, or remove recipe")
 
 
 def _device(name: str) -> torch.device:
