@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pipelines.spec import PipelineSpec, SinkSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pipelines.asking.questions import Answer
     from pipelines.check import Finding
     from pipelines.runners.report import Progress, RunReport
 
@@ -75,6 +77,26 @@ class Pipeline:
         spec = self.spec if runner is None else self.spec.with_runner(runner)
         report = runners.run(spec, runner=spec.runner, resume=resume, on_progress=on_progress, stop=stop)
         return Result(spec, report)
+
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: str,
+        at: datetime | str | float | None = None,
+        operator: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Ask this pipeline, which another process runs, a question about a stream; wait for the answer.
+
+        ``at`` is the event time that it is about (ISO 8601, seconds since 1970, None: now), ``values`` fill other control
+        columns. ``pipelines.asking.questions.ask`` takes several streams, prompts and a sink to read. Raise ``ConfigError``
+        where the pipeline has no way for questions, another ``StreambankError`` where its sink cannot be reached.
+        """
+        from pipelines.asking.questions import ask
+
+        return ask(self.spec, question, [stream], at=at, operator=operator, values=values, timeout_s=timeout_s)[0]
 
 
 class Result:

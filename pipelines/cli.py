@@ -55,11 +55,14 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+_sets = click.option("--set", "sets", multiple=True, metavar="KEY.PATH=VALUE", help="Change one key of the file; repeatable.")
+
+
 def _pipeline_file(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the argument and options that name a pipeline and change it."""
     decorators = [
         click.argument("file"),
-        click.option("--set", "sets", multiple=True, metavar="KEY.PATH=VALUE", help="Change one key of the file; repeatable."),
+        _sets,
         click.option("--runner", type=click.Choice(["local", "ray"]), help="Where to run; wins over the file."),
     ]
     for decorate in reversed(decorators):
@@ -164,6 +167,60 @@ def view(out: Path, video: Path | None, output: Path | None) -> None:
 
     for path in make_view(out, video=video, output=output):
         click.echo(path)
+
+
+def _asking(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a question to a running pipeline."""
+    decorators = [
+        click.argument("text"),
+        click.option("--stream", "streams", multiple=True, metavar="ID", help="What it is about; repeat it to ask each."),
+        click.option("--at", metavar="TIME", help="Event time it is about: ISO 8601, or seconds since 1970. Default: now."),
+        click.option("--operator", metavar="NAME", help="Who is to answer, where several could."),
+        click.option("--sink", metavar="NAME", help="Where to read the answer; default: flight, else kafka, else files."),
+        click.option(
+            "--column", "columns", multiple=True, metavar="NAME=VALUE", help="Fill another control column; repeatable."
+        ),
+        click.option("--timeout", "timeout_s", type=float, metavar="S", help="Longest wait; default: 60, or 3 epochs."),
+        click.option("--json", "as_json", is_flag=True, help="The row of each answer, one JSON line."),
+    ]
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def _ask(column: str, file: str, sets: tuple[str, ...], text: str, streams: tuple[str, ...], as_json: bool, **how: Any) -> None:
+    from pipelines.api import Pipeline
+    from pipelines.commands.ask import answer_json, answer_text, ask_pipeline
+
+    spec = Pipeline.load(file, sets=sets).spec
+    answers = ask_pipeline(spec, text, streams, column=column, **how)
+    for answer in answers:
+        click.echo(answer_json(answer) if as_json else answer_text(answer, spec, column))
+    if not all(answer.ok for answer in answers):
+        raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("file")
+@_asking
+@_sets
+@_common
+def ask(**arguments: Any) -> None:
+    """Ask the running pipeline FILE the question TEXT about a stream, and print the answer.
+
+    Exit status: 0 answered; 1 not in time, or with a status that is not ok; 2 the pipeline file has no way for questions.
+    """
+    _ask("question", **arguments)
+
+
+@cli.command()
+@click.argument("file")
+@_asking
+@_sets
+@_common
+def prompt(**arguments: Any) -> None:
+    """Give the running pipeline FILE the prompt TEXT for a stream, and print the answer. Otherwise as `ask`."""
+    _ask("prompt", **arguments)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})

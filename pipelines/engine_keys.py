@@ -45,7 +45,7 @@ class SourceKeys(NodeKeys):
     stay: bool = option(
         False,
         "For a source without an end that is read as `control` only: the run goes on after all other sources have ended, until "
-        "it is stopped.",
+        "it is stopped, and the operators it controls do not forget streams that have ended.",
     )
 
 

@@ -68,7 +68,7 @@ class SourceSpec(NodeSpec):
     parallelism: int = 1
     """Tasks among which the splits are shared out."""
     stay: bool = False
-    """Whether the run goes on for its control rows when all other sources have ended."""
+    """Whether the run goes on for its control rows when all other sources have ended, and their streams stay open for it."""
 
     def build(self) -> Source:
         """Make the source. Does no I/O."""
@@ -153,6 +153,10 @@ class PipelineSpec:
         """Return whether a run goes on for a source that has no end: unless it brings control rows only, and does not stay."""
         receivers: list[OperatorSpec | SinkSpec] = [*self.operators, *self.sinks]
         return source.stay or any(source.name in node.inputs for node in receivers)
+
+    def keeps_streams(self, operator: OperatorSpec) -> bool:
+        """Return whether an operator is to remember streams that have ended, since control rows may still ask for them."""
+        return any(isinstance(node := self.nodes[name], SourceSpec) and node.stay for name in operator.control)
 
     def with_runner(self, runner: str) -> PipelineSpec:
         """Return the same pipeline for another runner. Raise ``ConfigError`` for a runner or a device that it has not."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from connectors.errors import SourceError
 from connectors.sinks.staged import published
 
-__all__ = ["committed_files", "read_committed"]
+__all__ = ["committed_files", "read_committed", "read_file"]
 
 _FORMATS = (".parquet", ".arrow", ".jsonl")
 _MAX_BLOCK_BYTES = (1 << 31) - 1
@@ -49,15 +49,20 @@ def read_committed(path: Path | str, *, schema: pa.Schema | None = None) -> pa.T
         return schema.empty_table()
     tables = []
     for file in files:
-        try:
-            tables.append(_read(file, schema))
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{file} cannot be read: {error}") from error
+        tables.append(read_file(file, schema=schema))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
         return _conform(table, schema) if schema is not None else table
     except (pa.ArrowException, ValueError) as error:
         raise SourceError(f"{root}: its rows do not fit {'the given schema' if schema else 'together'}: {error}") from error
+
+
+def read_file(file: Path, *, schema: pa.Schema | None = None) -> pa.Table:
+    """Return the rows of one committed file; JSON is read with the types of ``schema``. ``SourceError`` where it is damaged."""
+    try:
+        return _read(file, schema)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{file} cannot be read: {error}") from error
 
 
 def _read(file: Path, schema: pa.Schema | None) -> pa.Table:

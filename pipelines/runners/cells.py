@@ -44,6 +44,8 @@ class TaskPlan:
     read_rows: int
     awaited: bool
     """Sources only, as ``read_rows``: see ``SourceTask``."""
+    keeps_streams: bool
+    """Operators only: see ``OperatorTask``."""
 
 
 class SourceCell:
@@ -126,6 +128,7 @@ class OperatorCell:
             max_wait_s=self._node.max_wait_ms / 1000,
             open_streams=self._open_streams,
             aligner=self._aligner,
+            keeps_streams=self._plan.keeps_streams,
         )
         transport.stats = task.stats
         self._host.start(task)

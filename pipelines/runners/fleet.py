@@ -158,7 +158,8 @@ class Fleet:
                     attempt=self._attempt,
                     state=self._graph.spec.state,
                     read_rows=read_rows(self._graph.spec, task.node),
-                    awaited=not isinstance(node, SourceSpec) or self._graph.spec.awaits(node),
+                    awaited=isinstance(node, SourceSpec) and self._graph.spec.awaits(node),
+                    keeps_streams=isinstance(node, OperatorSpec) and self._graph.spec.keeps_streams(node),
                 )
                 for task, node, inputs in zip(tasks, nodes, edges, strict=True)
             ],

@@ -184,6 +184,7 @@ class LocalRunner:
                 max_wait_s=node.max_wait_ms / 1000,
                 open_streams=merge_open_streams(states, shard=shard, shards=node.shards),
                 aligner=make_aligner(node, inbox, states, folder.root, shard=shard, clock=self._clock),
+                keeps_streams=self._spec.keeps_streams(node),
             )
         )
         return operator

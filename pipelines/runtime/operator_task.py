@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 class OperatorTask:
-    """One operator shard. ``inputs`` are the names of its data nodes."""
+    """One operator shard. ``inputs`` are the names of its data nodes. With ``keeps_streams`` streams that end stay open."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class OperatorTask:
         max_wait_s: float,
         open_streams: Mapping[str, Sequence[str]] | None = None,
         aligner: Aligner | None = None,
+        keeps_streams: bool = False,
     ) -> None:
         self.task = task
         self.stats = TaskStats(task=task, kind="operator")
@@ -91,6 +92,7 @@ class OperatorTask:
         self._watermarks: deque[tuple[list[int], int]] = deque()  # to be sent when so many messages have left the batchers
         self._batchers = {node: Batcher(max_batch, max_wait_s, in_order=aligner is not None) for node in inputs}
         self._max_batch = max_batch
+        self._keeps_streams = keeps_streams
         self._announced = -1  # the last epoch
         self._closing: list[str] = []  # streams to close once their last rows have left the batchers
         self._open = OpenStreams(inputs) if len(inputs) > 1 else None
@@ -208,7 +210,7 @@ class OperatorTask:
         if isinstance(item, Watermark):
             self._watermark(item)
         elif isinstance(item.body, Close):
-            if item.role == "data":  # the end of a control stream ends no data stream
+            if item.role == "data" and not self._keeps_streams:  # the end of a control stream ends no data stream
                 if self._aligner is not None:
                     self._flush()  # so that it has its place among the rows of other streams too
                 self._close_streams(item.node, item.body)

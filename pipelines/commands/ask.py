@@ -1,0 +1,111 @@
+"""``streambank ask`` and ``streambank prompt``: answers in plain words with what they rest on, or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from connectors.errors import ConfigError
+from pipelines.asking.questions import Answer, ask
+from pipelines.document import parse_scalar_or_flow
+from pipelines.spec import PipelineSpec
+
+__all__ = ["answer_json", "answer_text", "ask_pipeline"]
+
+_FOLD = 8
+"""Items of a list that are shown."""
+
+
+def ask_pipeline(
+    spec: PipelineSpec,
+    text: str,
+    streams: Sequence[str],
+    *,
+    column: str,
+    columns: Sequence[str],
+    at: str | None,
+    operator: str | None,
+    sink: str | None,
+    timeout_s: float | None,
+) -> list[Answer]:
+    """Ask; ``columns`` are ``NAME=VALUE`` texts for other control columns."""
+    values = {}
+    for given in columns:
+        name, equals, value = given.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--column {given}: write NAME=VALUE, for example --column max_tokens=64")
+        values[name.strip()] = parse_scalar_or_flow(value, f"--column {given}")
+    return ask(spec, text, streams, column=column, at=at, operator=operator, sink=sink, values=values, timeout_s=timeout_s)
+
+
+def answer_json(answer: Answer) -> str:
+    """Return the row of an answer as one JSON line; without one, stream and id, and the status ``no_answer``."""
+    row = answer.row
+    if row is None:
+        row = {"stream_id": answer.stream_id, "id": answer.id, "status": "no_answer"}
+    return json.dumps(row, default=_show, ensure_ascii=False)
+
+
+def answer_text(answer: Answer, spec: PipelineSpec, column: str) -> str:
+    """Return an answer in plain words, below it the other columns of its row; without one, what to look at."""
+    row = answer.row
+    if row is None:
+        return f"{answer.stream_id}: no answer within {answer.seconds:.0f} s\n{_advice(answer, spec)}"
+    status = row.get("status") or "ok"
+    error = row.get("error")
+    head = row.get("answer") if status == "ok" else f"{status}: {error or 'the operator says no more'}"
+    left_out = {"stream_id", "sequence", "event_time", "answer", "status", "error", column, f"{column}_id"}
+    rests = {name: value for name, value in row.items() if name not in left_out and value is not None and value != []}
+    lines = [f"{answer.stream_id}: {head if head is not None else 'answered'}"]
+    lines += [f"  {name}  {_words(value)}" for name, value in rests.items()]
+    return "\n".join(lines)
+
+
+def _advice(answer: Answer, spec: PipelineSpec) -> str:
+    return "\n".join(
+        [
+            f"  is the pipeline running?   {_holder(spec.state)}",
+            f"  is the stream known?       {answer.stream_id!r} must be what the data call it",
+            f"  is the time too short?     committed rows appear every {spec.epoch_s:g} s (epoch_s); give a longer --timeout",
+            f"  the question stays where it was put, and will be answered: {answer.id}",
+        ]
+    )
+
+
+def _holder(state: Path) -> str:
+    """Say which process has the state folder, as far as this machine can tell."""
+    try:
+        process = int((state / "lock").read_text().strip() or 0)
+    except (OSError, ValueError):
+        return f"no run has used the state folder {state}"
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return f"process {process}, the last that used {state}, is not running on this machine"
+    except PermissionError:
+        pass  # it runs, as another user
+    return f"process {process} uses {state}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_words(item)}" for name, item in value.items() if item is not None)
+    if isinstance(value, list):
+        more = f", and {len(value) - _FOLD} more" if len(value) > _FOLD else ""
+        return ", ".join(_words(item) for item in value[:_FOLD]) + more
+    return f"{value:.4g}" if isinstance(value, float) else str(_show(value))
+
+
+def _show(value: Any) -> Any:
+    """Return what JSON has no form for as text."""
+    if isinstance(value, datetime | date):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():.3f} s"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return str(value) if not isinstance(value, str | int | bool) else value
