@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -35,7 +36,8 @@ _REPORTS = 60  # of a stage
 _WARMUP, _LAST_FACTOR = 100, 0.02
 _GRADIENT_NORM = 1.0
 _RETRIEVAL_WEIGHT = 0.5
-_FIRST_LONGEST = 6
+_FIRST_LONGEST, _LONGEST_EVENT = 6, 10  # frames
+_GATHERED_FROM = 3  # frames of the clip for each that is left
 _INITIAL_STD = 0.1  # about 1 / sqrt(hidden size); with the library's 0.02 attention stays flat for hundreds of steps
 
 
@@ -57,7 +59,7 @@ class Progress:
 class FilmsSchedule:
     """Lengths and rates of the stages."""
 
-    variants: int = 24
+    variants: int = 48
     """Rendered frames per kind of event."""
     vision_steps: int = 1200
     vision_batch: int = 128
@@ -68,6 +70,8 @@ class FilmsSchedule:
     least_frames: int = 4
     most_frames: int = 32
     """Frames of the shortest and longest clip; in the first half of the stage the longest grows from ``_FIRST_LONGEST``."""
+    gathered: float = 0.5
+    """Share of the steps whose clips look like what retrieval leaves of a long film."""
     unseen_films: int = 10
     """Films of ten minutes that the figures at the end come from."""
 
@@ -180,8 +184,10 @@ def _train_answers(
     for step in range(1, schedule.answer_steps + 1):
         grown = min(1.0, 2 * step / schedule.answer_steps)
         longest = round(_FIRST_LONGEST + (schedule.most_frames - _FIRST_LONGEST) * grown)
-        frames = int(rng.integers(schedule.least_frames, longest + 1))
-        clips = [_clip(pool, frames, rng) for _ in range(schedule.answer_batch)]
+        gathered = bool(rng.random() < schedule.gathered)
+        most = min(longest, small.rekv.retrieve_frames) if gathered else longest
+        frames = int(rng.integers(schedule.least_frames, most + 1))
+        clips = [_clip(pool, frames, rng, gathered=gathered) for _ in range(schedule.answer_batch)]
         rows_BF = torch.stack([clip.rows_F for clip in clips])
         features = core.apply_pooling(projector(patches_NPC[rows_BF.flatten()]))
         features_BnC = features.reshape(len(clips), -1, features.shape[-1])
@@ -202,38 +208,45 @@ class _Clip:
     """True for the frames that show the event asked about."""
 
 
-def _clip(pool: _Pool, frames: int, rng: np.random.Generator) -> _Clip:
-    """Draw one to five events of different shapes and colours among empty frames, and a question about one of them."""
-    number = int(rng.integers(1, min(5, frames // 3) + 1))
+def _clip(pool: _Pool, frames: int, rng: np.random.Generator, *, gathered: bool) -> _Clip:
+    """Draw one to five events of different shapes and colours among empty frames, and a question about one of them.
+
+    ``gathered``: what retrieval leaves of a longer clip: the event asked about, frames of others, and then empty ones.
+    """
+    owner_F = _draw_events(_GATHERED_FROM * frames if gathered else frames, rng)
+    length, number = len(owner_F), int(owner_F.max()) + 1
     shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(COLOURS))
-    owner_F = np.full(frames, -1)
-    lengths = rng.integers(1, max(2, frames // number), number)
-    start = 0
-    for e in range(number):
-        room = frames - start - int(lengths[e + 1 :].clip(max=1).sum()) - 1
-        if room < 0:
-            break
-        begin = start + int(rng.integers(0, max(room - int(lengths[e]), 0) + 1))
-        stop = min(begin + int(lengths[e]), begin + room + 1, frames)
-        owner_F[begin:stop] = e
-        start = stop
+    counts, asked = rng.integers(1, len(COUNTS) + 1, number), int(rng.integers(number))
     # The light changes as time goes on, in up to four parts of any length.
-    time_F = np.searchsorted(np.sort(rng.integers(0, frames + 1, len(TIMES) - 1)), np.arange(frames), side="right")
-    counts = rng.integers(1, len(COUNTS) + 1, number)
-    present = [e for e in range(number) if (owner_F == e).any()]
-    asked = int(rng.choice(present))
-    for e in present:  # an event has the light of its first frame, as in a film
+    time_F = np.searchsorted(np.sort(rng.integers(0, length + 1, len(TIMES) - 1)), np.arange(length), side="right")
+    for e in range(number):  # an event has the light of its first frame, as in a film
         inside = np.flatnonzero(owner_F == e)
         time_F[inside] = time_F[inside[0]]
+    time = list(TIMES)[time_F[owner_F == asked][0]]
+    if gathered:
+        order_F = np.where(owner_F == asked, 0.0, np.where(owner_F >= 0, 1.0, 2.0)) + rng.random(length)
+        kept_F = np.sort(np.argsort(order_F)[:frames])
+        owner_F, time_F = owner_F[kept_F], time_F[kept_F]
     keys = [
         (int(shapes[e]) + 1, int(colours[e]) + 1, int(counts[e]), int(t)) if e >= 0 else (0, 0, 0, int(t))
         for e, t in zip(owner_F, time_F, strict=True)
     ]
     rows = [int(pool.rows[key][rng.integers(len(pool.rows[key]))]) for key in keys]
-    time = list(TIMES)[time_F[np.flatnonzero(owner_F == asked)[0]]]
     event = Event(SHAPES[shapes[asked]], list(COLOURS)[colours[asked]], COUNTS[counts[asked] - 1], time, 0, 1)
     kind = _KINDS[rng.integers(len(_KINDS))]
     return _Clip(torch.tensor(rows), wording(kind, event, rng), answer_of(kind, event), torch.from_numpy(owner_F == asked))
+
+
+def _draw_events(frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Place one to five events with a frame or more between them; return which of them each frame shows, -1 for none."""
+    number = int(rng.integers(1, min(len(SHAPES), frames // 3) + 1))
+    lengths = rng.integers(1, min(frames // number, _LONGEST_EVENT + 1), number)
+    gaps = np.sort(rng.choice(frames - int(lengths.sum()), number, replace=False))
+    starts = gaps + np.cumsum(lengths) - lengths
+    owner_F = np.full(frames, -1)
+    for e in range(number):
+        owner_F[starts[e] : starts[e] + lengths[e]] = e
+    return owner_F
 
 
 def _clip_loss(small: SmallModel, clips: list[_Clip], features_BnC: Tensor, frames: int) -> Tensor:
