@@ -144,7 +144,8 @@ class RequestsReader(Reader):
         self._number = int(position["file"]) if position is not None else min(numbers, default=0)
         self._skip = int(position["row"]) if position is not None else 0
         self._first_row = (int(position["rows"]) if position is not None else 0) - self._skip
-        self._end = max([self._number, *(number + 1 for number in numbers)])  # the number of the next file to take
+        begun = self._number + (self._skip > 0)
+        self._end = max([begun, *(number + 1 for number in numbers)])  # the number of the next file to take
         for number in numbers:
             if number < self._number:
                 self._path(number).unlink(missing_ok=True)

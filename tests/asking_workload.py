@@ -1,0 +1,173 @@
+"""The workload of the tests of asking: an operator that answers how many rows of a stream it has seen, and a run of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from connectors import records
+from connectors.options import option
+from operators.base import Context, Operator
+from operators.state import State
+from pipelines.api import Pipeline, Result
+
+ROWS = 20
+COLUMNS = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "digits": "int32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How fast it is."""
+
+    slow_s: float = option(0.0, "Seconds that it takes to answer.", unit="s", ge=0)
+
+
+class Counting(Operator):
+    """Takes values; gives one row per question and none otherwise."""
+
+    Options = Options
+    input_schema = records.key_schema("value", 1, [pa.field("v", pa.float64())])
+    control_schema = records.key_schema(
+        "question",
+        1,
+        [
+            pa.field("question_id", pa.string()),
+            pa.field("question", pa.string()),
+            pa.field("at", records.TIME_TYPE),
+            pa.field("digits", pa.int32()),
+        ],
+    )
+    output_schema = records.output_schema(
+        "answer",
+        1,
+        [
+            pa.field("question_id", pa.string()),
+            pa.field("question", pa.string()),
+            pa.field("answer", pa.string()),
+            pa.field("rows", pa.int64()),
+            pa.field("at", records.TIME_TYPE),
+            pa.field("latest", pa.list_(pa.float64())),
+        ],
+    )
+
+    def __init__(self, options: Any, context: Context) -> None:
+        super().__init__(options, context)
+        self._sums: dict[str, tuple[int, float]] = {}
+
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        for stream, value in zip(batch.column("stream_id").to_pylist(), batch.column("v").to_pylist(), strict=True):
+            count, total = self._sums.get(stream, (0, 0.0))
+            self._sums[stream] = (count + 1, total + value)
+        return []
+
+    def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        if self.options.slow_s:
+            time.sleep(self.options.slow_s)
+        return [pa.RecordBatch.from_pylist([self._answer(row) for row in batch.to_pylist()], schema=self.output_schema)]
+
+    def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        count, total = self._sums.get(row["stream_id"], (0, 0.0))
+        answer = {name: row[name] for name in ("stream_id", "sequence", "event_time", "question_id", "question", "at")}
+        if row["error"] is not None:
+            return {**answer, "status": "bad_question", "error": row["error"]}
+        if not count:
+            return {**answer, "status": "unknown_stream", "error": f"no rows of {row['stream_id']!r} have come"}
+        mean = round(total / count, 3 if row["digits"] is None else row["digits"])
+        return {**answer, "answer": f"{count} rows, mean {mean}", "rows": count, "latest": [mean], "status": "ok"}
+
+    def snapshot(self, *, incremental: bool = False) -> State:
+        sums = torch.tensor(list(self._sums.values()), dtype=torch.float64).reshape(-1, 2)
+        return State(streams=list(self._sums), dense={"sums": sums})
+
+    def restore(self, state: State) -> None:
+        pairs = state.dense["sums"].tolist() if state.streams else []
+        self._sums = {stream: (int(count), total) for stream, (count, total) in zip(state.streams, pairs, strict=True)}
+
+    def close_stream(self, stream_id: str) -> None:
+        self._sums.pop(stream_id, None)
+
+
+def write_values(folder: Path, streams: str = "ab") -> None:
+    """Write a file of 20 values per stream: recordings of 2019."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stream in streams:
+        lines = [json.dumps({"v": n / 4, "event_time": f"2019-01-01T00:00:{n:02d}Z"}) for n in range(ROWS)]
+        (folder / f"{stream}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def counting(folder: Path, **operator: Any) -> dict[str, Any]:
+    """A pipeline over values in ``folder`` that waits for questions when it has read them all."""
+    write_values(folder / "values")
+    return {
+        "name": "counting",
+        "state": str(folder / "state"),
+        "epoch_s": 0.05,
+        "sources": {
+            "values": {"type": "jsonl", "path": str(folder / "values")},
+            "questions": {"type": "requests", "path": str(folder / "questions"), "stay": True, "columns": COLUMNS},
+        },
+        "operators": {"count": {"type": "asking_workload:Counting", "input": "values", "control": "questions", **operator}},
+        "sinks": {"answers": {"type": "jsonl", "input": "count", "path": str(folder / "answers")}},
+    }
+
+
+class Run:
+    """A run in a thread of this process."""
+
+    def __init__(self, values: dict[str, Any], *, runner: str = "local", resume: bool = False) -> None:
+        self.result: Result | None = None
+        self._stop = threading.Event()
+        self._read = threading.Event()
+        self._failure: BaseException | None = None
+        pipeline = Pipeline.from_dict(values)
+        self._thread = threading.Thread(target=self._run, args=(pipeline, runner, resume), daemon=True)
+
+    def _run(self, pipeline: Pipeline, runner: str, resume: bool) -> None:
+        try:
+            self.result = pipeline.run(
+                runner=runner, resume=resume, stop=self._stop, on_progress=lambda p: p.rows_read >= 1 and self._read.set()
+            )
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._read.set()
+
+    def start(self) -> None:
+        """Start, and wait until rows have been read."""
+        self._thread.start()
+        assert self._read.wait(60)
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> Result:
+        """Stop gracefully."""
+        self._stop.set()
+        return self.join()
+
+    def join(self) -> Result:
+        """Wait for the end."""
+        self._thread.join(60)
+        if self._failure is not None:
+            raise self._failure
+        assert self.result is not None, "the run does not end"
+        return self.result
+
+
+@contextlib.contextmanager
+def running(values: dict[str, Any], **options: Any) -> Iterator[Run]:
+    """Run while the block does."""
+    run = Run(values, **options)
+    run.start()
+    try:
+        yield run
+    finally:
+        run.stop()
