@@ -1,9 +1,9 @@
 """The small recipe: a video-language model that answers about films of shapes, trained from nothing on one CPU core.
 
 Stage ``vision``: the tower learns shape, colour, number and light of single frames, and is frozen. Stage ``answers``:
-projector and decoder learn to answer from short clips (next-token cross-entropy on the answer, full causal attention) and,
-beside it, to score the frames that hold the answer above the others in every layer: large models do the second unasked, a
-small one must be told. Everything is a function of the seed.
+projector and decoder learn to answer from short clips (next-token cross-entropy on the answer, full causal attention), half
+of them whole and half as retrieval leaves them, and to score the frames that hold the answer above the others in every layer:
+large models do the last unasked, a small one must be told. Everything is a function of the seed.
 """
 
 # B clips, F frames, T tokens per frame, P patches, C hidden size, n tokens, G key/value heads, D head dim, N rendered frames
