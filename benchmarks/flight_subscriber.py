@@ -3,7 +3,7 @@
 JSON lines → running mean per key → Parquet and Flight, on ``local``; the subscriber is another process. Runs with and without
 it alternate, and the medians are compared.
 
-    python -m benchmarks.flight_subscriber [--events 2000000] [--repeat 5]
+    python -m benchmarks.flight_subscriber [--events 6000000] [--repeat 3]
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def run(lines: Path, folder: Path, *, subscriber: bool) -> tuple[float, dict[str
     had = None
     if reader is not None:
         try:
-            had = json.loads(reader.communicate(timeout=30)[0])
+            had = json.loads(reader.communicate(timeout=90)[0])
         finally:
             reader.kill()
     return float(done.stdout), had
@@ -97,8 +97,8 @@ def run(lines: Path, folder: Path, *, subscriber: bool) -> tuple[float, dict[str
 def main() -> int:
     """Run both sides, print the table, write the JSON; return 1 where the claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=2_000_000)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--events", type=int, default=6_000_000)
+    parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     seconds: dict[bool, list[float]] = {False: [], True: []}
     readers = []
