@@ -125,6 +125,7 @@ class Run:
 
     def __init__(self, values: dict[str, Any], *, runner: str = "local", resume: bool = False) -> None:
         self.result: Result | None = None
+        self._rows = 0 if resume else 2 * ROWS
         self._stop = threading.Event()
         self._read = threading.Event()
         self._failure: BaseException | None = None
@@ -134,7 +135,10 @@ class Run:
     def _run(self, pipeline: Pipeline, runner: str, resume: bool) -> None:
         try:
             self.result = pipeline.run(
-                runner=runner, resume=resume, stop=self._stop, on_progress=lambda p: p.rows_read >= 1 and self._read.set()
+                runner=runner,
+                resume=resume,
+                stop=self._stop,
+                on_progress=lambda p: p.rows_read >= self._rows and self._read.set(),
             )
         except BaseException as error:
             self._failure = error
@@ -142,9 +146,9 @@ class Run:
             self._read.set()
 
     def start(self) -> None:
-        """Start, and wait until rows have been read."""
+        """Start, and wait until all rows have been read."""
         self._thread.start()
-        assert self._read.wait(60)
+        assert self._read.wait(60), "no rows have been read"
         if self._failure is not None:
             raise self._failure
 

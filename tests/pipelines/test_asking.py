@@ -1,0 +1,261 @@
+"""Asking a pipeline that runs: what is answered, from which sink, and what is said where nothing can be."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from asking_workload import COLUMNS, ROWS, Run, counting, running
+from click.testing import CliRunner, Result
+
+from connectors.errors import ConfigError, SinkError
+from connectors.sinks.read import read_committed
+from pipelines.api import Pipeline
+from pipelines.asking.questions import ask
+from pipelines.cli import cli
+
+
+def call(command: str, values: dict[str, Any], folder: Path, *arguments: str) -> Result:
+    file = folder / "counting.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return CliRunner().invoke(cli, [command, str(file), *arguments])
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return counting(tmp_path_factory.mktemp("asking"))
+
+
+@pytest.fixture(scope="module")
+def run(values: dict[str, Any]) -> Iterator[Run]:
+    """A run that has read everything, and stays."""
+    with running(values) as run:
+        yield run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, run: Run) -> Path:
+    """A folder for the file; the pipeline runs."""
+    return tmp_path
+
+
+# Answers
+
+
+def test_a_question_is_answered_in_words_with_what_they_rest_on(values: dict[str, Any], folder: Path) -> None:
+    result = call("ask", values, folder, "how many?", "--stream", "a", "--column", "digits=1")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "a: 20 rows, mean 2.4\n  rows  20\n  latest  2.4\n"
+
+
+def test_several_streams_are_asked_at_once_and_answered_in_order(values: dict[str, Any], folder: Path) -> None:
+    result = call("ask", values, folder, "how many?", "--stream", "b", "--stream", "a", "--json", "--at", "2019-01-01T00:00:05")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 0
+    assert [(row["stream_id"], row["rows"], row["question"]) for row in rows] == [
+        ("b", 20, "how many?"),
+        ("a", 20, "how many?"),
+    ]
+    assert {row["at"] for row in rows} == {"2019-01-01T00:00:05.000000Z"}
+    assert len({row["question_id"] for row in rows}) == 2
+
+
+def test_an_answer_that_is_not_ok_is_told_with_its_reason_and_status_1(values: dict[str, Any], folder: Path) -> None:
+    result = call("ask", values, folder, "how many?", "--stream", "c")
+    assert (result.exit_code, result.stdout) == (1, "c: unknown_stream: no rows of 'c' have come\n")
+
+
+def test_python_asks_with_one_call(values: dict[str, Any], run: Run) -> None:
+    answer = Pipeline.from_dict(values).ask("how many?", stream="a", values={"digits": 0}, at=3.5)
+    assert (answer.ok, answer.text, answer.stream_id) == (True, "20 rows, mean 2.0", "a")
+    assert answer.row is not None
+    assert answer.row["at"] == "1970-01-01T00:00:03.500000Z"
+    assert 0 < answer.seconds < 30
+
+
+def test_a_question_by_a_file_of_ones_own_is_answered_too(values: dict[str, Any], run: Run) -> None:
+    questions = Path(values["sources"]["questions"]["path"])
+    (questions / "mine.json").write_text('{"stream_id": "a", "question_id": "mine", "question": "how many?"}\n')
+    assert Pipeline.from_dict(values).ask("and now?", stream="a").ok  # of a later epoch or the same
+    rows = read_committed(values["sinks"]["answers"]["path"]).to_pylist()
+    assert [row["answer"] for row in rows if row["question_id"] == "mine"] == ["20 rows, mean 2.375"]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_flight_shows_an_answer_long_before_its_commit(shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "right")
+    values = counting(tmp_path) | {"epoch_s": 600.0}
+    flight = {"type": "flight", "input": "count", "port": free_port(), "token": {"env": "TOKEN"}, "shards": shards}
+    values["sinks"]["live"] = flight
+    with running(values):
+        answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a", "b"], timeout_s=30)
+        assert [answer.text for answer in answers] == ["20 rows, mean 2.375"] * 2
+        monkeypatch.setenv("TOKEN", "wrong")
+        with pytest.raises(SinkError, match=r"no subscription at grpc://127.0.0.1:.*token is wrong.*is the pipeline running"):
+            Pipeline.from_dict(values).ask("how many?", stream="a")
+        late = call("ask", values, tmp_path, "how many?", "--stream", "a", "--sink", "answers", "--timeout", "0.3")
+        assert (late.exit_code, late.stdout.splitlines()[0]) == (1, "a: no answer within 0.3 s")
+    assert len(list((tmp_path / "questions").glob("*.json*"))) == 0
+
+
+def test_flight_that_nobody_serves_is_told_before_the_question_is_put(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_port()}
+    result = call("ask", values, tmp_path, "how many?", "--stream", "a")
+    assert result.exit_code == 1
+    assert "sinks.live: no subscription at grpc://127.0.0.1:" in result.stderr
+    assert not (tmp_path / "questions").exists()
+
+
+@pytest.mark.parametrize("sink", ["parquet", "arrow"])
+def test_every_table_sink_can_be_read_for_answers(sink: str, tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    values["sinks"]["answers"]["type"] = sink
+    with running(values):
+        answer = Pipeline.from_dict(values).ask("how many?", stream="b")
+    assert answer.text == "20 rows, mean 2.375"
+
+
+# The end of a run
+
+
+def test_a_replay_ends_by_itself_where_questions_do_not_stay_and_later_ones_wait_for_the_next_run(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    values["sources"]["questions"]["stay"] = False
+    first = Run(values)
+    first.start()
+    assert first.join().report.status == "finished"
+    late = call("ask", values, tmp_path, "how many?", "--stream", "a", "--timeout", "0.3")
+    assert late.exit_code == 1
+    assert "a: no answer within 0.3 s\n  is the pipeline running?   process " in late.stdout
+    again = Run(values, resume=True)
+    again.start()
+    assert again.join().report.status == "finished"
+    [row] = read_committed(tmp_path / "answers").to_pylist()
+    assert (row["question"], row["status"]) == ("how many?", "unknown_stream")  # its recording has ended
+
+
+def test_a_run_that_stays_can_be_stopped_and_goes_on_with_what_it_knew(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    with running(values) as run:
+        assert Pipeline.from_dict(values).ask("how many?", stream="a").ok
+    assert run.result is not None
+    assert run.result.report.status == "stopped"
+    with running(values, resume=True):
+        assert Pipeline.from_dict(values).ask("and now?", stream="a").text == f"{ROWS} rows, mean 2.375"
+    assert read_committed(tmp_path / "answers").column("question").to_pylist() == ["how many?", "and now?"]
+
+
+# What is said where there is no way
+
+
+def without_control(values: dict[str, Any]) -> None:
+    del values["operators"]["count"]["control"], values["sources"]["questions"]
+
+
+def file_of_questions(values: dict[str, Any]) -> None:
+    values["sources"]["questions"] = {"type": "jsonl", "path": "q.jsonl", "event_time_unit": "rows"}
+
+
+def two_operators(values: dict[str, Any]) -> None:
+    values["operators"]["more"] = dict(values["operators"]["count"])
+    values["sinks"]["answers"] = {"type": "annotated_video", "inputs": ["count", "more"], "path": "x"}
+
+
+def sink_without_id(values: dict[str, Any]) -> None:
+    values["sinks"]["answers"]["exclude"] = ["question_id"]
+    values["sinks"]["video"] = {"type": "annotated_video", "inputs": ["values", "count"], "path": "video"}
+    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": 0}
+
+
+def aligned(values: dict[str, Any]) -> None:
+    values["operators"]["count"] |= {"align_s": 1.0, "control": "asked"}
+    kafka = {"type": "kafka", "bootstrap_servers": "localhost:1", "topic": "q", "columns": COLUMNS}
+    values["sources"]["asked"] = kafka
+    del values["sources"]["questions"]
+
+
+def other_topic(values: dict[str, Any]) -> None:
+    aligned(values)
+    values["operators"]["count"]["align_control"] = False
+    values["sources"]["asked"]["stream_id"] = "header:camera"
+
+
+def few_columns(values: dict[str, Any]) -> None:
+    values["sources"]["questions"]["columns"] = {"question": "string"}
+
+
+def nothing(values: dict[str, Any]) -> None:
+    pass
+
+
+QUESTION = ("how many?", "--stream", "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "arguments", "message"),
+    [
+        (nothing, "prompt", QUESTION, "pipeline 'counting' has no operator with a control column 'prompt'; it has: count"),
+        (nothing, "ask", ("how many?",), "--stream: is missing"),
+        (nothing, "ask", (" ", "--stream", "a"), "the question is empty"),
+        (nothing, "ask", (*QUESTION, "--operator", "cuont"), "no such operator (did you mean 'count'?); allowed: count"),
+        (nothing, "ask", (*QUESTION, "--sink", "rows"), "no sink of this name takes the rows of 'count'; allowed: answers"),
+        (nothing, "ask", (*QUESTION, "--column", "digit=1"), "no such column (did you mean 'digits'?); allowed: at, digits"),
+        (nothing, "ask", (*QUESTION, "--column", "digits=many"), "--column digits: 'many' is no int32"),
+        (nothing, "ask", (*QUESTION, "--column", "question_id=1"), "this column is filled already"),
+        (nothing, "ask", (*QUESTION, "--column", "digits"), "write NAME=VALUE"),
+        (nothing, "ask", (*QUESTION, "--at", "noon"), "--at: 'noon' is no time"),
+        (nothing, "ask", (*QUESTION, "--at", "inf"), "--at: 'inf' is no time"),
+        (nothing, "ask", (*QUESTION, "--timeout", "0"), "must be above 0 seconds, got 0"),
+        (without_control, "ask", QUESTION, "its control rows come from nothing; add to the pipeline file"),
+        (file_of_questions, "ask", QUESTION, "only questions (jsonl), which cannot be put into; add"),
+        (two_operators, "ask", QUESTION, "several operators take a question: count, more; say which by --operator NAME"),
+        (sink_without_id, "ask", QUESTION, "sinks.answers: it leaves out the column 'question_id'"),
+        (sink_without_id, "ask", QUESTION, "sinks.video: rows of a annotated_video sink cannot be read back"),
+        (sink_without_id, "ask", QUESTION, "sinks.live: its port is 0"),
+        (aligned, "ask", QUESTION, "align_s would hold a question back until the data have come to the present"),
+        (other_topic, "ask", QUESTION, "stream_id is 'header:camera'; leave it out, so that the message's key"),
+        (few_columns, "ask", QUESTION, "sources.questions.columns: lacks question_id"),
+    ],
+)  # fmt: skip
+def test_what_has_no_way_is_refused_with_what_to_do(
+    change: Any, command: str, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    values = counting(tmp_path)
+    change(values)
+    result = call(command, values, tmp_path, *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "questions").exists()
+
+
+def test_the_lines_that_it_says_to_add_are_a_way(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    without_control(values)
+    values["sinks"] = {"video": {"type": "annotated_video", "inputs": ["values", "count"], "path": str(tmp_path / "video")}}
+    for section in ("sources", "sinks"):
+        with pytest.raises(ConfigError, match=rf"\n *{section}:\n") as refused:
+            Pipeline.from_dict(values, base=tmp_path).ask("how many?", stream="a")
+        text = str(refused.value)
+        lines = text[text.index(f"{section}:\n") :].replace(", ...}", "}")
+        for name, nodes in yaml.safe_load(lines).items():
+            for node, keys in nodes.items():
+                values[name].setdefault(node, {}).update(keys)
+        if section == "sources":
+            assert values["sources"]["questions"]["columns"] == COLUMNS
+    del values["sinks"]["video"]
+    values["epoch_s"] = 0.05
+    with running(values | {"name": "added"}):
+        assert Pipeline.from_dict(values).ask("how many?", stream="a").ok
