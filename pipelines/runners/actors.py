@@ -41,7 +41,8 @@ class ActorPlan:
 
     pipeline: str
     """Its name, for metrics."""
-    tasks: Sequence[TaskPlan]
+    tasks: bytes
+    """Its ``TaskPlan``s, pickled: they may hold objects of modules that are found only with ``paths``."""
     threads: int
     fault: str | None
     log_level: int
@@ -58,12 +59,11 @@ class TaskActor:
         pa.set_cpu_count(plan.threads)
         pa.set_io_thread_count(plan.threads)
         faults.arm(plan.fault)
-        self._attempt = plan.tasks[0].attempt
+        tasks: Sequence[TaskPlan] = pickle.loads(plan.tasks)
+        self._attempt = tasks[0].attempt
         self._bell = threading.Event()
-        self._hosts = {
-            task.task: Host(Inbox(task.inputs, attempt=task.attempt, window=CREDIT), self._bell) for task in plan.tasks
-        }
-        self._cells = {task.task: make_cell(task, self._hosts[task.task]) for task in plan.tasks}
+        self._hosts = {task.task: Host(Inbox(task.inputs, attempt=task.attempt, window=CREDIT), self._bell) for task in tasks}
+        self._cells = {task.task: make_cell(task, self._hosts[task.task]) for task in tasks}
         self._metrics = {task: RayMetrics(plan.pipeline, task) for task in self._hosts}
 
     def prepare(self, task: TaskId, step: str, *arguments: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -147,22 +148,23 @@ class Fleet:
     def _create(self, tasks: Sequence[TaskId]) -> ActorHandle:
         nodes = [self._graph.spec.node(task.node) for task in tasks]
         edges = [self._graph.inputs_of(task) for task in tasks]
+        plans = [
+            TaskPlan(
+                task=task,
+                node=node,
+                inputs=inputs,
+                outputs=self._graph.outputs_of(task),
+                attempt=self._attempt,
+                state=self._graph.spec.state,
+                read_rows=read_rows(self._graph.spec, task.node),
+                awaited=isinstance(node, SourceSpec) and self._graph.spec.awaits(node),
+                keeps_streams=isinstance(node, OperatorSpec) and self._graph.spec.keeps_streams(node),
+            )
+            for task, node, inputs in zip(tasks, nodes, edges, strict=True)
+        ]
         plan = ActorPlan(
             pipeline=self._graph.spec.name,
-            tasks=[
-                TaskPlan(
-                    task=task,
-                    node=node,
-                    inputs=inputs,
-                    outputs=self._graph.outputs_of(task),
-                    attempt=self._attempt,
-                    state=self._graph.spec.state,
-                    read_rows=read_rows(self._graph.spec, task.node),
-                    awaited=isinstance(node, SourceSpec) and self._graph.spec.awaits(node),
-                    keeps_streams=isinstance(node, OperatorSpec) and self._graph.spec.keeps_streams(node),
-                )
-                for task, node, inputs in zip(tasks, nodes, edges, strict=True)
-            ],
+            tasks=cloudpickle.dumps(plans),
             threads=max(1, int(nodes[0].num_cpus)),
             fault=self._fault,
             log_level=logging.getLogger().getEffectiveLevel(),

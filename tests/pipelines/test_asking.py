@@ -241,13 +241,14 @@ def test_what_has_no_way_is_refused_with_what_to_do(
     assert not (tmp_path / "questions").exists()
 
 
-def test_the_lines_that_it_says_to_add_are_a_way(tmp_path: Path) -> None:
+def test_the_lines_that_it_says_to_add_are_a_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     values = counting(tmp_path)
     without_control(values)
     values["sinks"] = {"video": {"type": "annotated_video", "inputs": ["values", "count"], "path": str(tmp_path / "video")}}
     for section in ("sources", "sinks"):
         with pytest.raises(ConfigError, match=rf"\n *{section}:\n") as refused:
-            Pipeline.from_dict(values, base=tmp_path).ask("how many?", stream="a")
+            Pipeline.from_dict(values).ask("how many?", stream="a")
         text = str(refused.value)
         lines = text[text.index(f"{section}:\n") :].replace(", ...}", "}")
         for name, nodes in yaml.safe_load(lines).items():
