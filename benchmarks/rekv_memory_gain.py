@@ -34,6 +34,7 @@ from models.rekv.finetune import SMALL_WEIGHTS
 from models.rekv.loaders import load_model
 from models.rekv.small import load_small
 from models.rekv.train import Progress, train
+from models.weight_files import read_safetensors
 from operators.banks.block_bank import BlockBank
 from operators.banks.blocks.reader import BlockReader
 from operators.banks.blocks.spec import BlockSpec
@@ -78,6 +79,12 @@ def measure(weights: Path, films: int) -> list[dict[str, Any]]:
     return rows
 
 
+def same_weights(first: Path, second: Path) -> bool:
+    """Tell whether two files hold the same tensors, bit for bit."""
+    a, b = read_safetensors(first)[0], read_safetensors(second)[0]
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
 def report(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """Print the table of one model and return what does not hold."""
     print(f"\n{name:>12} " + " ".join(f"{mode:>8}" for mode in MODES) + "    guess   recall by layer")
@@ -119,7 +126,14 @@ def main() -> int:
             rows = measure(weights, arguments.films)
             seconds = (time.process_time() - began) / (arguments.films * len(rows))
             failures += report(name, rows)
-            models[name] = {"training_processor_s": training_s, "processor_s_per_film": round(seconds, 2), "sets": rows}
+            shipped = same_weights(weights, SMALL_WEIGHTS)
+            print(f"{name}: {'the same as' if shipped else 'other than'} the weights in the package")
+            models[name] = {
+                "training_processor_s": training_s,
+                "processor_s_per_film": round(seconds, 2),
+                "same_as_package": shipped,
+                "sets": rows,
+            }
     every = [row for model in models.values() for row in model["sets"]]
     gains = [row["accuracy"]["memory"] - row["accuracy"]["uniform"] for row in every]
     summary = {

@@ -74,4 +74,5 @@ def _run_recipe(
         films = (make_film(number) for number in range(schedule.unseen_films))
         quality = film_quality(load_model(weights, small.rekv), small.rekv, films)
     accuracy = {f"accuracy_{mode}": value for mode, value in quality.accuracy.items()}
+    accuracy["accuracy_guess"] = quality.guess
     return accuracy | {"retrieval_recall": quality.recall, "questions": float(quality.questions)}
