@@ -7,7 +7,7 @@ spread frames (uniform), from the 16 newest (recent), from none (blind); "guess"
 question. Encoded frames lie in a BlockBank that holds them in host memory and 64 of them on the device. Three sets of films,
 none of which the recipe's own figures come from; the claim must hold on each.
 
-    python -m benchmarks.rekv_memory_gain [--films 20] [--weights FILE | --train 0,1,2]
+    python -m benchmarks.rekv_memory_gain [--films 20] [--weights FILE | --train 0,1,2 [--folder FOLDER]]
 """
 
 from __future__ import annotations
@@ -104,24 +104,34 @@ def report(name: str, rows: list[dict[str, Any]]) -> list[str]:
     return failures
 
 
+def choose(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Path, float | None]]:
+    """Give name, weights and processor seconds of the training (None: not trained now) of each model."""
+    if not arguments.train:
+        yield "weights", arguments.weights, None
+        return
+    for seed in (int(text) for text in arguments.train.split(",")):
+        folder, seconds = (arguments.folder or scratch) / str(seed), None
+        weights = folder / "shapes.safetensors"
+        if not weights.is_file():
+            began = time.process_time()
+            train(folder, recipe="shapes", seed=seed, progress=_say)
+            seconds = round(time.process_time() - began, 1)
+        yield f"seed {seed}", weights, seconds
+
+
 def main() -> int:
     """Measure, print the tables, write the result; return 1 if the claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--films", type=int, default=20, help="of each set")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--weights", type=Path, default=SMALL_WEIGHTS, help="a small model; default: the one in the package")
-    given.add_argument("--train", metavar="SEEDS", help="train the recipe from nothing with each of these seeds instead")
+    parser.add_argument("--weights", type=Path, default=SMALL_WEIGHTS, help="a small model; default: the one in the package")
+    parser.add_argument("--train", metavar="SEEDS", help="train the recipe from nothing with each of these seeds instead")
+    parser.add_argument("--folder", type=Path, help="keep what was trained here and use what is there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models: dict[str, Any] = {}
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in [int(text) for text in arguments.train.split(",")] if arguments.train else [None]:
-            name, weights, training_s = "weights", arguments.weights, None
-            if seed is not None:
-                began = time.process_time()
-                weights = train(Path(scratch) / str(seed), recipe="shapes", seed=seed, progress=_say).weights
-                name, training_s = f"seed {seed}", round(time.process_time() - began, 1)
+        for name, weights, training_s in choose(arguments, Path(scratch)):
             began = time.process_time()
             rows = measure(weights, arguments.films)
             seconds = (time.process_time() - began) / (arguments.films * len(rows))
