@@ -26,6 +26,14 @@ class RootKeys:
         10.0, "Time between commits: rows become visible, and a crash repeats, at most this much.", unit="s", gt=0
     )
     max_attempts: int = option(3, "How often a run starts, the first time included, before a crash ends it.", ge=1)
+    resources_wait_s: float = option(
+        300.0, "Ray: how long a run waits for room on the cluster, also after a node was lost, before it fails.", unit="s", ge=0
+    )
+    placement: str = option(
+        "pack",
+        "Ray: pack puts actors onto as few nodes as possible, so that rows need not cross the network; spread, onto all.",
+        choices=("pack", "spread"),
+    )
     seed: int | None = option(None, "Default of every option `seed`.", ge=0)
 
 

@@ -21,10 +21,22 @@ if TYPE_CHECKING:
     from connectors.base import Sink, Source
     from operators.base import Operator
 
-__all__ = ["RUNNERS", "NodeSpec", "OperatorSpec", "PipelineSpec", "RunnerName", "Secret", "SinkSpec", "SourceSpec", "span_us"]
+__all__ = [
+    "RUNNERS",
+    "NodeSpec",
+    "OperatorSpec",
+    "PipelineSpec",
+    "Placement",
+    "RunnerName",
+    "Secret",
+    "SinkSpec",
+    "SourceSpec",
+    "span_us",
+]
 
 RunnerName = Literal["local", "ray"]
 RUNNERS: tuple[RunnerName, ...] = ("local", "ray")
+Placement = Literal["pack", "spread"]
 
 
 def span_us(align_s: float) -> int:
@@ -137,6 +149,10 @@ class PipelineSpec:
     """Seconds between commits."""
     max_attempts: int = 3
     """How often a run is begun anew from its last epoch after an actor died, before it fails."""
+    resources_wait_s: float = 300.0
+    """Ray only: how long an attempt waits for room on the cluster."""
+    placement: Placement = "pack"
+    """Ray only: whether actors share as few nodes as possible or are spread over all."""
     seed: int | None = None
     """Default of every option called ``seed``."""
 
@@ -176,6 +192,8 @@ class PipelineSpec:
             "runner": self.runner,
             "epoch_s": self.epoch_s,
             "max_attempts": self.max_attempts,
+            "resources_wait_s": self.resources_wait_s,
+            "placement": self.placement,
             **({} if self.seed is None else {"seed": self.seed}),
             "sources": {node.name: _node_dict(node) for node in self.sources},
             "operators": {node.name: _node_dict(node) for node in self.operators},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -24,8 +25,7 @@ from connectors.errors import StreambankError
 from pipelines.graph import Graph
 from pipelines.runners.actors import ActorPlan, OperatorActor, SinkActor, SourceActor
 from pipelines.runners.cells import TaskPlan
-from pipelines.runners.cluster import Share, largest_node_cpus
-from pipelines.runners.placement import placement
+from pipelines.runners.reservation import Reservation, Stopped
 from pipelines.runners.transport import CREDIT, PeerLost
 from pipelines.runtime.host import Reading
 from pipelines.runtime.manifest import Manifest
@@ -40,6 +40,7 @@ __all__ = ["ActorLost", "Fleet"]
 START_TIMEOUT_S = 300.0
 """Time for all actors to be placed and to load their weights."""
 
+_LOOK_S = 0.5
 _ANSWER_TIMEOUT_S = 300.0
 _CLOSE_TIMEOUT_S = 10.0
 _DEATH_TIMEOUT_S = 30.0
@@ -56,12 +57,15 @@ class ActorLost(StreambankError):
 class Fleet:
     """All actors of one attempt."""
 
-    def __init__(self, graph: Graph, shares: Mapping[TaskId, Share], *, attempt: int, fault: str | None) -> None:
+    def __init__(
+        self, graph: Graph, room: Reservation, *, attempt: int, fault: str | None, stop: threading.Event | None = None
+    ) -> None:
         self.stats: dict[TaskId, TaskStats] = {}
         self.reading_since = monotonic()
         """When the sources were told to read (until then: when this was made)."""
         self._graph = graph
-        self._shares = shares
+        self._room = room
+        self._stop = stop or threading.Event()
         self._attempt = attempt
         self._fault = fault
         self._actors: list[ActorHandle] = []
@@ -71,10 +75,11 @@ class Fleet:
         self._sources = [task for node in graph.spec.sources for task in graph.tasks_of(node.name)]
 
     def start(self, base: Manifest | None) -> None:
-        """Make all actors and set their tasks to work from ``base``."""
+        """Make all actors and set their tasks to work from ``base``. Raise ``Stopped`` if the run is stopped meanwhile."""
         spec, tasks_of = self._graph.spec, self._graph.tasks_of
-        for group in placement(self._graph):
-            actor = self._create(group)
+        shares = {task: share for group, share in zip(self._room.actors, self._room.shares, strict=True) for task in group}
+        for number, group in enumerate(self._room.actors):
+            actor = self._create(number, group)
             self._actors.append(actor)
             self._actor_of |= dict.fromkeys(group, actor)
         described = self._prepare("describe", {task: () for task in self._sources})
@@ -83,7 +88,7 @@ class Fleet:
         for node in spec.operators:
             states = base.operators.get(node.name, ()) if base is not None else ()
             for task in tasks_of(node.name):
-                share = self._shares[task]
+                share = shares[task]
                 builds[task] = (share.device, share.gpus, max(1, int(node.num_cpus)), states)
         schemas |= {task.node: schema for task, schema in self._prepare("build", builds).items()}
         epoch = base.epoch if base is not None else -1
@@ -145,7 +150,7 @@ class Fleet:
                     )
                     break
 
-    def _create(self, tasks: Sequence[TaskId]) -> ActorHandle:
+    def _create(self, number: int, tasks: Sequence[TaskId]) -> ActorHandle:
         nodes = [self._graph.spec.node(task.node) for task in tasks]
         edges = [self._graph.inputs_of(task) for task in tasks]
         plans = [
@@ -174,9 +179,7 @@ class Fleet:
         lanes = {"inbox": max(1, CREDIT * sum(map(len, edges))), "poll": 1, "ctl": 1}
         remote = ray.remote(concurrency_groups=lanes, max_restarts=0, max_task_retries=0)(kind)
         name = f"{self._graph.spec.name}.{tasks[0]}.{self._attempt}.{uuid4().hex[:8]}"
-        cpus = min(sum(self._shares[task].cpus for task in tasks), largest_node_cpus())
-        gpus = sum(self._shares[task].gpus for task in tasks)
-        return remote.options(name=name, num_cpus=cpus, num_gpus=gpus).remote(plan)
+        return remote.options(name=name, **self._room.options(number)).remote(plan)
 
     def _name(self, actor: ActorHandle) -> str:
         return " with ".join(str(task) for task, other in self._actor_of.items() if other is actor)
@@ -196,7 +199,7 @@ class Fleet:
     def _prepare(self, step: str, arguments: Mapping[TaskId, Arguments]) -> dict[TaskId, Any]:
         """Have all these tasks take a step of their making, side by side; return what each answers."""
         answers = {task: self._actor_of[task].prepare.remote(task, step, *given) for task, given in arguments.items()}
-        return {task: self._get(answer, str(task), START_TIMEOUT_S) for task, answer in answers.items()}
+        return {task: self._get_started(answer, task) for task, answer in answers.items()}
 
     def _start(self, arguments: Mapping[TaskId, Arguments]) -> None:
         answers = {}
@@ -204,7 +207,17 @@ class Fleet:
             receivers = {edge.receiver: self._actor_of[edge.receiver] for edge in self._graph.outputs_of(task)}
             answers[task] = self._actor_of[task].start.remote(task, receivers, *given)
         for task, answer in answers.items():
-            self._get(answer, str(task), START_TIMEOUT_S)
+            self._get_started(answer, task)
+
+    def _get_started(self, answer: Any, task: TaskId) -> Any:
+        """Wait for a step of the start, which may take long (weights), but not for one that nobody wants any more."""
+        deadline = monotonic() + START_TIMEOUT_S
+        while not ray.wait([answer], timeout=_LOOK_S)[0]:
+            if self._stop.is_set():
+                raise Stopped
+            if monotonic() > deadline:
+                raise ActorLost(f"no answer from {task} within {START_TIMEOUT_S:.0f} s of the start")
+        return self._get(answer, str(task))
 
     def _order(self, what: str, arguments: Mapping[TaskId, Arguments]) -> None:
         answers = {task: self._actor_of[task].order.remote(task, what, *given) for task, given in arguments.items()}

@@ -16,9 +16,11 @@ from dataclasses import replace
 from connectors import faults
 from connectors.errors import StreambankError
 from pipelines.graph import Graph
-from pipelines.runners.cluster import check_local_gpus, cluster, shares
+from pipelines.runners.cluster import check_local_gpus, cluster
 from pipelines.runners.fleet import ActorLost, Fleet
-from pipelines.runners.report import Progress, RunReport, finish, make_progress, make_report
+from pipelines.runners.placement import placement
+from pipelines.runners.report import Progress, RunReport, finish, idle, make_progress, make_report
+from pipelines.runners.reservation import Stopped, reserve
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.coordinator import Coordinator, EpochTimeout
 from pipelines.runtime.manifest import Manifest, StateFolder
@@ -74,7 +76,9 @@ class RayRunner:
         while True:
             attempts += 1
             try:
-                report = self._attempt(folder, base, fault=self._fault if attempts == 1 else None)
+                report = self._attempt(folder, base, first=attempts == 1)
+            except Stopped:
+                report = idle(base, "ray", "stopped")
             except (ActorLost, EpochTimeout) as error:
                 last = base.epoch if base is not None else -1
                 base = folder.newest()
@@ -94,10 +98,11 @@ class RayRunner:
             startup_s = time.monotonic() - began - report.seconds
             return replace(report, attempts=attempts, epochs=report.epoch - first, startup_s=startup_s)
 
-    def _attempt(self, folder: StateFolder, base: Manifest | None, *, fault: str | None) -> RunReport:
+    def _attempt(self, folder: StateFolder, base: Manifest | None, *, first: bool) -> RunReport:
         """Run one attempt to its end; all its actors are dead when this returns or raises."""
+        room = reserve(self._graph, placement(self._graph), again=not first, stop=self._stop)
         attempt = folder.next_attempt(base)
-        fleet = Fleet(self._graph, shares(self._graph), attempt=attempt, fault=fault)
+        fleet = Fleet(self._graph, room, attempt=attempt, fault=self._fault if first else None, stop=self._stop)
         try:
             fleet.start(base)
             started = fleet.reading_since
@@ -110,6 +115,7 @@ class RayRunner:
             return make_report(list(fleet.stats.values()), coordinator, runner="ray", seconds=seconds)
         finally:
             fleet.kill()
+            room.release()
 
     def _supervise(self, fleet: Fleet, coordinator: Coordinator, attempt: int, started: float) -> None:
         told_s = started

@@ -12,7 +12,7 @@ from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.recovery import staged_of
 from pipelines.spec import PipelineSpec
 
-__all__ = ["Progress", "RunReport", "finish", "make_progress", "make_report"]
+__all__ = ["Progress", "RunReport", "finish", "idle", "make_progress", "make_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +94,19 @@ def finish(spec: PipelineSpec, manifest: Manifest, runner: str) -> RunReport:
     """Return the report of a run that finds nothing left to read; publish what a crash after the last manifest left staged."""
     for sink in spec.sinks:
         sink.build().recover(manifest.epoch, staged_of(manifest, sink.name))
+    return idle(manifest, runner, "already finished")
+
+
+def idle(manifest: Manifest | None, runner: str, status: Literal["stopped", "already finished"]) -> RunReport:
+    """Return the report of a run that has read nothing."""
     return RunReport(
-        status="already finished",
+        status=status,
         runner=runner,
         seconds=0.0,
         startup_s=0.0,
         attempts=0,
-        epoch=manifest.epoch,
+        epoch=manifest.epoch if manifest is not None else -1,
         epochs=0,
-        rows_committed=manifest.rows,
+        rows_committed=manifest.rows if manifest is not None else {},
         tasks=(),
     )

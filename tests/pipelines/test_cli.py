@@ -92,7 +92,7 @@ def test_a_bad_file_has_status_2_and_no_stack_trace(folder: Path) -> None:
         "  copy.yaml  state: is missing; Folder of epochs and snapshots; on a cluster one that all machines share. "
         "Allowed: a path",
         "  copy.yaml:2:1  stat: unknown key 'stat' (did you mean 'state'?); allowed: epoch_s, max_attempts, name, operators, "
-        "runner, seed, sinks, sources, state",
+        "placement, resources_wait_s, runner, seed, sinks, sources, state",
         "  copy.yaml:4:12  sources.events.type: unknown source type 'json' (did you mean 'jsonl'?); "
         f"allowed: {', '.join(entry.name for entry in entries('source'))}, or module:Class of your own",
     ]

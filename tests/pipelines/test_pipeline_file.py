@@ -170,7 +170,7 @@ def test_a_whole_node_can_be_set(tmp_path: Path) -> None:
         (
             "nme=3",
             "--set nme=3  nme: unknown key 'nme' (did you mean 'name'?); allowed: epoch_s, max_attempts, name, "
-            "operators, runner, seed, sinks, sources, state",
+            "operators, placement, resources_wait_s, runner, seed, sinks, sources, state",
         ),
         ("max_batch", "--set max_batch: write key.path=value, for example --set operators.detect.max_batch=8"),
         (
@@ -275,7 +275,7 @@ def test_an_empty_pipeline_lists_everything_that_is_missing(tmp_path: Path) -> N
             "state: state",
             "stat: state",
             "p.yaml:2:1  stat: unknown key 'stat' (did you mean 'state'?); allowed: epoch_s, max_attempts, name, "
-            "operators, runner, seed, sinks, sources, state",
+            "operators, placement, resources_wait_s, runner, seed, sinks, sources, state",
         ),
         (
             "name: clips",

@@ -21,7 +21,6 @@ from pipelines.api import Pipeline
 from pipelines.runners import Progress, run
 from pipelines.runners.transport import CREDIT
 from pipelines.runtime.manifest import read_manifests
-from pipelines.runtime.messages import TaskId
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_address")]
 
@@ -225,41 +224,6 @@ def test_a_gpu_that_is_not_in_the_cluster_is_a_quick_clear_error(lines: Path, tm
     with pytest.raises(DeviceError, match=r"asks for 2 GPU \(4 shards of 0\.5\), the Ray cluster has 0"):
         on_ray(values)
     assert time.monotonic() - began < 10
-
-
-def test_device_auto_gets_the_cpu_where_there_is_no_gpu(lines: Path, tmp_path: Path) -> None:
-    from pipelines.graph import Graph
-    from pipelines.runners.cluster import shares
-
-    for gpus in (0, 1):
-        values = pipeline(lines, tmp_path, operators__mean__device="auto", operators__mean__num_gpus=gpus)
-        share = shares(Graph(Pipeline.from_dict(values).spec))[TaskId("mean", 0)]
-        assert (share.device, share.gpus) == ("cpu", 0.0)
-
-
-def test_gpus_are_divided_among_the_shards_that_name_no_share(
-    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipelines.graph import Graph
-    from pipelines.runners import cluster
-
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 1.0})
-    values = pipeline(lines, tmp_path, operators__mean__device="auto", operators__mean__shards=4)
-    given = cluster.shares(Graph(Pipeline.from_dict(values).spec))
-    assert [given[TaskId("mean", shard)] for shard in range(4)] == [cluster.Share(1.0, 0.25, "auto")] * 4
-
-
-def test_tasks_that_ask_for_more_cpus_than_there_are_get_their_part(
-    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipelines.graph import Graph
-    from pipelines.runners import cluster
-
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    values = pipeline(lines, tmp_path, operators__mean__shards=6)
-    given = cluster.shares(Graph(Pipeline.from_dict(values).spec))
-    assert len(given) == 8
-    assert {share.cpus for share in given.values()} == {0.25}
 
 
 def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path, tmp_path: Path) -> None:
