@@ -123,9 +123,9 @@ def counting(folder: Path, **operator: Any) -> dict[str, Any]:
 class Run:
     """A run in a thread of this process."""
 
-    def __init__(self, values: dict[str, Any], *, runner: str = "local", resume: bool = False) -> None:
+    def __init__(self, values: dict[str, Any], *, runner: str = "local", resume: bool = False, rows: int = 2 * ROWS) -> None:
         self.result: Result | None = None
-        self._rows = 0 if resume else 2 * ROWS
+        self._rows = 0 if resume else rows
         self._stop = threading.Event()
         self._read = threading.Event()
         self._failure: BaseException | None = None
