@@ -315,7 +315,8 @@ class _Checker:
     def _wiring(self) -> None:
         senders = [name for name, section in self._sections.items() if section != "sinks"]
         read: set[str] = set()
-        inputs: set[str] = set()
+        data: set[str] = set()
+        control: set[str] = set()
         for name, section in self._sections.items():
             values = self._values[section][name]
             if section == "sources" or not isinstance(values, dict):
@@ -328,18 +329,17 @@ class _Checker:
                     if wanted in names[:number]:
                         self._document.report(path, f"the node {wanted!r} stands twice; remove one")
                     read.add(wanted)
-                    if key != "control":
-                        inputs.add(wanted)
+                    if section == "operators":
+                        (control if key == "control" else data).add(wanted)
         if len(senders) < len(self._sections):  # without a sink nothing can be read, and that is reported already
             for name in senders:
                 if name not in read:
                     message = "nothing reads its rows; name it as the input of an operator or a sink, or remove it"
                     self._document.report((self._sections[name], name), message)
-        for name in sorted(inputs):
-            node = self._nodes.get(name)
-            if isinstance(node, SourceSpec) and node.stay:
+        for name, node in self._nodes.items():
+            if isinstance(node, SourceSpec) and node.stay and (name in data or name not in control):
                 self._document.report(
-                    ("sources", name, "stay"), "does nothing for a source that is read as an input; remove it"
+                    ("sources", name, "stay"), "does nothing for a source that operators do not read as control only; remove it"
                 )
         operators = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
         _, cycle = topological_order({name: [up for up in ups if up != name] for name, ups in operators.items()})

@@ -166,9 +166,12 @@ class PipelineSpec:
         return {node.name: node for group in (self.sources, self.operators, self.sinks) for node in group}
 
     def awaits(self, source: SourceSpec) -> bool:
-        """Return whether a run goes on for a source that has no end: unless it brings control rows only, and does not stay."""
-        receivers: list[OperatorSpec | SinkSpec] = [*self.operators, *self.sinks]
-        return source.stay or any(source.name in node.inputs for node in receivers)
+        """Return whether a run goes on for a source that has no end: unless it only controls operators, and does not stay.
+
+        A sink that writes down its rows makes no difference.
+        """
+        controls = any(source.name in node.control for node in self.operators)
+        return source.stay or not controls or any(source.name in node.inputs for node in self.operators)
 
     def keeps_streams(self, operator: OperatorSpec) -> bool:
         """Return whether an operator is to remember streams that have ended, since control rows may still ask for them."""

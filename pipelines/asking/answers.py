@@ -60,7 +60,8 @@ class Listener(ABC):
     def _matching(self, table: pa.Table | pa.RecordBatch, ids: Collection[str]) -> list[Row]:
         if self._id_column not in table.schema.names or not table.num_rows:
             return []
-        rows: list[Row] = table.filter(pc.is_in(table.column(self._id_column), pa.array(sorted(ids)))).to_pylist()
+        found = table.column(self._id_column).cast(pa.string())  # JSON lines may have been taken for another type
+        rows: list[Row] = table.filter(pc.is_in(found, pa.array(sorted(ids)))).to_pylist()
         return rows
 
 

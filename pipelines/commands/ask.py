@@ -54,7 +54,7 @@ def answer_text(answer: Answer, spec: PipelineSpec, column: str) -> str:
     """Return an answer in plain words, below it the other columns of its row; without one, what to look at."""
     row = answer.row
     if row is None:
-        return f"{answer.stream_id}: no answer within {answer.seconds:.2g} s\n{_advice(answer, spec)}"
+        return f"{answer.stream_id}: no answer within {answer.seconds:.1f} s\n{_advice(answer, spec)}"
     status = row.get("status") or "ok"
     error = row.get("error")
     head = row.get("answer") if status == "ok" else f"{status}: {error or 'the operator says no more'}"

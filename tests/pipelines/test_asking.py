@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import yaml
 from asking_workload import COLUMNS, ROWS, Run, counting, running
 from click.testing import CliRunner, Result
+from engine_workload import start_process
 
 from connectors.errors import ConfigError, SinkError
 from connectors.sinks.read import read_committed
@@ -84,6 +87,18 @@ def test_a_question_by_a_file_of_ones_own_is_answered_too(values: dict[str, Any]
     assert Pipeline.from_dict(values).ask("and now?", stream="a").ok  # of a later epoch or the same
     rows = read_committed(values["sinks"]["answers"]["path"]).to_pylist()
     assert [row["answer"] for row in rows if row["question_id"] == "mine"] == ["20 rows, mean 2.375"]
+
+
+def test_a_run_in_another_process_is_asked_and_stopped(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    process = start_process(values)
+    answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a", "nobody"])
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 0
+    assert answers[0].row is not None
+    assert answers[0].row["question"] == "how many?"
+    assert (answers[1].ok, answers[1].text) == (False, None)
 
 
 def free_port() -> int:

@@ -151,6 +151,10 @@ def test_a_run_awaits_data_and_what_is_told_to_stay(tmp_path: Path) -> None:
     spec = Pipeline.from_dict(values(tmp_path)).spec
     assert [spec.awaits(source) for source in spec.sources] == [True, False]
     assert not spec.keeps_streams(spec.operators[0])
+    made = values(tmp_path)
+    made["sinks"]["log"] = {"type": "jsonl", "input": "questions", "path": str(tmp_path / "log")}
+    spec = Pipeline.from_dict(made).spec
+    assert not spec.awaits(spec.sources[1])  # though they are written down
     spec = Pipeline.from_dict(values(tmp_path, sources__questions__stay=True)).spec
     assert [spec.awaits(source) for source in spec.sources] == [True, True]
     assert spec.keeps_streams(spec.operators[0])
@@ -167,7 +171,10 @@ def test_control_edges_that_are_not_aligned_ask_for_no_watermarks_and_are_part_o
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources__numbers__stay": True}, "sources.numbers.stay: does nothing for a source that is read as an input"),
+        (
+            {"sources__numbers__stay": True},
+            "sources.numbers.stay: does nothing for a source that operators do not read as control only",
+        ),
         ({"operators__mean__align_control": False}, "align_control: does nothing without align_s and control"),
         ({"operators__mean__align_s": 1.0}, "'questions' delivers what people ask now, and align_s would wait for it"),
     ],
