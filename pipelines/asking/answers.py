@@ -30,7 +30,7 @@ __all__ = ["Listener", "Row", "listen"]
 Row = dict[str, Any]
 
 _LOOK_S = 0.2
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+_ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 def listen(route: Route, streams: Sequence[str]) -> Listener:
@@ -188,7 +188,7 @@ class _TopicListener(Listener):
 
 
 def _location(options: FlightOptions, port: int) -> str:
-    host = _ANY_ADDRESS.get(options.host, f"[{options.host}]" if ":" in options.host else options.host)
+    host = "localhost" if options.host in _ANY_ADDRESS else f"[{options.host}]" if ":" in options.host else options.host
     return f"{'grpc+tls' if options.tls_key else 'grpc'}://{host}:{port}"
 
 

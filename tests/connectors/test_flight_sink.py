@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 import pytest
+from certificates import make_certificate
 
 from connectors.errors import ConfigError, SinkError
 from connectors.records import TIME_TYPE, output_schema
@@ -153,8 +153,8 @@ time.sleep(60)
 """
 
 _RUN = """
-import subprocess, sys, time
-sys.path.insert(0, sys.argv[1])
+import os, subprocess, sys, time
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 from test_flight_sink import SCHEMA, FlightOptions, FlightSink, rows
 sink = FlightSink(FlightOptions(port=0))
 sink.open({"detect": SCHEMA}, attempt=1, shard=0)
@@ -169,8 +169,8 @@ print(client.pid, flush=True)
 
 
 def test_a_process_ends_though_a_subscriber_has_stopped_reading() -> None:
-    here = str(Path(__file__).parent)
-    process = subprocess.Popen([sys.executable, "-c", _RUN, here, _STALL], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    folders = f"{ROOT / 'tests/connectors'}{os.pathsep}{ROOT / 'tests'}"
+    process = subprocess.Popen([sys.executable, "-c", _RUN, folders, _STALL], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     client = int(process.stdout.readline())
     try:
@@ -270,32 +270,3 @@ def test_a_taken_port_and_an_unreadable_certificate_are_told(start: Start, tmp_p
 def test_a_wrong_ticket_says_what_is_allowed(start: Start, ticket: bytes) -> None:
     with pytest.raises(fl.FlightServerError, match=r"the ticket must be JSON|no such node: 'other'; allowed: detect"):
         fl.connect(start().location).do_get(fl.Ticket(ticket)).read_chunk()
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a self-signed certificate for localhost."""
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography makes the test's certificate")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain, private = folder / "certificate.pem", folder / "key.pem"
-    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return chain, private
