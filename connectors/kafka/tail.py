@@ -18,14 +18,17 @@ class TopicTail:
         self._topic = topic
         with kafka_errors(options, SourceError, f"cannot read topic {topic!r}"):
             self._consumer = consumer(options, isolation_level="read_committed")
-            numbers = self._consumer.partitions_for_topic(topic)
-            if not numbers:
+            try:
+                numbers = self._consumer.partitions_for_topic(topic)
+                if not numbers:
+                    raise SourceError(f"topic {topic!r} is not there, or this user may not see it; make it first")
+                partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+                self._consumer.assign(partitions)
+                for partition, offset in self._consumer.end_offsets(partitions).items():
+                    self._consumer.seek(partition, offset)
+            except BaseException:
                 self._consumer.close()
-                raise SourceError(f"topic {topic!r} is not there, or this user may not see it; make it first")
-            partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
-            self._consumer.assign(partitions)
-            for partition, offset in self._consumer.end_offsets(partitions).items():
-                self._consumer.seek(partition, offset)
+                raise
 
     def take(self, timeout_s: float) -> list[bytes]:
         """Return the contents of the next messages; wait ``timeout_s`` at most. Empty ones are left out."""
