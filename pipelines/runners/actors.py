@@ -23,8 +23,9 @@ from ray.actor import ActorHandle
 from connectors import faults
 from connectors.errors import StreambankError
 from pipelines.runners.cells import SinkCell, TaskPlan, make_cell
-from pipelines.runners.ray_metrics import RayMetrics
+from pipelines.runners.ray_metrics import TaskMetrics
 from pipelines.runners.transport import CREDIT, INLINE_BYTES, CreditTransport, PeerLost
+from pipelines.runtime import logs
 from pipelines.runtime.host import Host, Reading
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import Body, Data, Edge, TaskId
@@ -46,6 +47,7 @@ class ActorPlan:
     threads: int
     fault: str | None
     log_level: int
+    log_format: logs.LogFormat
     paths: Sequence[str]
     """The driver's module search path, for types of the user's own."""
 
@@ -55,16 +57,19 @@ class TaskActor:
 
     def __init__(self, plan: ActorPlan) -> None:
         sys.path += [path for path in plan.paths if path not in sys.path]
-        logging.basicConfig(level=plan.log_level, format="%(levelname)s %(name)s %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(logs.formatter(plan.log_format))
+        logging.basicConfig(level=plan.log_level, handlers=[handler], force=True)
         pa.set_cpu_count(plan.threads)
         pa.set_io_thread_count(plan.threads)
         faults.arm(plan.fault)
         tasks: Sequence[TaskPlan] = pickle.loads(plan.tasks)
         self._attempt = tasks[0].attempt
+        logs.about_process(pipeline=plan.pipeline, attempt=self._attempt, task=str(tasks[0].task))
         self._bell = threading.Event()
         self._hosts = {task.task: Host(Inbox(task.inputs, attempt=task.attempt, window=CREDIT), self._bell) for task in tasks}
         self._cells = {task.task: make_cell(task, self._hosts[task.task]) for task in tasks}
-        self._metrics = {task: RayMetrics(plan.pipeline, task) for task in self._hosts}
+        self._metrics = {task: TaskMetrics(plan.pipeline, task) for task in self._hosts}
 
     def prepare(self, task: TaskId, step: str, *arguments: Any) -> Any:
         """Call a method of a task's cell, before it is at work."""

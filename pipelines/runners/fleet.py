@@ -28,6 +28,7 @@ from pipelines.runners.cells import TaskPlan
 from pipelines.runners.reservation import Reservation, Stopped
 from pipelines.runners.transport import CREDIT, PeerLost
 from pipelines.runtime.host import Reading
+from pipelines.runtime.logs import log_format
 from pipelines.runtime.manifest import Manifest
 from pipelines.runtime.messages import TaskId
 from pipelines.runtime.metrics import TaskStats
@@ -173,6 +174,7 @@ class Fleet:
             threads=max(1, int(nodes[0].num_cpus)),
             fault=self._fault,
             log_level=logging.getLogger().getEffectiveLevel(),
+            log_format=log_format(),
             paths=[str(Path(path or ".").resolve()) for path in sys.path],
         )
         kind = {SourceSpec: SourceActor, OperatorSpec: OperatorActor, SinkSpec: SinkActor}[type(nodes[0])]

@@ -19,6 +19,7 @@ from pipelines.graph import Graph
 from pipelines.runners.cluster import check_local_gpus, cluster
 from pipelines.runners.fleet import ActorLost, Fleet
 from pipelines.runners.placement import placement
+from pipelines.runners.ray_metrics import RunMetrics
 from pipelines.runners.report import Progress, RunReport, finish, idle, make_progress, make_report
 from pipelines.runners.reservation import Stopped, reserve
 from pipelines.runtime.clock import SystemClock
@@ -71,12 +72,13 @@ class RayRunner:
             return self._attempts(folder, base, began)
 
     def _attempts(self, folder: StateFolder, base: Manifest | None, began: float) -> RunReport:
+        metrics = RunMetrics(self._spec.name)
         attempts = failures = 0
         first = base.epoch if base is not None else -1
         while True:
             attempts += 1
             try:
-                report = self._attempt(folder, base, first=attempts == 1)
+                report = self._attempt(folder, base, attempts, metrics)
             except Stopped:
                 report = idle(base, "ray", "stopped")
             except (ActorLost, EpochTimeout) as error:
@@ -98,17 +100,17 @@ class RayRunner:
             startup_s = time.monotonic() - began - report.seconds
             return replace(report, attempts=attempts, epochs=report.epoch - first, startup_s=startup_s)
 
-    def _attempt(self, folder: StateFolder, base: Manifest | None, *, first: bool) -> RunReport:
+    def _attempt(self, folder: StateFolder, base: Manifest | None, number: int, metrics: RunMetrics) -> RunReport:
         """Run one attempt to its end; all its actors are dead when this returns or raises."""
-        room = reserve(self._graph, placement(self._graph), again=not first, stop=self._stop)
+        room = reserve(self._graph, placement(self._graph), again=number > 1, stop=self._stop)
         attempt = folder.next_attempt(base)
-        fleet = Fleet(self._graph, room, attempt=attempt, fault=self._fault if first else None, stop=self._stop)
+        fleet = Fleet(self._graph, room, attempt=attempt, fault=self._fault if number == 1 else None, stop=self._stop)
         try:
             fleet.start(base)
             started = fleet.reading_since
             coordinator = Coordinator(self._graph, folder, fleet, self._clock, base=base, attempt=attempt)
             logger.info("pipeline=%s runner=ray attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
-            self._supervise(fleet, coordinator, attempt, started)
+            self._supervise(fleet, coordinator, attempt, started, lambda: metrics.update(coordinator, number, self._clock()))
             seconds = time.monotonic() - started
             with contextlib.suppress(ActorLost):  # all is committed
                 fleet.close()
@@ -117,8 +119,10 @@ class RayRunner:
             fleet.kill()
             room.release()
 
-    def _supervise(self, fleet: Fleet, coordinator: Coordinator, attempt: int, started: float) -> None:
-        told_s = started
+    def _supervise(
+        self, fleet: Fleet, coordinator: Coordinator, attempt: int, started: float, export: Callable[[], None]
+    ) -> None:
+        told_s = -_PROGRESS_S
         while not coordinator.done:
             if self._stop.is_set():
                 coordinator.stop()
@@ -127,9 +131,13 @@ class RayRunner:
                 for event in reading.events:
                     coordinator.report(event)
             now = time.monotonic()
-            if self._on_progress is not None and now - told_s >= _PROGRESS_S:
-                told_s = now
+            if now - told_s < _PROGRESS_S:
+                continue
+            told_s = now
+            export()
+            if self._on_progress is not None:
                 self._on_progress(make_progress(list(fleet.stats.values()), coordinator, attempt, now - started))
+        export()
         if self._on_progress is not None:
             stats = list(fleet.stats.values())
             self._on_progress(make_progress(stats, coordinator, attempt, time.monotonic() - started))

@@ -1,13 +1,17 @@
-"""Exports the counters of a task through Ray's Prometheus endpoint. Tags (pipeline, node, shard) are bounded in number."""
+"""Exports the counters of tasks and of the run itself through Ray's Prometheus endpoint.
+
+Tags (pipeline, node of the pipeline file, kind of task, shard) are bounded in number; a stream's name is never one.
+"""
 
 from __future__ import annotations
 
 from ray.util.metrics import Counter, Gauge
 
+from pipelines.runtime.coordinator import Coordinator
 from pipelines.runtime.messages import TaskId
 from pipelines.runtime.metrics import TaskStats
 
-__all__ = ["RayMetrics"]
+__all__ = ["RunMetrics", "TaskMetrics"]
 
 _COUNTERS = {
     "rows_in": ("streambank_rows_in_total", "Rows read, processed or written."),
@@ -19,10 +23,10 @@ _COUNTERS = {
     "late_rows": ("streambank_late_rows_total", "Rows that came behind the watermark of their input; only with align_s."),
     "blocked_s": ("streambank_blocked_seconds_total", "Seconds spent waiting for a receiver."),
 }
-_TAGS = ("pipeline", "node", "shard")
+_TAGS = ("pipeline", "node", "kind", "shard")
 
 
-class RayMetrics:
+class TaskMetrics:
     """The metrics of one task; made and updated in its actor."""
 
     def __init__(self, pipeline: str, task: TaskId) -> None:
@@ -37,17 +41,44 @@ class RayMetrics:
 
     def update(self, stats: TaskStats) -> None:
         """Export what has changed since the last call."""
+        tags = {**self._tags, "kind": stats.kind}
         for field, counter in self._counters.items():
             if (change := getattr(stats, field) - getattr(self._before, field)) > 0:
-                counter.inc(change, self._tags)
+                counter.inc(change, tags)
         for reason, count in stats.dropped.items():
             if (change := count - self._before.dropped[reason]) > 0:
-                self._dropped.inc(change, {**self._tags, "reason": reason})
+                self._dropped.inc(change, {**tags, "reason": reason})
         for name, value in stats.gauges.items():
-            self._operator.set(value, {**self._tags, "name": name})
+            self._operator.set(value, {**tags, "name": name})
         if stats.lag_rows is not None:
-            self._lag.set(stats.lag_rows, self._tags)
+            self._lag.set(stats.lag_rows, tags)
         if stats.held_rows or self._before.held_rows:
-            self._held.set(stats.held_rows, self._tags)
-        self._epoch.set(stats.last_epoch, self._tags)
+            self._held.set(stats.held_rows, tags)
+        self._epoch.set(stats.last_epoch, tags)
         self._before = stats
+
+
+class RunMetrics:
+    """The metrics of the run as a whole; made and updated in the driver."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._tags = {"pipeline": pipeline}
+        tags = ("pipeline",)
+        self._attempts = Gauge("streambank_attempts", "Attempts of this run so far: 1 unless actors died.", tag_keys=tags)
+        self._epoch = Gauge("streambank_committed_epoch", "Last committed epoch, -1 before the first.", tag_keys=tags)
+        self._seconds = Gauge("streambank_epoch_seconds", "From barrier to commit of the last epoch.", tag_keys=tags)
+        self._age = Gauge("streambank_epoch_age_seconds", "Since the last commit, or the start of the attempt.", tag_keys=tags)
+        self._rows = Gauge(
+            "streambank_rows_committed", "Rows of a source or sink since the first epoch.", tag_keys=("pipeline", "node")
+        )
+
+    def update(self, coordinator: Coordinator, attempts: int, now_s: float) -> None:
+        """Export how the run stands; ``now_s`` is by the coordinator's clock."""
+        self._attempts.set(attempts, self._tags)
+        self._epoch.set(coordinator.last_epoch, self._tags)
+        self._age.set(now_s - coordinator.committed_s, self._tags)
+        if coordinator.epoch_seconds is not None:
+            self._seconds.set(coordinator.epoch_seconds, self._tags)
+        if coordinator.manifest is not None:
+            for node, rows in coordinator.manifest.rows.items():
+                self._rows.set(rows, {**self._tags, "node": node})

@@ -15,6 +15,7 @@ from connectors.base import Staged
 from connectors.errors import StreambankError
 from pipelines.graph import Graph
 from pipelines.runtime.clock import Clock
+from pipelines.runtime.logs import about_process
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
 from pipelines.runtime.messages import Ack, Event, Exhausted, OperatorAck, SinkAck, SourceAck, SplitState, TaskId
 from pipelines.runtime.recovery import options_of
@@ -63,6 +64,10 @@ class Coordinator:
         """The last committed one."""
         self.epochs = 0
         """How many this attempt has committed."""
+        self.epoch_seconds: float | None = None
+        """How long the last of them took, from its barrier to the last sink's commit."""
+        self.committed_s = clock()
+        """When it was committed, by the clock; before the first: when this was made."""
         self._graph = graph
         self._folder = folder
         self._fleet = fleet
@@ -76,6 +81,7 @@ class Coordinator:
         self._final = False
         self._stopping = False
         self._began_s = clock()
+        about_process(pipeline=graph.spec.name, attempt=attempt, epoch=self.last_epoch)
 
     @property
     def last_epoch(self) -> int:
@@ -143,7 +149,10 @@ class Coordinator:
         self._fleet.commit(epoch, sinks)
         self._folder.clean()
         self.done = self._final
-        logger.debug("epoch=%d committed attempt=%d seconds=%.3f", epoch, self._attempt, self._clock() - self._began_s)
+        self.committed_s = self._clock()
+        self.epoch_seconds = self.committed_s - self._began_s
+        about_process(epoch=epoch)
+        logger.debug("epoch=%d committed attempt=%d seconds=%.3f", epoch, self._attempt, self.epoch_seconds)
 
     def _build(self, epoch: int) -> Manifest:
         spec = self._graph.spec

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.logs import about_thread
 from pipelines.runtime.messages import Event, TaskId
 from pipelines.runtime.metrics import TaskStats
 
@@ -114,6 +115,8 @@ class Host:
             self._thread.join(5.0)
 
     def _drive(self, task: Task) -> None:
+        about_thread(lambda: {"task": str(task.task), "epoch": task.stats.last_epoch})
+        logger.info("at work")
         try:
             while not self._closing:
                 self._obey()

@@ -90,7 +90,8 @@ def test_the_dashboard_asks_for_metrics_and_tags_that_exist(monkeypatch: pytest.
 
     monkeypatch.setattr(ray_metrics, "Counter", metric)
     monkeypatch.setattr(ray_metrics, "Gauge", metric)
-    ray_metrics.RayMetrics("p", ray_metrics.TaskId("detect", 0))
+    ray_metrics.TaskMetrics("p", ray_metrics.TaskId("detect", 0))
+    ray_metrics.RunMetrics("p")
 
     dashboard = json.loads((ROOT / "docs/cluster/grafana.json").read_text())
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
