@@ -24,7 +24,7 @@ __all__ = ["PipelineRun"]
 _ROOT = Path(__file__).resolve().parents[1]
 _ACTORS = {"source": "ray::SourceActor", "operator": "ray::OperatorActor", "sink": "ray::SinkActor"}
 _ACTOR_COUNT = 5
-"""One source, two operator shards (so that the source has an actor of its own), two sinks."""
+"""Two sources (one alone would share the actor of the operator), an operator, two sinks."""
 
 
 class PipelineRun:
@@ -72,7 +72,7 @@ class PipelineRun:
         """Return whether all processes of an attempt are there."""
         if self._runner == "ray":
             return sum(len(self._actors(kind)) for kind in _ACTORS) == _ACTOR_COUNT
-        return (self._state / "epochs").exists() and self._attempt_time() > self._born
+        return self._attempt_time() > self._born
 
     def wait_for_commit(self, limit_s: float) -> None:
         """Wait for an epoch that is committed from now on."""
@@ -164,13 +164,12 @@ def _pipeline(address: str, source: str, target: str) -> dict[str, Any]:
         "state": "state",
         "epoch_s": 0.5,
         "max_attempts": 10,
-        "sources": {"frames": {**here, "topic": source, "format": "frame"}},
+        "sources": {"frames": {**here, "topic": source, "format": "frame", "parallelism": 2}},
         "operators": {
             "detect": {
                 "type": "mamba",
                 "input": "frames",
                 "checkpoint": str(_ROOT / "models" / "mamba" / "weights" / "shapes.safetensors"),
-                "shards": 2,
                 "max_streams": 8,
                 "max_length": 600,
                 "key_length": 120,

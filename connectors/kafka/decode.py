@@ -26,10 +26,13 @@ from connectors.sources.jsonl import JsonlFormat
 __all__ = ["FRAME_MESSAGE", "Decoder", "FrameDecoder", "Messages", "TableDecoder"]
 
 FRAME_MESSAGE = FRAME.append(pa.field("time_source", pa.string()))
-"""``frame.v1`` and ``time_source``: ``broker`` where a message lacked its capture time, null where it told it."""
+"""``frame.v1`` and ``time_source``: ``broker`` where a message lacked its capture time, null where it told it.
+
+A capture time too far ahead of the message's timestamp counts as missing."""
 
 KEY, TIMESTAMP, OFFSET = "message key", "message timestamp", "message offset"
 _HEADER = "header:"
+_NO_LIMIT = 1 << 62
 _ROWS_BITS = 20
 """An Arrow message numbers its rows ``offset << 20 | row``, unless a column does."""
 
@@ -94,7 +97,9 @@ class TableDecoder(Decoder):
         event_time: str | None,
         event_time_unit: str,
         sequence: str | None,
+        max_ahead_s: float | None = None,
     ) -> None:
+        self._max_ahead_us = _limit_us(max_ahead_s)
         fields = [pa.field(name, parse_type(kind)) for name, kind in columns.items()]
         self._values = pa.schema(fields)
         self._carried: dict[str, pa.DataType] = {}
@@ -148,7 +153,10 @@ class TableDecoder(Decoder):
             columns[OFFSET] = pa.array(rows)
         raw = pa.RecordBatch.from_arrays([columns[name] for name in self._layout.raw.names], names=self._layout.raw.names)
         batch, _ = self._layout.apply(raw, errors, stream=messages.where, first_row=messages.offsets[0], time_us=time_us)
-        return batch, ends
+        stamps_us = np.asarray(messages.timestamps_ms) * 1000
+        if counts is not None:
+            stamps_us = np.repeat(stamps_us, counts)
+        return _without_future(batch, stamps_us, self._max_ahead_us), ends
 
 
 class FrameDecoder(Decoder):
@@ -156,11 +164,16 @@ class FrameDecoder(Decoder):
 
     schema = FRAME_MESSAGE
 
+    def __init__(self, max_ahead_s: float | None = None) -> None:
+        self._max_ahead_us = _limit_us(max_ahead_s)
+
     def decode(self, messages: Messages, time_us: int) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
         """See the contract. The image of a message that holds none is null."""
         rows = len(messages)
         parsed = [_parse_frame(value, headers) for value, headers in zip(messages.values, messages.headers, strict=True)]
-        encodings, heights, widths, times, numbers, errors = zip(*parsed, strict=True)
+        encodings, heights, widths, told, numbers, errors = zip(*parsed, strict=True)
+        limits = [stamp * 1000 + self._max_ahead_us if stamp >= 0 else _NO_LIMIT for stamp in messages.timestamps_ms]
+        times = [None if time is None or time > limit else time for time, limit in zip(told, limits, strict=True)]
         streams = messages.column(KEY)
         bad_keys = streams.is_null()
         columns = {
@@ -181,6 +194,27 @@ class FrameDecoder(Decoder):
         }
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
         return batch, np.arange(1, rows + 1)
+
+
+def _limit_us(max_ahead_s: float | None) -> int:
+    return _NO_LIMIT // 2 if max_ahead_s is None else round(max_ahead_s * 1e6)
+
+
+def _without_future(batch: pa.RecordBatch, stamps_us: npt.NDArray[np.int64], max_ahead_us: int) -> pa.RecordBatch:
+    """Put the message's timestamp for event times too far ahead of it, and say so in ``error``.
+
+    One such row would carry the watermark with it and make all rows after it late. The clock of this machine is not asked: a
+    replay must give the same rows.
+    """
+    times_us = batch.column("event_time").view(pa.int64()).to_numpy()
+    ahead = (times_us - stamps_us > max_ahead_us) & (stamps_us >= 0)  # -1 stands for a message without a timestamp
+    if not ahead.any():
+        return batch
+    problem = f"event_time is more than {max_ahead_us / 1e6:g} s ahead of the message's timestamp, which stands in for it"
+    errors = pc.coalesce(batch.column("error"), pc.if_else(pa.array(ahead), problem, pa.scalar(None, pa.string())))
+    held = pa.array(np.where(ahead, stamps_us, times_us)).view(TIME_TYPE)
+    columns = {**dict(zip(batch.schema.names, batch.columns, strict=True)), "event_time": held, "error": errors}
+    return pa.RecordBatch.from_arrays([columns[name] for name in batch.schema.names], schema=batch.schema)
 
 
 _Parsed = tuple[list[pa.Array], pa.Array | None, npt.NDArray[np.int64] | None]

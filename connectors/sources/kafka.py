@@ -59,6 +59,12 @@ class KafkaSourceOptions(ConnectionOptions):
         "Notation of event_time: s, ms, us, ns since 1970 UTC; iso (ISO 8601 text); auto for text and time columns.",
         choices=_UNITS,
     )
+    max_ahead_s: float | None = option(
+        3600.0,
+        "An event_time further than this ahead of its message's timestamp gives way to that; null: any time is taken.",
+        unit="s",
+        ge=0,
+    )
     sequence: str | None = option(
         None,
         "Column, or header:NAME, that counts the rows of a stream; nothing: the column 'sequence' if declared, else offsets.",
@@ -192,7 +198,7 @@ class KafkaSource(Source):
         if self._decoder is None:
             options = self.options
             if options.format == "frame":
-                self._decoder = FrameDecoder()
+                self._decoder = FrameDecoder(options.max_ahead_s)
             else:
                 self._decoder = TableDecoder(
                     options.format,
@@ -202,6 +208,7 @@ class KafkaSource(Source):
                     event_time=options.event_time,
                     event_time_unit=options.event_time_unit,
                     sequence=options.sequence,
+                    max_ahead_s=options.max_ahead_s,
                 )
         return self._decoder
 

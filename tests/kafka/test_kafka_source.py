@@ -167,6 +167,82 @@ def test_frames_take_time_and_number_from_headers_and_say_where_they_do_not(brok
     assert (rows[5]["encoding"], rows[5]["height"], rows[5]["width"], rows[5]["image"]) == ("raw_gray8", 2, 3, b"123456")
 
 
+@pytest.mark.parametrize("format", ["json", "arrow"])
+def test_a_time_from_the_future_gives_way_to_the_timestamp_of_its_message(broker: Broker, topic: Topic, format: str) -> None:
+    name = topic()
+    ahead_ms = [0, 3_600_000, 3_600_003, -7_200_000, 10**12, 1]
+    rows_ms = [T0_MS + ahead for ahead in ahead_ms]
+    if format == "json":
+        send(broker, name, [(b"k", json.dumps({"x": n, "at": at}).encode()) for n, at in enumerate(rows_ms)])
+        stamps_ms = [T0_MS + n for n in range(len(rows_ms))]
+    else:
+        send(broker, name, [(b"k", ipc({"x": [0, 1, 2], "at": rows_ms[:3]})), (b"k", ipc({"x": [3, 4, 5], "at": rows_ms[3:]}))])
+        stamps_ms = [T0_MS] * 3 + [T0_MS + 1] * 3
+    columns = {"columns": {"x": "int64", "at": "int64"}, "event_time": "at", "event_time_unit": "ms", "format": format}
+    rows = read_all(source(broker, name, **columns))
+    future = [at > stamp + 3_600_000 for at, stamp in zip(rows_ms, stamps_ms, strict=True)]
+    assert future == [False, False, True, False, True, False]
+    wanted = [stamp if late else at for at, stamp, late in zip(rows_ms, stamps_ms, future, strict=True)]
+    assert [round(row["event_time"].timestamp() * 1000) for row in rows] == wanted
+    assert [row["error"] is not None and "3600 s ahead of the message's timestamp" in row["error"] for row in rows] == future
+    free = read_all(source(broker, name, **columns, max_ahead_s=None))
+    assert [(round(row["event_time"].timestamp() * 1000), row["error"]) for row in free] == [(at, None) for at in rows_ms]
+
+
+def test_a_frame_from_the_future_takes_the_timestamp_of_its_message(broker: Broker, topic: Topic) -> None:
+    name = topic()
+    for ahead_s in (3600, 3601):
+        send(broker, name, [(b"cam", jpeg())], headers=[("ts_ns", b"%d" % ((T0_MS + ahead_s * 1000) * 10**6))])
+    rows = read_all(source(broker, name, format="frame"))
+    assert [(row["event_time"].timestamp() - T0_MS / 1000, row["time_source"]) for row in rows] == [(3600, None), (0, "broker")]
+    assert all(row["error"] is None for row in rows)
+
+
+def test_a_silent_partition_and_clocks_gone_wrong_do_not_stop_event_time(broker: Broker, topic: Topic, tmp_path: Path) -> None:
+    """Partition 1 never says anything; the clock of partition 0 jumps years ahead once, and back by a minute."""
+    name = topic(2)
+    seconds = [0, 1, 2, 3 * 10**8, 4, 5, -60, 6, 7, 20, 40]
+    send(broker, name, [(b"k", json.dumps({"v": 1.0, "at": T0_MS + 1000 * at}).encode()) for at in seconds])
+    spec = {
+        "name": "clocks",
+        "state": str(tmp_path / "state"),
+        "epoch_s": 0.2,
+        "sources": {
+            "in": {
+                "type": "kafka",
+                "bootstrap_servers": broker.address,
+                "topic": name,
+                "columns": {"v": "double", "at": "int64"},
+                "event_time": "at",
+                "event_time_unit": "ms",
+            }
+        },
+        "operators": {
+            "mean": {
+                "type": "benchmarks.running_mean:RunningMean",
+                "input": "in",
+                "align_s": 10,
+                "align_wait_s": 0.5,
+                "max_wait_ms": 0,
+            }
+        },
+        "sinks": {"out": {"type": "jsonl", "input": "mean", "path": str(tmp_path / "out")}},
+    }
+    stop = threading.Event()
+
+    def watch(progress: Any) -> None:
+        if progress.rows_written >= len(seconds) - 2:  # all but those of the last span, and of the one before
+            stop.set()
+
+    guard = threading.Timer(30, stop.set)
+    guard.start()
+    result = Pipeline.from_dict(spec).run(on_progress=watch, stop=stop)
+    guard.cancel()
+    rows = result.table("out").to_pylist()
+    assert sorted(row["sequence"] for row in rows)[: len(seconds) - 2] == list(range(len(seconds) - 2))
+    assert [row["n"] for row in rows] == list(range(1, len(rows) + 1))
+
+
 def test_an_empty_message_ends_the_stream_of_its_key_at_its_place(broker: Broker, topic: Topic) -> None:
     name = topic()
     send(broker, name, [*numbers(0, 2, b"a"), *numbers(2, 1, b"b"), (b"a", None), (b"b", b""), *numbers(3, 2, b"a")])
