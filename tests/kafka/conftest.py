@@ -34,9 +34,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     yield from _started(tmp_path_factory.mktemp("kafka"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mortal_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker of one's own, to be killed and started again."""
+    """A broker of a module's own, to be killed and started again."""
     yield from _started(tmp_path_factory.mktemp("mortal"))
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import random
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_workload import run_process, start_process
+from engine_workload import run_process
 from kafka import KafkaProducer
-from kafka_broker import Broker, committed_records
+from kafka_broker import PASSWORD, USER, Broker, committed_records
 
 from connectors import faults
 from connectors.sinks.read import read_committed
@@ -109,19 +108,28 @@ def test_the_driver_killed_at_any_point_loses_nothing_and_doubles_nothing(
     check(broker, target, tmp_path, filled[1])
 
 
-def test_the_broker_killed_in_the_middle_of_a_run_delays_it_and_no_more(mortal_broker: Broker, tmp_path: Path) -> None:
-    broker = mortal_broker
-    source, target = broker.create_topic("in", PARTITIONS), broker.create_topic("out", PARTITIONS)
+def test_both_ways_encrypted_with_user_and_password_from_environment_and_file(
+    broker: Broker, topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = topic(PARTITIONS), topic(PARTITIONS)
     expected = fill(broker, source)
-    process = start_process(pipeline(broker, source, target, tmp_path, slow_s=0.02))
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "state" / "epochs").glob("0*.json")) and time.monotonic() < deadline:
-        process.join(0.02)
-    broker.kill()
-    broker.start()
-    process.join(120)
-    assert process.exitcode == 0
+    monkeypatch.setenv("STREAMBANK_TEST_USER", USER)
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    secure = {
+        "bootstrap_servers": broker.sasl_address,
+        "security_protocol": "SASL_SSL",
+        "ssl_cafile": str(broker.ca_file),
+        "sasl_mechanism": "SCRAM-SHA-512",
+        "sasl_username": {"env": "STREAMBANK_TEST_USER"},
+        "sasl_password": {"file": str(tmp_path / "password")},
+    }
+    values = pipeline(broker, source, target, tmp_path, slow_s=0.0)
+    values["sources"]["events"].update(secure)
+    values["sinks"]["topic"].update(secure)
+    Pipeline.from_dict(values).run()
     check(broker, target, tmp_path, expected)
+    kept = [path for path in (tmp_path / "state").rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    assert not kept
 
 
 def test_a_finished_run_is_read_back_by_a_source_of_the_same_format(
