@@ -49,6 +49,8 @@ class PlainRun:
         self.means: list[list[Tensor]] = [[] for _ in range(decoder.layers)]
         self.context: list[tuple[Tensor, Tensor]] = []
         self.mode, self.seen = "prefix", 0
+        # As the published rotation does: cosines of all positions are worked out once.
+        self.table = decoder.rotary.turn(torch.arange(2 * CONFIG.window_tokens)[None])
 
     @torch.inference_mode()
     def encode(self, embeds_nC: Tensor, mode: str = "frame") -> None:
@@ -112,13 +114,13 @@ class PlainRun:
     def _attend(self, index: int, query_HnD: Tensor, keys: Tensor, values: Tensor, scale: float, total: int) -> Tensor:
         keys_HMD, values_HMD = self._repeat(keys), self._repeat(values)
         n, many, window = query_HnD.shape[1], keys_HMD.shape[1], CONFIG.window_tokens
-        turn = self.decoder.rotary.turn(torch.arange(many)[None])
+        turn = self.table[:many]
         logits = turn[many - n :](query_HnD) @ turn(keys_HMD).transpose(1, 2) * scale
         distance = torch.arange(many - n, many)[:, None] - torch.arange(many)
         logits.masked_fill_((distance < 0) | (distance >= window), -torch.inf)
         sinks = min(max(total - window, 0), self.prefix[index][0].shape[1]) if self.mode != "prefix" else 0
         if sinks and self.mode == "frame":
-            far = self.decoder.rotary.turn(torch.tensor([[window - 1]]))
+            far = self.table[window - 1 : window]
             sink_keys, sink_values = (self._repeat(x[:, :sinks]) for x in self.prefix[index])
             logits = torch.cat((logits, far(query_HnD) @ sink_keys.transpose(1, 2) * scale), dim=2)
             values_HMD = torch.cat((values_HMD, sink_values), dim=1)

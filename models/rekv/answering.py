@@ -157,13 +157,18 @@ class _Text:
             start_B = torch.tensor(starts, device=query_HBD.device)
             self._steps[key] = (turn, start_B, torch.arange(max(starts) + 1, device=start_B.device) > start_B[:, None])
         turn, start_B, hidden_BM = self._steps[key]
-        row_B = torch.arange(len(starts), device=start_B.device)
-        keys_BGMD[row_B, :, start_B] = turn(key_GBD).transpose(0, 1)
-        values_BGMD[row_B, :, start_B] = value_GBD.transpose(0, 1)
         groups, seen = keys_BGMD.shape[1], hidden_BM.shape[1]
-        query_BGRD = turn(query_HBD).transpose(0, 1).reshape(len(starts), groups, -1, query_HBD.shape[-1])
+        turned_ABD = turn(torch.cat((query_HBD, key_GBD)))  # one rotation for both: the step is bound by the number of calls
+        new_BGD, value_BGD = turned_ABD[len(query_HBD) :].transpose(0, 1), value_GBD.transpose(0, 1)
+        query_BGRD = turned_ABD[: len(query_HBD)].transpose(0, 1).reshape(len(starts), groups, -1, query_HBD.shape[-1])
+        level = min(starts) == seen - 1
+        if level:
+            keys_BGMD[:, :, seen - 1], values_BGMD[:, :, seen - 1] = new_BGD, value_BGD
+        else:
+            row_B = torch.arange(len(starts), device=start_B.device)
+            keys_BGMD[row_B, :, start_B], values_BGMD[row_B, :, start_B] = new_BGD, value_BGD
         logits_BGRM = (query_BGRD @ keys_BGMD[:, :, :seen].transpose(2, 3)).float() * scale
-        if min(starts) < seen - 1:
+        if not level:
             logits_BGRM = logits_BGRM.masked_fill(hidden_BM[:, None, None], -torch.inf)
         weights_BGRM = logits_BGRM.softmax(dim=-1).to(values_BGMD.dtype)
         output_BGRD: Tensor = weights_BGRM @ values_BGMD[:, :, :seen]

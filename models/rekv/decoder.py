@@ -21,6 +21,9 @@ from models.rekv.rotary import Grid, Rotary
 
 __all__ = ["TextDecoder"]
 
+_PLAIN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+"""Decoders whose layers are: norm, attention, sum, norm, MLP, sum. All others run through the library."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextDecoder:
@@ -99,12 +102,39 @@ class TextDecoder:
 
     def run(self, embeds_nC: Tensor, session: AttentionSession) -> Tensor:
         """Return the hidden states [n, C] after the final norm; ``session`` does the attention of every layer."""
+        if type(self.module).__name__ in _PLAIN:
+            return self._run_plain(embeds_nC, session)
         zeros = torch.zeros(1, embeds_nC.shape[0], dtype=torch.long, device=embeds_nC.device)
         hidden = self.module(
             inputs_embeds=embeds_nC.unsqueeze(0), position_ids=zeros, use_cache=False, rekv_session=session, return_dict=True
         )
         last: Tensor = hidden.last_hidden_state[0]
         return last
+
+    def _run_plain(self, embeds_nC: Tensor, session: AttentionSession) -> Tensor:
+        """The same numbers from the modules of the layers, without the library's masks, caches and rotation by zero.
+
+        Answers are generated token by token, and there those take longer than the attention.
+        """
+        module: Any = self.module
+        hidden_nC, factor = embeds_nC, self.rotary.factor
+        for index, layer in enumerate(module.layers):
+            attention: Any = layer.self_attn
+            normal_nC = layer.input_layernorm(hidden_nC)
+            query_nHD, key_nGD, value_nGD = (
+                project(normal_nC).unflatten(-1, (-1, self.dim))
+                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            if hasattr(attention, "q_norm"):
+                query_nHD, key_nGD = attention.q_norm(query_nHD), attention.k_norm(key_nGD)
+            if factor != 1:
+                query_nHD, key_nGD = query_nHD * factor, key_nGD * factor
+            turned = (x.transpose(0, 1) for x in (query_nHD, key_nGD, value_nGD))
+            output_HnD = session.layer(index, *turned, attention.scaling)
+            hidden_nC = hidden_nC + attention.o_proj(output_HnD.transpose(0, 1).flatten(1))
+            hidden_nC = hidden_nC + layer.mlp(layer.post_attention_layernorm(hidden_nC))
+        last_nC: Tensor = module.norm(hidden_nC)
+        return last_nC
 
     def logits(self, hidden_nC: Tensor) -> Tensor:
         """Return the vocabulary logits [n, V] in float32."""
