@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
@@ -15,6 +16,9 @@ LEVELS = ("debug", "info", "warning", "error")
 
 def set_up_logging(level: str, log_format: LogFormat) -> None:
     """Send the log of this process to standard error, replacing what an earlier call has set up."""
+    if log_format == "json":
+        # Else Ray leaves out lines of actors that resemble each other. Ray reads this when it is imported, later.
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     handler = _StandardError()
     handler.setFormatter(formatter(log_format))
     root = logging.getLogger()

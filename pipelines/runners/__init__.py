@@ -14,6 +14,7 @@ from typing import Any
 from connectors import faults
 from connectors.errors import ConfigError
 from pipelines.runners.report import Progress, RunReport
+from pipelines.runtime.logs import about_process
 from pipelines.spec import PipelineSpec
 
 __all__ = ["Progress", "RunReport", "run"]
@@ -42,6 +43,7 @@ def run(
     name = runner or spec.runner
     fault = os.environ.get(faults.VARIABLE) if fault is None else fault
     stop = stop or threading.Event()
+    about_process(pipeline=spec.name)
     with _graceful(stop):
         if name == "local":
             from pipelines.runners.local import LocalRunner

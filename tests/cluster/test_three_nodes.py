@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,23 +168,24 @@ def test_a_submitted_job_is_watched_and_stopped(head: Nodes, lines: Path, undist
     refused = job(head, *submission, env={**without_token, "RAY_AUTH_MODE": "disabled"})
     assert refused.returncode != 0
     assert "nauthorized" in refused.stdout + refused.stderr or "Authentication" in refused.stdout + refused.stderr
-    assert job(head, *submission).returncode == 0
     (tmp_path / "output.txt").write_text("see the job's log")
+    await_that(lambda: job(head, *submission).returncode == 0, tmp_path, None)  # "No available agent" until it is up
     await_that(at_epoch(tmp_path, 1), tmp_path, None)
 
     wanted_metrics = {
         "ray_streambank_rows_in_total": {"node": "mean", "kind": "operator", "pipeline": "means"},
         "ray_streambank_rows_out_total": {"node": "events", "kind": "source", "shard": "2"},
-        "ray_streambank_source_lag_rows": {"node": "events", "kind": "source"},
-        "ray_streambank_operator": {"node": "mean", "name": "bank_bytes"},
+        "ray_streambank_operator": {"node": "mean", "name": "streams"},
         "ray_streambank_last_epoch": {"node": "rows", "kind": "sink", "shard": "1"},
         "ray_streambank_attempts": {"pipeline": "means"},
         "ray_streambank_epoch_seconds": {"pipeline": "means"},
         "ray_streambank_epoch_age_seconds": {"pipeline": "means"},
         "ray_streambank_rows_committed": {"node": "rows", "pipeline": "means"},
     }
-    await_that(lambda: not missing(wanted_metrics, scrape(head)), tmp_path, None, 20.0)
-    seen = scrape(head)
+    deadline = time.monotonic() + 15
+    while missing(wanted_metrics, seen := scrape(head)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert missing(wanted_metrics, seen) == [], sorted({(name, tags.get("node"), tags.get("shard")) for name, tags, _ in seen})
     ours = {"pipeline", "node", "kind", "shard", "reason", "name"}
     streams = {f"{file}.{key}" for file in range(FILES) for key in range(100)}
     for name, tags, value in seen:
@@ -191,17 +193,20 @@ def test_a_submitted_job_is_watched_and_stopped(head: Nodes, lines: Path, undist
         assert set(tags) & ours == set(tags) - {tag for tag in tags if tag[0].isupper()} - {"component", "pid"}
         assert float(value) >= 0 or name.endswith("epoch")
 
-    began = time.monotonic()
+    (driver,) = [process for process in head.processes() if process.name() == "streambank"]
     assert job(head, "stop", "--no-wait", "means").returncode == 0
-    await_that(lambda: "status" in job(head, "status", "means").stdout.lower() and ended(head), tmp_path, None, GRACE_S + 5)
-    stopped_s = time.monotonic() - began
+    driver.wait(2 * GRACE_S)
+    ended = datetime.now(UTC)
     log = job(head, "logs", "means").stdout
-    print(f"\nray job stop: committed and ended after {stopped_s:.1f} s, two calls of `ray job` included")
+    said = check_lines(log)
+    (signalled,) = [line["time"] for line in said if line["message"].startswith("signal=SIGTERM")]
+    stopped_s = (ended - datetime.fromisoformat(signalled)).total_seconds()
+    print(f"\nray job stop: committed and ended {stopped_s:.1f} s after the signal")
+    assert stopped_s < GRACE_S
     assert "means: stopped after" in log
     assert "go on with --resume" in log
     assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
     assert staged_files(tmp_path) == []
-    check_lines(log)
 
     run_here(values, resume=True)
     assert committed(tmp_path) == undisturbed
@@ -210,11 +215,6 @@ def test_a_submitted_job_is_watched_and_stopped(head: Nodes, lines: Path, undist
 def job(nodes: Nodes, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     env = {**(env or nodes.env), "RAY_ADDRESS": nodes.jobs_url}
     return subprocess.run([str(BIN / "ray"), "job", *arguments], env=env, capture_output=True, text=True, timeout=60)
-
-
-def ended(nodes: Nodes) -> bool:
-    """Whether the process of the job has ended, told by the job's own last words."""
-    return "stopped after" in job(nodes, "logs", "means").stdout
 
 
 def scrape(nodes: Nodes) -> list[tuple[str, dict[str, str], str]]:
@@ -241,15 +241,16 @@ def missing(wanted: dict[str, dict[str, str]], seen: list[tuple[str, dict[str, s
     ]
 
 
-def check_lines(log: str) -> None:
-    """The lines of the driver, and behind Ray's mark of their process those of actors, are JSON with the same fields."""
+def check_lines(log: str) -> list[dict[str, Any]]:
+    """Check that all lines of the driver and, behind Ray's mark of their process, of actors are JSON; return the driver's."""
     said: dict[str, list[dict[str, Any]]] = {"driver": [], "actor": []}
     for line in log.splitlines():
-        found = re.match(r"^(?:\S*?\((\w+Actor) pid=[^)]*\)\S*? )?(\{.*\})\S*$", line)
+        found = re.match(r"^(?:\S*?\((\w+Actor) pid=[^)]*\)\S* )?(\{.*\})$", line)
         if found is not None:
             said["actor" if found[1] else "driver"].append(json.loads(found[2]))
-    assert any(line.get("pipeline") == "means" and line.get("attempt") == 1 for line in said["driver"])
-    tasks = {line["task"] for line in said["actor"]}
-    assert {"events[0]", "mean[2]", "rows[1]"} <= tasks
-    for line in said["actor"]:
-        assert {"time", "level", "logger", "message", "pipeline", "task", "attempt"} <= line.keys()
+    for lines in said.values():
+        assert all({"time", "level", "logger", "message", "pipeline"} <= line.keys() for line in lines)
+    assert {(line["pipeline"], line["attempt"]) for line in said["actor"]} == {("means", 1)}
+    at_work = {line["task"] for line in said["actor"] if line["message"] == "at work" and line["epoch"] == -1}
+    assert at_work == {*(f"{node}[{shard}]" for node in ("events", "mean") for shard in range(3)), "rows[0]", "rows[1]"}
+    return said["driver"]

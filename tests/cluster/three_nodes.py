@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 BIN = Path(sys.executable).parent
 # A lost node is found out about in two seconds instead of a quarter of a minute; metrics are exported every second.
 QUICK = {
@@ -52,6 +54,10 @@ class Nodes:
         self.env["RAY_ADDRESS"] = self.address = told["address"]
         self.jobs_url: str = told["jobs_url"]
         self.metrics_ports: list[int] = told["metrics_ports"]
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs on the nodes."""
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def lose(self, worker: int, how: str) -> None:
         """Lose a worker: ``remove`` kills all of its processes, ``raylet`` only the one that the others die with."""
