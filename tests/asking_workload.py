@@ -19,6 +19,7 @@ from connectors.options import option
 from operators.base import Context, Operator
 from operators.state import State
 from pipelines.api import Pipeline, Result
+from pipelines.runners import Progress
 
 ROWS = 20
 COLUMNS = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "digits": "int32"}
@@ -126,6 +127,8 @@ class Run:
     def __init__(self, values: dict[str, Any], *, runner: str = "local", resume: bool = False, rows: int = 2 * ROWS) -> None:
         self.result: Result | None = None
         self._rows = 0 if resume else rows
+        self._source = next(iter(values["sources"]))
+        self._commits = values["epoch_s"] < 60
         self._stop = threading.Event()
         self._read = threading.Event()
         self._failure: BaseException | None = None
@@ -138,15 +141,21 @@ class Run:
                 runner=runner,
                 resume=resume,
                 stop=self._stop,
-                on_progress=lambda p: p.rows_read >= self._rows and self._read.set(),
+                on_progress=self._note,
             )
         except BaseException as error:
             self._failure = error
         finally:
             self._read.set()
 
+    def _note(self, progress: Progress) -> None:
+        # What has been read may be read again after a crash; what is committed has been processed.
+        rows = progress.rows_committed.get(self._source, 0) if self._commits else progress.rows_read
+        if rows >= self._rows:
+            self._read.set()
+
     def start(self) -> None:
-        """Start, and wait until all rows have been read."""
+        """Start, and wait until all rows have been processed."""
         self._thread.start()
         assert self._read.wait(60), "no rows have been read"
         if self._failure is not None:
