@@ -11,6 +11,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from connectors.errors import ConfigError, SourceError, nearest
+from connectors.sources.columns import parse_type
 from connectors.sources.kafka import KafkaSourceOptions
 from connectors.sources.requests import RequestsOptions, put_requests
 from pipelines.asking.route import Route
@@ -35,9 +36,11 @@ def make_rows(route: Route, text: str, streams: Sequence[str], values: Mapping[s
     if taken:
         raise ConfigError(f"--column {min(taken)}: this column is filled already; leave it out")
     declared: Mapping[str, str] = route.source.options.columns
+    # An operator may take columns that it does not ask for; then the source declares them.
+    kinds = {name: parse_type(kind) for name, kind in declared.items()} | {field.name: field.type for field in route.values}
     for name in given:
-        if name not in route.values.names:
-            allowed = [column for column in route.values.names if column not in (route.column, route.id_column)]
+        if name not in kinds:
+            allowed = [column for column in kinds if column not in (route.column, route.id_column)]
             raise ConfigError(
                 f"--column {name}: operator {route.operator.name!r} takes no such column{nearest(name, allowed)}; allowed: "
                 f"{', '.join(allowed) or 'none'}"
@@ -47,7 +50,7 @@ def make_rows(route: Route, text: str, streams: Sequence[str], values: Mapping[s
         raise ConfigError(
             f"sources.{route.source.name}.columns: lacks {', '.join(missing)}, so it would be left out; add it there"
         )
-    row = {name: _json_value(name, value, route.values.field(name).type) for name, value in given.items()}
+    row = {name: _json_value(name, value, kinds[name]) for name, value in given.items()}
     return [{"stream_id": stream, route.id_column: uuid4().hex, **row} for stream in streams]
 
 

@@ -61,7 +61,12 @@ def answer_text(answer: Answer, spec: PipelineSpec, column: str) -> str:
     left_out = {"stream_id", "sequence", "event_time", "answer", "status", "error", column, f"{column}_id"}
     rests = {name: value for name, value in row.items() if name not in left_out and value is not None and value != []}
     lines = [f"{answer.stream_id}: {head if head is not None else 'answered'}"]
-    lines += [f"  {name}  {_words(value)}" for name, value in rests.items()]
+    for name, value in rests.items():
+        if isinstance(value, list) and isinstance(value[0], list):  # such as the frames that each layer has retrieved
+            lines += [f"  {name} {number}  {_words(item)}" for number, item in enumerate(value[:_FOLD])]
+            lines += [f"  {name}  and {len(value) - _FOLD} more"] if len(value) > _FOLD else []
+        else:
+            lines.append(f"  {name}  {_words(value)}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from engine_workload import start_process
 from connectors.errors import ConfigError, SinkError
 from connectors.sinks.read import read_committed
 from pipelines.api import Pipeline
-from pipelines.asking.questions import ask
+from pipelines.asking.delivery import make_rows
+from pipelines.asking.questions import Answer, ask
+from pipelines.asking.route import find_route
 from pipelines.cli import cli
+from pipelines.commands.ask import answer_json, answer_text
 
 
 def call(command: str, values: dict[str, Any], folder: Path, *arguments: str) -> Result:
@@ -153,6 +157,21 @@ def test_every_table_sink_can_be_read_for_answers(sink: str, tmp_path: Path) -> 
     assert answer.text == "20 rows, mean 2.375"
 
 
+def test_long_and_nested_columns_are_cut_to_what_a_person_reads(values: dict[str, Any]) -> None:
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    row = {
+        "stream_id": "a", "answer": "red", "status": "ok", "question": "?", "image": b"123", "lag": None, "none": [],
+        "retrieved": [[{"time": time, "score": 0.51234}, {"time": None, "score": 1.0}]] * 10,
+        "tokens": list(range(10)),
+    }  # fmt: skip
+    text = answer_text(Answer("a", "1", row, 0.1), Pipeline.from_dict(values).spec, "question")
+    layers = [f"  retrieved {n}  time 2026-01-01T00:00:00Z score 0.5123, score 1" for n in range(8)]
+    tokens = "  tokens  0, 1, 2, 3, 4, 5, 6, 7, and 2 more"
+    assert text.splitlines() == ["a: red", "  image  3 bytes", *layers, "  retrieved  and 2 more", tokens]
+    assert json.loads(answer_json(Answer("a", "1", row, 0.1)))["image"] == "3 bytes"
+    assert json.loads(answer_json(Answer("a", "1", None, 0.1))) == {"stream_id": "a", "id": "1", "status": "no_answer"}
+
+
 # The end of a run
 
 
@@ -264,6 +283,16 @@ def test_what_has_no_way_is_refused_with_what_to_do(
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "questions").exists()
+
+
+def test_a_column_that_only_the_source_declares_can_be_filled(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    values["sources"]["questions"]["columns"] = {**COLUMNS, "frames": "list<int64>"}
+    route = find_route(Pipeline.from_dict(values).spec, "question")
+    [row] = make_rows(route, "how many?", ["a"], {"frames": [1, 2]})
+    assert row["frames"] == [1, 2]
+    with pytest.raises(ConfigError, match=r"--column frames: 'all' is no list"):
+        make_rows(route, "how many?", ["a"], {"frames": "all"})
 
 
 def test_the_lines_that_it_says_to_add_are_a_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
