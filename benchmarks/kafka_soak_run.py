@@ -80,8 +80,10 @@ class PipelineRun:
         self._wait(lambda: self.epochs() > before, limit_s, f"no epoch after the {before}th")
 
     def wait_for_rows(self, rows: int, limit_s: float) -> None:
-        """Wait until that many rows are committed."""
-        self._wait(lambda: self._committed_rows() >= rows, limit_s, f"fewer than {rows} rows committed")
+        """Wait until that many rows are committed; ``limit_s`` without any progress is an error that says how far it came."""
+        while (before := self._committed_rows()) < rows:
+            lacking = f"{before} of {rows} rows committed, positions {self._positions()}, and no more"
+            self._wait(lambda before=before: self._committed_rows() > before, limit_s, lacking)  # type: ignore[misc]
 
     def stop(self) -> None:
         """End the run as a person would, by SIGTERM."""
@@ -123,6 +125,10 @@ class PipelineRun:
     def _committed_rows(self) -> int:
         manifest = self._manifest()
         return 0 if manifest is None else manifest.rows["rows"]
+
+    def _positions(self) -> dict[str, Any]:
+        manifest = self._manifest()
+        return {} if manifest is None else {name: state.position for name, state in manifest.sources["frames"].items()}
 
     def _attempt_time(self) -> float:
         with contextlib.suppress(FileNotFoundError):
