@@ -216,7 +216,11 @@ class _Retrieval(_Text):
             chosen, scores_N = self.context.frames[index][row], None
             if blocks.below > blocks.first:
                 scores_N = frame_scores(part_HnD, blocks.representatives(index), config.score)
-                chosen = select_frames(scores_N, config.retrieve_frames, config.chunk_frames, blocks.first)
+                select = requests[row].stream.select
+                if select is None:
+                    chosen = select_frames(scores_N, config.retrieve_frames, config.chunk_frames, blocks.first)
+                else:
+                    chosen = select(index, scores_N)
                 if index + 1 < self.decoder.layers:
                     blocks.prefetch(index + 1, chosen)
             self.load(index, row, chosen, scores_N)

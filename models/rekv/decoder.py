@@ -129,8 +129,8 @@ class TextDecoder:
                 query_nHD, key_nGD = attention.q_norm(query_nHD), attention.k_norm(key_nGD)
             if factor != 1:
                 query_nHD, key_nGD = query_nHD * factor, key_nGD * factor
-            turned = (x.transpose(0, 1) for x in (query_nHD, key_nGD, value_nGD))
-            output_HnD = session.layer(index, *turned, attention.scaling)
+            query_HnD, key_GnD, value_GnD = (x.transpose(0, 1) for x in (query_nHD, key_nGD, value_nGD))
+            output_HnD = session.layer(index, query_HnD, key_GnD, value_GnD, attention.scaling)
             hidden_nC = hidden_nC + attention.o_proj(output_HnD.transpose(0, 1).flatten(1))
             hidden_nC = hidden_nC + layer.mlp(layer.post_attention_layernorm(hidden_nC))
         last_nC: Tensor = module.norm(hidden_nC)

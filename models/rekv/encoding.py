@@ -157,6 +157,9 @@ class _FramePass:
         values_GCD[:, rows] = value_GnD
         keys_FGTD = key_GnD.reshape(len(key_GnD), step.frames, -1, key_GnD.shape[-1]).transpose(0, 1)
         values_FGTD = value_GnD.reshape(keys_FGTD.transpose(0, 1).shape).transpose(0, 1)
+        if step.stream.observe is not None:
+            queries_HFTD = query_HnD.reshape(len(query_HnD), step.frames, -1, query_HnD.shape[-1])
+            step.stream.observe(index, queries_HFTD.transpose(0, 1))
         step.stream.blocks.append(index, keys_FGTD, values_FGTD, keys_FGTD.float().mean(dim=2))
         if skip:
             return query_HnD

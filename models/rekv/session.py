@@ -8,6 +8,7 @@ of the last tokens' keys and can be rebuilt from the blocks bit for bit, so a sn
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,10 @@ class StreamView:
 
     prefix: Prefix
     grid: Grid
+    """Of the tokens of a block as it is read, which a bank may have made fewer than those of a frame."""
     blocks: BlockReader
+    select: Callable[[int, Tensor], Tensor] | None = None
+    """Layer and scores [N] → frames to read, ascending, at most ``retrieve_frames``; default: ``selection.select_frames``."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +87,8 @@ class StreamState:
     blocks: BlockWriter
     window: Window
     frames: int = 0
+    observe: Callable[[int, Tensor], None] | None = None
+    """Gets each layer's queries [F, H, T, D], before rotation, right before its blocks: for banks that judge tokens by them."""
 
     @property
     def tokens(self) -> int:
