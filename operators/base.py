@@ -65,6 +65,10 @@ class Operator(ABC):
         """Take control rows (questions, prompts, labels); may answer at once. Only where ``control_schema`` is set."""
         raise SchemaError(f"{self.context.name}: this operator takes no control rows; remove 'control' from the pipeline file")
 
+    def flush(self) -> list[pa.RecordBatch]:
+        """Return rows that need no more input; called before ``snapshot`` and at the end. For operators that answer later."""
+        return []
+
     @abstractmethod
     def snapshot(self, *, incremental: bool = False) -> State:
         """Return a copy of all state, or of what changed since the last call of ``snapshot``."""

@@ -55,6 +55,7 @@ _ENTRIES = (
     Entry(
         "operator", "reloop2", "operators.reloop2.operator:ReLoop2Operator", "click predictions corrected by a memory of labels"
     ),
+    Entry("operator", "rekv", "operators.rekv.operator:ReKVOperator", "answers to questions about running videos"),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),

@@ -142,9 +142,11 @@ class OperatorTask:
         edge, body = message
         if isinstance(body, Barrier):
             self._flush_all()
+            self._send(self._operator.flush())
             self._barrier(body)
         elif isinstance(body, End):
             self._flush_all()
+            self._send(self._operator.flush())
             self._router.send(body)
             self.stats.gauges = self._operator.metrics()
             self.ended = True
@@ -290,14 +292,17 @@ class OperatorTask:
             error.add_note(f"in operator {self.task}, {method.__name__} of {batch.num_rows} rows")
             raise
         self.stats.step_s += time.perf_counter() - started
-        for output in outputs:
-            if output.num_rows:
-                self.stats.rows_out += output.num_rows
-                self._router.send(Data(output))
+        self._send(outputs)
         now = self._clock()
         if now - self._gauges_at >= _GAUGES_EVERY_S:
             self._gauges_at = now
             self.stats.gauges = self._operator.metrics()
+
+    def _send(self, outputs: Sequence[pa.RecordBatch]) -> None:
+        for output in outputs:
+            if output.num_rows:
+                self.stats.rows_out += output.num_rows
+                self._router.send(Data(output))
 
     def _flush(self) -> None:
         self._flush_but(None)

@@ -1,0 +1,123 @@
+"""Options of the operator ``rekv``. Defaults are the paper's setting for LLaVA-OneVision, or the small model's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from connectors.errors import ConfigError
+from connectors.options import option
+
+__all__ = ["STATUSES", "ReKVOptions"]
+
+STATUSES = (
+    "ok",
+    "no_frames",
+    "unknown_stream",
+    "bad_question",
+    "bad_frames",
+    "question_too_long",
+    "too_many_waiting",
+    "late",
+    "bank_full",
+    "rejected_corrupt",
+    "rejected_full",
+)
+"""Values of the output column ``status``; the last four are of frames (``late``, ``bank_full``, ``rejected_*``)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReKVOptions:
+    """What a user can set for ``type: rekv`` (arXiv 2503.00540)."""
+
+    checkpoint: str | None = option(
+        None,
+        "Folder of a LLaVA-OneVision, Video-LLaVA or InternVL checkpoint, or the file of a small model; without it the small "
+        "model that comes with the package.",
+        path=True,
+    )
+    sample_fps: float | None = option(
+        0.5,
+        "Frames encoded per second of event time; those between are skipped and counted. null: every frame.",
+        unit="1/s",
+        gt=0,
+    )
+    window_tokens: int | None = option(
+        None, "Sliding attention window. Default: what a small model was trained with, else 15,000.", unit="tokens", ge=1
+    )
+    retrieve_frames: int | None = option(
+        None, "Frames that each layer retrieves. Default: what a small model was trained with, else 64.", unit="frames", ge=1
+    )
+    chunk_frames: int = option(
+        1, "Neighbouring frames scored and retrieved together; divides retrieve_frames.", unit="frames", ge=1
+    )
+    score: str = option(
+        "dot", "`dot`: as published code computes it; `cosine`: as the paper names it.", choices=("dot", "cosine")
+    )
+    sink_overlap: str = option(
+        "official",
+        "A prompt token inside the window that is a sink already counts twice (`official`) or once (`exact`).",
+        choices=("official", "exact"),
+    )
+    batch_frames: int = option(
+        64,
+        "Most frames, of all streams, in one pass. 1: results depend on batches in no bit, but encoding is slower.",
+        unit="frames",
+        ge=1,
+    )
+    batch_questions: int = option(8, "Most questions answered together. 1: as for batch_frames.", unit="questions", ge=1)
+    max_question_tokens: int = option(
+        1024, "Longer questions get the status `question_too_long`; never more than window_tokens.", unit="tokens", ge=1
+    )
+    max_answer_tokens: int = option(
+        256, "Tokens generated where a question does not set max_tokens, and the most that it may set.", unit="tokens", ge=1
+    )
+    max_waiting: int = option(
+        16, "Questions per stream that may wait for a time that has not come yet.", unit="questions", ge=0
+    )
+    max_streams: int = option(
+        4, "Streams with a memory at the same time; budgets are divided among them.", unit="streams", ge=1
+    )
+    on_streams_full: str = option(
+        "evict",
+        "When one stream more arrives: `evict` the one idle longest, or `reject` the new one's frames.",
+        choices=("evict", "reject"),
+    )
+    on_full: str = option(
+        "drop_oldest",
+        "When a stream's share of the bank is full: `drop_oldest` of its frames, or `refuse` new ones (status `bank_full`).",
+        choices=("drop_oldest", "refuse"),
+    )
+    device_gib: float = option(
+        1.0,
+        "Device memory of the bank: representatives, and the blocks used last (all blocks where it is the only tier).",
+        unit="GiB",
+        gt=0,
+    )
+    host_gib: float = option(0.0, "Host memory of the bank (page-locked on a GPU); 0: no such tier.", unit="GiB", ge=0)
+    disk_gib: float = option(0.0, "Files of the bank; 0: no such tier. Snapshots then hold no blocks.", unit="GiB", ge=0)
+    disk_path: str | None = option(
+        None, "Folder of these files, kept as long as the state; a folder below /dev/shm keeps them in memory.", path=True
+    )
+    representatives: str = option("device", "Where the frames' representatives lie.", choices=("device", "host"))
+    frames_per_stream: int | None = option(
+        None, "Frames that one stream keeps. Default: an equal share of the budget.", unit="frames", ge=1
+    )
+    answerers: int = option(
+        0,
+        "Processes that answer from the same files while encoding goes on; needs disk_gib. 0: answers are made between frames.",
+        unit="processes",
+        ge=0,
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.disk_gib) != (self.disk_path is not None):
+            raise ConfigError(
+                f"disk_gib={self.disk_gib} with disk_path={self.disk_path!r}: give both, or neither for a bank without files"
+            )
+        if self.answerers and not self.disk_gib:
+            raise ConfigError(
+                f"answerers={self.answerers} read the bank's files, and there are none; set disk_gib and disk_path (a folder "
+                "below /dev/shm keeps them in memory), or answerers to 0"
+            )
+        if self.representatives == "host" and not self.host_gib:
+            raise ConfigError("representatives='host' needs host_gib above 0")

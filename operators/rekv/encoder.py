@@ -1,0 +1,149 @@
+"""Frames to blocks: the bank, its budget, and the encoding of many streams together. Knows slots, no rows and no questions."""
+
+# F frames of a call, T tokens per frame, C hidden size
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from connectors.errors import ConfigError, StreambankError
+from models.rekv.encoding import encode_frames, finite_frames
+from models.rekv.session import StreamState, open_stream, rebuild_window
+from operators.banks import REFUSED, BlockBank, BlockReader, BlockSpec
+from operators.images import Image
+from operators.rekv.answering import Answering
+from operators.rekv.config import ReKVOptions
+from operators.state import State
+
+__all__ = ["FrameEncoding"]
+
+_GIB = 1 << 30
+
+
+class FrameEncoding:
+    """The bank of all streams of a shard, and what writes to it."""
+
+    def __init__(self, name: str, answering: Answering, options: ReKVOptions, device: torch.device) -> None:
+        self._name, self._answering, self._options = name, answering, options
+        decoder = answering.model.decoder
+        spec = BlockSpec(
+            layers=decoder.layers,
+            groups=decoder.groups,
+            tokens=answering.grid.tokens,
+            dim=decoder.dim,
+            dtype=decoder.dtype,
+        )
+        self.frames_per_stream = options.frames_per_stream or 0
+        bank = self._bank(spec, device)
+        plan, slots = bank.plan, options.max_streams
+        share = plan.blocks // slots
+        if plan.home == "disk":  # oldest blocks go by files: one of them may be needed for a few blocks only
+            share = max(plan.blocks // plan.segment_blocks // slots - 1, 0) * plan.segment_blocks
+        if self.frames_per_stream > share:
+            raise ConfigError(
+                f"{name}: frames_per_stream={self.frames_per_stream} of {slots} streams do not fit: each has room for {share}; "
+                f"raise {plan.home}_gib (a frame takes {bank.block_bytes} bytes), or lower frames_per_stream or max_streams"
+            )
+        self.frames_per_stream = self.frames_per_stream or share
+        config, tokens = answering.config, answering.grid.tokens
+        least = -(-(config.window_tokens + max(config.window_tokens // 4, tokens)) // tokens) + 1
+        if self.frames_per_stream < least:
+            raise ConfigError(
+                f"{name}: a stream keeps {self.frames_per_stream} frames, but a window of {config.window_tokens} tokens needs "
+                f"{least}; raise {plan.home}_gib (a frame takes {bank.block_bytes} bytes) or frames_per_stream, or lower "
+                "max_streams or window_tokens"
+            )
+        bank.close()
+        self.bank = self._bank(spec, device, self.frames_per_stream)
+
+    def _bank(self, spec: BlockSpec, device: torch.device, per_stream: int | None = None) -> BlockBank:
+        options = self._options
+        return BlockBank(
+            spec,
+            slots=options.max_streams,
+            device=device,
+            device_bytes=int(options.device_gib * _GIB),
+            host_bytes=int(options.host_gib * _GIB),
+            disk_bytes=int(options.disk_gib * _GIB),
+            disk_folder=Path(options.disk_path) if options.disk_path is not None else None,
+            representatives=options.representatives,
+            on_full=options.on_full,
+            blocks_per_stream=per_stream,
+            name=self._name,
+        )
+
+    # Streams
+
+    def open(self, slot: int, key: int) -> StreamState:
+        """Begin a stream."""
+        self.bank.open([slot], [key])
+        return self._stream(slot)
+
+    def reopen(self, slots: Sequence[int], state: State) -> list[StreamState]:
+        """Take up the streams of a full ``state``, in its order."""
+        self.bank.load(slots, state)
+        streams = [self._stream(slot) for slot in slots]
+        for slot, stream in zip(slots, streams, strict=True):
+            with self.bank.reader(slot) as blocks:
+                rebuild_window(self._answering.model.decoder, self._answering.config, stream, blocks)
+        return streams
+
+    def _stream(self, slot: int) -> StreamState:
+        one = self._answering
+        return open_stream(one.model.decoder, one.config, one.prefix, one.grid, _SlotWriter(self.bank, slot))
+
+    def reader(self, slot: int, below: int) -> BlockReader:
+        """Open the blocks before ``below``."""
+        return self.bank.reader(slot, below)
+
+    def first(self, slot: int) -> int:
+        """Return the number of the oldest block of a stream."""
+        return int(self.bank.first([slot])[0])
+
+    def room(self, slot: int) -> int:
+        """Return how many frames a stream can take before its oldest ones must go."""
+        return self.frames_per_stream - int(self.bank.count([slot])[0]) + self.first(slot)
+
+    # Frames
+
+    def features(self, images: Sequence[Image]) -> list[Tensor | None]:
+        """Return the tokens [T, C] of RGB images of any sizes; None where they are not finite."""
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for i, image in enumerate(images):
+            sizes.setdefault(image.shape, []).append(i)
+        features: list[Tensor | None] = [None] * len(images)
+        encode = self._answering.model.frames
+        assert encode is not None
+        for members in sizes.values():
+            for start in range(0, len(members), self._options.batch_frames):
+                chunk = members[start : start + self._options.batch_frames]
+                pixels = np.stack([np.rint(images[i]).astype(np.uint8, copy=False) for i in chunk])
+                tokens_FTC = encode(torch.from_numpy(pixels))
+                for i, tokens_TC, finite in zip(chunk, tokens_FTC, finite_frames(tokens_FTC).tolist(), strict=True):
+                    features[i] = tokens_TC if finite else None
+        return features
+
+    def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
+        """Encode frames of several streams together: their blocks go to the bank, oldest ones may go."""
+        one = self._answering
+        encode_frames(one.model.decoder, one.config, streams, [torch.stack(list(part)) for part in features])
+
+
+class _SlotWriter:
+    """One slot of the bank as encoding writes to it."""
+
+    def __init__(self, bank: BlockBank, slot: int) -> None:
+        self._bank, self._slot = bank, slot
+
+    def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
+        numbers_1N = self._bank.append_layer(layer, [self._slot], keys_NGTD[None], values_NGTD[None], representatives_NGD[None])
+        if bool((numbers_1N == REFUSED).any()):
+            raise StreambankError(
+                f"{self._bank.name}: there is no room for a frame's blocks though the stream's share is not used up; raise "
+                "the budget of the lowest tier by a quarter, then resume"
+            )
