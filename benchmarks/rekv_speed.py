@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -170,8 +171,8 @@ def main() -> int:
 
     for number, frame_TC in enumerate(frames):
         measured = number >= arguments.frames
-        spent = _timed(lambda x=frame_TC: encode_frames(decoder, CONFIG, [ours], [x[None]]))
-        spent_plain = _timed(lambda x=frame_TC: plain.encode(x))
+        spent = _timed(partial(encode_frames, decoder, CONFIG, [ours], [frame_TC[None]]))
+        spent_plain = _timed(partial(plain.encode, frame_TC))
         if measured:
             times["frame"].append(spent)
             times["frame_plain"].append(spent_plain)
