@@ -1,0 +1,109 @@
+"""ReKV over rendered films with questions in the order of event time; an operator that is killed while it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from operators.base import Context
+from operators.rekv import ReKVOperator
+from operators.rekv.config import ReKVOptions
+
+FRAMES = 40
+QUESTIONS = ((5, None), (12, 7), (20, 30), (33, None), (36, 2), (38, 500))
+"""When asked, and about what time, in seconds; 500 never comes."""
+
+
+class KilledOnce(ReKVOperator):
+    """Kills its process when a file beside its blocks says so, at the 3rd answer or the 12th call of the encoder."""
+
+    def __init__(self, options: ReKVOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self._left = {"answering": 3, "encoding": 12}
+        append = self._encoding.append
+
+        def appending(streams: Sequence[Any], features: Sequence[Any]) -> None:
+            append(streams, features)  # blocks are in the files, and in no snapshot
+            self._reach("encoding")
+
+        self._encoding.append = appending  # type: ignore[method-assign]
+
+    def _answer(self, inquiries: Any) -> Any:
+        rows = super()._answer(inquiries)
+        if inquiries:
+            self._reach("answering")
+        return rows
+
+    def _reach(self, what: str) -> None:
+        self._left[what] -= 1
+        marker = Path(str(self.options.disk_path)).parent / f"kill-{what}"
+        if self._left[what] <= 0 and marker.exists():
+            marker.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_films(folder: Path) -> None:
+    """Write two films of a frame a second, and questions about them."""
+    (folder / "films").mkdir()
+    for name in "ab":
+        rng = np.random.default_rng(ord(name))
+        writer = cv2.VideoWriter(str(folder / "films" / f"{name}.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 1.0, (96, 96))
+        for _ in range(FRAMES):
+            writer.write(cv2.resize(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8), (96, 96)))
+        writer.release()
+    lines = [
+        {
+            "stream_id": name,
+            "t": asked,
+            "question_id": f"{name}{i}",
+            "question": "what colour was the circle?",
+            "at": None if about is None else f"1970-01-01T00:{about // 60:02d}:{about % 60:02d}Z",
+        }
+        for i, (asked, about) in enumerate(QUESTIONS)
+        for name in "ab"
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def pipeline(folder: Path, run: Path, **options: Any) -> dict[str, Any]:
+    """``batch_*`` 1: the same bits however rows are cut into batches."""
+    columns = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "max_tokens": "int32"}
+    watch = {
+        "type": "rekv_faults_workload:KilledOnce",
+        "input": "films",
+        "control": "questions",
+        "align_s": 1,
+        "sample_fps": 1,
+        "batch_frames": 1,
+        "batch_questions": 1,
+        "max_batch": 4,
+        "max_streams": 2,
+        "max_answer_tokens": 6,
+        "device_gib": 0.01,
+        "disk_gib": 0.01,
+        "disk_path": str(run / "blocks"),
+        **options,
+    }
+    questions = {
+        "type": "jsonl",
+        "path": str(folder / "questions.jsonl"),
+        "stream_id": "stream_id",
+        "event_time": "t",
+        "event_time_unit": "s",
+        "columns": columns,
+    }
+    return {
+        "name": "rekv",
+        "state": str(run / "state"),
+        "epoch_s": 0.05,
+        "sources": {"films": {"type": "video", "path": str(folder / "films" / "*.mp4")}, "questions": questions},
+        "operators": {"watch": watch},
+        "sinks": {"answers": {"type": "parquet", "input": "watch", "path": str(run / "rows")}},
+    }
