@@ -31,7 +31,7 @@ from kafka_broker import Broker, unavailable
 
 PARTITIONS = 4
 KINDS = {"local": ("driver",), "ray": ("source", "operator", "sink", "coordinator")}
-_WINDOW_S = {"local": 3.0, "ray": 5.0}
+_WINDOW_S = {"local": 2.0, "ray": 4.0}
 """The kills of a round fall within this time after its first commit: long enough for some to meet the recovery of others."""
 
 _ROUND_S = 90.0
