@@ -25,6 +25,7 @@ def check(result: dict[str, Any], kinds: set[str]) -> None:
     assert result["staged_files_left"] == 0
 
 
+@pytest.mark.slow  # the one on Ray kills all of that too
 def test_driver_and_broker_killed_change_no_row(mortal_broker: Broker, tmp_path: Path) -> None:
     until = time.monotonic() + 60
     result = soak(mortal_broker, tmp_path, "local", rounds=1, broker_kills=1, draw=random.Random(1), until=until)
@@ -37,7 +38,7 @@ def test_source_operator_sink_coordinator_and_broker_killed_change_no_row(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
     until = time.monotonic() + 60
-    result = soak(mortal_broker, tmp_path, "ray", rounds=1, broker_kills=1, draw=random.Random(1), until=until)
+    result = soak(mortal_broker, tmp_path, "ray", rounds=1, broker_kills=1, draw=random.Random(1), until=until, hz=1.0)
     check(result, {"source", "operator", "sink", "coordinator"})
 
 

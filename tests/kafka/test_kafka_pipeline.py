@@ -166,6 +166,7 @@ def test_a_finished_run_is_read_back_by_a_source_of_the_same_format(
     assert table.column("error").null_count == ROWS
 
 
+@pytest.mark.slow  # the short soak in test_kafka_faults.py kills a sink actor on Ray each time, at a moment of its own
 @pytest.mark.ray
 def test_on_ray_a_killed_sink_actor_is_replaced_and_every_row_comes_once(
     broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, ray_address: str
