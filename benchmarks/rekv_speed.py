@@ -2,9 +2,10 @@
 
 8 layers, hidden 256, 196 tokens per frame, window 5,000, 16 retrieved frames, one thread, random weights; the same decoder and
 the same rules on both sides, so both give the same numbers (checked first). The plain side (spec: sections 3 and 4) keeps
-un-rotated keys, puts window and frame together anew for every frame, repeats the shared heads, rotates all of it, attends under
-a mask, runs the vocabulary head on every token, and loads blocks one by one for the question and again for the prompt. Both
-sides take turns, so that a busy machine slows both, and the processor's time counts.
+un-rotated keys, puts window and frame together anew for every frame, repeats the shared heads, rotates all of it, attends in
+the stages of the published PyTorch attention (logits of window and of sinks, each masked and scaled; one softmax; masked again
+and summed up), runs the vocabulary head on every token, and loads blocks one by one for the question and again for the prompt.
+Both sides take turns, so that a busy machine slows both, and the processor's time counts.
 
     python -m benchmarks.rekv_speed [--frames 40] [--repeats 5]
 """
@@ -116,16 +117,26 @@ class PlainRun:
         keys_HMD, values_HMD = self._repeat(keys), self._repeat(values)
         n, many, window = query_HnD.shape[1], keys_HMD.shape[1], CONFIG.window_tokens
         turn = self.table[:many]
-        logits = turn[many - n :](query_HnD) @ turn(keys_HMD).transpose(1, 2) * scale
         distance = torch.arange(many - n, many)[:, None] - torch.arange(many)
-        logits.masked_fill_((distance < 0) | (distance >= window), -torch.inf)
+        stages = [self._stage(turn[many - n :](query_HnD), turn(keys_HMD), (distance >= 0) & (distance < window), scale)]
+        values = [values_HMD]
         sinks = min(max(total - window, 0), self.prefix[index][0].shape[1]) if self.mode != "prefix" else 0
         if sinks and self.mode == "frame":
-            far = self.table[window - 1 : window]
             sink_keys, sink_values = (self._repeat(x[:, :sinks]) for x in self.prefix[index])
-            logits = torch.cat((logits, far(query_HnD) @ sink_keys.transpose(1, 2) * scale), dim=2)
-            values_HMD = torch.cat((values_HMD, sink_values), dim=1)
-        return logits.softmax(dim=-1) @ values_HMD
+            everything = torch.ones(n, sinks, dtype=torch.bool)
+            stages.append(self._stage(self.table[window - 1 : window](query_HnD), sink_keys, everything, scale))
+            values.append(sink_values)
+        weights = torch.cat([logits for logits, _ in stages], dim=-1).softmax(dim=-1)
+        output, start = torch.zeros_like(query_HnD), 0
+        for (logits, seen), part in zip(stages, values, strict=True):
+            stop = start + logits.shape[-1]
+            output += weights[:, :, start:stop].masked_fill(~seen, 0) @ part
+            start = stop
+        return output
+
+    def _stage(self, query_HnD: Tensor, keys_HMD: Tensor, seen_nM: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        logits_HnM = (query_HnD @ keys_HMD.transpose(1, 2)).masked_fill(~seen_nM, -torch.inf)
+        return logits_HnM.mul_(scale), seen_nM
 
 
 def build() -> tuple[TextDecoder, nn.Module]:

@@ -79,15 +79,19 @@ class Sinks:
 class Reach:
     """Which of M keys n consecutive queries see; the same for all layers, so it is worked out once per step.
 
-    Most keys are seen by all queries: [shared, own). Those at the window's edge, [edge, shared), and the queries' own,
-    [own, M), need a mask.
+    Most keys are seen by all queries: [shared, own). The queries' own, [own, M), are seen up to each query's place. Those at
+    the window's edge, [edge, shared), need a mask, unless query i sees exactly those from the i-th on (``falling``). Where a
+    step is longer than the window ``shared`` is M.
     """
 
     edge: int
     shared: int
     own: int
-    hidden_nM: Tensor
-    """True where a query must not look, over edge, own and sinks."""
+    falling: bool
+    hidden_nE: Tensor
+    """True where a query must not look, over the edge."""
+    hidden_nS: Tensor
+    """The same over the sinks."""
 
     @staticmethod
     def of(start: int, n: int, keys: int, window: int, *, sinks: int = 0, overlap: bool = False, device: Any = None) -> Reach:
@@ -97,14 +101,15 @@ class Reach:
         if i - window < j <= i, and sink j of ``sinks`` from behind the window, or always with ``overlap`` (published code).
         """
         own, first = keys - n, start + n - keys
-        edge = max(start - window + 1 - first, 0)
-        shared = min(max(start + n - window - first, edge), own)
+        edge = min(max(start - window + 1 - first, 0), own)
+        shared = min(max(start + n - window - first, edge), own) if n <= window else keys
+        falling = shared - edge == n - 1 and shared < own
+        shared += falling  # one more, which all queries see, makes a triangle of it
         position_n1 = torch.arange(start, start + n, device=device).unsqueeze(1)
-        index_M = torch.arange(first, first + keys, device=device)
-        distance_nM = position_n1 - torch.cat((index_M[edge:shared], index_M[own:]))
+        distance_nE = position_n1 - torch.arange(first + edge, first + shared, device=device)
+        hidden_nE = (distance_nE < 0) | (distance_nE >= window)
         behind_nS = position_n1 - torch.arange(sinks, device=device) >= window
-        hidden_nM = torch.cat(((distance_nM < 0) | (distance_nM >= window), ~(behind_nS | overlap)), dim=1)
-        return Reach(edge, shared, own, hidden_nM)
+        return Reach(edge, shared, own, falling, hidden_nE, ~(behind_nS | overlap))
 
 
 def attend(
@@ -112,56 +117,86 @@ def attend(
 ) -> Tensor:
     """Return the output [H, n, D] over window and sinks under one softmax (spec: encoding rules 1 to 3).
 
-    Queries and keys are rotated to their positions. Keys that every query sees need no mask and go to a fused kernel; the
-    others are few; both parts are merged by their log-sum-exp.
+    Queries and keys are rotated to their positions. Keys that every query sees, and the queries' own, go to fused kernels; the
+    others are few; the parts are merged by their log-sum-exp.
     """
     heads, n, dim = query_HnD.shape
     query_GRnD = query_HnD.reshape(keys_GMD.shape[0], -1, n, dim)
     edge, shared, own = reach.edge, reach.shared, reach.own
-    few_keys_GMD = torch.cat((keys_GMD[:, edge:shared], keys_GMD[:, own:]), dim=1)
-    few_values = [values_GMD[:, edge:shared], values_GMD[:, own:]]
-    logits_GRnM = _logits(query_GRnD, few_keys_GMD, scale)
-    if sinks is not None:
-        sink_GRnS = _logits(sinks.query_HnD.reshape(query_GRnD.shape), sinks.keys_GSD, scale)
-        logits_GRnM = torch.cat((logits_GRnM, sink_GRnS), dim=-1)
-        few_values.append(sinks.values_GSD)
-    logits_GRnM = logits_GRnM.masked_fill(reach.hidden_nM, -torch.inf)
-    output_GRnD = _weighted(logits_GRnM.softmax(dim=-1), torch.cat(few_values, dim=1))
+    parts = []
     if own > shared:
-        main_GRnD, main_sum_GRn1 = _unmasked(query_GRnD, keys_GMD[:, shared:own], values_GMD[:, shared:own], scale)
-        share_GRn1 = torch.sigmoid(logits_GRnM.logsumexp(dim=-1, keepdim=True) - main_sum_GRn1)
-        output_GRnD = torch.lerp(main_GRnD.float(), output_GRnD.float(), share_GRn1)
-    return output_GRnD.reshape(heads, n, dim).to(query_HnD.dtype)
+        parts.append(_unmasked(query_GRnD, keys_GMD[:, shared:own], values_GMD[:, shared:own], scale))
+    if shared <= own:
+        parts.append(_causal(query_GRnD, keys_GMD[:, own:], values_GMD[:, own:], scale))
+    if reach.falling:  # seen from the other end it is causal
+        turned_GRnD, keys, values = query_GRnD.flip(2), keys_GMD[:, edge:shared].flip(1), values_GMD[:, edge:shared].flip(1)
+        output_GRnD, sums_GRn1 = _causal(turned_GRnD, keys, values, scale)
+        parts.append((output_GRnD.flip(2), sums_GRn1.flip(2)))
+    elif shared > edge:
+        parts.append(_masked(query_GRnD, keys_GMD[:, edge:shared], values_GMD[:, edge:shared], reach.hidden_nE, scale))
+    if sinks is not None:
+        far_GRnD = sinks.query_HnD.reshape(query_GRnD.shape)
+        parts.append(_masked(far_GRnD, sinks.keys_GSD, sinks.values_GSD, reach.hidden_nS, scale))
+    return _merged(parts).reshape(heads, n, dim).to(query_HnD.dtype)
 
 
-def _logits(query_GRnD: Tensor, keys_GMD: Tensor, scale: float) -> Tensor:
-    """Return logits [G, R, n, M] in float32; query heads that share keys are rows of one product."""
+_LEAST, _TINY = torch.finfo(torch.float32).min, torch.finfo(torch.float32).tiny
+
+Part = tuple[Tensor, Tensor]
+"""Output [G, R, n, D] and log-sum-exp [G, R, n, 1], float32, over some of the keys."""
+
+
+def _merged(parts: list[Part]) -> Tensor:
+    """Return the output over the keys of all parts."""
+    output_GRnD, sums_GRn1 = parts[0]
+    for more_GRnD, more_sums_GRn1 in parts[1:]:
+        share_GRn1 = torch.sigmoid(more_sums_GRn1 - sums_GRn1)
+        output_GRnD = torch.lerp(output_GRnD.float(), more_GRnD.float(), share_GRn1)
+        sums_GRn1 = torch.logaddexp(sums_GRn1, more_sums_GRn1)
+    return output_GRnD
+
+
+def _masked(query_GRnD: Tensor, keys_GMD: Tensor, values_GMD: Tensor, hidden_nM: Tensor, scale: float) -> Part:
+    """Attend under a mask. Where it hides all keys from a query, the log-sum-exp is minus infinity, near enough."""
     groups, heads, n, dim = query_GRnD.shape
-    logits = torch.bmm(query_GRnD.reshape(groups, heads * n, dim), keys_GMD.transpose(1, 2))
-    return (logits.float() * scale).view(groups, heads, n, -1)
+    query = query_GRnD.reshape(groups, heads * n, dim)  # query heads that share keys are rows of one product
+    logits = torch.baddbmm(query.new_zeros(1), query, keys_GMD.transpose(1, 2), beta=0, alpha=scale).float()
+    weights_GRnM = logits.view(groups, heads, n, -1).masked_fill_(hidden_nM, -torch.inf)
+    largest_GRn1 = weights_GRnM.amax(dim=-1, keepdim=True).clamp_(min=_LEAST)
+    total_GRn1 = weights_GRnM.sub_(largest_GRn1).exp_().sum(dim=-1, keepdim=True)
+    output = torch.bmm(weights_GRnM.view(logits.shape).to(values_GMD.dtype), values_GMD).view(query_GRnD.shape)
+    return output.float() / total_GRn1.clamp(min=_TINY), total_GRn1.log() + largest_GRn1
 
 
-def _weighted(weights_GRnM: Tensor, values_GMD: Tensor) -> Tensor:
-    groups, heads, n, many = weights_GRnM.shape
-    rows = weights_GRnM.reshape(groups, heads * n, many).to(values_GMD.dtype)
-    return torch.bmm(rows, values_GMD).view(groups, heads, n, -1)
-
-
-def _unmasked(query_GRnD: Tensor, keys_GMD: Tensor, values_GMD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return output [G, R, n, D] and log-sum-exp [G, R, n, 1] where every query sees every key."""
+def _unmasked(query_GRnD: Tensor, keys_GMD: Tensor, values_GMD: Tensor, scale: float) -> Part:
+    """Attend where every query sees every key: query heads that share keys are rows of one head."""
     groups, heads, n, dim = query_GRnD.shape
-    query = query_GRnD.reshape(1, groups, heads * n, dim)
-    keys, values = keys_GMD.unsqueeze(0), values_GMD.unsqueeze(0)
-    # scaled_dot_product_attention does not return its log-sum-exp; the kernels below it do.
+    output, sums = _fused(query_GRnD.reshape(groups, heads * n, dim), keys_GMD, values_GMD, scale, causal=False)
+    return output.reshape(groups, heads, n, dim), sums.reshape(groups, heads, n, 1)
+
+
+def _causal(query_GRnD: Tensor, keys_GnD: Tensor, values_GnD: Tensor, scale: float) -> Part:
+    """Attend where query i sees the keys up to i."""
+    groups, heads, n, dim = query_GRnD.shape
+    keys, values = (x[:, None].expand(-1, heads, -1, -1).reshape(-1, n, dim) for x in (keys_GnD, values_GnD))
+    output, sums = _fused(query_GRnD.reshape(-1, n, dim), keys, values, scale, causal=True)
+    return output.reshape(groups, heads, n, dim), sums.reshape(groups, heads, n, 1)
+
+
+def _fused(query_HnD: Tensor, keys_HMD: Tensor, values_HMD: Tensor, scale: float, *, causal: bool) -> Part:
+    """Return output [H, n, D] and log-sum-exp [H, n]: what ``scaled_dot_product_attention`` does not return."""
+    query, keys, values = (x.unsqueeze(0) for x in (query_HnD, keys_HMD, values_HMD))
     kernels = torch.ops.aten
     if query.device.type == "cpu":
-        output, sums = kernels._scaled_dot_product_flash_attention_for_cpu(query, keys, values, scale=scale)[:2]
+        output, sums = kernels._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, causal, scale=scale)[:2]
     elif query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
-        output, sums = kernels._scaled_dot_product_flash_attention(query, keys, values, scale=scale)[:2]
+        output, sums = kernels._scaled_dot_product_flash_attention(query, keys, values, 0.0, causal, scale=scale)[:2]
     elif query.device.type == "cuda":
-        output, sums = kernels._scaled_dot_product_efficient_attention(query, keys, values, None, True, scale=scale)[:2]
+        output, sums = kernels._scaled_dot_product_efficient_attention(
+            query, keys, values, None, True, 0.0, causal, scale=scale
+        )[:2]
     else:
-        logits = _logits(query_GRnD, keys_GMD, scale)
-        return _weighted(logits.softmax(dim=-1), values_GMD), logits.logsumexp(dim=-1, keepdim=True)
-    sums = sums[..., : heads * n]  # padded to whole tiles by some kernels
-    return output.reshape(groups, heads, n, dim), sums.reshape(groups, heads, n, 1).float()
+        hidden = torch.ones(query_HnD.shape[1], keys_HMD.shape[1], dtype=torch.bool, device=query.device)
+        output_H1nD, sums_H1n1 = _masked(query_HnD[:, None], keys_HMD, values_HMD, hidden.triu_(1) & causal, scale)
+        return output_H1nD[:, 0], sums_H1n1[:, 0, :, 0]
+    return output[0], sums[0, :, : query_HnD.shape[1]].float()  # padded to whole tiles by some kernels

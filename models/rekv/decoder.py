@@ -100,10 +100,13 @@ class TextDecoder:
         embedded: Tensor = self.module.get_input_embeddings()(ids_n.to(self.device))  # type: ignore[operator]
         return embedded
 
-    def run(self, embeds_nC: Tensor, session: AttentionSession) -> Tensor:
-        """Return the hidden states [n, C] after the final norm; ``session`` does the attention of every layer."""
+    def run(self, embeds_nC: Tensor, session: AttentionSession, *, keys_only: bool = False) -> Tensor:
+        """Return the hidden states [n, C] after the final norm; ``session`` does the attention of every layer.
+
+        ``keys_only``: nothing is wanted but what the session is handed; what is returned then is undefined.
+        """
         if type(self.module).__name__ in _PLAIN:
-            return self._run_plain(embeds_nC, session)
+            return self._run_plain(embeds_nC, session, keys_only)
         zeros = torch.zeros(1, embeds_nC.shape[0], dtype=torch.long, device=embeds_nC.device)
         hidden = self.module(
             inputs_embeds=embeds_nC.unsqueeze(0), position_ids=zeros, use_cache=False, rekv_session=session, return_dict=True
@@ -111,7 +114,7 @@ class TextDecoder:
         last: Tensor = hidden.last_hidden_state[0]
         return last
 
-    def _run_plain(self, embeds_nC: Tensor, session: AttentionSession) -> Tensor:
+    def _run_plain(self, embeds_nC: Tensor, session: AttentionSession, keys_only: bool) -> Tensor:
         """The same numbers from the modules of the layers, without the library's masks, caches and rotation by zero.
 
         Answers are generated token by token, and there those take longer than the attention.
@@ -131,6 +134,8 @@ class TextDecoder:
                 query_nHD, key_nGD = query_nHD * factor, key_nGD * factor
             query_HnD, key_GnD, value_GnD = (x.transpose(0, 1) for x in (query_nHD, key_nGD, value_nGD))
             output_HnD = session.layer(index, query_HnD, key_GnD, value_GnD, attention.scaling)
+            if keys_only and index == self.layers - 1:
+                return hidden_nC
             hidden_nC = hidden_nC + attention.o_proj(output_HnD.transpose(0, 1).flatten(1))
             hidden_nC = hidden_nC + layer.mlp(layer.post_attention_layernorm(hidden_nC))
         last_nC: Tensor = module.norm(hidden_nC)

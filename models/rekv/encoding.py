@@ -69,7 +69,8 @@ def encode_frames(
                 done[i] += count
                 left -= count
         embeds_nC = torch.cat(chunks).to(decoder.device, decoder.dtype)
-        hidden_nC = decoder.run(embeds_nC, _FramePass(decoder, config, steps, skip_last=not outputs))
+        session = _FramePass(decoder, config, steps, skip_last=not outputs)
+        hidden_nC = decoder.run(embeds_nC, session, keys_only=not outputs)
         for step in steps:
             step.stream.window.filled += step.tokens
             step.stream.frames += step.frames
