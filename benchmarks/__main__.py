@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-_SHARED = {"__init__", "__main__", "impressions", "keyed_stream_bytewax", "machine", "running_mean"}
+_SHARED = {
+    *("__init__", "__main__", "impressions", "kafka_soak_rows", "kafka_soak_run", "keyed_stream_bytewax", "machine"),
+    "running_mean",
+}
+_CANNOT_RUN = 2
+"""Status of a benchmark that lacks what it measures, such as a GPU; it has said so."""
 
 
 def main() -> int:
@@ -16,7 +21,7 @@ def main() -> int:
         if path.stem in _SHARED:
             continue
         print(f"== python -m benchmarks.{path.stem}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{path.stem}"], check=False).returncode:
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{path.stem}"], check=False).returncode not in (0, _CANNOT_RUN):
             failed.append(path.stem)
     if failed:
         print("failed:", ", ".join(failed))
