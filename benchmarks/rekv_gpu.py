@@ -1,8 +1,8 @@
 """ReKV on a GPU by the paper's measuring rule: frames per second, answer latency, bytes, beside the paper's figures.
 
 Decoders of LLaVA-OneVision 0.5B and 7B with random weights in half precision; 1,800 frames (an hour at 0.5 frames per second)
-of given visual features, then 100 questions of 64 tokens with 128 answer tokens each, one after the other (paper, table 4).
-The vision tower is not part of it: the paper's frames per second include it, so ours are of the decoder and its memory alone.
+of given visual features, then 100 questions of 64 tokens with 128 answer tokens each, one after the other (paper, table 5).
+The vision tower is not part of it, as it may be of the paper's frames per second: ours are of the decoder and its memory alone.
 Blocks lie in pinned host memory. Without a GPU: says so and exits with 2.
 
     python -m benchmarks.rekv_gpu [--models 0.5b,7b]

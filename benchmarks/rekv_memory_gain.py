@@ -30,9 +30,8 @@ from benchmarks import machine
 from models.rekv.decoder import TextDecoder
 from models.rekv.film_quality import MODES, FilmBlocks, film_quality
 from models.rekv.films import make_film
-from models.rekv.finetune import SMALL_WEIGHTS
 from models.rekv.loaders import load_model
-from models.rekv.small import load_small
+from models.rekv.small import SMALL_WEIGHTS, load_small
 from models.rekv.train import Progress, train
 from models.weight_files import read_safetensors
 from operators.banks.block_bank import BlockBank

@@ -30,11 +30,10 @@ from benchmarks import machine
 from models.rekv.config import ReKVConfig
 from models.rekv.encoding import encode_frames
 from models.rekv.films import make_film, questions
-from models.rekv.finetune import SMALL_WEIGHTS
 from models.rekv.generate import Question, answer_questions
 from models.rekv.loaders import VideoLanguageModel, load_model
 from models.rekv.session import StreamView, open_stream
-from models.rekv.small import load_small
+from models.rekv.small import SMALL_WEIGHTS, load_small
 from operators.banks.block_bank import BlockBank
 from operators.banks.block_policies import (
     BlockFloatCodec,

@@ -28,12 +28,11 @@ from models.rekv.films_recipe import Progress
 from models.rekv.instruction import AnswerLoss, answer_loss, pack
 from models.rekv.loaders import FolderTokenizer, Tokenizer
 from models.rekv.prompts import PROMPTS, PromptTemplate
-from models.rekv.small import SmallModel, WordTokenizer, load_small, save_small
+from models.rekv.small import SMALL_WEIGHTS, SmallModel, WordTokenizer, load_small, save_small
 from models.rekv.vision import FrameEncoder
 
 __all__ = ["FinetuneOptions", "FinetuneResult", "Sample", "finetune", "read_samples"]
 
-SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
 
 _WARMUP = 0.05  # of all iterations
 _GRADIENT_NORM = 1.0

@@ -22,11 +22,23 @@ from models.rekv.config import ReKVConfig
 from models.rekv.prompts import PromptTemplate
 from models.weight_files import read_safetensors, write_safetensors
 
-__all__ = ["SMALL_PROMPTS", "SMALL_REKV", "SmallModel", "WordTokenizer", "build_small", "load_small", "save_small"]
+__all__ = [
+    "SMALL_PROMPTS",
+    "SMALL_REKV",
+    "SMALL_WEIGHTS",
+    "SmallModel",
+    "WordTokenizer",
+    "build_small",
+    "load_small",
+    "save_small",
+]
 
 SMALL_PROMPTS = PromptTemplate(prefix="watch the video.", suffix=" answer:", letter_lead=" (")
 SMALL_REKV = ReKVConfig(window_tokens=128, retrieve_frames=16)
 """What the small model is trained for: a window of 32 frames of 4 tokens, half as many retrieved."""
+
+SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
+"""The small model that comes with the package."""
 
 _FORMAT = "1"
 _END, _UNKNOWN = "<end>", "<unknown>"

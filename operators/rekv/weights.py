@@ -12,14 +12,11 @@ import torch
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
-from models.rekv.small import load_small
+from models.rekv.small import SMALL_WEIGHTS, load_small
 from operators.rekv.answering import Answering, one_grid, rekv_config
 from operators.rekv.config import ReKVOptions
 
-__all__ = ["SMALL_WEIGHTS", "load_answering", "model_id", "settings"]
-
-SMALL_WEIGHTS = Path(__file__).resolve().parents[2] / "models" / "rekv" / "weights" / "shapes.safetensors"
-"""The small model that comes with the package."""
+__all__ = ["load_answering", "model_id", "settings"]
 
 
 def settings(options: ReKVOptions, name: str) -> ReKVConfig:

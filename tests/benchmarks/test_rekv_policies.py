@@ -5,9 +5,8 @@ import torch
 
 from benchmarks import rekv_policies
 from models.rekv.config import ReKVConfig
-from models.rekv.finetune import SMALL_WEIGHTS
 from models.rekv.loaders import load_model
-from models.rekv.small import load_small
+from models.rekv.small import SMALL_WEIGHTS, load_small
 
 LENGTH = 100
 
