@@ -6,6 +6,7 @@ Knows nothing of rounds and rows; a run that ends by itself is an error with the
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -46,9 +47,11 @@ class PipelineRun:
         """Start the driver, in a session of its own."""
         command = [sys.executable, "-W", "ignore", "-m", "pipelines.cli", "run", str(self._file), "--resume", "-q"]
         command += ["--runner", self._runner, *(part for setting in settings for part in ("--set", setting))]
+        # Scores are compared bit for bit: one thread everywhere, as an actor of one CPU has.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self._log.open("ab") as log:
             self._born = time.time()
-            self._driver = subprocess.Popen(command, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True)
+            self._driver = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def kill(self, kind: str, limit_s: float) -> None:
         """Kill one process of that kind, as soon as there is one. A driver is started again at once."""
