@@ -5,13 +5,18 @@ Promises that the conformance suite (``pipelines.testing.conformance``) checks f
 * Each stream's output depends on its own rows only: not on other streams of a batch, nor on where batches are cut. (Where the
   method is one memory for all streams, its page says so: the output then depends on the one order of all rows, never on cuts.)
 * Causal: a row's output depends on rows up to it, unless an option that says otherwise is chosen.
-* A bad row gives an output row with ``status`` and ``error``; it changes no state and never raises.
+* A bad row gives an output row with ``status`` and ``error``; it changes no state but the counters and never raises.
+* Rows are admitted in one order: schema, error of the source, late or duplicate, no free slot, decoding, the method.
+* Every status it emits is declared in ``statuses``.
+* ``advance`` may come in any steps: answers depend on the rows and the final event time only.
 * ``restore(snapshot())`` is bit for bit; nothing grows with the length of a stream.
+* After ``close`` no thread, process or file descriptor of the operator is left.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -32,6 +37,8 @@ class Context:
     """The node's name in the pipeline file, for messages."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where weights and banks live."""
+    aligned: bool = False
+    """Rows come in the order of event time and ``advance`` is called (``align_s`` in the pipeline file)."""
 
 
 class Operator(ABC):
@@ -43,6 +50,8 @@ class Operator(ABC):
     input_schema: pa.Schema
     control_schema: pa.Schema | None = None
     output_schema: pa.Schema
+    statuses: ClassVar[Mapping[str, str]]
+    """Every value of the output column ``status``, with its meaning; ``ok`` comes first."""
 
     def __init__(self, options: Any, context: Context) -> None:
         self.options = options
@@ -57,6 +66,14 @@ class Operator(ABC):
         """
         return getattr(cls, "output_schema", None)
 
+    @classmethod
+    def keyed(cls, options: Any) -> bool:
+        """Return whether state belongs to streams. False: one memory for all streams of a shard, which cannot be cut.
+
+        A method because options may decide it; asked before anything is built, so that ``check`` can refuse a rescale.
+        """
+        return True
+
     @abstractmethod
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Take rows of many streams, in order within each stream; return output rows, in order within each stream."""
@@ -64,6 +81,14 @@ class Operator(ABC):
     def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Take control rows (questions, prompts, labels); may answer at once. Only where ``control_schema`` is set."""
         raise SchemaError(f"{self.context.name}: this operator takes no control rows; remove 'control' from the pipeline file")
+
+    def advance(self, watermark_us: int) -> list[pa.RecordBatch]:
+        """Take note that all rows before this event time have been handed over; return rows that waited for it.
+
+        Called in aligned runs only, with rising times in microseconds. Without alignment an operator knows event time from its
+        rows: the latest one it has accepted.
+        """
+        return []
 
     def flush(self) -> list[pa.RecordBatch]:
         """Return rows that need no more input; called before ``snapshot`` and at the end. For operators that answer later."""
@@ -82,5 +107,8 @@ class Operator(ABC):
         """Forget a stream and free its slot. An unknown stream is no error; the same id may start afresh later."""
 
     def metrics(self) -> dict[str, float]:
-        """Return gauges for the progress line and Prometheus: bank bytes, slots used, evictions."""
+        """Return gauges for the progress line and Prometheus: ``bank_bytes``, ``streams``, counters of the whole run."""
         return {}
+
+    def close(self) -> None:  # noqa: B027 - most operators have nothing to end
+        """End processes and threads, unmap memory, close files. May be called twice; nothing else is called afterwards."""

@@ -5,6 +5,9 @@ A pipeline with it in the place of a detector shows what decoding, transport and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,6 +31,11 @@ class NullOperator(Operator):
         1,
         [records.field("height", pa.int32(), unit="px"), records.field("width", pa.int32(), unit="px")],
     )
+
+    statuses: ClassVar[Mapping[str, str]] = {
+        "ok": "the size of the frame as its source gave it",
+        "rejected_corrupt": "the source could not read the frame; `error` says why",
+    }
 
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Return the batch without its images."""

@@ -1,0 +1,82 @@
+"""What becomes of each row of a batch: its status and error, made into an output batch with the method's columns at the end.
+
+Knows no streams and no memory. Rows keep their order; a row may also be dropped.
+"""
+
+# B rows of the batch
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+__all__ = ["OutputRows", "status_column"]
+
+Ints = npt.NDArray[np.int64]
+
+
+class OutputRows:
+    """Collects what became of the rows of one batch. Every row is ``ok`` until told otherwise."""
+
+    def __init__(self, batch: pa.RecordBatch, schema: pa.Schema, statuses: Mapping[str, str]) -> None:
+        self._batch, self._schema = batch, schema
+        self._names = list(statuses)
+        self._codes = {name: code for code, name in enumerate(statuses)}
+        self._status_B = np.full(batch.num_rows, self._codes["ok"], np.int8)
+        self._kept_B = np.ones(batch.num_rows, np.bool_)
+        self._errors: dict[int, str] = {}
+
+    def set(self, row: int, status: str, error: str | None = None) -> None:
+        """Give a row a status; ``error`` is added to earlier reasons."""
+        self._status_B[row] = self._codes[status]
+        if error is not None:
+            self._errors[row] = f"{self._errors[row]}; {error}" if row in self._errors else error
+
+    def set_rows(self, rows: Ints | Sequence[int], status: str, errors: Sequence[str | None] | None = None) -> None:
+        """Give many rows a status, and where they have one each its error."""
+        self._status_B[rows] = self._codes[status]
+        if errors is not None:
+            for row, error in zip(rows, errors, strict=True):
+                if error is not None:
+                    self._errors[int(row)] = error
+
+    def drop(self, row: int) -> None:
+        """Give no output row."""
+        self._kept_B[row] = False
+
+    def drop_rest(self) -> None:
+        """Give no output row for those that are ``ok``."""
+        self._kept_B &= self._status_B != self._codes["ok"]
+
+    def is_ok(self, row: int) -> bool:
+        """Return whether a row is ``ok`` so far."""
+        return bool(self._status_B[row] == self._codes["ok"])
+
+    def count(self, *statuses: str) -> int:
+        """Return how many rows have one of these statuses."""
+        return int(np.isin(self._status_B, [self._codes[status] for status in statuses]).sum())
+
+    def batches(self, columns: Mapping[str, pa.Array]) -> list[pa.RecordBatch]:
+        """Return the output rows as one batch, or none if every row was dropped.
+
+        ``columns`` have one entry per row of the input batch; a column of the schema that is not among them is copied from the
+        keys of the input, or null.
+        """
+        rows = self._batch.num_rows
+        made = {name: self._batch.column(name) for name in self._schema.names[:3]} | dict(columns)
+        made["status"] = status_column(self._status_B, self._names)
+        errors = [self._errors.get(row) for row in range(rows)] if self._errors else None
+        made["error"] = pa.nulls(rows, pa.string()) if errors is None else pa.array(errors, pa.string())
+        arrays = [made[field.name] if field.name in made else pa.nulls(rows, field.type) for field in self._schema]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        if not self._kept_B.all():
+            batch = batch.filter(pa.array(self._kept_B))
+        return [batch] if batch.num_rows else []
+
+
+def status_column(codes_B: npt.NDArray[np.int8], names: Sequence[str]) -> pa.DictionaryArray:
+    """Return the status column of indices into ``names``."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes_B, pa.int8()), pa.array(names, pa.string()))

@@ -1,0 +1,69 @@
+"""Control rows that wait for their time, bounded per stream, as JSON in snapshots. Knows no schema and no clock."""
+
+# N streams of a snapshot
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from operators.state import Rows, State
+
+__all__ = ["Pending"]
+
+Item = dict[str, Any]
+
+
+class Pending:
+    """Up to ``limit`` items per stream, in the order of their coming. ``name`` is that of their column in snapshots."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name, self.limit = name, limit
+        self._items: dict[str, list[tuple[int, Item]]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._items.values()))
+
+    def add(self, stream_id: str, at_us: int, item: Mapping[str, Any]) -> bool:
+        """Keep an item until event time is behind ``at_us``; False if there are ``limit`` of the stream already."""
+        waiting = self._items.setdefault(stream_id, [])
+        if len(waiting) >= self.limit:
+            return False
+        waiting.append((at_us, dict(item)))
+        return True
+
+    def due(self, stream_id: str, time_us: int) -> list[Item]:
+        """Take the items out that a row of this time sets free: it is behind what they may see."""
+        waiting = self._items.get(stream_id)
+        if not waiting:
+            return []
+        ready = [item for at_us, item in waiting if at_us < time_us]
+        if ready:
+            self._items[stream_id] = [(at_us, item) for at_us, item in waiting if at_us >= time_us]
+        return ready
+
+    def close(self, stream_id: str) -> list[Item]:
+        """Take all items of a stream out."""
+        return [item for _, item in self._items.pop(stream_id, [])]
+
+    def export(self, state: State) -> None:
+        """Add the items of the streams of ``state`` to it."""
+        texts = [json.dumps(self._items[name]).encode() if self._items.get(name) else b"" for name in state.streams]
+        data_R = torch.from_numpy(np.frombuffer(bytearray().join(texts), np.uint8).copy())
+        state.rows[self._name] = Rows.full(torch.tensor([len(text) for text in texts], dtype=torch.int64), data_R)
+
+    def load(self, state: State) -> None:
+        """Replace all items by those of a full ``state``."""
+        self._items = {}
+        if state.streams:
+            for stream_id, text in zip(state.streams, _split(state.rows[self._name]), strict=True):
+                if text:
+                    self._items[stream_id] = [(at_us, item) for at_us, item in json.loads(text)]
+
+
+def _split(rows: Rows) -> Sequence[bytes]:
+    return [part.numpy().tobytes() for part in torch.split(rows.values_R, rows.length_N.tolist())]
