@@ -1,7 +1,7 @@
 """Frames of many streams as an operator gets them: admitted in the one order of ``operators.base``, decoded where wanted.
 
-Order: error of the source, late or duplicate, no free slot, decoding, then the method's own look at the image. Only a frame that
-passes all of them opens a stream, evicts another one or counts as the last of its stream.
+Order: error of the source, late or duplicate, no free slot, decoding, then the method's own look at the image. Only a frame
+that passes all of them opens a stream, evicts another one or counts as the last of its stream.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Bank(Protocol):
         """Forget what stands in slots whose streams have ended, and give pages and files back."""
 
     def export(self, slots: Any, state: State, *, incremental: bool) -> None:
-        """Add the slots of the streams of ``state``, in its order; where incremental, only what changed since ``mark_clean``."""
+        """Add the slots of the streams of ``state``, in its order; where incremental, what changed since ``mark_clean``."""
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
