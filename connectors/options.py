@@ -32,9 +32,10 @@ def option(
 ) -> Any:
     """Declare one option of a keyword-only frozen dataclass.
 
-    ``doc`` is one sentence: meaning and when to change it. ``ge``/``gt``/``le``/``lt`` bound a number, ``choices`` lists the
-    allowed values. ``secret`` options take only ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed.
-    ``path`` options (and all of type ``Path``) hold paths or globs; in a pipeline file they are relative to it.
+    ``doc`` is one sentence: meaning and when to change it. ``ge``/``gt``/``le``/``lt`` bound a number. Where only certain
+    values are allowed, the field is annotated as ``Literal[...]``, or as a list of it. ``secret`` options take only
+    ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed. ``path`` options (and all of type ``Path``)
+    hold paths or globs; in a pipeline file they are relative to it.
     A list or dict default is copied for every instance.
     """
     metadata = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from connectors.options import REQUIRED, option
 from pipelines.registry import Kind
@@ -21,7 +22,7 @@ class RootKeys:
 
     name: str = option(REQUIRED, "Name of the pipeline: in state, logs and metrics.")
     state: Path = option(REQUIRED, "Folder of epochs and snapshots; on a cluster one that all machines share.")
-    runner: str = option("local", "local: one process; ray: actors on this machine or a cluster.", choices=("local", "ray"))
+    runner: Literal["local", "ray"] = option("local", "local: one process; ray: actors on this machine or a cluster.")
     epoch_s: float = option(
         10.0, "Time between commits: rows become visible, and a crash repeats, at most this much.", unit="s", gt=0
     )
@@ -29,10 +30,9 @@ class RootKeys:
     resources_wait_s: float = option(
         300.0, "Ray: how long a run waits for room on the cluster, also after a node was lost, before it fails.", unit="s", ge=0
     )
-    placement: str = option(
+    placement: Literal["pack", "spread"] = option(
         "pack",
         "Ray: pack puts actors onto as few nodes as possible, so that rows need not cross the network; spread, onto all.",
-        choices=("pack", "spread"),
     )
     seed: int | None = option(None, "Default of every option `seed`.", ge=0)
 

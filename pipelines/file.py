@@ -20,7 +20,7 @@ from pipelines.document import Document, KeyPath, Problem, parse_scalar_or_flow,
 from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
 from pipelines.graph import topological_order
 from pipelines.options import option_infos, parse_options, parse_values, show_value, unknown_keys
-from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, Placement, RunnerName, Secret, SinkSpec, SourceSpec, span_us
+from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, Secret, SinkSpec, SourceSpec, span_us
 
 __all__ = ["load_spec", "spec_from_dict"]
 
@@ -138,11 +138,11 @@ class _Checker:
         return PipelineSpec(
             name=root.name,
             state=root.state,
-            runner=cast("RunnerName", root.runner),
+            runner=root.runner,
             epoch_s=root.epoch_s,
             max_attempts=root.max_attempts,
             resources_wait_s=root.resources_wait_s,
-            placement=cast("Placement", root.placement),
+            placement=root.placement,
             seed=root.seed,
             sources=tuple(node for node in self._nodes.values() if isinstance(node, SourceSpec)),
             operators=tuple(cast("OperatorSpec", self._nodes[name]) for name in topological_order(reads)[0]),

@@ -69,8 +69,8 @@ class OptionInfo:
     def allowed(self) -> str:
         """What values are allowed, in words."""
         if self.choices is not None:
-            words = "one of " + ", ".join(show_value(choice) for choice in self.choices)
-            return "a list of " + words.removeprefix("one of ") if get_origin(self.annotation) is list else words
+            words = ", ".join(show_value(choice) for choice in self.choices)
+            return f"a list of {words}" if get_origin(self.annotation) is list else f"one of {words}"
         limits = " and ".join(f"{_BOUNDS[kind][0]} {bound:g}" for kind, bound in self.bounds.items())
         words = " or ".join(_type_words(member) for member in _members(self.annotation))
         return words + (f", {limits}" if limits else "") + (f" ({self.unit})" if self.unit else "")
@@ -94,7 +94,7 @@ def option_infos(cls: type) -> tuple[OptionInfo, ...]:
                 doc=meta.get("doc", ""),
                 unit=meta.get("unit"),
                 bounds=meta.get("bounds", {}),
-                choices=meta.get("choices"),
+                choices=_choices(hints[f.name]) or meta.get("choices"),
                 secret=meta.get("secret", False),
                 path=meta.get("path", False) or Path in (hints[f.name], *get_args(hints[f.name])),
             )
@@ -171,9 +171,7 @@ def _parse_one(info: OptionInfo, cls: type, value: Any) -> tuple[Any, list[Probl
     shown = value if isinstance(parsed, float) else parsed  # 1 stays 1, also where it was taken as 1.0
     for path, item in _scalars((info.name,), shown):
         if info.choices is not None and item is not None and item not in info.choices:
-            hint = nearest(item, [c for c in info.choices if isinstance(c, str)]) if isinstance(item, str) else ""
-            allowed = ", ".join(show_value(choice) for choice in info.choices)
-            problems.append(Problem(path, f"must be one of {allowed}; got {_shown(info, item)}{hint}"))
+            problems.append(Problem(path, _choice_problem(info, info.choices, item)))
         if item != item:
             problems.append(Problem(path, "must be a number, got nan"))
         elif isinstance(item, int | float) and not isinstance(item, bool):
@@ -198,13 +196,22 @@ def _type_problems(info: OptionInfo, value: Any, error: ValidationError) -> list
     problems = []
     for detail in error.errors(include_url=False, include_context=False):
         path = (info.name, *detail["loc"])
-        if len(path) == 1:
+        if detail["type"] == "literal_error" and info.choices is not None and isinstance(detail["input"], str):
+            problems.append(Problem(path, _choice_problem(info, info.choices, detail["input"])))
+        elif len(path) == 1:
             problems.append(Problem(path, f"must be {info.allowed}, got {_shown(info, value)}{hint}"))
         else:
             words = _ERROR_WORDS.get(detail["type"])
             message = f"must be {words}" if words else detail["msg"][:1].lower() + detail["msg"][1:]
             problems.append(Problem(path, f"{message}, got {_shown(info, detail['input'])}"))
     return problems
+
+
+def _choice_problem(info: OptionInfo, choices: tuple[Any, ...], item: Any) -> str:
+    """Say what is allowed in place of ``item``, and which choice its writer may have meant."""
+    hint = nearest(item, [choice for choice in choices if isinstance(choice, str)]) if isinstance(item, str) else ""
+    allowed = ", ".join(show_value(choice) for choice in choices)
+    return f"must be one of {allowed}; got {_shown(info, item)}{hint}"
 
 
 def _post_init_problem(message: str, infos: Mapping[str, OptionInfo]) -> Problem:
@@ -241,6 +248,16 @@ def _members(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [member for member in get_args(annotation) if member is not type(None)]
     return [annotation]
+
+
+def _choices(annotation: Any) -> tuple[Any, ...] | None:
+    """Return the values of ``Literal[...]``, also where None or a list of them is allowed; None for every other type."""
+    members = _members(annotation)
+    if all(get_origin(member) is Literal for member in members):
+        return tuple(choice for member in members for choice in get_args(member))
+    if len(members) == 1 and get_origin(members[0]) is list:
+        return _choices(get_args(members[0])[0])
+    return None
 
 
 def _type_words(annotation: Any) -> str:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from connectors.errors import ConfigError, StreambankError
 from connectors.options import REQUIRED, option
@@ -26,7 +26,7 @@ BOOTSTRAP_S = 30.0
 """How long the first connection may take."""
 
 _RECONNECT_MAX_MS = 1000  # kafka-python's own 30 s would turn a broker's restart of 3 s into a stall of half a minute
-_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 _RESPONSE_MAX_BYTES = 1 << 30
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,9 @@ class ConnectionOptions:
     """Options that the Kafka source and sink have in common."""
 
     bootstrap_servers: str | list[str] = option(REQUIRED, "Brokers to ask first, as host:port; a list or separated by commas.")
-    security_protocol: str = option(
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = option(
         "PLAINTEXT",
         "Encryption (SSL) and authentication (SASL) of the connection.",
-        choices=("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"),
     )
     ssl_cafile: Path | None = option(
         None, "PEM file of the authority that signed the brokers' certificates; nothing: the system's."
@@ -49,7 +48,7 @@ class ConnectionOptions:
     ssl_keyfile: Path | None = option(None, "PEM file of the private key that belongs to ssl_certfile.")
     ssl_password: str | None = option(None, "Password of the private key.", secret=True)
     ssl_check_hostname: bool = option(True, "Whether the brokers' certificates must be made out to their host names.")
-    sasl_mechanism: str | None = option(None, "How to authenticate where security_protocol is SASL_….", choices=_MECHANISMS)
+    sasl_mechanism: _Mechanism | None = option(None, "How to authenticate where security_protocol is SASL_….")
     sasl_username: str | None = option(None, "User of SASL.", secret=True)
     sasl_password: str | None = option(None, "Password of SASL.", secret=True)
     client_id: str = option("streambank", "Name of this client in the brokers' logs and quotas.")

@@ -9,9 +9,11 @@ The key of a message is the stream; an empty message ends it.
 
 from __future__ import annotations
 
-__all__ = ["CONTENT_TYPE", "FORMATS", "MEDIA_TYPES", "SCHEMA", "content_type", "encoding_of"]
+from typing import Literal
 
-FORMATS = ("json", "arrow", "frame")
+__all__ = ["CONTENT_TYPE", "MEDIA_TYPES", "SCHEMA", "MessageFormat", "content_type", "encoding_of"]
+
+MessageFormat = Literal["json", "arrow", "frame"]
 
 CONTENT_TYPE = "ct"
 SCHEMA = "schema"

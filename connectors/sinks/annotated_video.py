@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -60,9 +60,8 @@ class AnnotatedVideoOptions:
     max_height: int = option(480, "A panel is at most this high.", unit="px", ge=32, le=2160)
     min_score: float = option(0.3, "Draw detections from this score on.", ge=0.0, le=1.0)
     fps: float | None = option(None, "Frame rate of the files; default: that of the first event times.", unit="1/s", gt=0.0)
-    codec: str = option(
+    codec: Literal["mp4v", "vp09"] = option(
         "mp4v", "`mp4v` is fast and read by every player; `vp09` is smaller, plays in browsers, and takes longer.",
-        choices=("mp4v", "vp09"),
     )  # fmt: skip
     max_waiting_bytes: int = option(
         256 << 20, "Frames of all streams that may wait for their detections, at the size of a panel.", unit="bytes", ge=1 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,8 +36,8 @@ class ArrowOptions:
         None, "Columns to write, in this order: a list of names, or a mapping {column: name in the file}. Default: all."
     )
     exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
-    compression: str = option(
-        "zstd", "Compression of the buffers; none lets readers map the file without a copy.", choices=("zstd", "lz4", "none")
+    compression: Literal["zstd", "lz4", "none"] = option(
+        "zstd", "Compression of the buffers; none lets readers map the file without a copy."
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from connectors.kafka import markers
 from connectors.kafka.client import ConnectionOptions, admin, kafka_errors
 from connectors.kafka.encode import MESSAGE, Encoder, make_encoder, standard_headers
 from connectors.kafka.markers import Marker
-from connectors.kafka.messages import FORMATS
+from connectors.kafka.messages import MessageFormat
 from connectors.kafka.transactions import HEADERS_KEY, TRANSACTION_S, Publisher
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
@@ -56,19 +56,17 @@ class KafkaSinkOptions(ConnectionOptions):
     transactional_id: str = option(
         REQUIRED, "Name that no other producer of this Kafka cluster has; never change it between a run and its --resume."
     )
-    format: str = option(
+    format: MessageFormat = option(
         "json",
         "What a message holds: json, one object per row; arrow, an Arrow IPC stream of up to 10,000 rows; frame, one image.",
-        choices=FORMATS,
     )
     columns: list[str] | dict[str, str] | None = option(
         None, "Columns to write, in this order: a list of names, or a mapping {column: name in the message}. Default: all."
     )
     exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
-    compression: str = option(
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = option(
         "none",
         "Compression of batches of messages; images do not get smaller.",
-        choices=("none", "gzip", "snappy", "lz4", "zstd"),
     )
     max_message_bytes: int = option(
         1_048_588, "Largest message; no more than max.message.bytes of the topic.", unit="bytes", ge=1024, le=1 << 30

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,7 @@ class ParquetOptions:
         None, "Columns to write, in this order: a list of names, or a mapping {column: name in the file}. Default: all."
     )
     exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
-    compression: str = option("zstd", "Compression of the pages.", choices=("zstd", "snappy", "lz4", "gzip", "none"))
+    compression: Literal["zstd", "snappy", "lz4", "gzip", "none"] = option("zstd", "Compression of the pages.")
     row_group_rows: int = option(
         131072, "A row group is written at this many rows; it holds fewer than twice as many.", unit="rows", ge=1
     )

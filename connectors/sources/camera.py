@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -58,16 +59,15 @@ class CameraOptions:
     )
     user: str | None = option(None, "User for URLs that name none.", secret=True)
     password: str | None = option(None, "Password of that user.", secret=True)
-    transport: str = option("tcp", "Of RTSP; one per process. udp loses packets rather than time.", choices=("tcp", "udp"))
-    mode: str = option(
+    transport: Literal["tcp", "udp"] = option("tcp", "Of RTSP; one per process. udp loses packets rather than time.")
+    mode: Literal["latest", "every_frame"] = option(
         "latest",
         "latest: a frame that is not taken gives way to the next; every_frame: keep_frames wait, then the oldest gives way.",
-        choices=("latest", "every_frame"),
     )
     keep_frames: int = option(64, "With mode every_frame: frames of a camera that may wait.", ge=1, le=4096)
     max_lag_s: float | None = option(None, "Frames older than this when they are taken are dropped.", unit="s", gt=0)
     max_fps: float | None = option(None, "Take at most this many frames per second of a camera.", unit="1/s", gt=0)
-    encode: str = option("raw", "raw: pixels (raw_bgr8); jpeg: for transport between machines.", choices=("raw", "jpeg"))
+    encode: Literal["raw", "jpeg"] = option("raw", "raw: pixels (raw_bgr8); jpeg: for transport between machines.")
     jpeg_quality: int = option(90, "Quality of encode: jpeg; lower is smaller.", ge=1, le=100)
     open_timeout_s: float = option(5.0, "A camera that does not answer for this long cannot be opened.", unit="s", gt=0)
     read_timeout_s: float = option(5.0, "A camera without a frame for this long is lost.", unit="s", gt=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,10 @@ from connectors.errors import ConfigError
 from connectors.records import TIME_TYPE
 from connectors.sources.casting import convert, tolerant
 
-__all__ = ["TIME_UNITS", "parse_start_time", "times_us"]
+__all__ = ["MessageTimeUnit", "TimeUnit", "parse_start_time", "times_us"]
 
-TIME_UNITS = ("auto", "s", "ms", "us", "ns", "iso", "rows")
+MessageTimeUnit = Literal["auto", "s", "ms", "us", "ns", "iso"]
+TimeUnit = Literal[MessageTimeUnit, "rows"]
 """Notations of a time column: numbers since 1970, ISO 8601, by the column's type, or no column but evenly spaced rows."""
 
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -39,7 +41,7 @@ def parse_start_time(text: str) -> int:
 def times_us(array: pa.Array, unit: str) -> pa.Array:
     """Return event times as int64 microseconds; null where there is none or it is beyond year 1 to 9999.
 
-    ``unit`` is one of ``TIME_UNITS`` but auto and rows; columns of times and dates are ``iso``.
+    ``unit`` is a ``TimeUnit`` but auto and rows; columns of times and dates are ``iso``.
     """
     if unit == "iso":
         if pa.types.is_date(array.type):

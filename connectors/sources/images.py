@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -45,15 +46,13 @@ class ImagesOptions(FollowOptions):
         "one stream per folder.",
         path=True,
     )
-    stream_names: str = option(
+    stream_names: Literal["stem", "path"] = option(
         "stem",
         "Stream id of a folder: its name, or its path below the common folder where names repeat.",
-        choices=("stem", "path"),
     )
-    event_time: str = option(
+    event_time: Literal["fps", "mtime"] = option(
         "fps",
         "fps: image n happened n/fps seconds after start_time; mtime: when its file was last modified.",
-        choices=("fps", "mtime"),
     )
     fps: float = option(25.0, "Images per second of event time.", unit="1/s", gt=0)
     start_time: str | None = option(None, "event_time of the first image, ISO 8601; nothing for 1970-01-01.")

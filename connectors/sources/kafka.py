@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,10 @@ from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
 from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors
 from connectors.kafka.decode import Decoder, FrameDecoder, Messages, TableDecoder
-from connectors.kafka.messages import FORMATS
+from connectors.kafka.messages import MessageFormat
 from connectors.options import REQUIRED, option
 from connectors.sources.columns import parse_type
-from connectors.sources.event_time import TIME_UNITS, parse_start_time
+from connectors.sources.event_time import MessageTimeUnit, parse_start_time
 from connectors.sources.paced import rows_within
 
 if TYPE_CHECKING:
@@ -29,18 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaReader", "KafkaSource", "KafkaSourceOptions"]
 
-_UNITS = tuple(unit for unit in TIME_UNITS if unit != "rows")
-
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaSourceOptions(ConnectionOptions):
     """Options of the source ``kafka``."""
 
     topic: str | list[str] = option(REQUIRED, "Topic, or a list of topics of the same format.")
-    format: str = option(
+    format: MessageFormat = option(
         "json",
         "What a message holds: json, one object; arrow, an Arrow IPC stream of any number of rows; frame, one image.",
-        choices=FORMATS,
     )
     columns: dict[str, str] | None = option(
         None, "Columns of json and arrow messages as {name: type}; what else a message holds is left out."
@@ -54,10 +51,9 @@ class KafkaSourceOptions(ConnectionOptions):
         "Column, or header:NAME, that says when a row happened; nothing: the column 'event_time' if declared, else the "
         "message's timestamp.",
     )
-    event_time_unit: str = option(
+    event_time_unit: MessageTimeUnit = option(
         "auto",
         "Notation of event_time: s, ms, us, ns since 1970 UTC; iso (ISO 8601 text); auto for text and time columns.",
-        choices=_UNITS,
     )
     max_ahead_s: float | None = option(
         3600.0,
@@ -72,20 +68,17 @@ class KafkaSourceOptions(ConnectionOptions):
     start: str = option(
         "earliest", "Where a first run begins: earliest, latest, or the first message of an ISO 8601 time or later."
     )
-    until: str = option(
+    until: Literal["never", "latest"] = option(
         "never",
         "never: read on for ever; latest: end at what each partition held when the run began.",
-        choices=("never", "latest"),
     )
-    on_gap: str = option(
+    on_gap: Literal["fail", "earliest", "latest"] = option(
         "fail",
         "What to do where messages were deleted before they were read: fail, or go on at the earliest or the latest message.",
-        choices=("fail", "earliest", "latest"),
     )
-    isolation_level: str = option(
+    isolation_level: Literal["read_committed", "read_uncommitted"] = option(
         "read_committed",
         "read_uncommitted also delivers messages of transactions that are open or were aborted.",
-        choices=("read_committed", "read_uncommitted"),
     )
     discover_s: float = option(60.0, "How often to look for new partitions.", unit="s", gt=0)
 

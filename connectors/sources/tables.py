@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.sources.columns import Layout, parse_type
-from connectors.sources.event_time import TIME_UNITS
+from connectors.sources.event_time import TimeUnit
 from connectors.sources.files import FileStamp, expand, name_streams
 from connectors.sources.follow import Folder, FollowOptions, add_files
 from connectors.sources.paced import rows_within
@@ -41,11 +41,10 @@ class TableOptions(FollowOptions):
         None, "Column that names the stream; nothing: the column 'stream_id' if there is one, else every file is a stream."
     )
     event_time: str | None = option(None, "Column that says when a row happened; nothing: the column 'event_time'.")
-    event_time_unit: str = option(
+    event_time_unit: TimeUnit = option(
         "auto",
         "Notation of event_time: s, ms, us, ns since 1970 UTC; iso (ISO 8601 text); auto for text and time columns; "
         "rows: no column, row n happened n / row_rate seconds after 1970-01-01.",
-        choices=TIME_UNITS,
     )
     row_rate: float = option(1.0, "Rows per second where event_time_unit is rows.", unit="1/s", gt=0)
     sequence: str | None = option(
@@ -54,10 +53,9 @@ class TableOptions(FollowOptions):
     columns: list[str] | dict[str, str] | None = option(
         None, "Columns to read, as a list or as {name: type}; nothing: all, with the types that the files show."
     )
-    stream_names: str = option(
+    stream_names: Literal["stem", "path"] = option(
         "stem",
         "Stream id of a file where no column names it: its name without suffix, or its path below the common folder.",
-        choices=("stem", "path"),
     )
 
     def __post_init__(self) -> None:

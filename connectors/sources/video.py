@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -56,10 +56,9 @@ class VideoOptions(FollowOptions):
     path: str | list[str] = option(
         REQUIRED, "Video file, folder of video files, glob, or a list of these; one stream per file.", path=True
     )
-    stream_names: str = option(
+    stream_names: Literal["stem", "path"] = option(
         "stem",
         "Stream id of a file: its name without suffix, or its path below the common folder where names repeat.",
-        choices=("stem", "path"),
     )
     start_time: str | None = option(
         None,
@@ -75,9 +74,7 @@ class VideoOptions(FollowOptions):
         ge=0,
         le=256,
     )
-    encode: str = option(
-        "raw", "raw: pixels (raw_bgr8), no copy; jpeg: for transport between machines.", choices=("raw", "jpeg")
-    )
+    encode: Literal["raw", "jpeg"] = option("raw", "raw: pixels (raw_bgr8), no copy; jpeg: for transport between machines.")
     jpeg_quality: int = option(90, "Quality of encode: jpeg; lower is smaller.", ge=1, le=100)
 
     def __post_init__(self) -> None:

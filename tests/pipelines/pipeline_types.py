@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -28,7 +28,7 @@ class LabelOptions:
     rate: float = option(1.0, "Learning rate.", gt=0, lt=10)
     low: int = option(0, "Lower edge.")
     high: int = option(10, "Upper edge.")
-    tags: list[str] = option([], "Tags.", choices=("a", "b"))
+    tags: list[Literal["a", "b"]] = option([], "Tags.")
     sizes: tuple[int, ...] = option((1, 2), "Sizes.", ge=1)
     model: Path | None = option(None, "A file.")
     extra: dict[str, Any] = option({}, "Anything.")
