@@ -16,6 +16,7 @@ from connectors.errors import SchemaError
 __all__ = [
     "FRAME",
     "KEY_FIELDS",
+    "NEVER_US",
     "STATUS_FIELDS",
     "TIME_TYPE",
     "align",
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 TIME_TYPE = pa.timestamp("us", tz="UTC")
+
+NEVER_US = -(2**63)
+"""Before all event times, in microseconds; also the sequence before all sequences."""
 
 KEY_FIELDS: tuple[pa.Field, ...] = (
     pa.field("stream_id", pa.string(), nullable=False),

@@ -24,6 +24,7 @@ import torch
 
 from connectors.errors import RecoveryError
 from connectors.options import option
+from connectors.records import NEVER_US
 from operators.counters import Counters
 from operators.state import Rows, State
 
@@ -39,9 +40,6 @@ __all__ = [
     "encode_streams",
     "require_full",
 ]
-
-NEVER_US = -(2**63)
-"""Before all event times; also the sequence before all sequences."""
 
 EVICTED = "the memory of this stream was evicted to make room; raise max_streams to avoid that"
 

@@ -17,6 +17,8 @@ from connectors import records
 from connectors.errors import DeviceError, StreambankError
 from pipelines import registry
 from pipelines.devices import resolve_device
+from pipelines.runtime.manifest import Manifest, read_manifests
+from pipelines.runtime.recovery import reshard_problem
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class _Checker:
     findings: list[Finding] = field(default_factory=list)
     schemas: dict[str, pa.Schema | None] = field(default_factory=dict)
     """Node → schema of its rows, None where it is not known before the start."""
+    manifest: Manifest | None = None
+    """Of the last committed epoch in the state folder."""
 
     def check(self) -> None:
         self._folder("state", self.spec.state)
@@ -57,6 +61,8 @@ class _Checker:
             self._add(
                 "warning", "state", f"{self.spec.state} holds epochs of an earlier run: go on with --resume, or choose another"
             )
+        manifests = self._try("state", lambda: read_manifests(self.spec.state))
+        self.manifest = manifests[0] if manifests else None
         for source in self.spec.sources:
             self._source(source)
         for operator in self.spec.operators:
@@ -93,6 +99,9 @@ class _Checker:
             self._fits(where, "input", up, getattr(kind, "input_schema", None))
         for up in node.control:
             self._fits(where, "control", up, kind.control_schema)
+        problem = reshard_problem(node, self.manifest) if self.manifest is not None else None
+        if problem is not None:
+            self._add("error", f"{where}.shards", problem)
         before = len(self.findings)
         schema = self._try(where, lambda: kind.examine(node.options, node.name))
         self.schemas[node.name] = schema

@@ -50,28 +50,37 @@ class Graph:
         """All edges, grouped by receiver; data edges of a receiver come before its control edges."""
         edges: list[Edge] = []
         receivers: list[OperatorSpec | SinkSpec] = [*self.spec.operators, *self.spec.sinks]
-        waits = self._align_waits()
         for node in receivers:
-            wait_s = waits.get(node.name)
+            aligned = node.name in self._align_waits
             for shard in range(node.shards):
                 receiver = TaskId(node.name, shard)
                 for up in node.inputs:
-                    edges += [Edge(sender, receiver, "data", wait_s) for sender in self.tasks_of(up)]
+                    edges += [Edge(sender, receiver, "data", aligned) for sender in self.tasks_of(up)]
                 if isinstance(node, OperatorSpec):
-                    wait_s = wait_s if node.align_control else None
                     for up in node.control:
-                        edges += [Edge(sender, receiver, "control", wait_s) for sender in self.tasks_of(up)]
+                        follows = aligned and node.align_control
+                        edges += [Edge(sender, receiver, "control", follows) for sender in self.tasks_of(up)]
         return edges
 
+    def split_wait_s(self, source: str) -> float:
+        """Return how long a silent split of a source may hold back those behind it that align its rows (infinity: for ever)."""
+        waits = [
+            self._align_waits[node.name]
+            for node in self.spec.operators
+            if node.name in self._align_waits and source in _aligned_inputs(node)
+        ]
+        return max(waits, default=math.inf)
+
+    @cached_property
     def _align_waits(self) -> dict[str, float]:
-        """Return, for operators that align by event time and those that such ones read, the longest ``align_wait_s``."""
+        """The longest ``align_wait_s`` of operators that align by event time and, for those that such ones read, of those."""
         waits: dict[str, float] = {}
         for node in reversed(self.spec.operators):
             if node.align_s is not None:
                 own = math.inf if node.align_wait_s is None else node.align_wait_s
                 waits[node.name] = max(own, waits.get(node.name, own))
             if node.name in waits:
-                for up in (*node.inputs, *(node.control if node.align_control else ())):
+                for up in _aligned_inputs(node):
                     if isinstance(self.spec.node(up), OperatorSpec):
                         waits[up] = max(waits[node.name], waits.get(up, 0.0))
         return waits
@@ -87,6 +96,10 @@ class Graph:
     def outputs_of(self, task: TaskId) -> list[Edge]:
         """Return the edges out of a task."""
         return [edge for edge in self.edges if edge.sender == task]
+
+
+def _aligned_inputs(node: OperatorSpec) -> tuple[str, ...]:
+    return (*node.inputs, *(node.control if node.align_control else ()))
 
 
 def _shards(node: SourceSpec | OperatorSpec | SinkSpec) -> int:

@@ -117,7 +117,8 @@ class OperatorSpec(NodeSpec):
         """
         from operators.base import Context
 
-        context = Context(name=self.name, device=resolve_device(device or self.device, self.name))
+        where = resolve_device(device or self.device, self.name)
+        context = Context(name=self.name, device=where, aligned=self.align_s is not None)
         return cast("Operator", registry.load("operator", self.type)(self.options, context))
 
 

@@ -1,8 +1,8 @@
 """The Ray actor: a shell around one task, or around an operator and the sources whose frames it reads.
 
-Each task has a thread of its own. Calls come in lanes: ``inbox`` has one thread per message that may be under way, and a
-``push`` returns when its message has been taken, which is the sender's credit; ``poll`` is one long question for news; ``ctl``
-takes short orders while everything else is at work.
+Each task has a thread of its own. Calls come in concurrency groups: ``inbox`` has one thread per message that may be under
+way, and a ``push`` returns when its message has been taken, which is the sender's credit; ``poll`` is one long question for
+news; ``ctl`` takes short orders while everything else is running.
 """
 
 from __future__ import annotations

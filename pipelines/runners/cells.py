@@ -1,6 +1,6 @@
 """What an actor holds for each of its tasks: how a source, an operator or a sink is made from its spec and set to work.
 
-A cell is used by the lanes of its actor; what it starts runs in the task's own thread (``Host``).
+A cell is called from the threads of its actor; what it starts runs in the task's own thread (``Host``).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class TaskPlan:
     state: Path
     read_rows: int
     awaited: bool
+    split_wait_s: float
     """Sources only, as ``read_rows``: see ``SourceTask``."""
     keeps_streams: bool
     """Operators only: see ``OperatorTask``."""
@@ -75,6 +76,7 @@ class SourceCell:
             bounded=self._source.bounded,
             awaited=self._plan.awaited,
             splits_end=self._source.splits_end,
+            split_wait_s=self._plan.split_wait_s,
             discover=discoverer(self._source, self._plan.task),
         )
         transport.stats = self._task.stats

@@ -164,6 +164,7 @@ class Fleet:
                 state=self._graph.spec.state,
                 read_rows=read_rows(self._graph.spec, task.node),
                 awaited=isinstance(node, SourceSpec) and self._graph.spec.awaits(node),
+                split_wait_s=self._graph.split_wait_s(task.node),
                 keeps_streams=isinstance(node, OperatorSpec) and self._graph.spec.keeps_streams(node),
             )
             for task, node, inputs in zip(tasks, nodes, edges, strict=True)
@@ -178,8 +179,8 @@ class Fleet:
             paths=[str(Path(path or ".").resolve()) for path in sys.path],
         )
         kind = {SourceSpec: SourceActor, OperatorSpec: OperatorActor, SinkSpec: SinkActor}[type(nodes[0])]
-        lanes = {"inbox": max(1, CREDIT * sum(map(len, edges))), "poll": 1, "ctl": 1}
-        remote = ray.remote(concurrency_groups=lanes, max_restarts=0, max_task_retries=0)(kind)
+        groups = {"inbox": max(1, CREDIT * sum(map(len, edges))), "poll": 1, "ctl": 1}
+        remote = ray.remote(concurrency_groups=groups, max_restarts=0, max_task_retries=0)(kind)
         name = f"{self._graph.spec.name}.{tasks[0]}.{self._attempt}.{uuid4().hex[:8]}"
         return remote.options(name=name, **self._room.options(number)).remote(plan)
 

@@ -78,7 +78,7 @@ class LocalRunner:
         self._inboxes: dict[TaskId, Inbox] = {}
         self._to_aligned: dict[TaskId, list[Edge]] = {}
         for edge in self._graph.edges:
-            if edge.align_wait_s is not None:
+            if edge.aligned:
                 self._to_aligned.setdefault(edge.sender, []).append(edge)
         self._sources: list[SourceTask] = []
         self._operators: list[OperatorTask] = []
@@ -201,6 +201,7 @@ class LocalRunner:
             bounded=source.bounded,
             awaited=self._spec.awaits(node),
             splits_end=source.splits_end,
+            split_wait_s=self._graph.split_wait_s(task.node),
             discover=discoverer(source, task),
         )
 

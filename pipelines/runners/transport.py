@@ -52,7 +52,7 @@ class CreditTransport:
         self._receivers = receivers
         self._here = here
         self._attempt = attempt
-        self._lanes: dict[Edge, deque[tuple[Callable[[], object], int]]] = {}
+        self._under_way: dict[Edge, deque[tuple[Callable[[], object], int]]] = {}
         """Per edge what is under way: how to wait until it has been taken, and its size."""
         self._queue: queue.Queue[Messages] = queue.Queue(1)
         self._failure: BaseException | None = None
@@ -84,17 +84,17 @@ class CreditTransport:
         shared: dict[int, Any] = {}
         for edge, sequence, body in messages:
             size = body.batch.nbytes if isinstance(body, Data) else 0
-            lane = self._lanes.setdefault(edge, deque())
-            while lane and (len(lane) >= CREDIT or size + sum(s for _, s in lane) > CREDIT_BYTES):
-                lane.popleft()[0]()
+            waiting = self._under_way.setdefault(edge, deque())
+            while waiting and (len(waiting) >= CREDIT or size + sum(s for _, s in waiting) > CREDIT_BYTES):
+                waiting.popleft()[0]()
             inbox = self._here.get(edge.receiver)
             if inbox is not None:
                 inbox.offer(edge, self._attempt, sequence, body)
-                lane.append((partial(inbox.wait_taken, edge, sequence), size))
+                waiting.append((partial(inbox.wait_taken, edge, sequence), size))
                 continue
             payload: Any = body
             if size > INLINE_BYTES and sum(other is body for other in away) > 1:
                 # One copy for all receivers.
                 payload = shared[id(body)] if id(body) in shared else shared.setdefault(id(body), ray.put(body))
             answer = self._receivers[edge.receiver].push.remote(edge, self._attempt, sequence, payload)
-            lane.append((partial(ray.get, answer), size))
+            waiting.append((partial(ray.get, answer), size))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from connectors.records import NEVER_US
 from pipelines.runtime.keys import encode_streams
 from pipelines.runtime.messages import END_OF_TIME, Alignment, Close, Data, Edge
 from pipelines.runtime.watermarks import event_times
@@ -28,8 +29,6 @@ AHEAD_ROWS = 1 << 16
 """Rows of an input that may wait while the input is ahead of another one."""
 
 AHEAD_BYTES = 64 << 20
-
-_NEVER = -(2**63)
 
 Role = Literal["data", "control"]
 Ints = npt.NDArray[np.int64]
@@ -55,7 +54,7 @@ class HandedOver:
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Inflow:
     """One edge: how far it is, since when (on the task's clock), and how much of it waits."""
 
     edge: Edge
@@ -73,7 +72,7 @@ class _Chunk:
 
     batch: pa.RecordBatch
     spans: Ints
-    lane: _Lane | None
+    inflow: _Inflow | None
 
 
 class Aligner:
@@ -98,11 +97,11 @@ class Aligner:
         self._wait_s = wait_s
         self._clock = clock
         self._backlog = backlog
-        self._lanes = {edge: _Lane(edge, _NEVER, clock()) for edge in edges}
+        self._inflows = {edge: _Inflow(edge, NEVER_US, clock()) for edge in edges}
         data_first = sorted(edges, key=lambda edge: edge.role == "control")
         self._chunks: dict[tuple[Role, str], list[_Chunk]] = {(edge.role, edge.sender.node): [] for edge in data_first}
         self._closes: list[tuple[int, str, tuple[str, ...]]] = []  # span, node, streams
-        self._released = _NEVER  # the first span that has not been handed over
+        self._released = NEVER_US  # the first span that has not been handed over; less than any span: none has been
 
     # What comes in
 
@@ -110,37 +109,37 @@ class Aligner:
         """Take in rows. Keeps a reference to ``batch`` until its last row is handed over."""
         if not batch.num_rows:
             return
-        lane = self._lanes[edge]
+        inflow = self._inflows[edge]
         spans = event_times(batch) // self._span_us
-        reached = self._reached(lane)
+        reached = self._reached(inflow)
         late = int(np.count_nonzero(spans < reached))
         if late:
             self.late_rows += late
             spans = np.maximum(spans, reached)
         self.held_rows += batch.num_rows
-        lane.rows += batch.num_rows
-        lane.bytes += batch.nbytes
-        self._chunks[edge.role, edge.sender.node].append(_Chunk(batch, spans, lane))
+        inflow.rows += batch.num_rows
+        inflow.bytes += batch.nbytes
+        self._chunks[edge.role, edge.sender.node].append(_Chunk(batch, spans, inflow))
 
     def close(self, edge: Edge, streams: Sequence[str]) -> None:
         """Take in the end of streams: it comes after their rows and the control rows of the same span."""
         if edge.role == "control":
             return  # the end of a control stream ends no data stream
-        span = self._reached(self._lanes[edge])
+        span = self._reached(self._inflows[edge])
         wanted = set(streams)
         for chunk in self._chunks[edge.role, edge.sender.node]:
             names, codes = encode_streams(chunk.batch)
             ending = np.array([name in wanted for name in names], np.bool_)[codes]
-            span = max(span, int(chunk.spans[ending].max(initial=_NEVER)))
+            span = max(span, int(chunk.spans[ending].max(initial=NEVER_US)))
         self._closes.append((span, edge.sender.node, tuple(streams)))
 
     def advance(self, edge: Edge, watermark_us: int) -> None:
         """Note that no rows before ``watermark_us`` are expected from an edge."""
-        lane = self._lanes[edge]
+        inflow = self._inflows[edge]
         if watermark_us == END_OF_TIME:
-            lane.ended = True  # not a place in time: a resumed run may find new files that begin anywhere
-        elif watermark_us > lane.watermark:
-            lane.watermark, lane.moved_s = watermark_us, self._clock()
+            inflow.ended = True  # not a place in time: a resumed run may find new files that begin anywhere
+        elif watermark_us > inflow.watermark:
+            inflow.watermark, inflow.moved_s = watermark_us, self._clock()
 
     # What goes out
 
@@ -188,28 +187,33 @@ class Aligner:
                 yield HandedOver(*keys[number], Data(batch.slice(begin, length)))
 
     @property
+    def released_us(self) -> int:
+        """The event time before which everything has been handed over, ``NEVER_US`` at first."""
+        return max(self._released * self._span_us, NEVER_US)
+
+    @property
     def watermark_us(self) -> int:
-        """The event time before which everything has been handed over."""
-        if all(lane.ended for lane in self._lanes.values()) and not self.held_rows:
+        """The event time before which no more rows come from here: ``released_us``, or the end of time after the last row."""
+        if all(inflow.ended for inflow in self._inflows.values()) and not self.held_rows:
             return END_OF_TIME
-        return max(self._released * self._span_us, _NEVER)
+        return self.released_us
 
     def ahead(self) -> frozenset[Edge]:
         """Return the edges to pause: enough of their rows wait, and they are a span ahead of one that is waited for."""
-        behind = min((lane.watermark for lane in self._waited_for()), default=END_OF_TIME) // self._span_us
-        for lane in self._lanes.values():
-            is_full = lane.rows > AHEAD_ROWS or lane.bytes > AHEAD_BYTES
-            was_paused, lane.paused = lane.paused, is_full and lane.watermark // self._span_us > behind
-            if was_paused and not lane.paused:
-                lane.moved_s = self._clock()
-        return frozenset(edge for edge, lane in self._lanes.items() if lane.paused)
+        behind = min((inflow.watermark for inflow in self._waited_for()), default=END_OF_TIME) // self._span_us
+        for inflow in self._inflows.values():
+            is_full = inflow.rows > AHEAD_ROWS or inflow.bytes > AHEAD_BYTES
+            was_paused, inflow.paused = inflow.paused, is_full and inflow.watermark // self._span_us > behind
+            if was_paused and not inflow.paused:
+                inflow.moved_s = self._clock()
+        return frozenset(edge for edge, inflow in self._inflows.items() if inflow.paused)
 
     def idle_s(self) -> float | None:
         """Return the seconds until an input will have been silent for so long that it is not waited for; None: never."""
         if self._wait_s == math.inf:
             return None
         now = self._clock()
-        waits = [lane.moved_s + self._wait_s - now for lane in self._lanes.values() if not lane.ended]
+        waits = [inflow.moved_s + self._wait_s - now for inflow in self._inflows.values() if not inflow.ended]
         return min((wait for wait in waits if wait > 0), default=None)
 
     # State
@@ -217,7 +221,7 @@ class Aligner:
     def snapshot(self) -> tuple[Alignment, list[HeldRows]]:
         """Return all there is to know, and the rows that wait, one batch per input node at most."""
         alignment = Alignment(
-            released_us=None if self._released == _NEVER else self._released * self._span_us,
+            released_us=None if self._released == NEVER_US else self.released_us,
             closes=[(span * self._span_us, node, streams) for span, node, streams in self._closes],
         )
         held = []
@@ -234,7 +238,7 @@ class Aligner:
         """
         if not alignments:
             return
-        released = [_NEVER if a.released_us is None else a.released_us // self._span_us for a in alignments]
+        released = [NEVER_US if a.released_us is None else a.released_us // self._span_us for a in alignments]
         self._released = min(released)
         self._closes = [
             (time_us // self._span_us, node, tuple(streams)) for a in alignments for time_us, node, streams in a.closes
@@ -243,26 +247,29 @@ class Aligner:
             self._chunks[rows.role, rows.node].append(_Chunk(rows.batch, rows.spans, None))
             self.held_rows += rows.batch.num_rows
 
-    def _reached(self, lane: _Lane) -> int:
-        """Return the first span that rows of a lane may still belong to."""
-        return max(lane.watermark // self._span_us, self._released)
+    def _reached(self, inflow: _Inflow) -> int:
+        """Return the first span that rows of an input may still belong to."""
+        return max(inflow.watermark // self._span_us, self._released)
 
     def _end(self) -> int:
         """Return the span up to which everything may be handed over now."""
         waited_for = self._waited_for()
         if waited_for:
-            behind = min(lane.watermark for lane in waited_for)
-            return _NEVER if behind == _NEVER else behind // self._span_us
-        held = [int(chunk.spans.max()) for chunks in self._chunks.values() for chunk in chunks]
-        return max([*held, *(span for span, _, _ in self._closes)], default=_NEVER - 1) + 1
+            behind = min(inflow.watermark for inflow in waited_for)
+            return NEVER_US if behind == NEVER_US else behind // self._span_us
+        held = [int(chunk.spans.max()) + 1 for chunks in self._chunks.values() for chunk in chunks]
+        closes = [span + 1 for span, _, _ in self._closes]
+        # So that the last time that is told does not depend on which input ends first.
+        reached = [inflow.watermark // self._span_us for inflow in self._inflows.values() if inflow.watermark != NEVER_US]
+        return max([*held, *closes, *reached], default=NEVER_US)
 
-    def _waited_for(self) -> list[_Lane]:
-        """Return the lanes that have not ended and are not silent."""
+    def _waited_for(self) -> list[_Inflow]:
+        """Return the inputs that have not ended and are not silent."""
         now = self._clock()
         return [
-            lane
-            for lane in self._lanes.values()
-            if not lane.ended and (lane.paused or now - lane.moved_s < self._wait_s or self._backlog(lane.edge) > 0)
+            inflow
+            for inflow in self._inflows.values()
+            if not inflow.ended and (inflow.paused or now - inflow.moved_s < self._wait_s or self._backlog(inflow.edge) > 0)
         ]
 
 
@@ -275,9 +282,9 @@ def _cut(chunks: list[_Chunk], end: int) -> tuple[pa.RecordBatch | None, Ints]:
         if count == 0:
             kept.append(chunk)
             continue
-        if chunk.lane is not None:
-            chunk.lane.bytes -= chunk.batch.nbytes
-            chunk.lane.rows -= count
+        if chunk.inflow is not None:
+            chunk.inflow.bytes -= chunk.batch.nbytes
+            chunk.inflow.rows -= count
         if count == len(due):
             parts.append(chunk.batch)
             spans.append(chunk.spans)
@@ -285,9 +292,9 @@ def _cut(chunks: list[_Chunk], end: int) -> tuple[pa.RecordBatch | None, Ints]:
         parts.append(_take(chunk.batch, np.flatnonzero(due)))
         spans.append(chunk.spans[due])
         rest = _take(chunk.batch, np.flatnonzero(~due))
-        kept.append(_Chunk(rest, chunk.spans[~due], chunk.lane))
-        if chunk.lane is not None:
-            chunk.lane.bytes += rest.nbytes
+        kept.append(_Chunk(rest, chunk.spans[~due], chunk.inflow))
+        if chunk.inflow is not None:
+            chunk.inflow.bytes += rest.nbytes
     chunks[:] = kept
     if not parts:
         return None, np.empty(0, np.int64)

@@ -31,7 +31,7 @@ class InboxClosed(StreambankError):
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Channel:
     """One edge. ``queue`` holds what may be taken, ``early`` what overtook a message that is still under way."""
 
     queue: deque[Body] = field(default_factory=deque)
@@ -53,7 +53,7 @@ class Inbox:
         self.attempt = attempt
         self.duplicates = 0
         self._window = window
-        self._lanes = {edge: _Lane() for edge in edges}
+        self._channels = {edge: _Channel() for edge in edges}
         self._turn: deque[Edge] = deque(edges)
         self._change = threading.Condition()
         self._paused: Collection[Edge] = ()
@@ -65,7 +65,7 @@ class Inbox:
     @property
     def edges(self) -> list[Edge]:
         """All edges of the task."""
-        return list(self._lanes)
+        return list(self._channels)
 
     def pause(self, edges: Collection[Edge]) -> None:
         """Take nothing from these edges until told otherwise: they are ahead of the others.
@@ -83,7 +83,7 @@ class Inbox:
     def backlog(self, edge: Edge) -> int:
         """Return the number of messages of one edge that were not taken."""
         with self._change:
-            return len(self._lanes[edge].queue)
+            return len(self._channels[edge].queue)
 
     def offer(self, edge: Edge, attempt: int, sequence: int, body: Body) -> bool:
         """Take in a message; return False if it was there before (it is dropped).
@@ -96,20 +96,20 @@ class Inbox:
                 raise InboxClosed(self._closed)
             if attempt != self.attempt:
                 raise StaleAttempt(f"edge {edge}: message of attempt {attempt} at a task of attempt {self.attempt}")
-            lane = self._lanes[edge]
-            if sequence < lane.expected or sequence in lane.early:
+            channel = self._channels[edge]
+            if sequence < channel.expected or sequence in channel.early:
                 self.duplicates += 1
                 return False
-            reach = lane.expected + 1 if self._window is None else lane.taken + self._window
+            reach = channel.expected + 1 if self._window is None else channel.taken + self._window
             if sequence >= reach:
                 raise SequenceGap(
-                    f"edge {edge}: message {sequence} arrived while message {lane.expected} is missing "
-                    f"({lane.taken} taken, credit {self._window or 1})"
+                    f"edge {edge}: message {sequence} arrived while message {channel.expected} is missing "
+                    f"({channel.taken} taken, credit {self._window or 1})"
                 )
-            lane.early[sequence] = body
-            while lane.expected in lane.early:
-                lane.queue.append(lane.early.pop(lane.expected))
-                lane.expected += 1
+            channel.early[sequence] = body
+            while channel.expected in channel.early:
+                channel.queue.append(channel.early.pop(channel.expected))
+                channel.expected += 1
             self._change.notify_all()
             return True
 
@@ -126,16 +126,16 @@ class Inbox:
                 unasked -= 1
                 edge = self._turn[0]
                 self._turn.rotate(-1)
-                lane = self._lanes[edge]
-                if lane.barrier is not None or not lane.queue or edge in passed_over:
+                channel = self._channels[edge]
+                if channel.barrier is not None or not channel.queue or edge in passed_over:
                     continue
-                body = lane.queue.popleft()
-                lane.taken += 1
+                body = channel.queue.popleft()
+                channel.taken += 1
                 self._change.notify_all()
                 if isinstance(body, Barrier):
-                    lane.barrier = self._under_way = body.epoch
+                    channel.barrier = self._under_way = body.epoch
                 elif isinstance(body, End):
-                    lane.ended = True
+                    channel.ended = True
                 elif isinstance(body, BarrierAhead):
                     if body.epoch > self._aligned_epoch:
                         self._under_way = body.epoch
@@ -150,9 +150,9 @@ class Inbox:
     def wait_taken(self, edge: Edge, sequence: int, timeout_s: float | None = None) -> bool:
         """Block until message ``sequence`` of ``edge`` has been taken: this is the sender's credit. False on timeout."""
         with self._change:
-            lane = self._lanes[edge]
-            done = self._change.wait_for(lambda: lane.taken > sequence or self._closed is not None, timeout_s)
-            if lane.taken <= sequence and self._closed is not None:
+            channel = self._channels[edge]
+            done = self._change.wait_for(lambda: channel.taken > sequence or self._closed is not None, timeout_s)
+            if channel.taken <= sequence and self._closed is not None:
                 raise InboxClosed(self._closed)
             return done
 
@@ -161,7 +161,8 @@ class Inbox:
         with self._change:
             passed_over = self._passed_over()
             if not self._woken and not any(
-                lane.queue and lane.barrier is None and edge not in passed_over for edge, lane in self._lanes.items()
+                channel.queue and channel.barrier is None and edge not in passed_over
+                for edge, channel in self._channels.items()
             ):
                 self._change.wait(timeout_s)
             self._woken = False
@@ -176,32 +177,31 @@ class Inbox:
         """Refuse everything from now on and release all who wait."""
         with self._change:
             self._closed = reason
-            for lane in self._lanes.values():
-                lane.queue.clear()
-                lane.early.clear()
+            for channel in self._channels.values():
+                channel.queue.clear()
+                channel.early.clear()
             self._change.notify_all()
 
     def waiting(self) -> int:
         """Return the number of messages held."""
         with self._change:
-            return sum(len(lane.queue) + len(lane.early) for lane in self._lanes.values())
+            return sum(len(channel.queue) + len(channel.early) for channel in self._channels.values())
 
     def _passed_over(self) -> Collection[Edge]:
-        if self._under_way is not None or all(lane.ended for edge, lane in self._lanes.items() if edge not in self._paused):
-            return ()
-        return self._paused
+        others = (channel for edge, channel in self._channels.items() if edge not in self._paused)
+        return () if self._under_way is not None or all(channel.ended for channel in others) else self._paused
 
     def _aligned(self) -> Barrier | End | None:
-        live = [lane for lane in self._lanes.values() if not lane.ended]
+        live = [channel for channel in self._channels.values() if not channel.ended]
         if not live:
             return End()
-        epochs = {lane.barrier for lane in live}
+        epochs = {channel.barrier for channel in live}
         if None in epochs:
             return None
         if len(epochs) > 1:
             raise SequenceGap(f"barriers of different epochs meet: {sorted(e for e in epochs if e is not None)}")
-        for lane in live:
-            lane.barrier = None
+        for channel in live:
+            channel.barrier = None
         epoch = epochs.pop()
         assert epoch is not None  # checked above; narrows the type
         self._under_way, self._aligned_epoch = None, epoch

@@ -57,9 +57,8 @@ class Edge(NamedTuple):
     sender: TaskId
     receiver: TaskId
     role: Literal["data", "control"] = "data"
-    align_wait_s: float | None = None
-    """None: no operator behind this edge aligns these rows by event time, and no watermarks are sent. Otherwise how long a
-    silent split of the sender may hold the others back (infinity: for ever)."""
+    aligned: bool = False
+    """Whether an operator behind this edge aligns its rows by event time, so that watermarks are sent along."""
 
     def __str__(self) -> str:
         return f"{self.sender}->{self.receiver}" + (":control" if self.role == "control" else "")

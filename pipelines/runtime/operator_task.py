@@ -17,6 +17,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from connectors import faults
+from connectors.records import NEVER_US
 from operators.base import Operator
 from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
@@ -87,8 +88,10 @@ class OperatorTask:
         self._attempt = attempt
         self._aligner = aligner
         self._ready: deque[HandedOver | Watermark] = deque()  # what the aligner gave and the batchers have not yet
-        self._times = InputTimes(inbox.edges) if aligner is None and router.align_wait_s is not None else None
-        self._watermark_us = -(2**63)  # the last one of the aligner
+        self._times = InputTimes(inbox.edges) if aligner is None and router.aligned else None
+        self._watermark_us = NEVER_US  # the last one of the aligner
+        self._advanced_us = NEVER_US  # the last one that the operator was told
+        self._advances = aligner is not None and type(operator).advance is not Operator.advance
         self._watermarks: deque[tuple[list[int], int]] = deque()  # to be sent when so many messages have left the batchers
         self._batchers = {node: Batcher(max_batch, max_wait_s, in_order=aligner is not None) for node in inputs}
         self._max_batch = max_batch
@@ -124,7 +127,8 @@ class OperatorTask:
         return min(waits, default=None)
 
     def close(self) -> None:
-        """Do nothing: the operator ends with its process or its last reference. May be called twice."""
+        """Close the operator. May be called twice."""
+        self._operator.close()
 
     # What comes in
 
@@ -151,7 +155,7 @@ class OperatorTask:
             self.stats.gauges = self._operator.metrics()
             self.ended = True
         elif edge is not None:
-            if self._aligner is not None and edge.align_wait_s is not None:
+            if self._aligner is not None and edge.aligned:
                 self._hold(self._aligner, edge, body)
             else:
                 self._receive(edge, body)
@@ -168,14 +172,20 @@ class OperatorTask:
 
     def _receive(self, edge: Edge, body: Data | Close | Watermark) -> None:
         """Hand a message over as it arrives."""
-        watermark = body.time_us if isinstance(body, Watermark) else None
-        if not isinstance(body, Watermark):
-            self._hand_over(HandedOver(edge.role, edge.sender.node, body))
-            watermark = body.watermark_us if isinstance(body, Data) else None
+        if isinstance(body, Close):
+            if edge.role == "data":  # the end of a control stream ends no data stream
+                self._close_streams(edge.sender.node, body.streams)
+            return
+        if isinstance(body, Data):
+            if edge.role == "control":
+                self._control(body.batch)
+            else:
+                self._data(edge.sender.node, body.batch)
+        watermark = body.watermark_us if isinstance(body, Data) else body.time_us
         if self._times is not None and watermark is not None:
             least = self._times.advance(edge, watermark)
             if least is not None:
-                self._hand_over(Watermark(least))
+                self._pass_on(least)
 
     def _hold(self, aligner: Aligner, edge: Edge, body: Data | Close | Watermark) -> None:
         """Give a message to the aligner; make ready what it sets free."""
@@ -192,7 +202,7 @@ class OperatorTask:
     def _release(self, aligner: Aligner) -> bool:
         """Make ready what need not wait any longer. Return whether there is anything."""
         self._ready += aligner.release()
-        if self._router.align_wait_s is not None and aligner.watermark_us > self._watermark_us:
+        if (self._advances or self._router.aligned) and aligner.watermark_us > self._watermark_us:
             self._watermark_us = aligner.watermark_us
             self._ready.append(Watermark(self._watermark_us))
         self._inbox.pause(aligner.ahead())
@@ -206,26 +216,32 @@ class OperatorTask:
         self.stats.held_rows, self.stats.late_rows = aligner.held_rows, aligner.late_rows
         return bool(self._ready)
 
-    # What the operator gets, in this order
-
     def _hand_over(self, item: HandedOver | Watermark) -> None:
+        """Hand over what the aligner gave: everything in its place among the rows of all streams."""
         if isinstance(item, Watermark):
-            self._watermark(item)
+            self._advance()
+            self._pass_on(item.time_us)
         elif isinstance(item.body, Close):
-            if item.role == "data" and not self._keeps_streams:  # the end of a control stream ends no data stream
-                if self._aligner is not None:
-                    self._flush()  # so that it has its place among the rows of other streams too
-                self._close_streams(item.node, item.body)
+            self._flush()
+            self._close_streams(item.node, item.body.streams)
         elif item.role == "control":
             self._control(item.body.batch)
         else:
             batch = item.body.batch
-            if self._aligner is not None:
-                self._flush_but(item.node)
-                if batch.num_rows > self._max_batch:
-                    self._ready.appendleft(HandedOver(item.role, item.node, Data(batch.slice(self._max_batch))))
-                    batch = batch.slice(0, self._max_batch)
+            self._flush_but(item.node)
+            if batch.num_rows > self._max_batch:
+                self._ready.appendleft(HandedOver(item.role, item.node, Data(batch.slice(self._max_batch))))
+                batch = batch.slice(0, self._max_batch)
             self._data(item.node, batch)
+
+    def _advance(self) -> None:
+        """Tell an operator that asks for it how far event time has come, after the rows before and before any row behind."""
+        if self._advances and self._aligner is not None and self._aligner.released_us > self._advanced_us:
+            self._advanced_us = self._aligner.released_us
+            self._flush()
+            self._run("advance", lambda: self._operator.advance(self._advanced_us))
+
+    # What the operator gets, in this order
 
     def _data(self, node: str, batch: pa.RecordBatch) -> None:
         if self._open is not None or self._closing:
@@ -236,9 +252,10 @@ class OperatorTask:
                 self._flush()  # the stream starts afresh: its old rows and its end come first
         self._batchers[node].add(batch, self._clock())
 
-    def _close_streams(self, node: str, close: Close) -> None:
-        streams = list(close.streams) if self._open is None else self._open.close(node, close.streams)
-        self._closing += streams
+    def _close_streams(self, node: str, streams: Sequence[str]) -> None:
+        if self._keeps_streams:
+            return
+        self._closing += streams if self._open is None else self._open.close(node, streams)
         self._close_ready()
 
     def _close_ready(self) -> None:
@@ -255,14 +272,16 @@ class OperatorTask:
         """Control rows see all data rows that were handed over before them."""
         self._flush()
         self.stats.control_rows += batch.num_rows
-        self._run(self._operator.control, batch)
+        self._run("control", lambda: self._operator.control(batch), batch.num_rows)
 
-    def _watermark(self, watermark: Watermark) -> None:
-        """Pass a watermark on when the rows before it have been processed."""
+    def _pass_on(self, watermark_us: int) -> None:
+        """Pass a watermark on, where it is asked for, when the rows before it have been processed."""
+        if not self._router.aligned:
+            return
         added = [batcher.added for batcher in self._batchers.values()]
         if self._watermarks and self._watermarks[-1][0] == added:
             self._watermarks.pop()  # the same rows, and the new one says more
-        self._watermarks.append((added, watermark.time_us))
+        self._watermarks.append((added, watermark_us))
         self._pass_watermarks()
 
     def _pass_watermarks(self) -> None:
@@ -278,18 +297,18 @@ class OperatorTask:
         batch = batcher.take()
         self.stats.rows_in += batch.num_rows
         self.stats.batches += 1
-        self._run(self._operator.process, batch)
+        self._run("process", lambda: self._operator.process(batch), batch.num_rows)
         if self._closing:
             self._close_ready()
         if self._watermarks:
             self._pass_watermarks()
 
-    def _run(self, method: Callable[[pa.RecordBatch], list[pa.RecordBatch]], batch: pa.RecordBatch) -> None:
+    def _run(self, method: str, call: Callable[[], list[pa.RecordBatch]], rows: int = 0) -> None:
         started = time.perf_counter()
         try:
-            outputs = method(batch)
+            outputs = call()
         except Exception as error:
-            error.add_note(f"in operator {self.task}, {method.__name__} of {batch.num_rows} rows")
+            error.add_note(f"in operator {self.task}, {method} of {rows} rows")
             raise
         self.stats.step_s += time.perf_counter() - started
         self._send(outputs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.base import Position, Source, Staged
 from connectors.errors import RecoveryError, SourceError
+from pipelines import registry
 from pipelines.runtime.aligner import Aligner, HeldRows
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.inbox import Inbox
@@ -32,6 +33,7 @@ __all__ = [
     "make_aligner",
     "merge_open_streams",
     "options_of",
+    "reshard_problem",
     "restore_operator",
     "staged_of",
     "starting_point",
@@ -73,7 +75,8 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
     """Return the manifest to go on from, None for a fresh start.
 
     Raise ``RecoveryError`` where the state folder holds epochs and ``resume`` is false, where it belongs to another pipeline,
-    or where options have changed that decide which rows come out.
+    where options have changed that decide which rows come out, or where an operator that is not keyed has another number of
+    shards.
     """
     manifest = folder.newest()
     if manifest is None:
@@ -106,7 +109,26 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
             f"cannot resume from {folder.root}: options have changed since epoch {manifest.epoch}: {'; '.join(changed)}. Put "
             "them back, or start afresh in another state folder"
         )
+    for node in spec.operators:
+        problem = reshard_problem(node, manifest)
+        if problem is not None:
+            raise RecoveryError(f"operators.{node.name}.shards: {problem}")
     return manifest
+
+
+def reshard_problem(node: OperatorSpec, manifest: Manifest) -> str | None:
+    """Return why an operator cannot go on from ``manifest`` with its number of shards, None where it can."""
+    shards = len(manifest.operators.get(node.name, ()))
+    if shards in (0, node.shards):
+        return None
+    operator: type[Operator] = registry.load("operator", node.type)
+    if operator.keyed(node.options):
+        return None
+    return (
+        f"is {node.shards}, but epoch {manifest.epoch} was written with {shards}, and {node.type!r} with these options keeps "
+        f"one memory for all streams of a shard, which cannot be cut or joined; resume with 'shards: {shards}', or start in a "
+        "new state folder"
+    )
 
 
 def assign_splits(
@@ -184,7 +206,7 @@ def make_aligner(
     if node.align_s is None:
         return None
     aligner = Aligner(
-        [edge for edge in inbox.edges if edge.align_wait_s is not None],
+        [edge for edge in inbox.edges if edge.aligned],
         span_us=span_us(node.align_s),
         wait_s=math.inf if node.align_wait_s is None else node.align_wait_s,
         clock=clock,

@@ -33,9 +33,8 @@ class Router:
         self._consumers = [sorted(group, key=lambda edge: edge.receiver.shard) for group in consumers.values()]
         self._next = dict.fromkeys(edges, 0)
         self._transport = transport
-        waits = [edge.align_wait_s for edge in edges if edge.align_wait_s is not None]
-        self.align_wait_s = max(waits, default=None)
-        """None: nobody behind this task asks for watermarks; else how long a silent split holds them back."""
+        self.aligned = any(edge.aligned for edge in edges)
+        """Whether somebody behind this task asks for watermarks."""
 
     def send(self, body: Body) -> None:
         """Send rows and closings to the shards they belong to, all else to all of them, or to all that align."""
@@ -49,12 +48,12 @@ class Router:
 
     @staticmethod
     def _split(body: Body, shards: list[Edge]) -> list[tuple[Edge, Body]]:
-        if isinstance(body, Watermark | BarrierAhead) and shards[0].align_wait_s is None:
+        if isinstance(body, Watermark | BarrierAhead) and not shards[0].aligned:
             return []
         if len(shards) == 1:
             return [(shards[0], body)]
         if isinstance(body, Data):
-            mark = body.watermark_us if shards[0].align_wait_s is not None else None
+            mark = body.watermark_us if shards[0].aligned else None
             parts: dict[int, Body] = {shard: Data(rows, mark) for shard, rows in split_by_shard(body.batch, len(shards))}
             if mark is not None:
                 parts = {shard: parts.get(shard) or Watermark(mark) for shard in range(len(shards))}

@@ -8,6 +8,7 @@ Splits take turns, or are kept in step by event time where an operator behind al
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,8 @@ _BUSY_S = 0.001
 class SourceTask:
     """Takes turns among its splits. ``read_rows`` is how many rows one turn of all open splits should bring.
 
+    Where its rows are aligned by event time, a split without rows holds the others back for ``split_wait_s``.
+
     ``bounded`` and ``splits_end`` are those of the source: splits that do not end are all open at the same time. A source that
     is not ``awaited`` does not keep the run from ending once there is nothing to read. ``discover`` returns splits that are to
     be added; it is asked after every barrier.
@@ -56,6 +59,7 @@ class SourceTask:
         bounded: bool = True,
         awaited: bool = True,
         splits_end: bool = True,
+        split_wait_s: float = math.inf,
         discover: Callable[[], Mapping[str, SplitState]] = dict,
     ) -> None:
         self.task = task
@@ -74,7 +78,7 @@ class SourceTask:
         self._state = dict(splits)
         self._waiting = deque(name for name, state in splits.items() if not state.done)
         self._open: deque[tuple[str, Reader]] = deque()
-        self._times = SplitTimes(splits, router.align_wait_s, clock) if router.align_wait_s is not None else None
+        self._times = SplitTimes(splits, split_wait_s, clock) if router.aligned else None
         self._totals: dict[str, int | None] = {}
         self._rows_before = {name: state.rows for name, state in splits.items()}
         self._request: tuple[int, bool] | None = None

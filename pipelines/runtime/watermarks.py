@@ -6,14 +6,13 @@ never go back: what comes behind them is late. Times are microseconds since the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.records import TIME_TYPE
+from connectors.records import NEVER_US, TIME_TYPE
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.messages import END_OF_TIME, Edge, SplitState
 
@@ -21,8 +20,6 @@ __all__ = ["InputTimes", "SplitTimes", "event_times"]
 
 _AHEAD_ROWS = 1 << 16
 """Rows that a source task reads from its other splits while the one that is furthest behind has none."""
-
-_NEVER = -math.inf
 
 
 def event_times(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
@@ -43,30 +40,28 @@ class SplitTimes:
     """
 
     def __init__(self, splits: Mapping[str, SplitState], idle_s: float, clock: Clock) -> None:
-        self._times: dict[str, float] = {
-            name: _NEVER if state.time_us is None else state.time_us for name, state in splits.items()
-        }
+        self._times = {name: NEVER_US if state.time_us is None else state.time_us for name, state in splits.items()}
         self._idle_s = idle_s
         self._clock = clock
         self._silent_since: dict[str, float] = {}
-        self._sent: float = _NEVER
+        self._sent = NEVER_US
         self._ahead = 0  # rows read since the watermark moved
 
     def add(self, splits: Mapping[str, SplitState]) -> None:
         """Take on more splits."""
-        self._times.update(dict.fromkeys(splits, _NEVER))
+        self._times.update(dict.fromkeys(splits, NEVER_US))
 
     def opened(self, split: str) -> int | None:
         """Note that a split is read from now on; return its time, None where nothing is known."""
         self._times[split] = time = max(self._times[split], self._sent)
-        return None if time == _NEVER else int(time)
+        return None if time == NEVER_US else time
 
     def order(self, splits: Iterable[str]) -> list[str]:
         """Return which of the open splits may be read next, the one to be asked first at the front."""
         ordered = sorted(splits, key=self._times.__getitem__)
         if self._ahead < _AHEAD_ROWS:
             return ordered
-        behind = min((self._times[name] for name in ordered if not self._idle(name)), default=_NEVER)
+        behind = min((self._times[name] for name in ordered if not self._idle(name)), default=NEVER_US)
         return [name for name in ordered if self._times[name] <= behind or self._idle(name)]
 
     def read(self, split: str, batch: pa.RecordBatch) -> int:
@@ -74,7 +69,7 @@ class SplitTimes:
         self._silent_since.pop(split, None)
         self._times[split] = latest = max(self._times[split], int(event_times(batch).max()))
         self._ahead += batch.num_rows
-        return int(latest)
+        return latest
 
     def silent(self, split: str) -> None:
         """Note that a split has no rows now."""
@@ -90,7 +85,7 @@ class SplitTimes:
         if watermark <= self._sent:
             return None
         self._sent, self._ahead = watermark, 0
-        return int(watermark)
+        return watermark
 
     def _idle(self, split: str) -> bool:
         since = self._silent_since.get(split)
@@ -101,8 +96,8 @@ class InputTimes:
     """The inputs of an operator task: its watermark is that of the input furthest behind."""
 
     def __init__(self, edges: Iterable[Edge]) -> None:
-        self._times: dict[Edge, float] = dict.fromkeys(edges, _NEVER)
-        self._least: float = _NEVER
+        self._times = dict.fromkeys(edges, NEVER_US)
+        self._least = NEVER_US
 
     def advance(self, edge: Edge, watermark_us: int) -> int | None:
         """Note the watermark of one input; return that of all if it has moved."""
@@ -111,4 +106,4 @@ class InputTimes:
         if least <= self._least:
             return None
         self._least = least
-        return int(least)
+        return least

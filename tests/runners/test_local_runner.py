@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from engine_workload import value_batch
 from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.base import Position, Reader, Sink, Source, Staged
 from connectors.errors import ConfigError, RecoveryError, SinkError
+from pipelines.check import check_spec
 from pipelines.runners import Progress, run
 from pipelines.runners.local import LocalRunner
 from pipelines.runners.report import RunReport
@@ -399,3 +401,50 @@ def _context() -> Any:
     from operators.base import Context
 
     return Context()
+
+
+class OneMemory(RunningMean):
+    """One memory for all streams of a shard."""
+
+    @classmethod
+    def keyed(cls, options: Any) -> bool:
+        return False
+
+
+def test_an_operator_that_is_not_keyed_cannot_be_resumed_with_another_number_of_shards(tmp_path: Path) -> None:
+    def plan(shards: int, items: Sequence[Any]) -> PipelineSpec:
+        node = replace(operator("op", "src", shards=shards), type="test_local_runner:OneMemory")
+        return spec(tmp_path / "state", [source("src", {"a": items})], [node], [sink(store, "op")], epoch_s=0.0)
+
+    store, items = RowStore(), [*BATCHES[:3], Crash(), *BATCHES[3:]]
+    with pytest.raises(InjectedCrash):
+        run(plan(2, items), runner="local")
+    with pytest.raises(RecoveryError, match=r"operators\.op\.shards: is 3, but epoch \d+ was written with 2, and .*OneMemory"):
+        run(plan(3, items), runner="local", resume=True)
+    errors = [finding for finding in check_spec(plan(3, items)) if finding.level == "error"]
+    assert [finding.where for finding in errors] == ["operators.op.shards"]
+    assert "resume with 'shards: 2', or start in a new state folder" in errors[0].message
+    assert run(plan(2, items), runner="local", resume=True).status == "finished"
+
+
+class Closing(RunningMean):
+    """Counts what is made and not closed; cannot be made in too small a place."""
+
+    open: ClassVar[list[str]] = []
+
+    def __init__(self, options: Any, context: Any) -> None:
+        super().__init__(options, context)
+        self.open.append(context.name)
+
+    def close(self) -> None:
+        if self.context.name in self.open:
+            self.open.remove(self.context.name)
+
+
+@pytest.mark.parametrize("items", [BATCHES[:2], [BATCHES[0], Crash()]])
+def test_operators_are_closed_when_the_run_ends_also_after_a_failure(items: Sequence[Any], tmp_path: Path) -> None:
+    nodes = [replace(operator(name, up), type="test_local_runner:Closing") for name, up in (("one", "src"), ("two", "src"))]
+    plan = spec(tmp_path / "state", [source("src", {"a": items})], nodes, [sink(RowStore(), "one", "two")])
+    with contextlib.suppress(InjectedCrash):
+        run(plan, runner="local")
+    assert Closing.open == []

@@ -121,6 +121,26 @@ def at(seconds: float) -> int:
     return round(seconds * SECOND)
 
 
+class Almanac(Diary):
+    """Writes down how far event time is as well, as ``(seconds,)``, and answers with a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.story: list[Any] = []
+
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        self.story += batch.column("sequence").to_pylist()
+        return super().process(batch)
+
+    def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        self.story += [-number for number in batch.column("sequence").to_pylist()]
+        return super().control(batch)
+
+    def advance(self, watermark_us: int) -> list[pa.RecordBatch]:
+        self.story.append((watermark_us / SECOND,))
+        return [data_rows([watermark_us / SECOND], "due")]
+
+
 class Rig:
     """An aligning operator task with its surroundings."""
 
@@ -134,16 +154,18 @@ class Rig:
         align_wait_s: float | None = None,
         states: Sequence[OperatorState] = (),
         attempt: int = 1,
-        downstream: float | None = math.inf,
+        downstream: bool = True,
+        operator: Diary | None = None,
+        max_wait_s: float = 0.0,
     ) -> None:
         self.clock = FakeClock()
         self.recorder = Recorder()
         self.events: list[Event] = []
         self.attempt = attempt
-        self.edges = {name: Edge(TaskId(name, 0), OPERATOR, "data", math.inf) for name in inputs}
-        self.edges["ctl"] = Edge(TaskId("ctl", 0), OPERATOR, "control", math.inf)
+        self.edges = {name: Edge(TaskId(name, 0), OPERATOR, "data", True) for name in inputs}
+        self.edges["ctl"] = Edge(TaskId("ctl", 0), OPERATOR, "control", True)
         self.inbox = Inbox(list(self.edges.values()), attempt=attempt, window=1000)
-        self.operator = Diary()
+        self.operator = operator or Diary()
         self.writer = SnapshotWriter(root)
         self.sent = dict.fromkeys(self.edges, 0)
         node = OperatorSpec(
@@ -160,7 +182,7 @@ class Rig:
             self.clock,
             attempt=attempt,
             max_batch=max_batch,
-            max_wait_s=0.0,
+            max_wait_s=max_wait_s,
             aligner=make_aligner(node, self.inbox, states, root, shard=0, clock=self.clock),
         )
 
@@ -307,13 +329,63 @@ def test_the_watermark_is_passed_on_behind_the_rows_before_it(tmp_path: Path) ->
     assert rig.recorder.bodies[-1] == Watermark(END_OF_TIME)
 
 
+@pytest.mark.parametrize(("downstream", "first"), [(True, "src"), (True, "ctl"), (False, "src")])
+def test_the_operator_is_told_the_event_time_between_the_rows_before_and_those_behind(
+    downstream: bool, first: str, tmp_path: Path
+) -> None:
+    almanac = Almanac()
+    rig = Rig(tmp_path, operator=almanac, downstream=downstream, max_wait_s=60.0)  # batches would wait for a minute
+    rig.send("src", Data(data_rows([0.5, 1.5, 2.5]), at(2.5)))
+    assert almanac.story == []
+    rig.send("ctl", Data(control_rows([1.2]), at(9.0)))
+    assert almanac.story == [5, 15, -12, (2.0,)]
+    rig.send("src", Data(data_rows([3.5]), at(3.5)))
+    assert almanac.story[4:] == [25, (3.0,)]
+    rig.send("src", Watermark(at(7.0)))  # no rows, and yet time has come further
+    assert almanac.story[6:] == [35, (7.0,)]
+    for edge in sorted(rig.edges, key=lambda edge: edge != first):  # whichever ends first
+        rig.send(edge, Watermark(END_OF_TIME))
+    assert almanac.story[8:] == [(9.0,)]  # how far the control rows had come; the end itself is no place in time
+    sent = [body if isinstance(body, Watermark) else body.batch.column("sequence").to_pylist() for body in rig.recorder.bodies]
+    marks = [Watermark(at(second)) for second in (2, 3, 7, 9)]
+    wanted = [[5, 15], [20], marks[0], [25], [30], marks[1], [35], [70], marks[2], [90], Watermark(END_OF_TIME)]
+    if first == "src":
+        wanted.insert(-1, marks[3])
+    assert sent == (wanted if downstream else [rows for rows in wanted if not isinstance(rows, Watermark)])
+
+
+def test_what_time_makes_due_at_the_end_of_the_data_comes_after_the_last_rows(tmp_path: Path) -> None:
+    almanac = Almanac()
+    rig = Rig(tmp_path, operator=almanac)
+    rig.send("src", Data(data_rows([0.5, 4.5]), END_OF_TIME))
+    rig.send("ctl", Watermark(END_OF_TIME))
+    assert almanac.story == [5, 45, (5.0,)]
+    again = Rig(tmp_path, operator=Almanac(), states=[rig.barrier(0)], attempt=2)
+    again.send("src", Watermark(END_OF_TIME))
+    again.send("ctl", Watermark(END_OF_TIME))
+    assert again.operator.calls == []
+
+
+def test_without_alignment_nobody_tells_the_operator_the_event_time(tmp_path: Path) -> None:
+    almanac, recorder = Almanac(), Recorder()
+    edge = Edge(TaskId("src", 0), OPERATOR, "data", True)
+    inbox = Inbox([edge], attempt=1, window=10)
+    router = Router([Edge(OPERATOR, SINK, "data", True)], recorder)
+    arguments: dict[str, Any] = {"attempt": 1, "max_batch": 4, "max_wait_s": 0.0}
+    task = OperatorTask(OPERATOR, almanac, ("src",), inbox, router, SnapshotWriter(tmp_path), print, FakeClock(), **arguments)
+    inbox.offer(edge, 1, 0, Data(data_rows([1, 2]), at(2)))
+    while task.step():
+        pass
+    assert almanac.story == [10, 20]
+    assert recorder.bodies[-1] == Watermark(at(2))
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_an_operator_that_does_not_align_passes_watermarks_on_where_they_are_asked_for(asked: bool, tmp_path: Path) -> None:
     recorder, clock, events = Recorder(), FakeClock(), list[Event]()
-    wait_s = math.inf if asked else None
-    edges = [Edge(TaskId(name, 0), OPERATOR, "data", wait_s) for name in ("x", "y")]
+    edges = [Edge(TaskId(name, 0), OPERATOR, "data", asked) for name in ("x", "y")]
     inbox = Inbox(edges, attempt=1, window=100)
-    router = Router([Edge(OPERATOR, SINK, "data", wait_s)], recorder)
+    router = Router([Edge(OPERATOR, SINK, "data", asked)], recorder)
     writer = SnapshotWriter(tmp_path)
     arguments: dict[str, Any] = {"attempt": 1, "max_batch": 4, "max_wait_s": 1.0}
     task = OperatorTask(OPERATOR, Diary(), ("x", "y"), inbox, router, writer, events.append, clock, **arguments)
@@ -392,7 +464,7 @@ def test_a_barrier_that_reaches_one_input_is_announced_behind_the_operator(tmp_p
     assert rig.recorder.bodies == [BarrierAhead(7)]
     rig.send("ctl", Barrier(7))
     assert rig.recorder.bodies == [BarrierAhead(7), Barrier(7)]
-    quiet = Rig(tmp_path, downstream=None)
+    quiet = Rig(tmp_path, downstream=False)
     quiet.send("src", Barrier(7))
     assert quiet.recorder.bodies == []
 
@@ -402,10 +474,10 @@ def test_a_barrier_that_reaches_one_input_is_announced_behind_the_operator(tmp_p
 
 def test_every_shard_gets_the_watermark_whether_it_gets_rows_or_not() -> None:
     recorder = Recorder()
-    shards = [Edge(TaskId("src", 0), TaskId("op", n), "data", math.inf) for n in range(3)]
+    shards = [Edge(TaskId("src", 0), TaskId("op", n), "data", True) for n in range(3)]
     plain = [Edge(TaskId("src", 0), TaskId("sink", n)) for n in range(2)]
     router = Router([*shards, *plain], recorder)
-    assert router.align_wait_s == math.inf
+    assert router.aligned
     router.send(Data(data_rows([1, 2], "key"), 7))
     owner = shard_of("key", 3)
     for edge, sequence, body in recorder.sent:
@@ -445,17 +517,20 @@ def test_watermarks_are_sent_only_where_an_operator_behind_asks_for_them(tmp_pat
         },
         "sinks": {"rows": {"type": "jsonl", "inputs": ["third", "apart"], "path": str(tmp_path / "rows")}},
     }
-    waits = {str(edge): edge.align_wait_s for edge in Graph(Pipeline.from_dict(values).spec).edges}
-    assert waits == {
-        "a[0]->first[0]": math.inf,  # the third operator, far behind, waits for ever
-        "first[0]->second[0]": math.inf,
-        "b[0]->second[0]:control": math.inf,
-        "second[0]->third[0]": math.inf,
-        "c[0]->apart[0]": None,
-        "second[0]->apart[0]": None,
-        "third[0]->rows[0]": None,
-        "apart[0]->rows[0]": None,
+    graph = Graph(Pipeline.from_dict(values).spec)
+    assert {str(edge): edge.aligned for edge in graph.edges} == {
+        "a[0]->first[0]": True,
+        "first[0]->second[0]": True,
+        "b[0]->second[0]:control": True,
+        "second[0]->third[0]": True,
+        "c[0]->apart[0]": False,
+        "second[0]->apart[0]": False,
+        "third[0]->rows[0]": False,
+        "apart[0]->rows[0]": False,
     }
+    assert graph.split_wait_s("a") == math.inf  # the third operator, far behind, waits for ever
+    values["operators"]["third"]["align_wait_s"] = 7
+    assert Graph(Pipeline.from_dict(values).spec).split_wait_s("a") == 7
 
 
 # -- source
@@ -466,8 +541,9 @@ def make_source(
 ) -> SourceTask:
     source = MemorySource(MemoryOptions(splits=splits, schema=RunningMean.input_schema, clock=clock))
     states = options.get("states") or {name: SplitState() for name in splits}
-    router = Router([Edge(TaskId("src", 0), OPERATOR, "data", options.get("wait_s", math.inf))], recorder)
-    return SourceTask(TaskId("src", 0), states, source.open, router, events.append, clock, read_rows=2)
+    router = Router([Edge(TaskId("src", 0), OPERATOR, "data", True)], recorder)
+    wait_s = options.get("wait_s", math.inf)
+    return SourceTask(TaskId("src", 0), states, source.open, router, events.append, clock, read_rows=2, split_wait_s=wait_s)
 
 
 def run(task: SourceTask) -> None:

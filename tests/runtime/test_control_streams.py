@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ class Rig:
         self.clock = FakeClock()
         self.recorder = Recorder()
         self.edges = {
-            "src": Edge(DATA, OPERATOR, "data", math.inf if aligned else None),
+            "src": Edge(DATA, OPERATOR, "data", aligned),
             "ask": Edge(ASKING, OPERATOR, "control", None),
         }
         inbox = self.inbox = Inbox(list(self.edges.values()), attempt=1)
@@ -163,8 +162,8 @@ def test_a_run_awaits_data_and_what_is_told_to_stay(tmp_path: Path) -> None:
 def test_control_edges_that_are_not_aligned_ask_for_no_watermarks_and_are_part_of_what_must_not_change(tmp_path: Path) -> None:
     aligned = {"operators__mean__align_s": 1.0, "operators__mean__align_control": False}
     spec = Pipeline.from_dict(values(tmp_path, **aligned)).spec
-    waits = {edge.role: edge.align_wait_s for edge in Graph(spec).inputs_of(TaskId("mean", 0))}
-    assert waits == {"data": math.inf, "control": None}
+    aligned_roles = {edge.role: edge.aligned for edge in Graph(spec).inputs_of(TaskId("mean", 0))}
+    assert aligned_roles == {"data": True, "control": False}
     assert options_of(spec)["mean.align_control"] is False
 
 

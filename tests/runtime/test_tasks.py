@@ -319,7 +319,7 @@ def test_an_error_in_an_operator_names_the_task_and_the_batch(tmp_path: Path) ->
     rig.operator.process = lambda batch: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     with pytest.raises(ZeroDivisionError) as raised:
         rig.send("src", Data(value_batch(["a"] * 3)))
-    assert raised.value.__notes__ == ["in operator op[0], <lambda> of 3 rows"]
+    assert raised.value.__notes__ == ["in operator op[0], process of 3 rows"]
 
 
 def test_a_snapshot_that_cannot_be_written_fails_the_task_and_not_the_epoch(tmp_path: Path) -> None:
