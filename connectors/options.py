@@ -2,7 +2,9 @@
 
 An options class is a keyword-only frozen dataclass whose fields are made by :func:`option`. The pipeline file, ``check`` and
 ``describe`` read the metadata from there, so a default, a unit or a bound is written once. Checks across fields belong into
-``__post_init__`` and raise ``ConfigError``. Standard library only: operators run where pydantic is not installed.
+``__post_init__`` and raise ``ConfigError``. A renamed option says what it ``was``; where one is gone for good, the class
+variable ``removed: ClassVar[Mapping[str, str]]`` says what to write now. Standard library only: operators run where pydantic is
+not installed.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ def option(
     choices: Sequence[Any] | None = None,
     secret: bool = False,
     path: bool = False,
+    was: Sequence[str] = (),
 ) -> Any:
     """Declare one option of a keyword-only frozen dataclass.
 
@@ -36,6 +39,7 @@ def option(
     values are allowed, the field is annotated as ``Literal[...]``, or as a list of it. ``secret`` options take only
     ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed. ``path`` options (and all of type ``Path``)
     hold paths or globs; in a pipeline file they are relative to it.
+    ``was`` lists former names of the option: who still writes one is told the new one.
     A list or dict default is copied for every instance.
     """
     metadata = {
@@ -45,6 +49,7 @@ def option(
         "choices": tuple(choices) if choices is not None else None,
         "secret": secret,
         "path": path,
+        "was": tuple(was),
     }
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)

@@ -1,6 +1,7 @@
 """The keys of a pipeline file that the engine itself reads, declared like options: type, default, unit, bounds and meaning.
 
-Every other key of a node is an option of its type. Written once here; the checks, ``describe`` and the docs follow.
+Every other key of a node is an option of its type. Written once here; the specs of ``pipelines.spec``, the checks, ``describe``
+and the docs follow. A spec inherits the *settings* of its node; *keys* are these and what a file has besides: type and inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,19 @@ from typing import Literal
 from connectors.options import REQUIRED, option
 from pipelines.registry import Kind
 
-__all__ = ["ENGINE_KEYS", "InputKeys", "NodeKeys", "OperatorKeys", "RootKeys", "SinkKeys", "SourceKeys"]
+__all__ = [
+    "ENGINE_KEYS",
+    "OperatorKeys",
+    "OperatorSettings",
+    "RootKeys",
+    "RunnerName",
+    "SinkKeys",
+    "SinkSettings",
+    "SourceKeys",
+    "SourceSettings",
+]
+
+RunnerName = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +35,7 @@ class RootKeys:
 
     name: str = option(REQUIRED, "Name of the pipeline: in state, logs and metrics.")
     state: Path = option(REQUIRED, "Folder of epochs and snapshots; on a cluster one that all machines share.")
-    runner: Literal["local", "ray"] = option("local", "local: one process; ray: actors on this machine or a cluster.")
+    runner: RunnerName = option("local", "local: one process; ray: actors on this machine or a cluster.")
     epoch_s: float = option(
         10.0, "Time between commits: rows become visible, and a crash repeats, at most this much.", unit="s", gt=0
     )
@@ -38,17 +51,10 @@ class RootKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeKeys:
-    """Keys of every node."""
+class SourceSettings:
+    """Settings of a source."""
 
-    type: str = option(REQUIRED, "Registered name (`streambank list`) or module:Class of your own.")
-    num_cpus: float = option(1.0, "Ray: cores that one task asks for.", ge=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceKeys(NodeKeys):
-    """Keys of a source."""
-
+    num_cpus: float = option(1.0, "Ray: cores that are reserved for one task; 0 reserves none.", ge=0)
     parallelism: int = option(1, "Tasks that share the splits (files) among them.", ge=1, le=1024)
     stay: bool = option(
         False,
@@ -58,19 +64,15 @@ class SourceKeys(NodeKeys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputKeys(NodeKeys):
-    """Keys of every node that reads others."""
-
-    input: str | None = option(None, "Node whose rows it takes.")
-    inputs: list[str] | None = option(None, "Nodes whose rows it takes, in the place of `input`.")
+class _ShardSettings:
     shards: int = option(1, "Copies that work side by side; a stream belongs to one of them by its key.", ge=1, le=128)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorKeys(InputKeys):
-    """Keys of an operator."""
+class OperatorSettings(_ShardSettings):
+    """Settings of an operator."""
 
-    control: str | list[str] | None = option(None, "Nodes that deliver control rows: questions, prompts, labels.")
+    num_cpus: float = option(1.0, "Ray: cores that are reserved for one shard; 0 reserves none.", ge=0)
     device: str = option("auto", "cpu, cuda, cuda:N, or auto: CUDA where it is, else the CPU.")
     num_gpus: float | None = option(
         None, "Ray: share of a GPU for one shard. Default: 1 where `device` asks for CUDA, else 0.", ge=0
@@ -99,7 +101,40 @@ class OperatorKeys(InputKeys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinkKeys(InputKeys):
+class SinkSettings(_ShardSettings):
+    """Settings of a sink."""
+
+    num_cpus: float = option(1.0, "Ray: cores that are reserved for one shard; 0 reserves none.", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TypeKeys:
+    type: str = option(REQUIRED, "Registered name (`streambank list`) or module:Class of your own.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _InputKeys(_TypeKeys):
+    input: str | None = option(None, "Node whose rows it takes.")
+    inputs: list[str] | None = option(None, "Nodes whose rows it takes, in the place of `input`.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ControlKeys(_InputKeys):
+    control: str | list[str] | None = option(None, "Nodes that deliver control rows: questions, prompts, labels.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKeys(SourceSettings, _TypeKeys):
+    """Keys of a source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorKeys(OperatorSettings, _ControlKeys):
+    """Keys of an operator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkKeys(SinkSettings, _InputKeys):
     """Keys of a sink."""
 
 

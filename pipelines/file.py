@@ -17,9 +17,9 @@ from connectors.errors import ConfigError, nearest
 from pipelines import registry
 from pipelines.devices import device_problem
 from pipelines.document import Document, KeyPath, Problem, parse_scalar_or_flow, raise_problems
-from pipelines.engine_keys import ENGINE_KEYS, InputKeys, NodeKeys, OperatorKeys, RootKeys, SourceKeys
+from pipelines.engine_keys import ENGINE_KEYS, RootKeys
 from pipelines.graph import topological_order
-from pipelines.options import option_infos, parse_options, parse_values, show_value, unknown_keys
+from pipelines.options import former_names, option_infos, parse_options, parse_values, show_value, unknown_keys
 from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, Secret, SinkSpec, SourceSpec, span_us
 
 __all__ = ["load_spec", "spec_from_dict"]
@@ -27,6 +27,7 @@ __all__ = ["load_spec", "spec_from_dict"]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 _SECTIONS: Mapping[str, registry.Kind] = {"sources": "source", "operators": "operator", "sinks": "sink"}
+_SPECS: Mapping[registry.Kind, type[NodeSpec]] = {"source": SourceSpec, "operator": OperatorSpec, "sink": SinkSpec}
 _EXAMPLES = {
     "sources": "clips: {type: video, path: 'clips/*.mp4'}",
     "operators": "detect: {type: mamba, input: clips}",
@@ -136,14 +137,7 @@ class _Checker:
         assert root is not None
         reads = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
         return PipelineSpec(
-            name=root.name,
-            state=root.state,
-            runner=root.runner,
-            epoch_s=root.epoch_s,
-            max_attempts=root.max_attempts,
-            resources_wait_s=root.resources_wait_s,
-            placement=root.placement,
-            seed=root.seed,
+            **_given(root),
             sources=tuple(node for node in self._nodes.values() if isinstance(node, SourceSpec)),
             operators=tuple(cast("OperatorSpec", self._nodes[name]) for name in topological_order(reads)[0]),
             sinks=tuple(node for node in self._nodes.values() if isinstance(node, SinkSpec)),
@@ -213,7 +207,7 @@ class _Checker:
         options, references = self._options(loaded, given, engine_names, path)
         if keys is None or options is None:
             return None
-        return _node_spec(name, keys, options, references)
+        return _node_spec(kind, name, keys, options, references)
 
     def _options(
         self, loaded: type[Any], given: dict[str, Any], engine_names: set[str], path: KeyPath
@@ -225,7 +219,9 @@ class _Checker:
             self._document.report(
                 (*path, "type"), f"{loaded.__name__}.Options declares {', '.join(clash)}, a key of the engine; rename it there"
             )
-        self._report(unknown_keys(given, engine_names | infos.keys(), "option", hint=infos), path)
+        self._report(
+            unknown_keys(given, engine_names | infos.keys(), "option", hint=infos, former=former_names(loaded.Options)), path
+        )
         seed = self._values.get("seed")
         if "seed" in infos and seed is not None:
             given.setdefault("seed", seed)
@@ -401,33 +397,18 @@ class _Checker:
         return [name for name, where in self._sections.items() if where == section]
 
 
-def _node_spec(name: str, keys: NodeKeys, options: Any, references: Mapping[str, Any]) -> NodeSpec:
-    common: dict[str, Any] = {
-        "name": name,
-        "type": keys.type,
-        "options": options,
-        "references": references,
-        "num_cpus": keys.num_cpus,
-    }
-    if isinstance(keys, SourceKeys):
-        return SourceSpec(**common, parallelism=keys.parallelism, stay=keys.stay)
-    assert isinstance(keys, InputKeys)
-    common["inputs"] = _names(keys.input) or _names(keys.inputs)
-    common["shards"] = keys.shards
-    if not isinstance(keys, OperatorKeys):
-        return SinkSpec(**common)
-    default_gpus = 1.0 if keys.device.startswith("cuda") else 0.0
-    return OperatorSpec(
-        **common,
-        control=_names(keys.control),
-        device=keys.device,
-        num_gpus=default_gpus if keys.num_gpus is None else keys.num_gpus,
-        max_batch=keys.max_batch,
-        max_wait_ms=keys.max_wait_ms,
-        align_s=keys.align_s,
-        align_wait_s=keys.align_wait_s,
-        align_control=keys.align_control,
-    )
+def _node_spec(kind: registry.Kind, name: str, keys: Any, options: Any, references: Mapping[str, Any]) -> NodeSpec:
+    """Make a spec of the engine's keys and the options of a node; its inputs are node names without exception."""
+    given = _given(keys)
+    if kind != "source":
+        given["inputs"] = _names(given.pop("input")) or _names(given["inputs"])
+    if kind == "operator":
+        given["control"] = _names(given["control"])
+    return _SPECS[kind](name=name, options=options, references=references, **given)
+
+
+def _given(keys: Any) -> dict[str, Any]:
+    return {f.name: getattr(keys, f.name) for f in dataclasses.fields(keys)}
 
 
 def _names(value: Any) -> tuple[str, ...]:

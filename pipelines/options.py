@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from connectors.errors import ConfigError, nearest
 from pipelines.document import KeyPath, Problem
 
-__all__ = ["OptionInfo", "option_infos", "parse_options", "parse_values", "show_value", "unknown_keys"]
+__all__ = ["OptionInfo", "former_names", "option_infos", "parse_options", "parse_values", "show_value", "unknown_keys"]
 
 _BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "ge": ("at least", operator.ge),
@@ -59,6 +59,8 @@ class OptionInfo:
     secret: bool
     path: bool
     """The value is a path, or several, relative to the pipeline file."""
+    was: tuple[str, ...]
+    """Its former names."""
 
     @property
     def required(self) -> bool:
@@ -97,6 +99,7 @@ def option_infos(cls: type) -> tuple[OptionInfo, ...]:
                 choices=_choices(hints[f.name]) or meta.get("choices"),
                 secret=meta.get("secret", False),
                 path=meta.get("path", False) or Path in (hints[f.name], *get_args(hints[f.name])),
+                was=meta.get("was", ()),
             )
         )
     return tuple(infos)
@@ -135,17 +138,33 @@ def parse_values(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], 
 
 
 def unknown_keys(
-    values: Mapping[str, Any], allowed: Iterable[str], what: str, *, hint: Iterable[str] | None = None
+    values: Mapping[str, Any],
+    allowed: Iterable[str],
+    what: str,
+    *,
+    hint: Iterable[str] | None = None,
+    former: Mapping[str, str] | None = None,
 ) -> list[Problem]:
     """Return a problem for every key that is not ``allowed``.
 
-    ``what`` is what messages call a key: option, section. ``hint``, if given, are the ones that a message lists.
+    ``what`` is what messages call a key: option, section. ``hint``, if given, are the ones that a message lists. ``former``
+    says what has become of keys that were allowed once (``former_names``).
     """
     names = sorted(allowed)
     listed = ", ".join(names if hint is None else hint) or "none"
-    return [
-        Problem((key,), f"unknown {what} {key!r}{nearest(key, names)}; allowed: {listed}") for key in values if key not in names
-    ]
+    problems = []
+    for key in values:
+        if key not in names:
+            unknown = f"unknown {what} {key!r}{nearest(key, names)}; allowed: {listed}"
+            problems.append(Problem((key,), (former or {}).get(key, unknown)))
+    return problems
+
+
+def former_names(cls: type) -> dict[str, str]:
+    """Return former option of a dataclass → what to write now, a sentence for messages."""
+    renamed = {old: f"was renamed to {info.name}; write '{info.name}: ...'" for info in option_infos(cls) for old in info.was}
+    removed = {old: f"is no longer an option; {now}" for old, now in getattr(cls, "removed", {}).items()}
+    return renamed | removed
 
 
 def show_value(value: Any) -> str:

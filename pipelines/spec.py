@@ -1,7 +1,8 @@
 """A checked pipeline: what ``pipelines.file`` makes of a pipeline file and what the runners get.
 
-Plain frozen dataclasses that can be pickled into another process. They know how to build their source, operator or sink,
-but nothing of YAML; paths are absolute, options are instances of the type's own dataclass.
+Plain frozen dataclasses that can be pickled into another process; what a user sets is declared in ``pipelines.engine_keys``.
+They know how to build their source, operator or sink, but nothing of YAML; paths are absolute, options are instances of the
+type's own dataclass.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from connectors.errors import ConfigError, nearest
 from pipelines import registry
 from pipelines.devices import device_problem, resolve_device
+from pipelines.engine_keys import OperatorSettings, RootKeys, RunnerName, SinkSettings, SourceSettings
 
 if TYPE_CHECKING:
     from connectors.base import Sink, Source
@@ -26,17 +28,13 @@ __all__ = [
     "NodeSpec",
     "OperatorSpec",
     "PipelineSpec",
-    "Placement",
-    "RunnerName",
     "Secret",
     "SinkSpec",
     "SourceSpec",
     "span_us",
 ]
 
-RunnerName = Literal["local", "ray"]
-RUNNERS: tuple[RunnerName, ...] = ("local", "ray")
-Placement = Literal["pack", "spread"]
+RUNNERS: tuple[RunnerName, ...] = get_args(RunnerName)
 
 
 def span_us(align_s: float) -> int:
@@ -64,8 +62,6 @@ class NodeSpec:
     """Instance of the ``Options`` of the type."""
     references: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Secret option → where its value came from, ``{env: NAME}`` or ``{file: PATH}``; shown in place of the value."""
-    num_cpus: float = 1.0
-    """Ray only: cores that one task asks for."""
 
     def options_dict(self) -> dict[str, Any]:
         """Return the options as plain values for printing and for fingerprints; secrets as their references."""
@@ -74,13 +70,8 @@ class NodeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceSpec(NodeSpec):
+class SourceSpec(SourceSettings, NodeSpec):
     """One entry of ``sources``."""
-
-    parallelism: int = 1
-    """Tasks among which the splits are shared out."""
-    stay: bool = False
-    """Whether the run goes on for its control rows when all other sources have ended, and their streams stay open for it."""
 
     def build(self) -> Source:
         """Make the source. Does no I/O."""
@@ -88,27 +79,21 @@ class SourceSpec(NodeSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatorSpec(NodeSpec):
+class OperatorSpec(OperatorSettings, NodeSpec):
     """One entry of ``operators``."""
 
     inputs: tuple[str, ...]
     control: tuple[str, ...] = ()
     """Nodes whose rows go to ``Operator.control``."""
-    shards: int = 1
-    device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where it is, else the CPU."""
-    num_gpus: float = 0.0
-    """Ray only: share of a GPU for one shard; more than 0 only where ``device`` is not ``cpu``."""
-    max_batch: int = 32
-    """Rows of one call of ``process`` at most."""
-    max_wait_ms: float = 20.0
-    """A batch that is not full is processed this long after its oldest row arrived."""
-    align_s: float | None = None
-    """Spans of event time in which data rows, then control rows are handed over; None: as they arrive."""
-    align_wait_s: float | None = None
-    """How long an input without rows holds the others back; None: for ever."""
-    align_control: bool = True
-    """Whether control rows are aligned, too; else they are handed over as they arrive."""
+
+    def __post_init__(self) -> None:
+        if self.num_gpus is None:
+            object.__setattr__(self, "num_gpus", 1.0 if self.device.startswith("cuda") else 0.0)
+
+    @property
+    def gpus(self) -> float:
+        """Share of a GPU that one shard asks for."""
+        return self.num_gpus or 0.0
 
     def build(self, device: str | None = None) -> Operator:
         """Make one shard of the operator on ``device`` (default: the spec's own, ``auto`` resolved for this process).
@@ -123,11 +108,10 @@ class OperatorSpec(NodeSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SinkSpec(NodeSpec):
+class SinkSpec(SinkSettings, NodeSpec):
     """One entry of ``sinks``."""
 
     inputs: tuple[str, ...]
-    shards: int = 1
 
     def build(self) -> Sink:
         """Make one shard of the sink. Does no I/O."""
@@ -135,27 +119,13 @@ class SinkSpec(NodeSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineSpec:
+class PipelineSpec(RootKeys):
     """A whole pipeline. Node names are unique over sources, operators and sinks."""
 
-    name: str
-    state: Path
-    """Folder of epochs and snapshots."""
     sources: tuple[SourceSpec, ...]
     operators: tuple[OperatorSpec, ...]
     """In topological order: every operator comes after its inputs."""
     sinks: tuple[SinkSpec, ...]
-    runner: RunnerName = "local"
-    epoch_s: float = 10.0
-    """Seconds between commits."""
-    max_attempts: int = 3
-    """How often a run is begun anew from its last epoch after an actor died, before it fails."""
-    resources_wait_s: float = 300.0
-    """Ray only: how long an attempt waits for room on the cluster."""
-    placement: Placement = "pack"
-    """Ray only: whether actors share as few nodes as possible or are spread over all."""
-    seed: int | None = None
-    """Default of every option called ``seed``."""
 
     def node(self, name: str) -> SourceSpec | OperatorSpec | SinkSpec:
         """Return the node of that name; ``KeyError`` where there is none."""
@@ -190,15 +160,9 @@ class PipelineSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved pipeline in the form of a pipeline file: all defaults filled in, secrets as references."""
+        root = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(RootKeys)}
         return {
-            "name": self.name,
-            "state": str(self.state),
-            "runner": self.runner,
-            "epoch_s": self.epoch_s,
-            "max_attempts": self.max_attempts,
-            "resources_wait_s": self.resources_wait_s,
-            "placement": self.placement,
-            **({} if self.seed is None else {"seed": self.seed}),
+            **{name: value for name, value in root.items() if value is not None},
             "sources": {node.name: _node_dict(node) for node in self.sources},
             "operators": {node.name: _node_dict(node) for node in self.operators},
             "sinks": {node.name: _node_dict(node) for node in self.sinks},

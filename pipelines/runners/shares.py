@@ -106,17 +106,17 @@ def _fits(cpus: Sequence[float], gpus: Sequence[float], nodes: Sequence[Node]) -
 def _gpu_shares(graph: Graph, there: float) -> dict[str, float]:
     """Return operator → GPU share of one of its shards; operators that run on the CPU are left out."""
     users = [node for node in graph.spec.operators if node.device != "cpu"]
-    open_shards = sum(node.shards for node in users if not node.num_gpus)
-    firm = sum(node.num_gpus * node.shards for node in users)
+    open_shards = sum(node.shards for node in users if not node.gpus)
+    firm = sum(node.gpus * node.shards for node in users)
     each = _each(max(0.0, there - firm), open_shards)
     result = {}
     for node in users:
-        share = node.num_gpus or each
+        share = node.gpus or each
         if share and firm <= there:
             result[node.name] = share
         elif node.device != "auto":
             raise DeviceError(_missing(node, there))
-        elif node.num_gpus:
+        elif node.gpus:
             logger.warning(
                 "operator=%s asks for %g GPUs per shard, the cluster has %g: it runs on the CPU", node.name, share, there
             )
@@ -136,9 +136,9 @@ def _floor(amount: float) -> float:
 
 
 def _missing(node: OperatorSpec, there: float) -> str:
-    asks = f"{node.num_gpus * node.shards:g} GPU" if node.num_gpus else "a GPU"
-    if node.num_gpus and node.shards > 1:
-        asks += f" ({node.shards} shards of {node.num_gpus:g})"
+    asks = f"{node.gpus * node.shards:g} GPU" if node.gpus else "a GPU"
+    if node.gpus and node.shards > 1:
+        asks += f" ({node.shards} shards of {node.gpus:g})"
     return (
         f"operators.{node.name}: device {node.device!r} asks for {asks}, the Ray cluster has {there:g}; add GPU workers, "
         "ask for less, or set 'device: auto' or 'device: cpu'"

@@ -24,7 +24,8 @@ from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 
 __all__ = ["Manifest", "OperatorState", "StateFolder", "read_manifests"]
 
-FORMAT = 1
+FORMAT = 2
+"""Raised where what is in a state folder changes: names of options, the state of operators. Older ones cannot be resumed."""
 _KEEP = 2
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ class StateFolder:
 def read_manifests(root: Path) -> list[Manifest]:
     """Return the readable manifests of a state folder, newest first; a torn or foreign one is skipped with a warning.
 
-    Needs no lock: manifests are replaced as a whole. Raise ``RecoveryError`` for one of a newer format.
+    Needs no lock: manifests are replaced as a whole. Raise ``RecoveryError`` for one of another format.
     """
     folder = root / "epochs"
     paths = sorted(folder.glob("[0-9]*.json"), key=lambda path: path.stem, reverse=True) if folder.is_dir() else []
@@ -216,8 +217,11 @@ def read_manifests(root: Path) -> list[Manifest]:
             logger.warning("manifest=%s skipped, unreadable: %s", path, error)
             continue
         if value["format"] != FORMAT:
+            older = isinstance(value["format"], int) and value["format"] < FORMAT
+            changed = "operators keep other state and options have other names since then; " if older else ""
             raise RecoveryError(
-                f"{path} has format {value['format']!r}, this version reads {FORMAT}; resume with the version that wrote it"
+                f"{path} has format {value['format']!r}, this version reads {FORMAT}: {changed}resume with the version of "
+                "streambank that wrote it, or start in a new state folder"
             )
         manifests.append(Manifest.from_json(value))
     return manifests

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -25,13 +26,14 @@ class LabelOptions:
 
     password: str | None = option(None, "Password of the label store.", secret=True)
     seed: int = option(0, "Seed.")
-    rate: float = option(1.0, "Learning rate.", gt=0, lt=10)
+    rate: float = option(1.0, "Learning rate.", gt=0, lt=10, was=("learning_rate", "lr"))
     low: int = option(0, "Lower edge.")
     high: int = option(10, "Upper edge.")
     tags: list[Literal["a", "b"]] = option([], "Tags.")
     sizes: tuple[int, ...] = option((1, 2), "Sizes.", ge=1)
     model: Path | None = option(None, "A file.")
     extra: dict[str, Any] = option({}, "Anything.")
+    removed: ClassVar[Mapping[str, str]] = {"clock": "set 'align_s' on the node"}
 
     def __post_init__(self) -> None:
         if self.low > self.high:

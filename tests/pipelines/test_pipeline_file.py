@@ -529,3 +529,16 @@ def test_a_dict_is_checked_like_a_file_and_named_in_messages() -> None:
         spec_from_dict({"name": "x", "state": "s", "sources": {"a": {"type": "video", "path": Path("x"), "max_fps": object}}})
     first = str(caught.value).splitlines()[0]
     assert first.startswith("pipeline  sources.a.max_fps: must be a number, above 0 (1/s), got <class 'object'>")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lr: 2.0", "p.yaml:9:5  operators.label.lr: was renamed to rate; write 'rate: ...'"),
+        ("clock: wall", "p.yaml:9:5  operators.label.clock: is no longer an option; set 'align_s' on the node"),
+    ],
+)
+def test_an_option_of_an_older_version_is_told_its_successor(line: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, labels(line))
+    assert str(raised.value) == f"{tmp_path}/{message}"

@@ -94,9 +94,16 @@ def test_a_manifest_whose_content_was_changed_is_skipped(folder: StateFolder, ca
     assert "checksum differs" in caplog.text
 
 
-def test_a_manifest_of_a_newer_format_is_an_error_that_says_so(folder: StateFolder) -> None:
-    (folder.root / "epochs" / "000007.json").write_text(json.dumps({"sha256": "", "manifest": {"format": 99}}))
-    with pytest.raises(RecoveryError, match="has format 99, this version reads 1"):
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (99, "has format 99, this version reads 2: resume with the version of streambank that wrote it, or start in a new"),
+        (1, "this version reads 2: operators keep other state and options have other names since then; resume with the"),
+    ],
+)
+def test_a_manifest_of_another_format_is_an_error_that_says_so(number: int, says: str, folder: StateFolder) -> None:
+    (folder.root / "epochs" / "000007.json").write_text(json.dumps({"sha256": "", "manifest": {"format": number}}))
+    with pytest.raises(RecoveryError, match=says):
         folder.newest()
 
 
