@@ -40,7 +40,8 @@ def option(
     ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed. ``path`` options (and all of type ``Path``)
     hold paths or globs; in a pipeline file they are relative to it.
     ``was`` lists former names of the option: who still writes one is told the new one.
-    A list or dict default is copied for every instance.
+    A list or dict default is copied for every instance. Where options depend on a choice, the field is annotated as a union of
+    options classes, each with a ``ClassVar`` called ``type``; a pipeline file then has a mapping with ``type`` and its options.
     """
     metadata = {
         "doc": doc,

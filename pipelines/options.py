@@ -61,6 +61,8 @@ class OptionInfo:
     """The value is a path, or several, relative to the pipeline file."""
     was: tuple[str, ...]
     """Its former names."""
+    variants: Mapping[str, type]
+    """The value is a mapping with options of its own: its ``type`` → which; empty for every other option."""
 
     @property
     def required(self) -> bool:
@@ -70,6 +72,9 @@ class OptionInfo:
     @property
     def allowed(self) -> str:
         """What values are allowed, in words."""
+        if self.variants:
+            words = f"a mapping with a type, one of {', '.join(map(repr, self.variants))}"
+            return words + (" or null" if type(None) in get_args(self.annotation) else "")
         if self.choices is not None:
             words = ", ".join(show_value(choice) for choice in self.choices)
             return f"a list of {words}" if get_origin(self.annotation) is list else f"one of {words}"
@@ -100,6 +105,7 @@ def option_infos(cls: type) -> tuple[OptionInfo, ...]:
                 secret=meta.get("secret", False),
                 path=meta.get("path", False) or Path in (hints[f.name], *get_args(hints[f.name])),
                 was=meta.get("was", ()),
+                variants=_variants(hints[f.name]),
             )
         )
     return tuple(infos)
@@ -177,6 +183,9 @@ def show_value(value: Any) -> str:
 
 def _parse_one(info: OptionInfo, cls: type, value: Any) -> tuple[Any, list[Problem]]:
     """Check type, choices and bounds of one option."""
+    if info.variants and value is not None:
+        parsed, problems = _parse_variant(info, value)
+        return parsed, [Problem((info.name, *problem.path), problem.message) for problem in problems]
     try:
         encoded = json.dumps(value)
     except (TypeError, ValueError):
@@ -200,6 +209,23 @@ def _parse_one(info: OptionInfo, cls: type, value: Any) -> tuple[Any, list[Probl
                     unit = f" ({info.unit})" if info.unit else ""
                     problems.append(Problem(path, f"must be {words} {bound:g}{unit}, got {_shown(info, item)}"))
     return parsed, problems
+
+
+def _parse_variant(info: OptionInfo, value: Any) -> tuple[Any, list[Problem]]:
+    """Return an instance of the options class that the ``type`` of a mapping names; paths of problems begin within it."""
+    if not isinstance(value, Mapping):
+        example = next(iter(info.variants))
+        return None, [Problem((), f"must be {info.allowed}, as in {{type: {example}}}, got {_shown(info, value)}")]
+    given = {key: item for key, item in value.items() if key != "type"}
+    kind = value.get("type")
+    if not isinstance(kind, str) or kind not in info.variants:
+        if "type" not in value:
+            return None, [Problem(("type",), f"is missing; allowed: {', '.join(info.variants)}")]
+        return None, [Problem(("type",), _choice_problem(info, tuple(info.variants), kind))]
+    cls = info.variants[kind]
+    options, problems = parse_options(cls, given)
+    names = [own.name for own in option_infos(cls)]
+    return options, unknown_keys(given, [*names, "type"], f"option of {kind}", hint=names, former=former_names(cls)) + problems
 
 
 @lru_cache(maxsize=4096)
@@ -267,6 +293,12 @@ def _members(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [member for member in get_args(annotation) if member is not type(None)]
     return [annotation]
+
+
+def _variants(annotation: Any) -> dict[str, type]:
+    """Return the options classes of a union by their ``type``."""
+    classes = [member for member in _members(annotation) if isinstance(member, type) and dataclasses.is_dataclass(member)]
+    return {str(vars(cls)["type"]): cls for cls in classes}
 
 
 def _choices(annotation: Any) -> tuple[Any, ...] | None:

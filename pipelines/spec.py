@@ -188,6 +188,8 @@ def _plain(value: Any) -> Any:
     """Turn an option's value into what YAML and JSON can write."""
     if isinstance(value, Path):
         return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and hasattr(value, "type"):  # options of a variant
+        return {"type": value.type} | {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

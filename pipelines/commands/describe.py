@@ -53,6 +53,10 @@ def option_lines(infos: Sequence[OptionInfo]) -> list[str]:
         default = "required" if info.required else f"default {show_value(info.default)}"
         lines.append(f"  {info.name}: {'a secret, {env: NAME} or {file: PATH}' if info.secret else info.allowed}; {default}")
         lines += textwrap.wrap(info.doc, _WIDTH, initial_indent="      ", subsequent_indent="      ")
+        for kind, cls in info.variants.items():
+            about = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
+            lines += textwrap.wrap(f"type: {kind}: {about}", _WIDTH, initial_indent="    ", subsequent_indent="      ")
+            lines += [f"    {line}" for line in option_lines(option_infos(cls))]
     return lines
 
 
