@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -31,6 +31,7 @@ from operators.state import Rows, State
 __all__ = [
     "EVICTED",
     "NEVER_US",
+    "STREAM_STATUSES",
     "Opened",
     "Refusal",
     "Stream",
@@ -40,6 +41,15 @@ __all__ = [
     "encode_streams",
     "require_full",
 ]
+
+STREAM_STATUSES: Mapping[str, str] = {
+    "late": "sequence or event_time did not rise within the stream",
+    "duplicate": "the row has the sequence of the stream's last one",
+    "rejected_corrupt": "the row's content cannot be used; `error` says why",
+    "rejected_full": "a new stream, all slots are taken, and `on_streams_full` is `reject`",
+    "reset": "the first row after the stream's memory was forgotten; `error` says why",
+}
+"""What every operator with a memory per stream can say of a row besides ``ok`` and its own."""
 
 EVICTED = "the memory of this stream was evicted to make room; raise max_streams to avoid that"
 
