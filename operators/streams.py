@@ -156,9 +156,8 @@ class StreamTable(Generic[S]):
         self._touched: set[str] = set()
         self._closed: set[str] = set()
         self._tick = 0
-        self._columns = {
-            f.name: _PLAIN[str(f.type)] for f in dataclasses.fields(kind) if f.name != "slot" and str(f.type) in _PLAIN
-        }
+        types = {f.name: getattr(f.type, "__name__", str(f.type)) for f in dataclasses.fields(kind) if f.name != "slot"}
+        self._columns = {name: _PLAIN[text] for name, text in types.items() if text in _PLAIN}
 
     def __len__(self) -> int:
         return len(self._streams)
