@@ -312,6 +312,7 @@ class StreamTable(Generic[S]):
         ``meta`` is what ``restore`` will compare, such as the id of the weights.
         """
         names = [name for name in self._streams if not incremental or name in self._touched]
+        names.sort(key=lambda name: self._streams[name].slot)
         streams = [self._streams[name] for name in names]
         state = State(streams=names, incremental=incremental, closed=sorted(self._closed) if incremental else [])
         for column, dtype in self._columns.items():

@@ -244,7 +244,7 @@ def test_missing_column_is_an_error_that_names_it():
 def test_late_and_duplicate_rows_are_dropped():
     detector, clean = operator(), operator()
     got = run(detector, [("a", 0), ("a", 1), ("a", 1), ("a", 0), ("a", 2)])
-    assert [row["status"] for row in got] == ["ok", "ok", "late", "late", "ok"]
+    assert [row["status"] for row in got] == ["ok", "ok", "duplicate", "late", "ok"]
     assert got[2]["error"] == "sequence 1 does not follow 1" and got[2]["detections"] is None
     wanted = run(clean, [("a", 0), ("a", 1), ("a", 2)])
     assert (
