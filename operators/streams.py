@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ __all__ = [
     "EVICTED",
     "NEVER_US",
     "STREAM_STATUSES",
+    "OnStreamsFull",
     "Opened",
     "Refusal",
     "Stream",
@@ -39,6 +40,7 @@ __all__ = [
     "StreamTable",
     "TimedStreamOptions",
     "encode_streams",
+    "on_streams_full",
     "require_full",
 ]
 
@@ -63,6 +65,18 @@ Ints = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
 
 
+OnStreamsFull = Literal["evict", "reject"]
+
+
+def on_streams_full(*, was: Sequence[str] = ()) -> Any:
+    """Declare the option ``on_streams_full``; ``was``: what an operator called it before."""
+    return option(
+        "evict",
+        "When one stream more arrives: `evict` the one idle longest (it starts afresh later), or `reject` the new one's rows.",
+        was=was,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """Options of every operator that has a memory per stream."""
@@ -70,10 +84,7 @@ class StreamOptions:
     max_streams: int = option(
         4, "Streams with a memory at the same time; memory for them is allocated at the start.", unit="streams", ge=1
     )
-    on_streams_full: Literal["evict", "reject"] = option(
-        "evict",
-        "When one stream more arrives: `evict` the one idle longest (it starts afresh later), or `reject` the new one's rows.",
-    )
+    on_streams_full: OnStreamsFull = on_streams_full()
 
 
 @dataclass(frozen=True, kw_only=True)

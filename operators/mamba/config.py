@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
-from operators.streams import TimedStreamOptions
+from operators.streams import OnStreamsFull, TimedStreamOptions, on_streams_full
 
 __all__ = ["MambaOptions"]
 
@@ -18,6 +18,7 @@ __all__ = ["MambaOptions"]
 class MambaOptions(TimedStreamOptions):
     """What a user can set for ``type: mamba``."""
 
+    on_streams_full: OnStreamsFull = on_streams_full(was=("on_full",))
     checkpoint: str | None = option(
         None,
         "Weights: a safetensors file of this project or the official .pth; without it the weights are random.",
@@ -31,13 +32,11 @@ class MambaOptions(TimedStreamOptions):
     levels: Literal["all", "instance", "pixel"] = option(
         "all",
         "Which banks to use: `all` that the weights have, `instance` (proposal features) or `pixel` (map cells) only.",
-        choices=("all", "instance", "pixel"),
     )
     init: Literal["self", "spread"] = option(
         "self",
         "First frame of a stream: `self` attends to its own proposals (live); `spread` also to the reference frames that the "
         "source delivers before it (recorded files; set `references: 14` on the source). `spread` is not causal.",
-        choices=("self", "spread"),
     )
     max_length: int = option(
         20000,
@@ -57,13 +56,13 @@ class MambaOptions(TimedStreamOptions):
     bank_dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32",
         "Storage of bank rows; 16 bits halve the memory and change scores by about 1e-3.",
-        choices=("float32", "float16", "bfloat16"),
     )
-    bank_gib: float = option(4.0, "Upper bound of all banks of one shard; checked before the start.", unit="GiB", gt=0)
+    bank_gib: float = option(
+        4.0, "Upper bound of all banks of one shard; checked before the start.", unit="GiB", gt=0, was=("bank_budget_gib",)
+    )
     on_cut: Literal["keep", "reset"] = option(
         "keep",
         "At a scene cut `keep` the memory (published) or `reset` it (needed for edited video).",
-        choices=("keep", "reset"),
     )
     cut_correlation: float = option(
         0.5, "A cut is where the colour histograms of neighbouring frames correlate less than this; for `on_cut: reset`.", le=1
@@ -80,7 +79,6 @@ class MambaOptions(TimedStreamOptions):
     compat: Literal["", "official"] = option(
         "",
         "`official` lets banks overshoot max_length as the published code does (20025 rows); default: max_length is the cap.",
-        choices=("", "official"),
     )
     chunk_mpix: float = option(
         4.8, "Pixels that go through the backbone at once; lower it where memory is short.", unit="Mpx", gt=0

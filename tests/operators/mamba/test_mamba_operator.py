@@ -245,7 +245,7 @@ def test_late_and_duplicate_rows_are_dropped():
     detector, clean = operator(), operator()
     got = run(detector, [("a", 0), ("a", 1), ("a", 1), ("a", 0), ("a", 2)])
     assert [row["status"] for row in got] == ["ok", "ok", "duplicate", "late", "ok"]
-    assert got[2]["error"] == "sequence 1 does not follow 1" and got[2]["detections"] is None
+    assert "sequence 1 was taken already" in got[2]["error"] and "sequence 0 does not follow 1" in got[3]["error"]
     wanted = run(clean, [("a", 0), ("a", 1), ("a", 2)])
     assert (
         mamba_streams.detections_difference(
