@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from connectors.extras import optional
+
+cv2 = optional("cv2")
 
 __all__ = [
     "Boxes",
@@ -37,7 +40,6 @@ Picture = NDArray[np.uint8]
 """[H, W, 3], blue, green, red."""
 Colour = tuple[int, int, int]
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK: Colour = (38, 32, 28)
 _LIGHT: Colour = (245, 245, 245)
 _MUTED: Colour = (190, 180, 170)
@@ -97,7 +99,7 @@ def placeholder(height: int, width: int, text: str) -> Picture:
     cv2.line(picture, (0, height - 1), (width - 1, 0), _GREY, 1, cv2.LINE_AA)
     scale, thickness, text_height = _text_style(height)
     line = _shorten(text, width - 16, scale, thickness)
-    (text_width, _), _ = cv2.getTextSize(line, _FONT, scale, thickness)
+    text_width = _text_width(line, scale, thickness)
     _put(picture, line, ((width - text_width) // 2, (height + text_height) // 2), scale, _LIGHT, thickness)
     return picture
 
@@ -179,11 +181,11 @@ def draw_header(width: int, height: int, title: str, note: str = "") -> Picture:
     base = round(height * 0.68)
     title = _shorten(title, width - 2 * margin, scale, thickness)
     _put(bar, title, (margin, base), scale, _LIGHT, thickness)
-    used = cv2.getTextSize(title, _FONT, scale, thickness)[0][0] + 3 * margin
+    used = _text_width(title, scale, thickness) + 3 * margin
     small = scale * 0.82
     note = _shorten(note, width - used - margin, small, thickness)
     if note:
-        _put(bar, note, (width - margin - cv2.getTextSize(note, _FONT, small, thickness)[0][0], base), small, _MUTED, thickness)
+        _put(bar, note, (width - margin - _text_width(note, small, thickness), base), small, _MUTED, thickness)
     return bar
 
 
@@ -212,7 +214,7 @@ def _tag(picture: Picture, text: str, x1: int, y1: int, y2: int, colour: Colour,
     """Draw a filled label on top of a box, or inside it where there is no room above; always within the picture."""
     height, width = picture.shape[:2]
     scale, thickness, text_height = _text_style(height)
-    (text_width, _), base = cv2.getTextSize(text, _FONT, scale, thickness)
+    (text_width, _), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
     tag_width, tag_height = text_width + 6, text_height + base + 2
     left = int(np.clip(x1 - line // 2, 0, max(0, width - tag_width)))
     top = y1 - tag_height if y1 >= tag_height else min(y1, max(0, y2 - tag_height))
@@ -227,15 +229,19 @@ def _text_style(picture_height: int) -> tuple[float, int, int]:
     """Return (font scale, thickness, height of a capital in pixels) that can be read at this picture height."""
     scale = float(np.clip(picture_height / 900, 0.34, 1.2))
     thickness = max(1, round(scale * 1.6))
-    return scale, thickness, int(cv2.getTextSize("Ag", _FONT, scale, thickness)[0][1])
+    return scale, thickness, int(cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][1])
+
+
+def _text_width(text: str, scale: float, thickness: int) -> int:
+    return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)[0][0])
 
 
 def _shorten(text: str, width: int, scale: float, thickness: int) -> str:
     """Cut a text to ``width`` pixels."""
     text = _drawable(text)
-    if cv2.getTextSize(text, _FONT, scale, thickness)[0][0] <= width:
+    if _text_width(text, scale, thickness) <= width:
         return text
-    while text and cv2.getTextSize(text + "...", _FONT, scale, thickness)[0][0] > width:
+    while text and _text_width(text + "...", scale, thickness) > width:
         text = text[: -max(1, len(text) // 8)]
     return text + "..." if text else ""
 
@@ -246,4 +252,4 @@ def _drawable(text: str) -> str:
 
 
 def _put(picture: Picture, text: str, at: tuple[int, int], scale: float, colour: Colour, thickness: int) -> None:
-    cv2.putText(picture, _drawable(text), at, _FONT, scale, colour, thickness, cv2.LINE_AA)
+    cv2.putText(picture, _drawable(text), at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pyarrow as pa
 
-from connectors import records
+from connectors import extras, records
 from connectors.errors import DeviceError, StreambankError
 from pipelines import registry
 from pipelines.devices import resolve_device
 from pipelines.runtime.manifest import Manifest, read_manifests
 from pipelines.runtime.recovery import reshard_problem
-from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
+from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 
 if TYPE_CHECKING:
     from operators.base import Operator
@@ -63,6 +63,8 @@ class _Checker:
             )
         manifests = self._try("state", lambda: read_manifests(self.spec.state))
         self.manifest = manifests[0] if manifests else None
+        if self.spec.runner == "ray" and (absent := extras.missing(["ray"])):
+            self._add("error", "runner", absent)
         for source in self.spec.sources:
             self._source(source)
         for operator in self.spec.operators:
@@ -72,6 +74,9 @@ class _Checker:
 
     def _source(self, node: SourceSpec) -> None:
         where = f"sources.{node.name}"
+        if not self._installed("source", node):
+            self.schemas[node.name] = None
+            return
         source = self._try(where, node.build)
         if source is None:
             self.schemas[node.name] = None
@@ -94,6 +99,7 @@ class _Checker:
 
     def _operator(self, node: OperatorSpec) -> None:
         where = f"operators.{node.name}"
+        installed = self._installed("operator", node)
         kind: type[Operator] = registry.load("operator", node.type)
         for up in node.inputs:
             self._fits(where, "input", up, getattr(kind, "input_schema", None))
@@ -103,13 +109,27 @@ class _Checker:
         if problem is not None:
             self._add("error", f"{where}.shards", problem)
         before = len(self.findings)
-        schema = self._try(where, lambda: kind.examine(node.options, node.name))
+        schema = getattr(kind, "output_schema", None)
+        if installed:
+            schema = self._try(where, lambda: kind.examine(node.options, node.name))
         self.schemas[node.name] = schema
         device = self._device(node, f"{where}.device")
-        if len(self.findings) == before and device is not None:
+        if installed and len(self.findings) == before and device is not None:
             shards = f", {node.shards} shards" if node.shards > 1 else ""
             gives = f", gives {_rows(schema)}" if schema is not None else ""
             self._add("ok", where, f"{node.type} on {device}{shards}{gives}")
+
+    def _installed(self, kind: registry.Kind, node: NodeSpec) -> bool:
+        """Note where a package of an extra is missing; return whether to look further."""
+        absent = registry.lacks(kind, node.type)
+        if absent is None:
+            return True
+        elsewhere = self.spec.runner == "ray" and bool(os.environ.get("RAY_ADDRESS"))
+        if elsewhere:
+            self._add("warning", f"{kind}s.{node.name}.type", f"on this machine {absent}; the cluster's nodes must have it")
+        else:
+            self._add("error", f"{kind}s.{node.name}.type", f"{node.type!r} cannot run here: {absent}")
+        return elsewhere
 
     def _device(self, node: OperatorSpec, where: str) -> str | None:
         if node.device in ("auto", "cpu"):
@@ -127,6 +147,8 @@ class _Checker:
 
     def _sink(self, node: SinkSpec) -> None:
         where = f"sinks.{node.name}"
+        if not self._installed("sink", node):
+            return
         before = len(self.findings)
         folder = getattr(node.options, "path", None)
         if isinstance(folder, Path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+import streambank
 from connectors.errors import ConfigError, StreambankError
 from pipelines.commands.logs import LEVELS, set_up_logging
 
@@ -71,7 +72,7 @@ def _pipeline_file(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="streambank")
+@click.version_option(streambank.__version__)
 def cli() -> None:
     """Streams through models with memory: from recorded files, cameras or topics to Arrow, exactly once."""
 
@@ -246,10 +247,11 @@ def train(ctx: click.Context, method: str | None, wants_help: bool, quiet: bool,
 
 
 def main() -> None:
-    """Run the command line; the entry point of the distribution."""
-    # Types of the user's own (module:Class) are looked for in the current folder, as `python -m` does.
+    """Run the command line. The command ``streambank`` comes here by ``streambank.main``."""
+    # Types of the user's own (module:Class) are found in the working folder. It comes last: a folder `models` that happens to
+    # be there must not stand in for ours.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     cli(prog_name="streambank")
 
 

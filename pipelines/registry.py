@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from connectors import extras
 from connectors.errors import ConfigError, nearest
 
-__all__ = ["CONFIGS", "KINDS", "Entry", "Kind", "entries", "find", "load", "ready_pipelines"]
+__all__ = ["CONFIGS", "KINDS", "Entry", "Kind", "entries", "find", "lacks", "load", "needs", "ready_pipelines"]
 
 Kind = Literal["source", "operator", "sink"]
 KINDS: tuple[Kind, ...] = ("source", "operator", "sink")
+
+OWN_PACKAGES = ("connectors", "models", "operators", "pipelines")
+"""Top-level packages of the distribution beside ``streambank``."""
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """Folder of the ready pipelines."""
@@ -33,12 +37,14 @@ class Entry:
     target: str
     """``module:Class``."""
     summary: str
+    needs: tuple[str, ...] = ()
+    """Modules of ``connectors.extras`` that it cannot run without."""
 
 
 _ENTRIES = (
-    Entry("source", "video", "connectors.sources.video:VideoSource", "video files, one stream per file"),
-    Entry("source", "images", "connectors.sources.images:ImagesSource", "folders of images, one stream per folder"),
-    Entry("source", "camera", "connectors.sources.camera:CameraSource", "live cameras: RTSP, HTTP, devices"),
+    Entry("source", "video", "connectors.sources.video:VideoSource", "video files, one stream per file", ("cv2",)),
+    Entry("source", "images", "connectors.sources.images:ImagesSource", "folders of images, one stream per folder", ("cv2",)),
+    Entry("source", "camera", "connectors.sources.camera:CameraSource", "live cameras: RTSP, HTTP, devices", ("cv2",)),
     Entry("source", "host", "connectors.sources.host:HostSource", "telemetry of this machine: load, memory, disk, network"),
     Entry("source", "parquet", "connectors.sources.parquet:ParquetSource", "rows of Parquet files"),
     Entry("source", "csv", "connectors.sources.csv:CsvSource", "rows of CSV files"),
@@ -49,21 +55,40 @@ _ENTRIES = (
         "kafka",
         "connectors.sources.kafka:KafkaSource",
         "topics of Kafka: JSON, Arrow or frames, one split per partition",
+        ("kafka",),
     ),
     Entry("source", "requests", "connectors.sources.requests:RequestsSource", "folder that questions and prompts are put into"),
-    Entry("operator", "mamba", "operators.mamba.operator:MambaOperator", "video object detection with a memory per stream"),
+    Entry(
+        "operator",
+        "mamba",
+        "operators.mamba.operator:MambaOperator",
+        "video object detection with a memory per stream",
+        ("cv2", "torchvision"),
+    ),
     Entry(
         "operator", "reloop2", "operators.reloop2.operator:ReLoop2Operator", "click predictions corrected by a memory of labels"
     ),
-    Entry("operator", "rekv", "operators.rekv.operator:ReKVOperator", "answers to questions about running videos"),
+    Entry(
+        "operator",
+        "rekv",
+        "operators.rekv.operator:ReKVOperator",
+        "answers to questions about running videos",
+        ("cv2", "transformers"),
+    ),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
     Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
     Entry("sink", "jsonl", "connectors.sinks.jsonl:JsonlSink", "JSON lines"),
-    Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions"),
+    Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions", ("kafka",)),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
-    Entry("sink", "annotated_video", "connectors.sinks.annotated_video:AnnotatedVideoSink", "MP4 with detections drawn on it"),
+    Entry(
+        "sink",
+        "annotated_video",
+        "connectors.sinks.annotated_video:AnnotatedVideoSink",
+        "MP4 with detections drawn on it",
+        ("cv2",),
+    ),
 )
 
 
@@ -105,12 +130,33 @@ def ready_pipelines() -> dict[str, Path]:
     return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
 
 
+def lacks(kind: Kind, name: str) -> str | None:
+    """Return what to install before a registered type can run here; None where nothing is missing."""
+    return extras.missing(needs(kind, name))
+
+
+def needs(kind: Kind, name: str) -> tuple[str, ...]:
+    """Return the modules of ``connectors.extras`` that a registered type cannot run without."""
+    return next((entry.needs for entry in entries(kind) if entry.name == name), ())
+
+
 def _import(target: str, what: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         loaded = importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{what}: module {module!r} cannot be imported: {error}") from error
+        raise ConfigError(f"{what}: module {module!r} cannot be imported: {error}{_advice(error, module)}") from error
     if not hasattr(loaded, attribute):
         raise ConfigError(f"{what}: module {module!r} has no {attribute!r}{nearest(attribute, vars(loaded))}")
     return getattr(loaded, attribute)
+
+
+def _advice(error: ImportError, module: str) -> str:
+    """Return what helps where an import of the user's own module failed, as the end of a sentence."""
+    if isinstance(error, extras.MissingExtra):
+        return ""
+    if error.name is not None and error.name in extras.EXTRAS and (told := extras.missing([error.name])):
+        return f"; {told}"
+    if error.name is not None and module.startswith(error.name) and (top := error.name.partition(".")[0]) in OWN_PACKAGES:
+        return f"; {top!r} is a package of Streambank's own: give your module another name"
+    return f"; the working folder is {Path.cwd()}" if error.name == module else ""

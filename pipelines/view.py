@@ -13,15 +13,17 @@ import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.drawing import Picture, draw_boxes, draw_header, draw_status, panel_size, resize_into
 from connectors.errors import SourceError
+from connectors.extras import optional
 from connectors.sinks.annotated_video import Mp4Writer, boxes_of_rows, class_names
 from connectors.sinks.read import read_committed
+
+cv2 = optional("cv2")
 
 __all__ = ["view"]
 

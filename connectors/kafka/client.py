@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from connectors.errors import ConfigError, StreambankError
+from connectors.extras import need
 from connectors.options import REQUIRED, option
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer, KafkaProducer  # type: ignore[import-untyped, unused-ignore]
     from kafka.admin import KafkaAdminClient  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["ConnectionOptions", "admin", "consumer", "kafka_errors", "producer"]
+__all__ = ["ConnectionOptions", "admin", "consumer", "kafka_errors", "package", "producer"]
 
 BOOTSTRAP_S = 30.0
 """How long the first connection may take."""
@@ -81,11 +82,14 @@ class ConnectionOptions:
         return servers
 
 
+def package(module: str = "kafka") -> Any:
+    """Return a module of kafka-python. Raise ``MissingExtra`` where it is not installed."""
+    return need(module, "a source or sink of Kafka")
+
+
 def consumer(options: ConnectionOptions, **settings: Any) -> KafkaConsumer:
     """Return a consumer outside of all groups, which commits no offsets and never resets one by itself."""
-    from kafka import KafkaConsumer
-
-    return KafkaConsumer(
+    return package().KafkaConsumer(
         **_connection(options),
         metrics_enabled=False,
         group_id=None,
@@ -99,9 +103,7 @@ def consumer(options: ConnectionOptions, **settings: Any) -> KafkaConsumer:
 
 def producer(options: ConnectionOptions, **settings: Any) -> KafkaProducer:
     """Return an idempotent producer."""
-    from kafka import KafkaProducer
-
-    return KafkaProducer(
+    return package().KafkaProducer(
         **_connection(options),
         metrics_enabled=False,
         acks="all",
@@ -113,16 +115,13 @@ def producer(options: ConnectionOptions, **settings: Any) -> KafkaProducer:
 
 def admin(options: ConnectionOptions) -> KafkaAdminClient:
     """Return an admin client."""
-    from kafka.admin import KafkaAdminClient
-
-    return KafkaAdminClient(**_connection(options))
+    return package("kafka.admin").KafkaAdminClient(**_connection(options))
 
 
 @contextlib.contextmanager
 def kafka_errors(options: ConnectionOptions, kind: type[StreambankError], what: str) -> Iterator[None]:
     """Turn errors of kafka-python into ``kind``, with ``what`` was tried and what to look at."""
-    from kafka import errors
-
+    errors = package("kafka.errors")
     try:
         yield
     except (errors.KafkaError, OSError) as error:
@@ -144,7 +143,7 @@ def kafka_errors(options: ConnectionOptions, kind: type[StreambankError], what: 
 
 def _connection(options: ConnectionOptions) -> dict[str, Any]:
     if importlib.util.find_spec("crc32c") is None:
-        logger.warning("kafka-python computes checksums in Python, 10 times slower: pip install 'kafka-python[crc32c]'")
+        logger.warning("kafka-python computes checksums in Python, 10 times slower: pip install 'streambank[kafka]'")
     settings: dict[str, Any] = {
         "bootstrap_servers": options.servers,
         "client_id": options.client_id,

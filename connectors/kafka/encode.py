@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.errors import ConfigError, SinkError
+from connectors.kafka.client import package
 from connectors.kafka.messages import CONTENT_TYPE, MEDIA_TYPES, SCHEMA, content_type
 from connectors.records import FRAME, schema_name
 from connectors.sinks.columns import Columns
@@ -53,8 +54,7 @@ class Encoder(ABC):
 
     def _partition_of(self, streams: pa.Array) -> npt.NDArray[np.int32]:
         """Return each row's partition."""
-        from kafka.partitioner.default import murmur2  # type: ignore[import-untyped, unused-ignore]
-
+        murmur2 = package("kafka.partitioner.default").murmur2
         coded = streams.dictionary_encode()
         names: list[str] = coded.dictionary.to_pylist()
         numbers = np.fromiter(((murmur2(n.encode()) & 0x7FFFFFFF) % self.partitions for n in names), np.int32, len(names))

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from connectors.errors import SinkError
-from connectors.kafka.client import ConnectionOptions, admin, consumer, kafka_errors
+from connectors.kafka.client import ConnectionOptions, admin, consumer, kafka_errors, package
 
 __all__ = ["Marker", "ensure_topic", "find"]
 
@@ -35,9 +35,8 @@ class Marker:
 
 def ensure_topic(options: ConnectionOptions, topic: str) -> None:
     """Make the topic of markers unless it is there. Raise ``SinkError`` where this user may not."""
-    from kafka.admin import NewTopic  # type: ignore[import-untyped, unused-ignore]
-    from kafka.errors import TopicAlreadyExistsError  # type: ignore[import-untyped, unused-ignore]
-
+    NewTopic = package("kafka.admin").NewTopic
+    TopicAlreadyExistsError = package("kafka.errors").TopicAlreadyExistsError
     advice = f"cannot make topic {topic!r}; have it made with cleanup.policy=compact and one partition"
     with kafka_errors(options, SinkError, advice):
         client = admin(options)
@@ -57,8 +56,7 @@ def find(options: ConnectionOptions, topic: str, files: Collection[str], *, time
     Reads the whole topic, up to what is there now: markers of open transactions too, which are waited for since they hold back
     what follows them. Raise ``SinkError`` where one is still open after ``timeout_s``.
     """
-    from kafka import TopicPartition  # type: ignore[import-untyped, unused-ignore]
-
+    TopicPartition = package().TopicPartition
     found: set[str] = set()
     deadline = time.monotonic() + timeout_s
     with kafka_errors(options, SinkError, f"cannot read topic {topic!r}"):

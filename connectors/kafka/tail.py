@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from connectors.errors import SourceError
-from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors
+from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors, package
 
 __all__ = ["TopicTail"]
 
@@ -12,8 +12,7 @@ class TopicTail:
     """All partitions of a topic, from where they end when this is made. ``SourceError`` where it cannot be read."""
 
     def __init__(self, options: ConnectionOptions, topic: str) -> None:
-        from kafka import TopicPartition  # type: ignore[import-untyped, unused-ignore]
-
+        TopicPartition = package().TopicPartition
         self._options = options
         self._topic = topic
         with kafka_errors(options, SourceError, f"cannot read topic {topic!r}"):

@@ -20,7 +20,7 @@ import pyarrow as pa
 from connectors import faults
 from connectors.errors import SinkError
 from connectors.kafka import markers
-from connectors.kafka.client import ConnectionOptions, kafka_errors, producer
+from connectors.kafka.client import ConnectionOptions, kafka_errors, package, producer
 from connectors.kafka.markers import Marker
 
 if TYPE_CHECKING:
@@ -186,15 +186,13 @@ def _standard_headers(schema: pa.Schema) -> list[tuple[str, bytes]]:
 
 
 def _is_fenced(cause: BaseException | None) -> bool:
-    from kafka import errors
-
+    errors = package("kafka.errors")
     return isinstance(cause, errors.ProducerFencedError | errors.InvalidProducerEpochError)
 
 
 def _is_passing(cause: BaseException | None) -> bool:
     """Return whether trying again may help: not for what the brokers refuse on principle."""
-    from kafka import errors
-
+    errors = package("kafka.errors")
     lasting = (
         errors.AuthorizationError,
         errors.InvalidTopicError,

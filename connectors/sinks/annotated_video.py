@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 from typing import ClassVar, Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,8 +38,11 @@ from connectors.drawing import (
     resize_into,
 )
 from connectors.errors import ConfigError, SinkError
+from connectors.extras import optional
 from connectors.options import REQUIRED, option
 from connectors.sinks.staged import FileSink, encode_name
+
+cv2 = optional("cv2")
 
 __all__ = ["AnnotatedVideoOptions", "AnnotatedVideoSink", "Mp4Writer", "boxes_of_rows", "class_names"]
 

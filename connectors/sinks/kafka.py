@@ -23,7 +23,7 @@ from connectors import faults
 from connectors.base import Staged
 from connectors.errors import ConfigError, SinkError
 from connectors.kafka import markers
-from connectors.kafka.client import ConnectionOptions, admin, kafka_errors
+from connectors.kafka.client import ConnectionOptions, admin, kafka_errors, package
 from connectors.kafka.encode import MESSAGE, Encoder, make_encoder, standard_headers
 from connectors.kafka.markers import Marker
 from connectors.kafka.messages import MessageFormat
@@ -269,8 +269,7 @@ class KafkaSink(FileSink):
 
         So no message is refused after its epoch's manifest.
         """
-        from kafka.admin import ConfigResource  # type: ignore[import-untyped, unused-ignore]
-
+        ConfigResource = package("kafka.admin").ConfigResource
         topic = self.options.topic
         with kafka_errors(self.options, SinkError, f"cannot describe topic {topic!r}"):
             client = admin(self.options)

@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError
+from connectors.extras import optional
 from connectors.options import option
 from connectors.records import FRAME
 from connectors.sources.camera_list import CameraList, camera_problem
 from connectors.sources.frames import Bytes, FrameBatch, FrameMemory
 from connectors.sources.grabber import Grabbed, Grabber, Timing
+
+cv2 = optional("cv2")
 
 __all__ = ["CAMERA_FRAME", "CameraOptions", "CameraReader", "CameraSource"]
 

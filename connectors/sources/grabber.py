@@ -14,11 +14,13 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
-
+from connectors.extras import optional
 from connectors.sources.camera_list import masked
 from connectors.sources.frames import Bytes
+
+cv2 = optional("cv2")
 
 __all__ = ["Grabbed", "Grabber", "Lost", "Timing"]
 
@@ -158,7 +160,7 @@ class Grabber:
             if capture is not None:
                 capture.release()
 
-    def _open(self) -> cv2.VideoCapture | None:
+    def _open(self) -> Any:
         address = int(self.address) if str(self.address).isdecimal() else self.address
         if isinstance(address, int) or address.startswith("/dev/"):
             capture = cv2.VideoCapture(address)
@@ -173,7 +175,7 @@ class Grabber:
         return capture
 
 
-def _retrieve(capture: cv2.VideoCapture) -> Bytes | None:
+def _retrieve(capture: Any) -> Bytes | None:
     try:
         ok, image = capture.retrieve()
     except cv2.error:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
+from connectors.extras import optional
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.event_time import parse_start_time
@@ -27,6 +27,8 @@ from connectors.sources.files import expand, name_streams, natural_key
 from connectors.sources.follow import Folder, FollowOptions
 from connectors.sources.frames import FrameBatch, FrameMemory
 from connectors.sources.image_header import parse_header
+
+cv2 = optional("cv2")
 
 __all__ = ["ImagesOptions", "ImagesReader", "ImagesSource"]
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
-from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors
+from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors, package
 from connectors.kafka.decode import Decoder, FrameDecoder, Messages, TableDecoder
 from connectors.kafka.messages import MessageFormat
 from connectors.options import REQUIRED, option
@@ -160,6 +160,7 @@ class KafkaSource(Source):
 
     def open(self, split: str, position: Position | None) -> KafkaReader:
         """Open a partition. ``SourceError`` names both offsets where messages behind the position are gone."""
+        package()  # says what to install where it is missing
         from connectors.kafka.feed import TopicPartition
 
         topic, _, number = split.rpartition("/")
@@ -207,6 +208,7 @@ class KafkaSource(Source):
 
     def _open_feed(self) -> Feed:
         """Return the consumer that all readers of this object share."""
+        package()  # says what to install where it is missing
         from connectors.kafka.feed import Feed
 
         if self._shared is None:

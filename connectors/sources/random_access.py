@@ -13,11 +13,14 @@ import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 
+from connectors.extras import optional
 from connectors.sources.frames import Bytes
+
+cv2 = optional("cv2")
 
 __all__ = ["DECODED_LIMIT_BYTES", "even_spread", "read_frames"]
 
@@ -86,7 +89,7 @@ def _by_decord(path: Path, indices: Sequence[int]) -> list[Bytes] | None:
     return frames if len(frames) == len(indices) else None
 
 
-def _by_opencv(capture: cv2.VideoCapture, indices: Sequence[int]) -> list[Bytes]:
+def _by_opencv(capture: Any, indices: Sequence[int]) -> list[Bytes]:
     """Seek to each index; where nothing decodes any more, repeat the last frame that did."""
     frames: list[Bytes] = []
     for index in indices:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
+from connectors.extras import optional
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.containers import missing_bytes
@@ -29,6 +29,8 @@ from connectors.sources.files import FileStamp, expand, name_streams
 from connectors.sources.follow import Folder, FollowOptions, add_files
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
 from connectors.sources.random_access import even_spread, read_frames
+
+cv2 = optional("cv2")
 
 __all__ = ["VideoOptions", "VideoReader", "VideoSource"]
 
@@ -148,7 +150,7 @@ class VideoReader(Reader):
             self._epoch_us = self._stamp.mtime_ns // 1000
         else:
             self._epoch_us = parse_start_time(options.start_time) if options.start_time else 0
-        self._capture: cv2.VideoCapture | None = None
+        self._capture: Any = None
         self._grabbed = 0  # frames taken from the decoder since the file's start
         self._pending: tuple[Bytes, int, int] | None = None  # decoded (image, frame, time_us) that did not fit the last batch
         self._shape: tuple[int, ...] | None = None  # of the last frame, expected of the next one
@@ -283,7 +285,7 @@ class VideoReader(Reader):
         if capture is None or not capture.grab():
             return None
         # POS_MSEC is the time of the grabbed frame, counted from the stream's start; after a failed grab it is reset to 0.
-        time_us = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
+        time_us: int = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
         if time_us == 0 and self._grabbed > 0:  # elementary streams without times
             rate = capture.get(cv2.CAP_PROP_FPS)
             time_us = round(self._grabbed * 1e6 / rate) if rate > 0 else 0
@@ -351,7 +353,7 @@ class VideoReader(Reader):
             return False
         capture.set(cv2.CAP_PROP_POS_MSEC, max(0.0, self._time_us / 1000 - _SEEK_MARGIN_MS))
         while capture.grab():
-            time_us = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
+            time_us: int = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
             if time_us >= self._time_us:
                 self._grabbed = self._frame
                 image = self._retrieve(None)

@@ -11,18 +11,18 @@ import logging
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from connectors.errors import ConfigError
+from connectors.extras import optional
 from models.mamba.annotations import AnnotatedVideos
+
+cv2 = optional("cv2")
 
 __all__ = ["FrameStore"]
 
 logger = logging.getLogger(__name__)
-
-_FAST_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
 class FrameStore:
@@ -92,7 +92,7 @@ class FrameStore:
                 self._check_size(missing[frame], image, file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 partial = target.with_suffix(".partial.png")
-                cv2.imwrite(str(partial), image, _FAST_PNG)
+                cv2.imwrite(str(partial), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])  # fast
                 partial.replace(target)
         except ConfigError as error:
             return str(error)

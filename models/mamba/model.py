@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms, roi_align
 
+from connectors.extras import optional
 from models.mamba.attention import Attention
 from models.mamba.backbone import STRIDE, build_backbone
 from models.mamba.boxes import clip_boxes, decode_boxes
@@ -23,6 +23,8 @@ from models.mamba.config import MambaConfig
 from models.mamba.head import BoxHead
 from models.mamba.images import Prepared, is_too_small, padded_size, prepare_images, resized_size
 from models.mamba.rpn import Proposals, RegionProposals
+
+ops = optional("torchvision.ops")
 
 __all__ = ["BOX_DELTA_STD", "Detections", "Mamba", "Prepared", "Proposals"]
 
@@ -93,7 +95,7 @@ class Mamba(nn.Module):
         B, N = boxes_BN4.shape[:2]
         image_BN1 = torch.arange(B, device=boxes_BN4.device, dtype=torch.float32)[:, None, None].expand(B, N, 1)
         # In float32 whatever the map's precision: 8 bits of mantissa cannot hold a coordinate of 1000 px.
-        x_RCHW = roi_align(
+        x_RCHW = ops.roi_align(
             feature_BCHW.float(),
             torch.cat([image_BN1, boxes_BN4.float()], dim=-1).flatten(0, 1),
             output_size=self.config.roi_size,
@@ -124,7 +126,7 @@ class Mamba(nn.Module):
             return Detections(boxes_D4, scores_D, labels_D)
         # Classes moved apart, so that one call suppresses within each class only.
         apart_D1 = (labels_D * (boxes_D4.max() + 1.0))[:, None]
-        kept = nms(boxes_D4 + apart_D1, scores_D, self.config.box_nms)[: self.config.max_detections]
+        kept = ops.nms(boxes_D4 + apart_D1, scores_D, self.config.box_nms)[: self.config.max_detections]
         return Detections(boxes_D4[kept], scores_D[kept], labels_D[kept])
 
     def fuse_for_inference(self) -> Mamba:

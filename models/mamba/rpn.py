@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import nms
 
+from connectors.extras import optional
 from models.mamba.backbone import STRIDE
 from models.mamba.boxes import base_anchors, clip_boxes, decode_boxes, grid_anchors
 from models.mamba.config import MambaConfig
+
+ops = optional("torchvision.ops")
 
 __all__ = ["Proposals", "RegionProposals"]
 
@@ -80,7 +82,7 @@ class RegionProposals(nn.Module):
         # One NMS per image: suppression is quadratic, so one call over the whole batch would cost B times as much.
         for b in range(B):
             candidates = real_BK[b].nonzero()[:, 0]
-            kept = candidates[nms(boxes_BK4[b, candidates], scores_BK[b, candidates], self.config.rpn_nms)][:proposals]
+            kept = candidates[ops.nms(boxes_BK4[b, candidates], scores_BK[b, candidates], self.config.rpn_nms)][:proposals]
             boxes_BN4[b, : kept.shape[0]] = boxes_BK4[b, kept]
             scores_BN[b, : kept.shape[0]] = scores_BK[b, kept]
             valid_BN[b, : kept.shape[0]] = True

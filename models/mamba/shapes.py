@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from connectors.errors import ConfigError, SinkError
+from connectors.extras import optional
 from connectors.options import option
+
+cv2 = optional("cv2")
 
 __all__ = ["COLOURS", "SHAPES", "Scene", "ShapesConfig", "make_scene", "render_clips", "render_mp4"]
 

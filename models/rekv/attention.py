@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import ConfigError
+from connectors.extras import optional
+
+transformers = optional("transformers")
 
 __all__ = ["ATTENTION", "AttentionSession", "Reach", "Sinks", "attend", "register", "rekv_attention"]
 
@@ -31,10 +34,8 @@ class AttentionSession(Protocol):
 
 def register() -> None:
     """Make the function known to transformers as ``attn_implementation="rekv"``. May be called often."""
-    from transformers import AttentionInterface
-
     # No mask function of this name: the library then builds no mask, which the session would not use.
-    AttentionInterface.register(ATTENTION, rekv_attention)
+    transformers.AttentionInterface.register(ATTENTION, rekv_attention)
 
 
 def rekv_attention(

@@ -17,7 +17,10 @@ import torch
 from torch import nn
 
 from connectors.errors import CheckpointMismatch
+from connectors.extras import optional
 from models.weight_files import read_safetensors
+
+transformers = optional("transformers")
 
 __all__ = ["FAMILIES", "load_checkpoint", "read_model_type"]
 
@@ -47,8 +50,6 @@ def load_checkpoint(
     ``dtype`` None keeps the checkpoint's. Nothing is fetched and no pickle is read: weights must be safetensors. Raises
     ``CheckpointMismatch`` for a folder that is incomplete, of another family, or whose tensors do not fit the model.
     """
-    import transformers
-
     path = Path(folder)
     model_type = _read_config(path)["model_type"]
     if not any(path.glob("*.safetensors")):
@@ -95,9 +96,7 @@ def _leave_out_unused(config: Any, path: Path) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bar and no table of keys from the library: what is wrong comes back as an error."""
-    from transformers.utils import logging as library_logging
-
-    logging: Any = library_logging
+    logging: Any = transformers.utils.logging
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

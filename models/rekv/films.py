@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from connectors.errors import ConfigError, SinkError
+from connectors.extras import optional
+
+cv2 = optional("cv2")
 
 __all__ = [
     "COLOURS",

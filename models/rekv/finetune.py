@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, DeviceError, SourceError
+from connectors.extras import optional
 from connectors.options import REQUIRED, option
 from models.rekv.checkpoint import load_checkpoint, read_model_type
 from models.rekv.films_recipe import Progress
@@ -30,6 +30,8 @@ from models.rekv.loaders import FolderTokenizer, Tokenizer
 from models.rekv.prompts import PROMPTS, PromptTemplate
 from models.rekv.small import SMALL_WEIGHTS, SmallModel, WordTokenizer, load_small, save_small
 from models.rekv.vision import FrameEncoder
+
+cv2 = optional("cv2")
 
 __all__ = ["FinetuneOptions", "FinetuneResult", "Sample", "finetune", "read_samples"]
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch
+from connectors.extras import optional
 from models.rekv.checkpoint import load_checkpoint, read_model_type
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
@@ -25,6 +26,8 @@ from models.rekv.prompts import PROMPTS, PromptTemplate
 from models.rekv.session import Prefix
 from models.rekv.small import load_small
 from models.rekv.vision import FrameEncoder
+
+transformers = optional("transformers")
 
 __all__ = ["FolderTokenizer", "Tokenizer", "VideoLanguageModel", "load_model", "wrap_model"]
 
@@ -67,9 +70,8 @@ class FolderTokenizer:
     """The tokenizer of a checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        make = transformers.AutoTokenizer.from_pretrained
+        self._tokenizer: Any = make(folder, local_files_only=True, trust_remote_code=False)
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Return token ids. Only the prefix begins with a start token, and only in families that have one (Llama)."""

@@ -18,9 +18,12 @@ from typing import Any
 from torch import nn
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from connectors.extras import optional
 from models.rekv.config import ReKVConfig
 from models.rekv.prompts import PromptTemplate
 from models.weight_files import read_safetensors, write_safetensors
+
+transformers = optional("transformers")
 
 __all__ = [
     "SMALL_PROMPTS",
@@ -166,7 +169,5 @@ def load_small(path: str | os.PathLike[str]) -> SmallModel:
 
 
 def _instance(config: dict[str, Any]) -> nn.Module:
-    import transformers
-
     model: nn.Module = transformers.LlavaOnevisionForConditionalGeneration(transformers.LlavaOnevisionConfig(**config))
     return model.eval()

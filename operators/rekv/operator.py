@@ -24,6 +24,7 @@ import torch
 
 from connectors import records
 from connectors.errors import RecoveryError
+from connectors.extras import optional
 from operators.banks import BlockReader, SlotTable, stream_seed
 from operators.base import Context, Operator
 from operators.images import Image, decode_image
@@ -36,6 +37,8 @@ from operators.rekv.schemas import ANSWER, QUESTION, answer_schema
 from operators.rekv.streams import FrameTimes, Inquiry, Stream, export_streams, import_streams
 from operators.rekv.weights import load_answering, model_id, settings
 from operators.state import State
+
+cv2 = optional("cv2")
 
 __all__ = ["ReKVOperator"]
 
@@ -407,8 +410,6 @@ class ReKVOperator(Operator):
 
 def _decode(batch: pa.RecordBatch, row: int) -> tuple[Image | None, str]:
     """Decode one frame, or say why not. Frames that are skipped are never decoded."""
-    import cv2
-
     image, encoding, height, width = (batch.column(name)[row] for name in ("image", "encoding", "height", "width"))
     if not image.is_valid:
         return None, "the row has no image"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from connectors import records
 from connectors.errors import StreambankError
+from connectors.extras import MissingExtra, install_command
 from pipelines import registry
 from pipelines.engine_keys import ENGINE_KEYS, RootKeys
 from pipelines.options import OptionInfo, option_infos, parse_options, show_value
@@ -77,6 +79,8 @@ def _describe(kind: registry.Kind, name: str, summary: str) -> str:
     cls = registry.load(kind, name)
     lines = [f"{name} ({kind})" + (f": {summary}" if summary else ""), ""]
     lines += textwrap.wrap(" ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split()), _WIDTH)
+    if needs := registry.needs(kind, name):
+        lines += ["", f"installed by: {install_command(needs)}"]
     lines += ["", *_schemas(kind, cls), "options", *option_lines(option_infos(cls.Options)), ""]
     lines += ["keys of the engine", *option_lines(option_infos(ENGINE_KEYS[kind]))]
     return "\n".join(lines)
@@ -103,7 +107,9 @@ def _schemas(kind: registry.Kind, cls: type[Any]) -> list[str]:
 def _output_schema(cls: type[Any]) -> pa.Schema | None:
     """Return the output schema of an operator with default options, where those suffice to tell."""
     options, problems = parse_options(cls.Options, {})
-    schema: pa.Schema | None = None if problems else cls.examine(options, "operator")
+    schema: pa.Schema | None = None
+    with contextlib.suppress(MissingExtra):  # the text does not depend on what is installed here
+        schema = None if problems else cls.examine(options, "operator")
     return schema if schema is not None else getattr(cls, "output_schema", None)
 
 

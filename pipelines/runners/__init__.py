@@ -13,6 +13,7 @@ from typing import Any
 
 from connectors import faults
 from connectors.errors import ConfigError
+from connectors.extras import need
 from pipelines.runners.report import Progress, RunReport
 from pipelines.runtime.logs import about_process
 from pipelines.spec import PipelineSpec
@@ -51,6 +52,7 @@ def run(
             faults.arm(fault)
             return LocalRunner(spec, resume=resume, on_progress=on_progress, stop=stop).run()
         if name == "ray":
+            need("ray", "runner: ray")
             from pipelines.runners.ray import RayRunner
 
             return RayRunner(spec, resume=resume, on_progress=on_progress, stop=stop, fault=fault).run()
