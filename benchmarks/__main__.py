@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 _SHARED = {
-    *("__init__", "__main__", "impressions", "kafka_soak_rows", "kafka_soak_run", "keyed_stream_bytewax", "machine"),
-    "running_mean",
+    *("__init__", "__main__", "kafka_soak_rows", "kafka_soak_run", "keyed_stream_bytewax", "machine"),
 }
 _CANNOT_RUN = 2
 """Status of a benchmark that lacks what it measures, such as a GPU; it has said so."""

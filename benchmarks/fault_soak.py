@@ -69,7 +69,7 @@ def pipeline(lines: Path, run: Path) -> Path:
         },
         "operators": {
             "mean": {
-                "type": "benchmarks.running_mean:RunningMean",
+                "type": "pipelines.testing.running_mean:RunningMean",
                 "input": "events",
                 "shards": 2,
                 "max_batch": 512,

@@ -66,7 +66,7 @@ def run(lines: Path, folder: Path, *, subscriber: bool) -> tuple[float, dict[str
         "event_time_unit": "s",
         "columns": columns,
     }
-    mean = {"type": "benchmarks.running_mean:RunningMean", "input": "events", "max_batch": 4096, "max_wait_ms": 0}
+    mean = {"type": "pipelines.testing.running_mean:RunningMean", "input": "events", "max_batch": 4096, "max_wait_ms": 0}
     values = {
         "name": "means",
         "state": str(folder / "state"),

@@ -21,13 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kafka_broker import Broker, unavailable
+
 from benchmarks.kafka_soak_rows import Cameras, compare, kafka_rows, parquet_rows
 from benchmarks.kafka_soak_run import PipelineRun
 from benchmarks.machine import write
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kafka"))
-
-from kafka_broker import Broker, unavailable
 
 PARTITIONS = 4
 KINDS = {"local": ("driver",), "ray": ("source", "operator", "sink", "coordinator")}

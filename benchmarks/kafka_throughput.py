@@ -11,7 +11,6 @@ source decodes, the sink encodes, stages with fsync and commits an epoch per run
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,16 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from kafka_broker import Broker, unavailable
 
 from benchmarks.machine import write
 from connectors.kafka.client import ConnectionOptions, consumer, producer
 from connectors.records import FRAME, TIME_TYPE, key_schema
 from connectors.sinks.kafka import KafkaSink, KafkaSinkOptions
 from connectors.sources.kafka import KafkaSource, KafkaSourceOptions
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kafka"))
-
-from kafka_broker import Broker, unavailable
 
 _SOURCE_FLOOR = 0.8
 _SINK_FLOOR = 0.6

@@ -85,7 +85,7 @@ def streambank(lines: Path, folder: Path, runner: str) -> tuple[float, float, li
         },
         "operators": {
             "mean": {
-                "type": "benchmarks.running_mean:RunningMean",
+                "type": "pipelines.testing.running_mean:RunningMean",
                 "input": "events",
                 "max_batch": 16384,
                 "max_wait_ms": 0,

@@ -85,9 +85,7 @@ class Stages:
 
 def measure(device: torch.device, levels: str, streams: int, steps: int) -> dict[str, Any]:
     """Run ``steps`` frames of each stream; return frames/s and milliseconds per frame and stage."""
-    options = MambaOptions(
-        network={"pixel_level": levels == "all"}, max_streams=streams, bank_budget_gib=64.0, max_length=20_000
-    )
+    options = MambaOptions(network={"pixel_level": levels == "all"}, max_streams=streams, bank_gib=64.0, max_length=20_000)
     operator = MambaOperator(options, Context(device=device))
     rng = np.random.default_rng(0)
     operator.process(frames(streams, 0, rng))

@@ -68,7 +68,7 @@ def table_replay(folder: Path, rows: int) -> dict[str, Any]:
                     "pace": rows / 30 / 12,
                 }
             },
-            "operators": {"mean": {"type": "benchmarks.running_mean:RunningMean", "input": "events", "max_batch": 4096}},
+            "operators": {"mean": {"type": "pipelines.testing.running_mean:RunningMean", "input": "events", "max_batch": 4096}},
             "sinks": {"rows": {"type": "parquet", "input": "mean", "path": str(folder / "rows")}},
         }
     )

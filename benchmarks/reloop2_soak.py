@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 import yaml
+from impressions import impressions_pipeline, write_impressions, write_model
 
-from benchmarks.impressions import impressions_pipeline, write_impressions, write_model
 from benchmarks.machine import write
 from connectors.sinks.read import read_committed
 from operators.state import State

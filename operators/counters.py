@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 
 from connectors.errors import RecoveryError
+from operators.output import OutputRows
 from operators.state import State
 
-__all__ = ["Counters"]
+__all__ = ["STREAM_COUNTERS", "Counters"]
+
+STREAM_COUNTERS = ("evictions", "late", "rejected", "reset")
+"""Of every operator with a memory per stream; ``late`` includes duplicates."""
 
 _KEY = "counters"
 
@@ -24,6 +28,12 @@ class Counters:
     def add(self, name: str, number: int = 1) -> None:
         """Count."""
         self._counts[name] += number
+
+    def note(self, out: OutputRows) -> None:
+        """Count the rows of a batch that were late, rejected or reset."""
+        self.add("late", out.count("late", "duplicate"))
+        self.add("rejected", out.count("rejected_corrupt", "rejected_full"))
+        self.add("reset", out.count("reset"))
 
     def gauges(self) -> dict[str, float]:
         """Return all of them for ``metrics``."""

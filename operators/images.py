@@ -1,4 +1,4 @@
-"""From the ``image`` column of FRAME rows to RGB arrays: codecs, colour orders, bit depths. A bad row gives an error text.
+"""From encoded images to RGB arrays: codecs, color orders, bit depths.
 
 Knows nothing about models or streams. Everything that leaves here is finite, RGB, ``[H, W, 3]``, 0..255.
 """
@@ -6,7 +6,6 @@ Knows nothing about models or streams. Everything that leaves here is finite, RG
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from connectors.extras import optional
 
 cv2 = optional("cv2")
 
-__all__ = ["ENCODINGS", "Decoded", "decode_image", "decode_images"]
+__all__ = ["ENCODINGS", "Image", "decode_image"]
 
 ENCODINGS = ("jpeg", "png", "raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb")
 """``raw_*``: height·width·channels values, row-major, no padding; ``raw_f32_rgb``: little-endian float32 in 0..255."""
@@ -24,33 +23,6 @@ ENCODINGS = ("jpeg", "png", "raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb")
 Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 _RAW = {"raw_rgb8": ("u1", 3), "raw_bgr8": ("u1", 3), "raw_gray8": ("u1", 1), "raw_f32_rgb": ("<f4", 3)}  # type, channels
-
-
-class Decoded(NamedTuple):
-    """One entry per row; exactly one of the two is None."""
-
-    images: list[Image | None]
-    errors: list[str | None]
-
-
-def decode_images(batch: pa.RecordBatch) -> Decoded:
-    """Decode the rows of a FRAME batch. Rows that a source marked with an ``error`` keep that error."""
-    column, encodings = batch.column("image"), batch.column("encoding").to_pylist()
-    heights, widths = batch.column("height").to_pylist(), batch.column("width").to_pylist()
-    images: list[Image | None] = []
-    errors: list[str | None] = []
-    for i, source_error in enumerate(batch.column("error").to_pylist()):
-        image, error = None, source_error
-        if error is None and not column[i].is_valid:
-            error = "the row has no image"
-        if error is None:
-            try:
-                image = decode_image(column[i].as_buffer(), encodings[i], heights[i], widths[i])
-            except (ValueError, cv2.error) as problem:
-                error = str(problem)
-        images.append(image)
-        errors.append(error)
-    return Decoded(images, errors)
 
 
 def decode_image(data: pa.Buffer | bytes, encoding: str | None, height: int | None, width: int | None) -> Image:

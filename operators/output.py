@@ -56,8 +56,8 @@ class OutputRows:
         return bool(self._status_B[row] == self._codes["ok"])
 
     def count(self, *statuses: str) -> int:
-        """Return how many rows have one of these statuses."""
-        return int(np.isin(self._status_B, [self._codes[status] for status in statuses]).sum())
+        """Return how many rows have one of these statuses, declared or not."""
+        return int(np.isin(self._status_B, [self._codes[status] for status in statuses if status in self._codes]).sum())
 
     def batches(self, columns: Mapping[str, pa.Array]) -> list[pa.RecordBatch]:
         """Return the output rows as one batch, or none if every row was dropped.

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from operators.state import Rows, State
 __all__ = [
     "EVICTED",
     "NEVER_US",
+    "STREAM_STATUSES",
+    "OnStreamsFull",
     "Opened",
     "Refusal",
     "Stream",
@@ -38,8 +40,18 @@ __all__ = [
     "StreamTable",
     "TimedStreamOptions",
     "encode_streams",
+    "on_streams_full",
     "require_full",
 ]
+
+STREAM_STATUSES: Mapping[str, str] = {
+    "late": "sequence or event_time did not rise within the stream",
+    "duplicate": "the row has the sequence of the stream's last one",
+    "rejected_corrupt": "the row's content cannot be used; `error` says why",
+    "rejected_full": "a new stream, all slots are taken, and `on_streams_full` is `reject`",
+    "reset": "the first row after the stream's memory was forgotten; `error` says why",
+}
+"""What every operator with a memory per stream can say of a row besides ``ok`` and its own."""
 
 EVICTED = "the memory of this stream was evicted to make room; raise max_streams to avoid that"
 
@@ -53,6 +65,18 @@ Ints = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
 
 
+OnStreamsFull = Literal["evict", "reject"]
+
+
+def on_streams_full(*, was: Sequence[str] = ()) -> Any:
+    """Declare the option ``on_streams_full``; ``was``: what an operator called it before."""
+    return option(
+        "evict",
+        "When one stream more arrives: `evict` the one idle longest (it starts afresh later), or `reject` the new one's rows.",
+        was=was,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """Options of every operator that has a memory per stream."""
@@ -60,10 +84,7 @@ class StreamOptions:
     max_streams: int = option(
         4, "Streams with a memory at the same time; memory for them is allocated at the start.", unit="streams", ge=1
     )
-    on_streams_full: Literal["evict", "reject"] = option(
-        "evict",
-        "When one stream more arrives: `evict` the one idle longest (it starts afresh later), or `reject` the new one's rows.",
-    )
+    on_streams_full: OnStreamsFull = on_streams_full()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +167,8 @@ class StreamTable(Generic[S]):
         self._touched: set[str] = set()
         self._closed: set[str] = set()
         self._tick = 0
-        self._columns = {
-            f.name: _PLAIN[str(f.type)] for f in dataclasses.fields(kind) if f.name != "slot" and str(f.type) in _PLAIN
-        }
+        types = {f.name: getattr(f.type, "__name__", str(f.type)) for f in dataclasses.fields(kind) if f.name != "slot"}
+        self._columns = {name: _PLAIN[text] for name, text in types.items() if text in _PLAIN}
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -303,6 +323,7 @@ class StreamTable(Generic[S]):
         ``meta`` is what ``restore`` will compare, such as the id of the weights.
         """
         names = [name for name in self._streams if not incremental or name in self._touched]
+        names.sort(key=lambda name: self._streams[name].slot)
         streams = [self._streams[name] for name in names]
         state = State(streams=names, incremental=incremental, closed=sorted(self._closed) if incremental else [])
         for column, dtype in self._columns.items():

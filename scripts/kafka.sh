@@ -14,10 +14,10 @@ for tool in java mvn; do
   fi
 done
 mkdir -p "$home/libs"
-if ! cmp -s tests/kafka/pom.xml "$home/libs/made-from.xml"; then
+if ! cmp -s tests/support/pom.xml "$home/libs/made-from.xml"; then
   echo "kafka: fetching the broker (44 MB)" >&2
-  mvn -q -B -f tests/kafka/pom.xml dependency:copy-dependencies "-DoutputDirectory=$PWD/$home/libs" -DincludeScope=runtime
-  cp tests/kafka/pom.xml "$home/libs/made-from.xml"
+  mvn -q -B -f tests/support/pom.xml dependency:copy-dependencies "-DoutputDirectory=$PWD/$home/libs" -DincludeScope=runtime
+  cp tests/support/pom.xml "$home/libs/made-from.xml"
 fi
 
 cat >"$home/server.properties" <<EOF
@@ -41,7 +41,7 @@ EOF
 run=(java -Xmx512m -Dorg.apache.logging.log4j.level=WARN -cp "$home/libs/*")
 if [ ! -e "$home/data/meta.properties" ]; then
   uuid=$("${run[@]}" kafka.tools.StorageTool random-uuid)
-  "${run[@]}" kafka.tools.StorageTool format -t "$uuid" -c "$home/server.properties" >/dev/null
+  "${run[@]}" kafka.tools.StorageTool format "--cluster-id=$uuid" -c "$home/server.properties" >/dev/null
 fi
 echo "kafka: starting on 127.0.0.1:$port; Ctrl-C ends it, rm -r $home/data forgets everything" >&2
 exec "${run[@]}" kafka.Kafka "$home/server.properties"

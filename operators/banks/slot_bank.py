@@ -128,10 +128,10 @@ class SlotBank:
         """Return what one stream costs: rows, one flag per row, counters."""
         return capacity * (sum(spec.bytes for spec in rows.values()) + 1) + 8 * len(_COUNTERS)
 
-    def bytes(self) -> int:
-        """Return the bytes of all tensors of this bank; equals ``slots * bytes_per_slot``."""
+    def bytes(self) -> dict[str, int]:
+        """Return the bytes of all tensors of this bank, all on the device; they are ``slots * bytes_per_slot``."""
         tensors = [*self.rows.values(), self._dirty_SC, self._fill_S, self._written_S, self._step_S, self._seed_S]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return {"device": sum(t.numel() * t.element_size() for t in tensors)}
 
     # Slots
 
@@ -140,6 +140,11 @@ class SlotBank:
         for counter_S in (self._fill_S, self._written_S, self._step_S):
             counter_S[slots_B] = 0
         self._seed_S[slots_B] = seeds_B.to(self.device)
+
+    def release(self, slots_B: Tensor) -> None:
+        """Take slots back from streams that have ended: empty, at step 0."""
+        for counter_S in (self._fill_S, self._written_S, self._step_S, self._seed_S):
+            counter_S[slots_B] = 0
 
     def clear(self, slots_B: Tensor) -> None:
         """Forget all rows of these streams; step and seed go on."""

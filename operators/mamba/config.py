@@ -5,21 +5,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
+from operators.streams import OnStreamsFull, TimedStreamOptions, on_streams_full
 
-__all__ = ["STATUSES", "MambaOptions"]
-
-STATUSES = ("ok", "no_detection", "reset", "late", "rejected_corrupt", "rejected_full")
-"""Values of the output column ``status``."""
+__all__ = ["MambaOptions"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MambaOptions:
+class MambaOptions(TimedStreamOptions):
     """What a user can set for ``type: mamba``."""
 
+    on_streams_full: OnStreamsFull = on_streams_full(was=("on_full",))
     checkpoint: str | None = option(
         None,
         "Weights: a safetensors file of this project or the official .pth; without it the weights are random.",
@@ -30,16 +29,14 @@ class MambaOptions:
     )
     seed: int = option(0, "Seed of the draws from the banks, and of the weights where there is no checkpoint.")
     memory: bool = option(True, "False runs the same detector without any memory, for comparison.")
-    levels: str = option(
+    levels: Literal["all", "instance", "pixel"] = option(
         "all",
         "Which banks to use: `all` that the weights have, `instance` (proposal features) or `pixel` (map cells) only.",
-        choices=("all", "instance", "pixel"),
     )
-    init: str = option(
+    init: Literal["self", "spread"] = option(
         "self",
         "First frame of a stream: `self` attends to its own proposals (live); `spread` also to the reference frames that the "
         "source delivers before it (recorded files; set `references: 14` on the source). `spread` is not causal.",
-        choices=("self", "spread"),
     )
     max_length: int = option(
         20000,
@@ -56,28 +53,16 @@ class MambaOptions:
     pixel_per_box: int = option(100, "Cells written per box; of more a random choice.", unit="rows", ge=1)
     pixel_per_frame: int = option(1000, "Cells written per frame, best boxes first.", unit="rows", ge=1)
     pixel_fallback: int = option(50, "Cells of largest norm written where no detection qualifies.", unit="rows", ge=1)
-    max_streams: int = option(4, "Streams with a memory at the same time; their banks are allocated at the start.", ge=1)
-    on_full: str = option(
-        "evict",
-        "When one stream more arrives: `evict` the one idle longest (it starts afresh later), or `reject` the new one's rows.",
-        choices=("evict", "reject"),
-    )
-    bank_dtype: str = option(
+    bank_dtype: Literal["float32", "float16", "bfloat16"] = option(
         "float32",
         "Storage of bank rows; 16 bits halve the memory and change scores by about 1e-3.",
-        choices=("float32", "float16", "bfloat16"),
     )
-    bank_budget_gib: float = option(4.0, "Upper bound of all banks of one shard; checked before the start.", unit="GiB", gt=0)
-    late: str = option(
-        "drop",
-        "Rows whose sequence or event_time does not rise: `drop`, or `read_only` (detect, write nothing).",
-        choices=("drop", "read_only"),
+    bank_gib: float = option(
+        4.0, "Upper bound of all banks of one shard; checked before the start.", unit="GiB", gt=0, was=("bank_budget_gib",)
     )
-    max_gap_s: float | None = option(None, "Forget a stream's memory after a longer pause between frames.", unit="s", gt=0)
-    on_cut: str = option(
+    on_cut: Literal["keep", "reset"] = option(
         "keep",
         "At a scene cut `keep` the memory (published) or `reset` it (needed for edited video).",
-        choices=("keep", "reset"),
     )
     cut_correlation: float = option(
         0.5, "A cut is where the colour histograms of neighbouring frames correlate less than this; for `on_cut: reset`.", le=1
@@ -91,10 +76,9 @@ class MambaOptions:
     score_threshold: float | None = option(
         None, "Report detections above this score only; default: the weights' own (1e-4, for evaluation).", ge=0, le=1
     )
-    compat: str = option(
+    compat: Literal["", "official"] = option(
         "",
         "`official` lets banks overshoot max_length as the published code does (20025 rows); default: max_length is the cap.",
-        choices=("", "official"),
     )
     chunk_mpix: float = option(
         4.8, "Pixels that go through the backbone at once; lower it where memory is short.", unit="Mpx", gt=0

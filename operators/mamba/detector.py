@@ -31,6 +31,7 @@ from operators.banks import (
 )
 from operators.mamba.config import MambaOptions
 from operators.mamba.rules import Boxes, CellRule, CellSelector, select_cells
+from operators.rounds import rounds
 from operators.state import State
 
 __all__ = ["Found", "Frames", "StreamDetector"]
@@ -136,8 +137,8 @@ class StreamDetector:
             name,
             bytes_per_stream=sum(SlotBank.bytes_per_slot(rows, capacity) for _, rows, capacity in plans),
             streams=options.max_streams,
-            budget=int(options.bank_budget_gib * 2**30),
-            hint="Lower max_streams or max_length, choose bank_dtype=float16, or raise bank_budget_gib",
+            budget=int(options.bank_gib * 2**30),
+            hint="Lower max_streams or max_length, choose bank_dtype=float16, or raise bank_gib",
         )
         buffer = ReadBuffer()
         banks = [
@@ -152,7 +153,7 @@ class StreamDetector:
 
     def bytes(self) -> int:
         """Return the bytes of all banks."""
-        return sum(bank.bytes() for bank in self.banks)
+        return sum(size for bank in self.banks for size in bank.bytes().values())
 
     # Slots
 
@@ -161,6 +162,11 @@ class StreamDetector:
         for bank in self.banks:
             seed = torch.tensor([stream_seed(self.options.seed, stream_id, bank.name)])
             bank.open(torch.tensor([slot], device=self.device), seed)
+
+    def release(self, slot: int) -> None:
+        """Take the slot back of a stream that has ended."""
+        for bank in self.banks:
+            bank.release(torch.tensor([slot], device=self.device))
 
     def clear(self, slots_B: Tensor) -> None:
         """Forget the memory of these streams; their draws go on."""
@@ -390,12 +396,7 @@ def _finite(feature_B: Tensor) -> Tensor:
 
 def _ranks(owner_T: Tensor) -> list[Tensor]:
     """Split positions 0..T-1 into groups that name every owner once at most, keeping the order within each owner."""
-    order = owner_T.argsort(stable=True)
-    sorted_T = owner_T[order]
-    starts = torch.searchsorted(sorted_T, sorted_T)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(owner_T.shape[0], device=owner_T.device) - starts
-    return [(rank == r).nonzero()[:, 0] for r in range(int(rank.max()) + 1)] if owner_T.numel() else []
+    return [torch.from_numpy(rows).to(owner_T.device) for rows in rounds(owner_T.cpu().numpy())]
 
 
 def _pad_boxes(detections: list[Detections]) -> Boxes:

@@ -20,7 +20,7 @@ from operators.images import Image
 
 cv2 = optional("cv2")
 
-__all__ = ["HISTOGRAM_BINS", "Boxes", "CellRule", "Cells", "colour_histogram", "correlation", "select_cells"]
+__all__ = ["HISTOGRAM_BINS", "Boxes", "CellRule", "Cells", "color_histogram", "correlation", "select_cells"]
 
 HISTOGRAM_BINS = 16 * 8
 """Hue times saturation."""
@@ -68,7 +68,7 @@ class CellSelector(Protocol):
 def select_cells(boxes: Boxes, map_BCHW: Tensor, rule: CellRule, *, seed_B: Tensor, step_B: Tensor, purpose: int) -> Cells:
     """Choose the map cells that a frame writes to the pixel bank (paper: K=100 per object; the rest is the 2.0 release's).
 
-    Of each box above ``rule.score``, best first: all cells whose centre lies inside; the cell under the box's centre if there
+    Of each box above ``rule.score``, best first: all cells whose center lies inside; the cell under the box's center if there
     is none; a random ``per_box`` of them if there are more. Of the concatenation the first ``per_frame`` (a cell inside two
     boxes counts twice). Without such a box: the ``fallback`` cells of largest L2 norm.
     """
@@ -81,8 +81,8 @@ def select_cells(boxes: Boxes, map_BCHW: Tensor, rule: CellRule, *, seed_B: Tens
 
     column_BD = ((boxes.xyxy_BD4[..., 0] + boxes.xyxy_BD4[..., 2]) / 2 / rule.stride).long().clamp(0, width - 1)
     row_BD = ((boxes.xyxy_BD4[..., 1] + boxes.xyxy_BD4[..., 3]) / 2 / rule.stride).long().clamp(0, height - 1)
-    centre_BDP = torch.arange(height * width, device=device) == (row_BD * width + column_BD)[..., None]
-    inside_BDP |= centre_BDP & ~inside_BDP.any(-1, keepdim=True)
+    center_BDP = torch.arange(height * width, device=device) == (row_BD * width + column_BD)[..., None]
+    inside_BDP |= center_BDP & ~inside_BDP.any(-1, keepdim=True)
     inside_BDP &= (boxes.score_BD > rule.score)[..., None]
 
     if inside_BDP.shape[1] and bool((inside_BDP.sum(-1) > rule.per_box).any()):
@@ -105,7 +105,7 @@ def select_cells(boxes: Boxes, map_BCHW: Tensor, rule: CellRule, *, seed_B: Tens
     return Cells(index_BN, torch.where(none_B, fallback, count_B))
 
 
-def colour_histogram(image: Image) -> npt.NDArray[np.float32]:
+def color_histogram(image: Image) -> npt.NDArray[np.float32]:
     """Return the hue-saturation histogram of an RGB image (16 x 8 bins, of a small copy), mean-free and of length 1."""
     small = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA).astype(np.uint8)
     hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
@@ -115,5 +115,5 @@ def colour_histogram(image: Image) -> npt.NDArray[np.float32]:
 
 
 def correlation(before: npt.NDArray[np.float32], now: npt.NDArray[np.float32]) -> float:
-    """Return the correlation of two :func:`colour_histogram` results, -1..1."""
+    """Return the correlation of two :func:`color_histogram` results, -1..1."""
     return float(before @ now)

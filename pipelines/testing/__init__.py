@@ -1,5 +1,7 @@
 """The public test kit: an in-memory source with markers, a sink that keeps rows in a list, a clock that stands still.
 
+:class:`pipelines.testing.running_mean.RunningMean` is an operator to test sources, sinks and pipelines with.
+
 A recovery test is then: run until the crash, run again with ``resume``, compare the lists.
 """
 

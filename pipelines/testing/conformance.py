@@ -7,12 +7,19 @@ broken promise, the stream and the value.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,15 +30,21 @@ from pipelines.testing._compare import ColumnCompare, clone_state, state_differe
 __all__ = [
     "Case",
     "ConformanceError",
+    "check_admission",
+    "check_advance",
     "check_bad_rows",
     "check_bounded",
     "check_causal",
     "check_close",
+    "check_close_stream",
     "check_interleaving",
     "check_operator",
     "check_resharding",
     "check_snapshot",
 ]
+
+
+Ints = npt.NDArray[np.int64]
 
 
 class ConformanceError(AssertionError):
@@ -44,6 +57,7 @@ class Case:
 
     make: Callable[[], Operator]
     rows: pa.RecordBatch
+    make_aligned: Callable[[], Operator] | None = None
     control: pa.RecordBatch | None = None
     bad_rows: pa.RecordBatch | None = None
     compare: Mapping[str, ColumnCompare] = field(default_factory=dict)
@@ -70,6 +84,7 @@ def check_operator(
     make: Callable[[], Operator],
     rows: pa.RecordBatch,
     *,
+    make_aligned: Callable[[], Operator] | None = None,
     control: pa.RecordBatch | None = None,
     bad_rows: pa.RecordBatch | None = None,
     compare: Mapping[str, ColumnCompare] | None = None,
@@ -77,22 +92,24 @@ def check_operator(
     atol: float = 0.0,
     rtol: float = 0.0,
     causal: bool = True,
-    reshard: bool = True,
+    reshard: bool | None = None,
     fill_after: int = 1,
     seed: int = 0,
 ) -> None:
     """Check every promise of an operator; raise :class:`ConformanceError` at the first that is broken.
 
     ``make`` builds a fresh operator with equal options each time. ``rows`` holds good rows of at least two streams, in order
-    within each stream, that all streams' slots suffice for. ``control`` rows are handed over where their event_time falls among
-    the rows of their stream. ``bad_rows`` have the columns of ``rows``; their keys are replaced. Floats may differ by
+    within each stream, that all streams' slots suffice for. ``make_aligned`` builds the same operator for an aligned run
+    (``Context.aligned``); by default ``make`` does. ``control`` rows are handed over where their event_time falls among the
+    rows of their stream. ``bad_rows`` have the columns of ``rows``; their keys are replaced. Floats may differ by
     ``atol + rtol·|x|`` between batchings, since kernels differ; ``compare`` replaces the comparison of a column and ``ignore``
-    leaves columns out (wall times). ``causal=False`` and ``reshard=False`` are for operators whose documentation says so.
-    ``fill_after``: after how many repetitions of ``rows`` all memories are full.
+    leaves columns out (wall times). ``causal=False`` is for operators whose documentation says so; ``reshard`` is by default
+    what ``Operator.keyed`` says. ``fill_after``: after how many repetitions of ``rows`` all memories are full.
     """
     case = Case(
         make=make,
         rows=rows,
+        make_aligned=make_aligned,
         control=control,
         bad_rows=bad_rows,
         compare=compare or {},
@@ -105,10 +122,13 @@ def check_operator(
     if causal:
         check_causal(case)
     check_snapshot(case)
-    if reshard:
+    if reshard if reshard is not None else _keyed(make()):
         check_resharding(case)
     if bad_rows is not None:
         check_bad_rows(case)
+        check_admission(case)
+    check_advance(case)
+    check_close_stream(case)
     check_close(case)
     check_bounded(case, fill_after=fill_after)
 
@@ -138,7 +158,7 @@ def check_causal(case: Case) -> None:
         last = mine.column("sequence")[cut - 1]
         outputs = []
         for batch in (mine, changed, mine.slice(0, cut)):
-            table = _table(case.make().process(batch))
+            table = _table(_process(case.make(), batch))
             outputs.append(table.filter(pc.less_equal(table.column("sequence"), last)) if table.num_rows else table)
         for got in outputs[1:]:
             _expect_equal(case, f"causal: stream {stream!r} up to sequence {last}", outputs[0], got)
@@ -215,15 +235,17 @@ def check_bad_rows(case: Case) -> None:
     rows = case.rows
     operator = case.make()
     half = rows.num_rows // 2
-    operator.process(rows.slice(0, half))
-    before = clone_state(operator.snapshot())
+    _process(operator, rows.slice(0, half))
+    before = _uncounted(operator.snapshot())
     # Each bad row stands directly before a good one and bears its keys: if it left a trace, the good one would be late.
     places = half + np.arange(bad.num_rows) % (rows.num_rows - half)
     keys = rows.take(pa.array(places))
     named = pa.RecordBatch.from_arrays([*keys.columns[:3], *bad.columns[3:]], schema=rows.schema)
     for i in range(named.num_rows):
         try:
-            answers = _table(operator.process(named.slice(i, 1)))
+            answers = _table(_process(operator, named.slice(i, 1)))
+        except ConformanceError:
+            raise
         except Exception as error:
             raise ConformanceError(f"bad rows: row {i} raised {type(error).__name__}: {error}") from error
         if answers.num_rows != 1:
@@ -231,11 +253,11 @@ def check_bad_rows(case: Case) -> None:
         status, reason = answers.column("status")[0].as_py(), answers.column("error")[0].as_py()
         if status == "ok" or not reason:
             raise ConformanceError(f"bad rows: row {i} came back with status {status!r} and error {reason!r}")
-        _expect_state(f"bad rows: state after row {i}", before, operator.snapshot())
+        _expect_state(f"bad rows: state after row {i}", before, _uncounted(operator.snapshot()))
 
     order = np.argsort(np.concatenate([np.arange(rows.num_rows), places - 0.5]), kind="stable")
     together = pa.Table.from_batches([rows, named]).take(pa.array(order)).combine_chunks().to_batches()[0]
-    found = _table(case.make().process(together))
+    found = _table(_process(case.make(), together))
     inputs = np.array(together.column("stream_id").to_pylist())
     for stream, wanted in _alone_data(case).items():
         mine = found.filter(pc.equal(found.column("stream_id"), stream))
@@ -247,7 +269,96 @@ def check_bad_rows(case: Case) -> None:
         _expect_equal(case, f"bad rows: good rows of {stream!r} beside bad ones", wanted, mine)
 
 
-def check_close(case: Case) -> None:
+def check_admission(case: Case) -> None:
+    """Rows are refused in one order: an error of the source, then late or duplicate, then what is wrong with the content.
+
+    Only for operators that tell late rows; what they say of a row that comes twice shows it.
+    """
+    assert case.bad_rows is not None
+    operator = case.make()
+    half = case.rows.slice(0, case.rows.num_rows // 2)
+    _process(operator, half)
+    again = half.slice(half.num_rows - 1, 1)
+    told = _statuses(_process(operator, again))
+    if told.isdisjoint(("late", "duplicate")):
+        return
+    bad = case.bad_rows.select(case.rows.schema.names)
+    for i in range(bad.num_rows):
+        row = pa.RecordBatch.from_arrays([*again.columns[:3], *bad.slice(i, 1).columns[3:]], schema=case.rows.schema)
+        has_error = "error" in row.schema.names and row.column("error")[0].is_valid
+        wanted = {"rejected_corrupt"} if has_error else told
+        found = _statuses(_process(operator, row))
+        if found != wanted:
+            raise ConformanceError(
+                f"admission: bad row {i} with the keys of an earlier row {'and an error of its source ' if has_error else ''}"
+                f"came back as {sorted(found)} instead of {sorted(wanted)}"
+            )
+
+
+def check_advance(case: Case) -> None:
+    """Answers do not depend on the steps in which ``advance`` comes, as long as each says the truth."""
+    make = case.make_aligned or case.make
+    rows = _by_time(case.rows)
+    control = None if case.control is None else _by_time(case.control)
+    times = rows.column("event_time").cast(pa.int64()).to_numpy()
+    edges = [int(times[len(times) * part // 4]) for part in (1, 2, 3)]
+    end = int(times[-1]) + 1
+    wanted: dict[str, pa.Table] = {}
+    for steps in ("spans", "rows", "end"):
+        operator, outputs, start = make(), [], -(2**63)
+        for edge in (*edges, end):
+            questions = None if control is None else _between(control, start, edge)
+            first_question = edge if questions is None or not questions.num_rows else int(_times(questions)[0])
+            data = _between(rows, start, edge)
+            cuts = [int(t) for t in np.unique(_times(data)) if t <= first_question] if steps == "rows" else []
+            for low, high in pairwise([start, *cuts, edge]):
+                part = _between(data, low, high)
+                outputs += _process(operator, part) if part.num_rows else []
+                if high != edge:
+                    outputs += _checked(operator, operator.advance(high))
+            outputs += _control(operator, questions) if questions is not None and questions.num_rows else []
+            if steps != "end":
+                outputs += _checked(operator, operator.advance(edge))
+            start = edge
+        outputs += _checked(operator, operator.advance(2**63 - 1))
+        outputs += _checked(operator, operator.flush())
+        got = _table(outputs)
+        streams = sorted(set(got.column("stream_id").to_pylist())) if got.num_rows else []
+        tables = {stream: got.filter(pc.equal(got.column("stream_id"), stream)) for stream in streams}
+        if steps == "spans":
+            wanted = tables
+        for stream in wanted.keys() | tables.keys():
+            _expect_equal(
+                case,
+                f"advance: stream {stream!r} in steps of {steps} instead of spans",
+                wanted.get(stream, got.slice(0, 0)),
+                tables.get(stream, got.slice(0, 0)),
+            )
+
+
+def check_close(case: Case, *, patience_s: float = 10.0) -> None:
+    """After ``close`` no thread, process or file descriptor of the operator is left; closing twice is no error."""
+    before: set[str] = set()
+    for number in range(2):  # the first one warms up what libraries keep
+        operator = case.make()
+        _process(operator, case.rows)
+        if case.control is not None:
+            _control(operator, case.control)
+        _checked(operator, operator.flush())
+        operator.close()
+        operator.close()
+        del operator
+        gc.collect()
+        if number == 0:
+            before = _resources()
+    deadline = time.monotonic() + patience_s
+    while (left := _resources() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        raise ConformanceError(f"close: {', '.join(sorted(left))} left after close")
+
+
+def check_close_stream(case: Case) -> None:
     """A closed stream is forgotten and may start afresh; other streams do not notice; closing an unknown one is no error."""
     alone = _alone_data(case)
     operator = case.make()
@@ -256,17 +367,17 @@ def check_close(case: Case) -> None:
     mine = case.rows.filter(pc.equal(case.rows.column("stream_id"), first))
     theirs = case.rows.filter(pc.equal(case.rows.column("stream_id"), other))
     half = theirs.num_rows // 2
-    outputs = operator.process(theirs.slice(0, half))
-    operator.process(mine)
+    outputs = _process(operator, theirs.slice(0, half))
+    _process(operator, mine)
     base = clone_state(operator.snapshot())
     operator.close_stream(first)
     if first in operator.snapshot(incremental=True).streams:
-        raise ConformanceError(f"close: an increment still holds {first!r} after close_stream")
+        raise ConformanceError(f"close_stream: an increment still holds {first!r} after close_stream")
     if first in operator.snapshot().streams:
-        raise ConformanceError(f"close: the snapshot still holds {first!r} after close_stream")
-    _expect(case, "close: after re-opening", {first: alone[first]}, operator.process(mine))
-    outputs += operator.process(theirs.slice(half))
-    _expect(case, "close: another stream", {other: alone[other]}, outputs)
+        raise ConformanceError(f"close_stream: the snapshot still holds {first!r} after close_stream")
+    _expect(case, "close_stream: after re-opening", {first: alone[first]}, _process(operator, mine))
+    outputs += _process(operator, theirs.slice(half))
+    _expect(case, "close_stream: another stream", {other: alone[other]}, outputs)
 
     closing = case.make()
     closing.restore(base)
@@ -274,14 +385,14 @@ def check_close(case: Case) -> None:
     closed = closing.snapshot(incremental=True)
     reopened = base.apply(closed)
     if first in reopened.streams:
-        raise ConformanceError(f"close: the increment does not say that {first!r} was closed")
-    closing.process(mine)
+        raise ConformanceError(f"close_stream: the increment does not say that {first!r} was closed")
+    _process(closing, mine)
     reopened = reopened.apply(closing.snapshot(incremental=True))
-    _expect_state("close: increments over close and re-open", closing.snapshot(), reopened)
+    _expect_state("close_stream: increments over close and re-open", closing.snapshot(), reopened)
     for stream in case.streams:
         closing.close_stream(stream)
     if closing.snapshot().streams:
-        raise ConformanceError(f"close: all streams were closed, the snapshot holds {closing.snapshot().streams}")
+        raise ConformanceError(f"close_stream: all streams were closed, the snapshot holds {closing.snapshot().streams}")
 
 
 def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) -> None:
@@ -301,7 +412,7 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
         banks: list[float] = []
         python: list[int] = []
         for repetition in range(10 * fill_after):
-            operator.process(_shifted(case.rows, repetition * span, repetition * span_us))
+            _process(operator, _shifted(case.rows, repetition * span, repetition * span_us))
             if repetition + 1 in (fill_after, 10 * fill_after):
                 banks.append(operator.metrics().get("bank_bytes", 0.0))
                 snapshots.append(operator.snapshot().bytes())
@@ -323,7 +434,64 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
         raise ConformanceError(f"bounded: Python memory grew by {python[1] - python[0]} bytes, {slack} are allowed")
 
 
+def _resources() -> set[str]:
+    """Return the threads, child processes and open files of this process."""
+    threads = {f"thread {thread.name!r} ({thread.ident})" for thread in threading.enumerate()}
+    processes = {f"process {child.pid}" for child in psutil.Process().children(recursive=True)}
+    files = set()
+    if Path("/proc/self/fd").exists():
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # the descriptor of this very listing
+                files.add(f"descriptor {entry.name} of {entry.readlink()}")
+    return threads | processes | {name for name in files if "/proc/" not in name}
+
+
 # Driving an operator
+
+
+def _process(operator: Operator, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    return _checked(operator, operator.process(batch))
+
+
+def _control(operator: Operator, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    return _checked(operator, operator.control(batch))
+
+
+def _checked(operator: Operator, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Return the batches; raise where they hold a status that the operator does not declare."""
+    unknown = _statuses(batches) - set(operator.statuses)
+    if unknown:
+        raise ConformanceError(f"statuses: {sorted(unknown)} emitted, declared are {sorted(operator.statuses)}")
+    return batches
+
+
+def _statuses(batches: Sequence[pa.RecordBatch]) -> set[str]:
+    return {status for batch in batches for status in pc.unique(batch.column("status").cast(pa.string())).to_pylist()}
+
+
+def _keyed(operator: Operator) -> bool:
+    return operator.keyed(operator.options)
+
+
+def _times(batch: pa.RecordBatch) -> Ints:
+    times: Ints = batch.column("event_time").cast(pa.int64()).to_numpy()
+    return times
+
+
+def _by_time(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.take(pa.array(np.argsort(_times(batch), kind="stable")))
+
+
+def _between(batch: pa.RecordBatch, start: int, stop: int) -> pa.RecordBatch:
+    times = _times(batch)
+    return batch.filter(pa.array((times >= start) & (times < stop)))
+
+
+def _uncounted(state: State) -> State:
+    """Return a copy without the counters, which bad rows may change."""
+    copy = clone_state(state)
+    copy.additive.pop("counters", None)
+    return copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,13 +510,13 @@ def _events(case: Case) -> dict[str, list[_Event]]:
     times = case.rows.column("event_time").cast(pa.int64()).to_pylist()
     keyed: dict[str, list[tuple[tuple[int, int], _Event]]] = {stream: [] for stream in case.streams}
     latest: dict[str, int] = {}
-    for row, (stream, time) in enumerate(zip(streams, times, strict=True)):
-        latest[stream] = max(time, latest.get(stream, time))
+    for row, (stream, time_us) in enumerate(zip(streams, times, strict=True)):
+        latest[stream] = max(time_us, latest.get(stream, time_us))
         keyed[stream].append(((latest[stream], 0), _Event(stream, row, False)))
     if case.control is not None:
         times = case.control.column("event_time").cast(pa.int64()).to_pylist()
-        for row, (stream, time) in enumerate(zip(case.control.column("stream_id").to_pylist(), times, strict=True)):
-            keyed.setdefault(stream, []).append(((time, 1), _Event(stream, row, True)))
+        for row, (stream, time_us) in enumerate(zip(case.control.column("stream_id").to_pylist(), times, strict=True)):
+            keyed.setdefault(stream, []).append(((time_us, 1), _Event(stream, row, True)))
     return {stream: [event for _, event in sorted(events, key=lambda pair: pair[0])] for stream, events in keyed.items()}
 
 
@@ -374,7 +542,7 @@ def _step(operator: Operator, case: Case, step: _Step) -> list[pa.RecordBatch]:
     source = case.control if step[0].control else case.rows
     assert source is not None
     batch = source.take(pa.array([event.row for event in step]))
-    return operator.control(batch) if step[0].control else operator.process(batch)
+    return (_control if step[0].control else _process)(operator, batch)
 
 
 def _run(operator: Operator, case: Case, steps: Iterable[_Step]) -> list[pa.RecordBatch]:
@@ -390,7 +558,7 @@ def _alone(case: Case) -> dict[str, pa.Table]:
 def _alone_data(case: Case) -> dict[str, pa.Table]:
     """Return the output of each stream's data rows alone, without control rows."""
     return {
-        stream: _table(case.make().process(case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
+        stream: _table(_process(case.make(), case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
         for stream in case.streams
     }
 

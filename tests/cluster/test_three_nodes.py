@@ -158,11 +158,13 @@ def head() -> Iterator[Nodes]:
 
 
 @pytest.mark.slow
-def test_a_submitted_job_is_watched_and_stopped(head: Nodes, lines: Path, undisturbed: Any, tmp_path: Path) -> None:
+def test_a_submitted_job_is_watched_and_stopped(
+    head: Nodes, lines: Path, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "folder"  # what is uploaded: the pipeline and an operator of the user's own
-    (folder / "benchmarks").mkdir(parents=True)
-    shutil.copy(ROOT / "benchmarks" / "running_mean.py", folder / "benchmarks")
-    values = spread(lines, tmp_path)
+    folder.mkdir()
+    shutil.copy(ROOT / "pipelines" / "testing" / "running_mean.py", folder / "own_mean.py")
+    values = spread(lines, tmp_path, operators__mean__type="own_mean:RunningMean")
     (folder / "means.yaml").write_text(yaml.safe_dump(values))
     wanted = ["streambank", "run", "means.yaml", "--runner", "ray", "--log-format", "json", "--log-level", "info"]
     submission = ["submit", "--no-wait", "--working-dir", str(folder), "--submission-id", "means", "--", *wanted]
@@ -219,6 +221,7 @@ def test_a_submitted_job_is_watched_and_stopped(head: Nodes, lines: Path, undist
     assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
     assert staged_files(tmp_path) == []
 
+    monkeypatch.syspath_prepend(folder)
     run_here(values, resume=True)
     assert committed(tmp_path) == undisturbed
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from engine_workload import run_here, run_process
+from impressions import impressions_pipeline, write_impressions, write_model
 
-from benchmarks.impressions import impressions_pipeline, write_impressions, write_model
 from connectors import faults
 from connectors.sinks.read import read_committed
 from operators.state import State

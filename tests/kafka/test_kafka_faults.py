@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import engine_workload  # noqa: F401 (puts the folder of benchmarks on the path)
 import pytest
 from kafka_broker import Broker
 

@@ -52,7 +52,7 @@ def pipeline(broker: Broker, source: str, target: str, run: Path, *, slow_s: flo
         "sources": {"events": {**here, "topic": source, "columns": {"v": "double"}, "until": "latest", "parallelism": 2}},
         "operators": {
             "mean": {
-                "type": "benchmarks.running_mean:RunningMean",
+                "type": "pipelines.testing.running_mean:RunningMean",
                 "input": "events",
                 "max_batch": 64,
                 "max_wait_ms": 0,

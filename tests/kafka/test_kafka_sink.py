@@ -140,7 +140,8 @@ Run(lambda: make(Address, {topic!r}, Path({folder!r}) / "out"), Path({folder!r})
 
 def child(broker: Broker, topic: str, folder: Path, fault: str) -> int:
     """Run in a process of its own, which dies at ``fault``."""
-    paths = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
+    root = Path(__file__).resolve().parents[2]
+    paths = [str(Path(__file__).parent), str(root / "tests" / "support"), str(root)]
     code = CHILD.format(paths=paths, address=broker.address, fault=fault, topic=topic, folder=str(folder))
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
     return subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False).returncode

@@ -219,7 +219,7 @@ def test_a_silent_partition_and_clocks_gone_wrong_do_not_stop_event_time(broker:
         },
         "operators": {
             "mean": {
-                "type": "benchmarks.running_mean:RunningMean",
+                "type": "pipelines.testing.running_mean:RunningMean",
                 "input": "in",
                 "align_s": 10,
                 "align_wait_s": 0.5,

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from connectors.records import FRAME
-from operators.images import decode_image, decode_images
+from operators.frames import decode_row
+from operators.images import decode_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 GREY = RGB[..., 0].copy()
@@ -88,9 +89,7 @@ def test_bad_rows_of_a_batch_are_flagged_and_the_others_decoded():
         },
         schema=FRAME,
     )
-    decoded = decode_images(batch)
-    assert np.array_equal(decoded.images[0], RGB) and decoded.images[1:] == [None] * 3
-    assert decoded.errors[0] is None
-    assert decoded.errors[1] == "the row has no image"
-    assert "cannot be decoded" in decoded.errors[2]
-    assert decoded.errors[3] == "truncated file"
+    decoded = [decode_row(batch, row) for row in range(3)]
+    assert np.array_equal(decoded[0][0], RGB) and decoded[0][1] is None
+    assert decoded[1] == (None, "the row has no image")
+    assert decoded[2][0] is None and "cannot be decoded" in decoded[2][1]

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 from engine_workload import value_batch
 
-from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.base import Position, Reader, Sink, Source, Staged
 from connectors.errors import ConfigError, RecoveryError, SinkError
 from pipelines.check import check_spec
@@ -33,6 +32,7 @@ from pipelines.testing import (
     MemoryOptions,
     RowStore,
 )
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 SCHEMA = RunningMean.input_schema
 BATCHES = [value_batch([f"k{i % 7}" for i in range(50)], 50 * j) for j in range(20)]
@@ -48,7 +48,7 @@ def source(name: str, splits: Mapping[str, Sequence[Any]], **options: Any) -> So
 def operator(name: str, *inputs: str, **engine: Any) -> OperatorSpec:
     values = {"max_batch": 16, "max_wait_ms": 0.0, **engine}
     return OperatorSpec(
-        name=name, type="benchmarks.running_mean:RunningMean", options=RunningMeanOptions(), inputs=inputs, **values
+        name=name, type="pipelines.testing.running_mean:RunningMean", options=RunningMeanOptions(), inputs=inputs, **values
     )
 
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.running_mean import RunningMeanOptions
 from connectors.sources.jsonl import JsonlSource
 from connectors.sources.video import VideoSource
 from pipelines.graph import Graph
 from pipelines.runners.placement import placement
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
+from pipelines.testing.running_mean import RunningMeanOptions
 
 
 def operator(name: str, *inputs: str, shards: int = 1) -> OperatorSpec:
-    kind = "benchmarks.running_mean:RunningMean"
+    kind = "pipelines.testing.running_mean:RunningMean"
     return OperatorSpec(name=name, type=kind, options=RunningMeanOptions(), inputs=inputs, shards=shards)
 
 

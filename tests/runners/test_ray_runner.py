@@ -137,7 +137,7 @@ def test_a_killed_driver_is_resumed_from_its_state_folder(
 ) -> None:
     values = pipeline(lines, tmp_path, operators__mean__slow_s=0.1, epoch_s=0.3)
     code = "import ast, sys; from engine_workload import run_here; run_here(ast.literal_eval(sys.argv[1]), runner='ray')"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     driver = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code, repr(values)],
         env={**os.environ, "PYTHONPATH": paths, "RAY_ADDRESS": ray_address},

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from engine_workload import value_batch
 
-from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from operators.base import Context, Operator
 from operators.state import State
 from pipelines.api import Pipeline
@@ -46,6 +45,7 @@ from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
 from pipelines.spec import OperatorSpec
 from pipelines.testing import FakeClock, Gap, MemoryOptions, MemorySource
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 OPERATOR, SINK = TaskId("op", 0), TaskId("sink", 0)
 SECOND = 1_000_000
@@ -504,7 +504,7 @@ def test_rows_keep_their_watermark_when_they_are_pickled() -> None:
 
 def test_watermarks_are_sent_only_where_an_operator_behind_asks_for_them(tmp_path: Path) -> None:
     source = {"type": "jsonl", "path": str(tmp_path), "stream_id": "k", "event_time": "t", "columns": {"v": "double"}}
-    mean = {"type": "benchmarks.running_mean:RunningMean"}
+    mean = {"type": "pipelines.testing.running_mean:RunningMean"}
     values = {
         "name": "n",
         "state": str(tmp_path / "state"),

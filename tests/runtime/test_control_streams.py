@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from engine_workload import value_batch
 
-from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.errors import ConfigError
 from operators.base import Context
 from pipelines.api import Pipeline
@@ -22,6 +21,7 @@ from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
 from pipelines.spec import OperatorSpec
 from pipelines.testing import FakeClock, Gap, MemoryOptions, MemorySource
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 ASKING, DATA, OPERATOR, SINK = (TaskId(name, 0) for name in ("ask", "src", "op", "sink"))
 QUESTIONS = {"type": "requests", "path": "questions", "columns": {"add": "double"}}
@@ -129,7 +129,7 @@ def test_an_operator_that_stays_for_questions_does_not_forget_streams(keeps: boo
 
 
 def values(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    mean = {"type": "benchmarks.running_mean:RunningMean", "input": "numbers", "control": "questions"}
+    mean = {"type": "pipelines.testing.running_mean:RunningMean", "input": "numbers", "control": "questions"}
     made: dict[str, Any] = {
         "name": "p",
         "state": str(tmp_path / "state"),

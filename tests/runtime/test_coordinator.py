@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.base import Staged
 from connectors.errors import RecoveryError, SourceError
 from pipelines.graph import Graph
@@ -16,6 +15,7 @@ from pipelines.runtime.messages import Exhausted, OperatorAck, SinkAck, SourceAc
 from pipelines.runtime.recovery import assign_splits, options_of, starting_point
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 from pipelines.testing import FakeClock, ListSinkOptions, MemoryOptions, RowStore
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 STAGED = Staged("s", "f", 7, 70, "")
 
@@ -49,7 +49,9 @@ def make_spec(root: Path, **changes: Any) -> PipelineSpec:
             ),
         ),
         "operators": (
-            OperatorSpec(name="op", type="benchmarks.running_mean:RunningMean", options=RunningMeanOptions(), inputs=("src",)),
+            OperatorSpec(
+                name="op", type="pipelines.testing.running_mean:RunningMean", options=RunningMeanOptions(), inputs=("src",)
+            ),
         ),
         "sinks": (
             SinkSpec(name="out", type="pipelines.testing:ListSink", options=ListSinkOptions(store=RowStore()), inputs=("op",)),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from engine_workload import value_batch
 
-from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.base import Reader
 from operators.base import Context
 from operators.state import State
@@ -37,6 +36,7 @@ from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter, read_chain
 from pipelines.runtime.source_task import MAX_OPEN_SPLITS, SourceTask
 from pipelines.testing import FakeClock, Gap, MemoryOptions, MemorySource
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 SOURCE, OTHER, OPERATOR, SINK = TaskId("src", 0), TaskId("other", 0), TaskId("op", 0), TaskId("sink", 0)
 

@@ -254,7 +254,7 @@ def test_bytes_equal_the_declared_figure(dtype: torch.dtype):
     rows = {"key": RowSpec((16,), dtype), "value": RowSpec((4, 2), dtype)}
     bank = SlotBank("bank", rows, slots=5, capacity=33)
     storage = [t for t in vars(bank).values() if isinstance(t, torch.Tensor)] + list(bank.rows.values())
-    assert bank.bytes() == sum(t.untyped_storage().nbytes() for t in storage) == 5 * SlotBank.bytes_per_slot(rows, 33)
+    assert bank.bytes()["device"] == sum(t.untyped_storage().nbytes() for t in storage) == 5 * SlotBank.bytes_per_slot(rows, 33)
 
 
 def test_nothing_is_allocated_by_ten_times_the_capacity():

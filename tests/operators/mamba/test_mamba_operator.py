@@ -244,8 +244,8 @@ def test_missing_column_is_an_error_that_names_it():
 def test_late_and_duplicate_rows_are_dropped():
     detector, clean = operator(), operator()
     got = run(detector, [("a", 0), ("a", 1), ("a", 1), ("a", 0), ("a", 2)])
-    assert [row["status"] for row in got] == ["ok", "ok", "late", "late", "ok"]
-    assert got[2]["error"] == "sequence 1 does not follow 1" and got[2]["detections"] is None
+    assert [row["status"] for row in got] == ["ok", "ok", "duplicate", "late", "ok"]
+    assert "sequence 1 was taken already" in got[2]["error"] and "sequence 0 does not follow 1" in got[3]["error"]
     wanted = run(clean, [("a", 0), ("a", 1), ("a", 2)])
     assert (
         mamba_streams.detections_difference(
@@ -310,7 +310,7 @@ def test_full_table_evicts_the_stream_idle_longest_and_says_so():
     assert [row["status"] for row in got] == ["ok", "ok", "ok", "ok", "ok", "reset", "ok"]
     assert [row["bank_size"][0] for row in got] == [6, 6, 12, 6, 18, 6, 12]
     assert "evicted to make room; raise max_streams" in got[5]["error"]
-    assert detector.metrics()["evictions"] == 2 and detector.metrics()["slots_used"] == 2
+    assert detector.metrics()["evictions"] == 2 and detector.metrics()["streams"] == 2
 
 
 def test_eviction_does_not_depend_on_where_batches_are_cut():
@@ -323,7 +323,7 @@ def test_eviction_does_not_depend_on_where_batches_are_cut():
 
 
 def test_full_table_rejects_new_streams_where_asked_for():
-    got = run(operator(max_streams=1, on_full="reject"), [("a", 0), ("b", 0), ("a", 1)])
+    got = run(operator(max_streams=1, on_streams_full="reject"), [("a", 0), ("b", 0), ("a", 1)])
     assert [row["status"] for row in got] == ["ok", "rejected_full", "ok"]
     assert "raise max_streams" in got[1]["error"]
 
@@ -339,7 +339,7 @@ def test_eviction_survives_snapshots_and_increments():
         other = operator(max_streams=2)
         other.restore(restored)
         assert run(other, [("a", 1)])[0]["status"] == "reset"
-        assert other.metrics()["slots_used"] == 2
+        assert other.metrics()["streams"] == 2
         # "b" was idle longest when "a" came back.
         assert run(other, [("c", 1)])[0]["status"] == "ok"
 
@@ -420,7 +420,7 @@ def test_spread_without_the_role_column_says_what_to_set():
 
 def test_budget_is_checked_before_anything_is_allocated():
     with pytest.raises(ConfigError, match=r"detect: banks for 4 streams need .* the budget is 10.49 KiB; 0 streams fit"):
-        operator(bank_budget_gib=1e-5)
+        operator(bank_gib=1e-5)
 
 
 def test_full_size_banks_cost_what_the_documentation_says():
@@ -477,7 +477,7 @@ def test_increment_cannot_be_restored_alone():
     with pytest.raises(RecoveryError, match="apply it to a full one first"):
         detector.restore(detector.snapshot(incremental=True))
     detector.restore(State())
-    assert detector.metrics()["slots_used"] == 0
+    assert detector.metrics()["streams"] == 0
 
 
 def test_increment_is_much_smaller_than_the_full_snapshot():

@@ -1,4 +1,4 @@
-"""The keyed test workload: the running mean of ``v`` per stream, as a vectorised operator. Shared by benchmarks and tests.
+"""An operator to test pipelines with: the running mean of ``v`` per stream, vectorized.
 
 Exact: sums are added in the order of the rows, so the result does not depend on how rows are cut into batches.
 """

@@ -7,21 +7,17 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # for the operator in benchmarks/, here and in processes that import this module
-    sys.path.insert(0, str(ROOT))
+from connectors.sinks.jsonl import JsonlSink
+from connectors.sources.jsonl import JsonlSource
+from pipelines.testing.running_mean import RunningMean
 
-from benchmarks.running_mean import RunningMean  # noqa: E402
-from connectors.sinks.jsonl import JsonlSink  # noqa: E402
-from connectors.sources.jsonl import JsonlSource  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = 23
 
 
@@ -95,7 +91,7 @@ def pipeline(lines: Path, run: Path, **changes: Any) -> dict[str, Any]:
         },
         "operators": {
             "mean": {
-                "type": "benchmarks.running_mean:RunningMean",
+                "type": "pipelines.testing.running_mean:RunningMean",
                 "input": "events",
                 "max_batch": 256,
                 "max_wait_ms": 0,
@@ -141,7 +137,7 @@ def start_process(values: dict[str, Any], **options: Any) -> Any:
     """Start a run in a process of its own. It is forked from a clean server that has everything imported already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["pipelines.runners.local", "pipelines.api", "benchmarks.running_mean", "connectors.sinks.jsonl"]
+        ["pipelines.runners.local", "pipelines.api", "pipelines.testing.running_mean", "connectors.sinks.jsonl"]
     )
     process = context.Process(target=run_here, args=(values,), kwargs=options)
     process.start()

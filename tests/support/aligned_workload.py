@@ -8,15 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import engine_workload  # noqa: F401 (puts the folder of benchmarks on the path)
 import pyarrow as pa
 import torch
 
-from benchmarks.running_mean import RunningMean, RunningMeanOptions
 from connectors.records import KEY_FIELDS, output_schema
 from operators.base import Context, Operator
 from operators.state import State
 from pipelines.runtime import aligner
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 DIGEST_SCHEMA = output_schema("digest", 1, [pa.field("digest", pa.int64())])
 MODULUS = (1 << 61) - 1
