@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from connectors.options import option
 from connectors.records import FRAME
 from connectors.sources.camera_list import CameraList, camera_problem
 from connectors.sources.frames import Bytes, FrameBatch, FrameMemory
-from connectors.sources.grabber import Grabbed, Grabber, Timing
+from connectors.sources.grabber import Connect, Grabbed, Grabber, Timing, connect
 
 cv2 = optional("cv2")
 
@@ -93,7 +93,10 @@ class CameraOptions:
 
 
 class CameraSource(Source):
-    """Cameras; splits are called like their streams."""
+    """Cameras; splits are called like their streams.
+
+    ``clock`` gives monotonic seconds, ``wall_clock`` those of the day, and ``connect`` opens a camera: tests pass their own.
+    """
 
     Options = CameraOptions
     options: CameraOptions
@@ -101,11 +104,21 @@ class CameraSource(Source):
     bulky = True
     schema = CAMERA_FRAME
 
-    def __init__(self, options: CameraOptions) -> None:
+    def __init__(
+        self,
+        options: CameraOptions,
+        *,
+        connect: Connect = connect,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         super().__init__(options)
+        self._connect = connect
+        self._clock = clock
+        self._wall_clock = wall_clock
         self.bounded = options.duration_s is not None
         self.splits_end = False  # with a duration, all end at the same time
-        self._list = CameraList(options.cameras, options.cameras_file, options.user, options.password)
+        self._list = CameraList(options.cameras, options.cameras_file, options.user, options.password, clock)
         self._listed: set[str] = set()
         self._began_s: float | None = None
 
@@ -127,18 +140,32 @@ class CameraSource(Source):
         """Begin to connect to a camera, in a thread; one that is not there yet is no error."""
         self._listed.add(split)
         if self._began_s is None:
-            self._began_s = time.monotonic()
+            self._began_s = self._clock()
             _choose_transport(self.options.transport)
         end_s = self._began_s + self.options.duration_s if self.options.duration_s is not None else None
-        return CameraReader(split, self._list, self.options, position, end_s)
+        return CameraReader(
+            split, self._list, self.options, position, end_s, self._connect, clock=self._clock, wall_clock=self._wall_clock
+        )
 
 
 class CameraReader(Reader):
     """Frames of one camera. ``sequence`` counts rows over all runs; ``event_time`` is the wall clock, never going back."""
 
     def __init__(
-        self, name: str, cameras: CameraList, options: CameraOptions, position: Position | None, end_s: float | None
+        self,
+        name: str,
+        cameras: CameraList,
+        options: CameraOptions,
+        position: Position | None,
+        end_s: float | None,
+        connect: Connect,
+        *,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
     ) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._wall_clock = wall_clock
         self.closes: Sequence[str] = (name,)
         self.dropped: Counter[str] = Counter()
         self._name = name
@@ -158,7 +185,7 @@ class CameraReader(Reader):
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return what has come since the last call."""
         self.ended: Sequence[str] = ()
-        if self._end_s is not None and time.monotonic() >= self._end_s:
+        if self._end_s is not None and self._clock() >= self._end_s:
             self.exhausted = True
             self.close()
             return None
@@ -232,10 +259,19 @@ class CameraReader(Reader):
             )
             keep = 1 if options.mode == "latest" else options.keep_frames
             self._number = 0
-            self._grabber = Grabber(self._name, address, timing, keep=keep, segment=self._segment)
+            self._grabber = Grabber(
+                self._name,
+                address,
+                timing,
+                keep=keep,
+                segment=self._segment,
+                connect=self._connect,
+                clock=self._clock,
+                wall_clock=self._wall_clock,
+            )
 
     def _is_old(self, time_us: int) -> bool:
-        return self._options.max_lag_s is not None and time.time_ns() / 1e3 - time_us > self._options.max_lag_s * 1e6
+        return self._options.max_lag_s is not None and self._wall_clock() * 1e6 - time_us > self._options.max_lag_s * 1e6
 
     def _next_time(self, time_us: int) -> int:
         """Return the event time for a row: the wall clock may go back, a stream's time does not."""

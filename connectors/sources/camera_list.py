@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -48,7 +49,15 @@ class CameraList:
     ``user`` and ``password`` go into URLs that bring none. While the file cannot be read, the last list that could stays valid.
     """
 
-    def __init__(self, cameras: Mapping[str, str | int], path: Path | None, user: str | None, password: str | None) -> None:
+    def __init__(
+        self,
+        cameras: Mapping[str, str | int],
+        path: Path | None,
+        user: str | None,
+        password: str | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self.problem: str | None = None
         """Why the newest state of the file is not in use."""
         self._own = dict(cameras)
@@ -57,13 +66,13 @@ class CameraList:
         self._password = password
         self._lock = threading.Lock()
         self._stamp: tuple[int, int] | None = None
-        self._looked_s = -_LOOK_S
+        self._looked_s = -math.inf
         self._listed: dict[str, str | int] = {}
 
     def addresses(self) -> dict[str, str | int]:
         """Return stream id → address with credentials; as of a second ago at most."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             if self._path is not None and now - self._looked_s >= _LOOK_S:
                 self._looked_s = now
                 self._look(self._path)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from connectors.extras import optional
 from connectors.sources.camera_list import masked
@@ -22,7 +22,7 @@ from connectors.sources.frames import Bytes
 
 cv2 = optional("cv2")
 
-__all__ = ["Grabbed", "Grabber", "Lost", "Timing"]
+__all__ = ["Capture", "Connect", "Grabbed", "Grabber", "Lost", "Timing", "connect"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +63,48 @@ class Lost:
 Event = Grabbed | Lost
 
 
-class Grabber:
-    """One camera. ``keep`` frames wait at most; the oldest gives way."""
+class Capture(Protocol):
+    """An open camera: what is used of ``cv2.VideoCapture``."""
 
-    def __init__(self, name: str, address: str | int, timing: Timing, *, keep: int, segment: int) -> None:
+    def grab(self) -> bool:
+        """Wait for the next frame; False when the camera is lost."""
+        ...
+
+    def retrieve(self) -> tuple[bool, Bytes | None]:
+        """Decode the frame that was grabbed last."""
+        ...
+
+    def release(self) -> None:
+        """Let the camera go."""
+        ...
+
+
+Connect = Callable[[str | int, Timing], Capture | None]
+"""Opens the camera at an address; None if it cannot be opened."""
+
+
+class Grabber:
+    """One camera. ``keep`` frames wait at most; the oldest gives way.
+
+    ``clock`` gives monotonic seconds and ``wall_clock`` those of the day; ``connect`` opens the camera.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str | int,
+        timing: Timing,
+        *,
+        keep: int,
+        segment: int,
+        connect: Connect,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
         self.address = address
-        self.connections = 0
-        """How often the camera was opened."""
+        self._connect = connect
+        self._clock = clock
+        self._wall_clock = wall_clock
         self._name = name
         self._timing = timing
         self._segment = segment
@@ -120,7 +155,7 @@ class Grabber:
                 return
             if not told:
                 told = True
-                self._put(Lost(_now_us(), reason))
+                self._put(Lost(self._now_us(), reason))
                 logger.warning("camera=%s lost: %s", self._name, reason)
             wait_s = min(self._timing.reconnect_max_s, self._timing.reconnect_s * 2.0 ** min(failures, 30))
             failures += 1
@@ -128,7 +163,7 @@ class Grabber:
 
     def _connection(self) -> tuple[int, str]:
         """Open the camera and grab until it is lost; return how many frames there were, and why it ended."""
-        capture = self._open()
+        capture = self._connect(self.address, self._timing)
         frames = 0
         try:
             if capture is None:
@@ -141,12 +176,13 @@ class Grabber:
                         frames,
                         f"no frame from {masked(self.address)} within {self._timing.read_timeout_s:g} s, or it has ended",
                     )
-                time_us, now_s = _now_us(), time.monotonic()
+                time_us, now_s = self._now_us(), self._clock()
                 frames += 1
                 if self._timing.max_fps is not None:
                     if now_s < next_s:
                         continue
-                    next_s = max(next_s + 1 / self._timing.max_fps, now_s - 1 / self._timing.max_fps)
+                    period_s = 1 / self._timing.max_fps
+                    next_s = now_s + period_s if frames == 1 else max(next_s + period_s, now_s - period_s)
                 image = _retrieve(capture)
                 if image is not None and image.shape != shape:
                     shape = image.shape
@@ -160,28 +196,29 @@ class Grabber:
             if capture is not None:
                 capture.release()
 
-    def _open(self) -> Any:
-        address = int(self.address) if str(self.address).isdecimal() else self.address
-        if isinstance(address, int) or address.startswith("/dev/"):
-            capture = cv2.VideoCapture(address)
-        else:
-            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(self._timing.open_timeout_s * 1000)]
-            timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(self._timing.read_timeout_s * 1000)]
-            capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [*timeouts, cv2.CAP_PROP_N_THREADS, 1])
-        if not capture.isOpened():
-            capture.release()
-            return None
-        self.connections += 1
-        return capture
+    def _now_us(self) -> int:
+        return round(self._wall_clock() * 1e6)
 
 
-def _retrieve(capture: Any) -> Bytes | None:
+def connect(address: str | int, timing: Timing) -> Capture | None:
+    """Open a device by its number or path, anything else by FFmpeg; None if it cannot be opened."""
+    address = int(address) if str(address).isdecimal() else address
+    if isinstance(address, int) or address.startswith("/dev/"):
+        capture = cv2.VideoCapture(address)
+    else:
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, round(timing.open_timeout_s * 1000)]
+        timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, round(timing.read_timeout_s * 1000)]
+        capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, [*timeouts, cv2.CAP_PROP_N_THREADS, 1])
+    if capture.isOpened():
+        opened: Capture = capture
+        return opened
+    capture.release()
+    return None
+
+
+def _retrieve(capture: Capture) -> Bytes | None:
     try:
         ok, image = capture.retrieve()
     except cv2.error:
         return None
     return image if ok and image is not None and image.size else None
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

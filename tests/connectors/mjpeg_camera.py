@@ -9,6 +9,7 @@ import time
 
 import cv2
 import numpy as np
+from ports import free_ports
 
 
 class MjpegCamera:
@@ -19,7 +20,7 @@ class MjpegCamera:
         self.size = size
         self.stalled = threading.Event()
         self.connections = 0
-        self._port = 0
+        (self._port,) = free_ports()
         self._server: http.server.ThreadingHTTPServer | None = None
         self._sockets: set[socket.socket] = set()
         self.start()
@@ -34,7 +35,7 @@ class MjpegCamera:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                camera._serve(self)
+                camera._serve(self, server)
 
             def log_message(self, *arguments: object) -> None:
                 pass
@@ -46,9 +47,8 @@ class MjpegCamera:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # clients that go
 
-        self._server = Server(("127.0.0.1", self._port), Handler)
-        self._port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        server = self._server = Server(("127.0.0.1", self._port), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def die(self) -> None:
         """Close everything at once."""
@@ -59,8 +59,7 @@ class MjpegCamera:
         for client in list(self._sockets):
             client.close()
 
-    def _serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        server = self._server
+    def _serve(self, handler: http.server.BaseHTTPRequestHandler, server: http.server.HTTPServer) -> None:
         self.connections += 1
         self._sockets.add(handler.connection)
         handler.send_response(200)
