@@ -5,7 +5,6 @@ Everything that can be wrong with a file raises ``CheckpointMismatch`` that name
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from connectors import durable
 from connectors.errors import CheckpointMismatch
 
 __all__ = ["is_safetensors", "read_safetensors", "read_state_dict", "write_safetensors"]
@@ -46,12 +46,8 @@ def read_safetensors(file: Path, *, header_only: bool = False) -> tuple[dict[str
 def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], target: Path) -> None:
     """Write ``tensors`` (copied to the CPU) and ``metadata`` to ``target``, replacing it in one step."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        safetensors.torch.save_file(plain, partial, dict(metadata))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.replacing(target) as temporary:
+        safetensors.torch.save_file(plain, temporary, dict(metadata))
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

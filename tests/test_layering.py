@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("connectors", "models", "operators", "pipelines")
-BOTTOM = {"connectors.errors", "connectors.extras", "connectors.options", "connectors.records"}
+BOTTOM = {"connectors.durable", "connectors.errors", "connectors.extras", "connectors.options", "connectors.records"}
 FORBIDDEN = {
     "connectors": {"torch", "ray", "models", "operators", "pipelines"},
     "models": {"ray", "kafka", "decord", "open3d", "pydantic", "operators", "pipelines"},

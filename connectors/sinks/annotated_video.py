@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors import durable
 from connectors.drawing import (
     Boxes,
     Picture,
@@ -100,11 +100,7 @@ class Mp4Writer:
                 f"{self.path}: {stored} of {self.frames} frames were stored; is the disk full? Free space or set the sink's "
                 "'path' to another disk, then run again with --resume"
             )
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        durable.sync(self.path)
 
     def abort(self) -> None:
         """Close and delete. Never raises."""

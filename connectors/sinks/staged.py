@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from connectors import faults
+from connectors import durable, faults
 from connectors.base import Sink, Staged
 from connectors.errors import ConfigError, SinkError
 
@@ -124,8 +124,8 @@ class StagedFile:
         if self._file is not None:
             self._write_through(self._pending)
             with _os_errors(self.path):
-                os.fsync(self._file.fileno())
                 self._file.close()
+                durable.sync(self.path)
             self._file = None
 
     def abort(self) -> None:
@@ -229,7 +229,7 @@ class FileSink(Sink):
         self.shard = shard
         staging = self.root / STAGING
         with _os_errors(self.root):
-            _make_folders(staging / str(attempt))
+            durable.make_folders(staging / str(attempt))
             newest = max((int(p.name) for p in staging.iterdir() if p.name.isdecimal()), default=attempt)
             if newest > attempt:
                 raise SinkError(
@@ -243,7 +243,7 @@ class FileSink(Sink):
                     f"{self.root}: another sink writes into this folder (attempt {attempt}, shard {shard}); "
                     "give every sink of the pipeline file its own 'path'"
                 ) from None
-            _sync_folder(folder.parent)
+            durable.sync(folder.parent)
         self._folder = folder
         self._serial = 0
 
@@ -262,7 +262,7 @@ class FileSink(Sink):
             staged.append(Staged(file.path.relative_to(self.root).as_posix(), final, file.rows, file.bytes, file.sha256))
         if staged:
             with _os_errors(folder):
-                _sync_folder(folder)
+                durable.sync(folder)
         self._done = []
         return staged
 
@@ -283,12 +283,12 @@ class FileSink(Sink):
                     continue
                 if target.exists() and _sha256(target) != file.sha256:
                     raise SinkError(self._foreign(target, epoch))
-                _make_folders(target.parent)
+                durable.make_folders(target.parent)
                 source.replace(target)
                 faults.reach("between_renames", epoch)
         for folder in folders:
             with _os_errors(folder):
-                _sync_folder(folder)
+                durable.sync(folder)
 
     def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
         """See the contract. ``SinkError`` where the folder holds files of a run that is not this one."""
@@ -306,7 +306,7 @@ class FileSink(Sink):
             if not leftovers.exists():
                 return
             shutil.rmtree(leftovers)
-            _sync_folder(self.root)
+            durable.sync(self.root)
         logger.info("sink=%s recovered epoch=%d; staged leftovers removed", self.root, epoch)
 
     def close(self) -> None:
@@ -353,23 +353,6 @@ def _os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise sink_error(path, error) from error
-
-
-def _make_folders(folder: Path) -> None:
-    """Make a folder and its parents, each durable."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors import durable
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError
 from connectors.options import REQUIRED, option
@@ -215,8 +216,8 @@ class RequestsReader(Reader):
             if rows >= max_rows or bytes_read >= max_bytes:
                 break
         if self._end > before:  # a position beyond them must not outlive a power cut that they do not
-            _sync(self._taken)
-            _sync(self._folder)
+            durable.sync(self._taken)
+            durable.sync(self._folder)
         if not rows:
             return False
         self._numbers = [file.number for file in files]
@@ -282,20 +283,15 @@ def put_requests(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     ``rows`` hold JSON values, ``stream_id`` among them. Return the file. Raise ``SourceError`` where it cannot be written.
     """
     name = f"{time.time_ns():020d}-{uuid4().hex}.jsonl"
-    draft = folder / f".{name}"
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with draft.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        path = draft.rename(folder / name)
-        _sync(folder)
+        durable.write(folder / name, text.encode())
     except OSError as error:
         raise SourceError(
             f"cannot put a request into {folder}: {error.strerror}; this user must be able to write there"
         ) from error
-    return path
+    return folder / name
 
 
 def _lock(taken: Path) -> int:
@@ -345,11 +341,3 @@ def _read(path: Path, number: int) -> _File | None:
         return None
     except OSError as error:
         return _File(number, time_us, [b""], f"cannot be read: {error.strerror}")
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

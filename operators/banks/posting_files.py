@@ -2,7 +2,7 @@
 
 A file is a safetensors file: ``records`` [n, D + V + 2] int32 (key, values and sequence number of a row side by side, so that a
 list is one contiguous read), ``offsets`` [L + 1] and the ``centres`` [L, D] and ``alive`` [L] of all lists of the slice at that
-time. Invariant: a name that does not end in ``.part`` belongs to a complete file, on disk.
+time. Invariant: a name that ends in ``.lists`` belongs to a complete file, on disk.
 """
 
 # n records, L lists, D dim, V value columns
@@ -10,7 +10,6 @@ time. Invariant: a name that does not end in ``.part`` belongs to a complete fil
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from connectors import durable
 from connectors.errors import RecoveryError
 
 __all__ = ["SUFFIX", "PostingFile", "keys_of", "pack", "remove_leftovers", "sequences_of", "values_of", "write_posting_file"]
 
 SUFFIX = ".lists"
-_PART = ".part"
 _TYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
@@ -63,16 +62,8 @@ def write_posting_file(
     alive: NDArray[np.bool_],
 ) -> None:
     """Write a file so that its name appears only when all of it is on disk."""
-    part = path.with_name(path.name + _PART)
-    save_file({"records": records, "offsets": offsets, "centres": centres, "alive": alive}, part)
-    with part.open("rb") as handle:
-        os.fsync(handle.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with durable.replacing(path) as temporary:
+        save_file({"records": records, "offsets": offsets, "centres": centres, "alive": alive}, temporary)
 
 
 class PostingFile:
@@ -120,5 +111,5 @@ class PostingFile:
 def remove_leftovers(folder: Path, wanted: set[str]) -> None:
     """Delete files of posting lists that nothing refers to, complete or not."""
     for path in folder.iterdir():
-        if path.name not in wanted and path.name.removesuffix(_PART).endswith(SUFFIX):
+        if path.name not in wanted and (path.name.endswith(SUFFIX) or durable.is_leftover(path)):
             path.unlink()

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from connectors import durable
 from connectors.base import Staged
 from connectors.errors import RecoveryError
 from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
@@ -169,7 +170,7 @@ class StateFolder:
         for path in (self.root / "epochs").iterdir():
             # An unreadable manifest newer than the newest good one stays for a person to look at.
             older = path.stem.isdecimal() and (not kept or int(path.stem) < kept[-1].epoch)
-            if path.name not in names and (older or path.suffix == ".tmp"):
+            if path.name not in names and (older or durable.is_leftover(path)):
                 path.unlink(missing_ok=True)
         for path in (self.root / "snapshots").glob("*/*"):
             if path.relative_to(self.root).as_posix() not in needed:
@@ -177,20 +178,9 @@ class StateFolder:
 
     def _write(self, path: Path, content: bytes) -> None:
         """Replace a file as a whole, durably."""
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            durable.write(path, content)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise RecoveryError(
                 f"{path} cannot be written: {error.strerror or error}. The epoch is not committed; free space or set "
                 "'state' to another disk, then run again with --resume"

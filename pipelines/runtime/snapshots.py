@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from connectors import durable
 from connectors.errors import RecoveryError
 from operators.state import Patch, Rows, State
 from pipelines.runtime.messages import SnapshotFile
@@ -49,22 +49,18 @@ def write_snapshot(state: State, root: Path, path: str) -> SnapshotFile:
 
 def write_file(target: Path, write: Callable[[Path], None]) -> tuple[int, str]:
     """Have ``write`` fill a file that becomes ``target`` as a whole, durably; return its size and SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        size = temporary.stat().st_size
-        temporary.replace(target)
+        durable.make_folders(target.parent)
+        with durable.replacing(target) as temporary:
+            write(temporary)
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = temporary.stat().st_size
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise RecoveryError(
             f"snapshot {target} cannot be written: {error}. The epoch is not committed; free space or set 'state' to another "
             "disk, then run again with --resume"
         ) from error
-    sync_folder(target.parent)
     return size, sha256
 
 
@@ -130,15 +126,6 @@ class SnapshotWriter:
     def close(self) -> None:
         """Finish what was submitted."""
         self._pool.shutdown(wait=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
