@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 
 from connectors import faults
 from connectors.errors import StreambankError
-from pipelines.runners.cells import SinkCell, TaskPlan, make_cell
+from pipelines.runners.cells import SinkCell, make_cell
 from pipelines.runners.ray_metrics import TaskMetrics
 from pipelines.runners.transport import CREDIT, INLINE_BYTES, CreditTransport, PeerLost
 from pipelines.runtime import logs
@@ -30,6 +30,7 @@ from pipelines.runtime.host import Host, Reading
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import Body, Data, Edge, TaskId
 from pipelines.runtime.metrics import TaskStats
+from pipelines.runtime.tasks import TaskPlan
 
 __all__ = ["ActorPlan", "OperatorActor", "SinkActor", "SourceActor", "TaskActor"]
 
@@ -72,17 +73,17 @@ class TaskActor:
         self._metrics = {task: TaskMetrics(plan.pipeline, task) for task in self._hosts}
 
     def prepare(self, task: TaskId, step: str, *arguments: Any) -> Any:
-        """Call a method of a task's cell, before it is at work."""
+        """Call a method of a task's cell, before it runs."""
         return getattr(self._cells[task], step)(*arguments)
 
     def start(self, task: TaskId, receivers: Mapping[TaskId, ActorHandle], *arguments: Any) -> None:
-        """Set a task to work. ``receivers`` are the actors of the tasks it sends to."""
+        """Start a task. ``receivers`` are the actors of the tasks it sends to."""
         here = {task: host.inbox for task, host in self._hosts.items()}
         self._cells[task].start(CreditTransport(receivers, here, self._attempt), *arguments)
 
     @ray.method(concurrency_group="ctl")  # type: ignore[untyped-decorator]
     def order(self, task: TaskId, what: str, *arguments: Any) -> Any:
-        """Call a method of a task's cell while it is at work."""
+        """Call a method of a task's cell while it runs."""
         return getattr(self._cells[task], what)(*arguments)
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
@@ -97,7 +98,7 @@ class TaskActor:
 
     @ray.method(concurrency_group="poll")  # type: ignore[untyped-decorator]
     def poll(self) -> list[Reading]:
-        """Return what the tasks that are at work have to tell, as soon as there is news or after half a second."""
+        """Return what the tasks that run have to tell, as soon as there is news or after half a second."""
         self._bell.wait(_POLL_S)
         self._bell.clear()
         readings = [host.read() for host in self._hosts.values() if host.started]
@@ -108,9 +109,10 @@ class TaskActor:
         ]
 
     def close(self) -> list[TaskStats]:
-        """End the tasks; return their last readings."""
-        for host in self._hosts.values():
+        """End the tasks, those that were never started too; return their last readings."""
+        for task, host in self._hosts.items():
             host.close()
+            self._cells[task].close()
         return [host.read().stats for host in self._hosts.values() if host.started]
 
 

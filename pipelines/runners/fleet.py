@@ -24,7 +24,6 @@ from connectors.base import Staged
 from connectors.errors import StreambankError
 from pipelines.graph import Graph
 from pipelines.runners.actors import ActorPlan, OperatorActor, SinkActor, SourceActor
-from pipelines.runners.cells import TaskPlan
 from pipelines.runners.reservation import Reservation, Stopped
 from pipelines.runners.transport import CREDIT, PeerLost
 from pipelines.runtime.host import Reading
@@ -33,7 +32,7 @@ from pipelines.runtime.manifest import Manifest
 from pipelines.runtime.messages import TaskId
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.recovery import assign_splits, staged_of
-from pipelines.runtime.sizing import read_rows
+from pipelines.runtime.tasks import TaskPlan
 from pipelines.spec import OperatorSpec, SinkSpec, SourceSpec
 
 __all__ = ["ActorLost", "Fleet"]
@@ -96,8 +95,7 @@ class Fleet:
         self._prepare("recover", {TaskId(sink.name, 0): (epoch, staged_of(base, sink.name)) for sink in spec.sinks})
         starts: dict[TaskId, Arguments] = {}
         for sink in spec.sinks:
-            inputs = {name: schemas[name] for name in sink.inputs}
-            starts |= {task: (inputs,) for task in tasks_of(sink.name)}
+            starts |= {task: (schemas,) for task in tasks_of(sink.name)}
         starts |= {task: () for task in builds}
         self._start(starts)
         self.reading_since = monotonic()
@@ -138,6 +136,11 @@ class Fleet:
         for answer, name in closing:
             self.stats |= {stats.task: stats for stats in self._get(answer, name, _CLOSE_TIMEOUT_S)}
 
+    def end(self, timeout_s: float) -> None:
+        """Have the tasks of an attempt that has failed close what they hold, as far as they can within ``timeout_s``."""
+        if self._actors:
+            ray.wait([actor.close.remote() for actor in self._actors], num_returns=len(self._actors), timeout=timeout_s)
+
     def kill(self) -> None:
         """End all actors at once; return when they are dead, so that none of them touches a file any more."""
         for actor in self._actors:
@@ -152,34 +155,18 @@ class Fleet:
                     break
 
     def _create(self, number: int, tasks: Sequence[TaskId]) -> ActorHandle:
-        nodes = [self._graph.spec.node(task.node) for task in tasks]
-        edges = [self._graph.inputs_of(task) for task in tasks]
-        plans = [
-            TaskPlan(
-                task=task,
-                node=node,
-                inputs=inputs,
-                outputs=self._graph.outputs_of(task),
-                attempt=self._attempt,
-                state=self._graph.spec.state,
-                read_rows=read_rows(self._graph.spec, task.node),
-                awaited=isinstance(node, SourceSpec) and self._graph.spec.awaits(node),
-                split_wait_s=self._graph.split_wait_s(task.node),
-                keeps_streams=isinstance(node, OperatorSpec) and self._graph.spec.keeps_streams(node),
-            )
-            for task, node, inputs in zip(tasks, nodes, edges, strict=True)
-        ]
+        plans = [TaskPlan.of(self._graph, task, attempt=self._attempt) for task in tasks]
         plan = ActorPlan(
             pipeline=self._graph.spec.name,
             tasks=cloudpickle.dumps(plans),
-            threads=max(1, int(nodes[0].num_cpus)),
+            threads=max(1, int(plans[0].node.num_cpus)),
             fault=self._fault,
             log_level=logging.getLogger().getEffectiveLevel(),
             log_format=log_format(),
             paths=[str(Path(path or ".").resolve()) for path in sys.path],
         )
-        kind = {SourceSpec: SourceActor, OperatorSpec: OperatorActor, SinkSpec: SinkActor}[type(nodes[0])]
-        groups = {"inbox": max(1, CREDIT * sum(map(len, edges))), "poll": 1, "ctl": 1}
+        kind = {SourceSpec: SourceActor, OperatorSpec: OperatorActor, SinkSpec: SinkActor}[type(plans[0].node)]
+        groups = {"inbox": max(1, CREDIT * sum(len(task.inputs) for task in plans)), "poll": 1, "ctl": 1}
         remote = ray.remote(concurrency_groups=groups, max_restarts=0, max_task_retries=0)(kind)
         name = f"{self._graph.spec.name}.{tasks[0]}.{self._attempt}.{uuid4().hex[:8]}"
         return remote.options(name=name, **self._room.options(number)).remote(plan)

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from connectors.base import Source, Staged
-from connectors.sources.paced import open_paced
-from operators.base import Operator
 from pipelines.graph import Graph
 from pipelines.runners.report import Progress, RunReport, finish, make_progress, make_report
 from pipelines.runtime.clock import Clock, SystemClock
@@ -25,21 +23,12 @@ from pipelines.runtime.manifest import Manifest, StateFolder
 from pipelines.runtime.messages import Body, Edge, Event, SplitState, TaskId
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.recovery import (
-    assign_splits,
-    discoverer,
-    make_aligner,
-    merge_open_streams,
-    restore_operator,
-    staged_of,
-    starting_point,
-)
-from pipelines.runtime.routing import Router
+from pipelines.runtime.recovery import assign_splits, staged_of, starting_point
 from pipelines.runtime.sink_task import SinkTask
-from pipelines.runtime.sizing import read_rows
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
-from pipelines.spec import OperatorSpec, PipelineSpec, SourceSpec
+from pipelines.runtime.tasks import TaskPlan, make_operator, make_operator_task, make_sink_task, make_source_task
+from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 
 __all__ = ["LocalRunner"]
 
@@ -98,7 +87,7 @@ class LocalRunner:
             writer = SnapshotWriter(folder.root)
             cleanup.callback(writer.close)
             cleanup.callback(self._close)
-            self._build(folder, base, attempt, writer)
+            self._build(base, attempt, writer)
             coordinator = Coordinator(self._graph, folder, self, self._clock, base=base, attempt=attempt)
             started = self._clock()
             logger.info("pipeline=%s runner=local attempt=%d epoch=%d", self._spec.name, attempt, coordinator.last_epoch)
@@ -126,88 +115,38 @@ class LocalRunner:
 
     # -- building
 
-    def _build(self, folder: StateFolder, base: Manifest | None, attempt: int, writer: SnapshotWriter) -> None:
+    def _build(self, base: Manifest | None, attempt: int, writer: SnapshotWriter) -> None:
         sources = {node.name: node.build() for node in self._spec.sources}
-        splits = {
-            node.name: assign_splits(
-                node.name,
-                sources[node.name].splits(),
-                base,
-                node.parallelism,
-                sources[node.name].appeared_at,
-                replayable=sources[node.name].replayable,
-            )
-            for node in self._spec.sources
-        }
+        splits = {node.name: self._splits(node, sources[node.name], base) for node in self._spec.sources}
         schemas = {name: source.schema for name, source in sources.items()}
-        for node in self._spec.operators:
-            for shard in range(node.shards):
-                operator = self._build_operator(node, shard, folder, base, attempt, writer)
-                schemas[node.name] = operator.output_schema
-        for sink_node in self._spec.sinks:
-            shards = [sink_node.build() for _ in range(sink_node.shards)]
-            shards[0].recover(base.epoch if base is not None else -1, staged_of(base, sink_node.name))
-            for shard, sink in enumerate(shards):
-                task = TaskId(sink_node.name, shard)
-                self._sinks[task] = SinkTask(task, sink, self._inbox(task, attempt), self._events.put)
-                sink.open({name: schemas[name] for name in sink_node.inputs}, attempt=attempt, shard=shard)
-        for source_node in self._spec.sources:
-            for task, share in zip(self._graph.tasks_of(source_node.name), splits[source_node.name], strict=True):
-                self._sources.append(self._source_task(task, source_node, sources[source_node.name], share))
-
-    def _build_operator(
-        self,
-        node: OperatorSpec,
-        shard: int,
-        folder: StateFolder,
-        base: Manifest | None,
-        attempt: int,
-        writer: SnapshotWriter,
-    ) -> Operator:
-        task = TaskId(node.name, shard)
-        operator = node.build()
-        states = base.operators.get(node.name, ()) if base is not None else ()
-        restore_operator(operator, states, folder.root, shard=shard, shards=node.shards)
-        inbox = self._inbox(task, attempt)
-        self._operators.append(
-            OperatorTask(
-                task,
-                operator,
-                node.inputs,
-                inbox,
-                Router(self._graph.outputs_of(task), self),
-                writer,
-                self._events.put,
-                self._clock,
-                attempt=attempt,
-                max_batch=node.max_batch,
-                max_wait_s=node.max_wait_ms / 1000,
-                open_streams=merge_open_streams(states, shard=shard, shards=node.shards),
-                aligner=make_aligner(node, inbox, states, folder.root, shard=shard, clock=self._clock),
-                keeps_streams=self._spec.keeps_streams(node),
+        for plan in self._plans(self._spec.operators, attempt):
+            states = base.operators.get(plan.task.node, ()) if base is not None else ()
+            operator = make_operator(plan, states)
+            schemas[plan.task.node] = operator.output_schema
+            inbox = self._inbox(plan)
+            self._operators.append(
+                make_operator_task(plan, operator, states, inbox, self, writer, self._events.put, self._clock)
             )
-        )
-        return operator
+        for sink in self._spec.sinks:
+            sink.build().recover(base.epoch if base is not None else -1, staged_of(base, sink.name))
+        for plan in self._plans(self._spec.sinks, attempt):
+            self._sinks[plan.task] = make_sink_task(plan, schemas, self._inbox(plan), self._events.put)
+        for plan in self._plans(self._spec.sources, attempt):
+            source, share = sources[plan.task.node], splits[plan.task.node][plan.task.shard]
+            self._sources.append(make_source_task(plan, source, share, self, self._events.put, self._clock))
 
-    def _source_task(self, task: TaskId, node: SourceSpec, source: Source, share: Mapping[str, SplitState]) -> SourceTask:
-        return SourceTask(
-            task,
-            share,
-            lambda split, position: open_paced(source, split, position, self._clock),
-            Router(self._graph.outputs_of(task), self),
-            self._events.put,
-            self._clock,
-            read_rows=read_rows(self._spec, task.node),
-            bounded=source.bounded,
-            awaited=self._spec.awaits(node),
-            splits_end=source.splits_end,
-            split_wait_s=self._graph.split_wait_s(task.node),
-            discover=discoverer(source, task),
-        )
+    def _plans(self, nodes: Sequence[SourceSpec | OperatorSpec | SinkSpec], attempt: int) -> list[TaskPlan]:
+        tasks = [task for node in nodes for task in self._graph.tasks_of(node.name)]
+        return [TaskPlan.of(self._graph, task, attempt=attempt) for task in tasks]
 
-    def _inbox(self, task: TaskId, attempt: int) -> Inbox:
-        self._inboxes[task] = Inbox(self._graph.inputs_of(task), attempt=attempt)
-        return self._inboxes[task]
+    @staticmethod
+    def _splits(node: SourceSpec, source: Source, base: Manifest | None) -> list[dict[str, SplitState]]:
+        listed, replayable = source.splits(), source.replayable
+        return assign_splits(node.name, listed, base, node.parallelism, source.appeared_at, replayable=replayable)
+
+    def _inbox(self, plan: TaskPlan) -> Inbox:
+        self._inboxes[plan.task] = Inbox(plan.inputs, attempt=plan.attempt)
+        return self._inboxes[plan.task]
 
     # -- running
 

@@ -33,6 +33,9 @@ __all__ = ["RayRunner"]
 _HEAR_S = 0.1
 _PROGRESS_S = 0.5
 
+_END_S = 2.0
+"""Time that the tasks of a failed attempt have to close operators and sinks before their processes are killed."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -115,6 +118,9 @@ class RayRunner:
             with contextlib.suppress(ActorLost):  # all is committed
                 fleet.close()
             return make_report(list(fleet.stats.values()), coordinator, runner="ray", seconds=seconds)
+        except Exception:
+            fleet.end(_END_S)
+            raise
         finally:
             fleet.kill()
             room.release()

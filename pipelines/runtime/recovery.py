@@ -7,30 +7,23 @@ it is resumed.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connectors.base import Position, Source, Staged
+from connectors.base import Position, Staged
 from connectors.errors import RecoveryError, SourceError
 from pipelines import registry
-from pipelines.runtime.aligner import Aligner, HeldRows
-from pipelines.runtime.clock import Clock
-from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
-from pipelines.runtime.messages import Alignment, SplitState, TaskId
-from pipelines.spec import OperatorSpec, PipelineSpec, span_us
+from pipelines.runtime.messages import SplitState
+from pipelines.spec import OperatorSpec, PipelineSpec
 
 if TYPE_CHECKING:
     from operators.base import Operator
 
 __all__ = [
     "assign_splits",
-    "discoverer",
-    "make_aligner",
     "merge_open_streams",
     "options_of",
     "reshard_problem",
@@ -163,13 +156,6 @@ def assign_splits(
     return tasks
 
 
-def discoverer(source: Source, task: TaskId) -> Callable[[], dict[str, SplitState]]:
-    """Return what a source task asks for new splits. The first task of a source takes them on, until the next start."""
-    if task.shard > 0:
-        return dict
-    return lambda: {split: SplitState(source.appeared_at) for split in source.discover()}
-
-
 def restore_operator(operator: Operator, states: Sequence[OperatorState], root: Path, *, shard: int, shards: int) -> None:
     """Give an operator shard the streams that belong to it, from the snapshots of however many shards there were.
 
@@ -195,39 +181,6 @@ def merge_open_streams(states: Sequence[OperatorState], *, shard: int, shards: i
         for node, streams in state.open_streams.items():
             merged.setdefault(node, []).extend(stream for stream in streams if shard_of(stream, shards) == shard)
     return merged
-
-
-def make_aligner(
-    node: OperatorSpec, inbox: Inbox, states: Sequence[OperatorState], root: Path, *, shard: int, clock: Clock
-) -> Aligner | None:
-    """Make the aligner of an operator shard, with the rows that waited when the last epoch ended; None without ``align_s``."""
-    from pipelines.runtime.held_rows import read_held
-
-    if node.align_s is None:
-        return None
-    aligner = Aligner(
-        [edge for edge in inbox.edges if edge.aligned],
-        span_us=span_us(node.align_s),
-        wait_s=math.inf if node.align_wait_s is None else node.align_wait_s,
-        clock=clock,
-        backlog=inbox.backlog,
-    )
-
-    def keep(stream: str) -> bool:
-        return shard_of(stream, node.shards) == shard
-
-    own = states[shard : shard + 1] if len(states) == node.shards else states
-    alignments: list[Alignment] = []
-    held: list[HeldRows] = []
-    for state in own:
-        if state.alignment is None:
-            continue
-        closes = [(time_us, up, list(filter(keep, streams))) for time_us, up, streams in state.alignment.closes]
-        alignments.append(replace(state.alignment, closes=closes))
-        if state.alignment.rows is not None:
-            held += read_held(root, state.alignment.rows, keep)
-    aligner.restore(alignments, held)
-    return aligner
 
 
 def staged_of(manifest: Manifest | None, node: str) -> list[Staged]:

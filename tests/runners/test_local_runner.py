@@ -16,6 +16,7 @@ from engine_workload import value_batch
 
 from connectors.base import Position, Reader, Sink, Source, Staged
 from connectors.errors import ConfigError, RecoveryError, SinkError
+from operators.base import Context
 from pipelines.check import check_spec
 from pipelines.runners import Progress, run
 from pipelines.runners.local import LocalRunner
@@ -216,7 +217,7 @@ def test_operators_in_a_row_and_a_sink_of_several_inputs_stay_aligned(tmp_path: 
             return super().process(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
 
     second = OperatorSpec(name="second", type="chain:Chain", options=RunningMeanOptions(), inputs=("first",), shards=2)
-    object.__setattr__(second, "build", lambda: Chain(RunningMeanOptions(), _context()))
+    object.__setattr__(second, "build", lambda device=None: Chain(RunningMeanOptions(), _context()))
     clock = FakeClock()
     items = [*BATCHES[:8], Gap(1.0), *BATCHES[8:12], Crash(), *BATCHES[12:]]
     plan = spec(
@@ -412,23 +413,25 @@ class OneMemory(RunningMean):
 
 
 def test_an_operator_that_is_not_keyed_cannot_be_resumed_with_another_number_of_shards(tmp_path: Path) -> None:
-    def plan(shards: int, items: Sequence[Any]) -> PipelineSpec:
+    def plan(shards: int) -> PipelineSpec:
         node = replace(operator("op", "src", shards=shards), type="test_local_runner:OneMemory")
-        return spec(tmp_path / "state", [source("src", {"a": items})], [node], [sink(store, "op")], epoch_s=0.0)
+        first = source("src", {"a": items}, clock=clock)
+        return spec(tmp_path / "state", [first], [node], [sink(store, "op")], epoch_s=0.5)
 
-    store, items = RowStore(), [*BATCHES[:3], Crash(), *BATCHES[3:]]
+    store, clock = RowStore(), FakeClock()
+    items = [*BATCHES[:3], Gap(1.0), BATCHES[3], Crash(), *BATCHES[4:]]
     with pytest.raises(InjectedCrash):
-        run(plan(2, items), runner="local")
+        run_fake(plan(2), clock)
     with pytest.raises(RecoveryError, match=r"operators\.op\.shards: is 3, but epoch \d+ was written with 2, and .*OneMemory"):
-        run(plan(3, items), runner="local", resume=True)
-    errors = [finding for finding in check_spec(plan(3, items)) if finding.level == "error"]
+        run_fake(plan(3), clock, resume=True)
+    errors = [finding for finding in check_spec(plan(3)) if finding.level == "error"]
     assert [finding.where for finding in errors] == ["operators.op.shards"]
     assert "resume with 'shards: 2', or start in a new state folder" in errors[0].message
-    assert run(plan(2, items), runner="local", resume=True).status == "finished"
+    assert run_fake(plan(2), clock, resume=True).status == "finished"
 
 
 class Closing(RunningMean):
-    """Counts what is made and not closed; cannot be made in too small a place."""
+    """Keeps a list of what is made and not closed."""
 
     open: ClassVar[list[str]] = []
 
@@ -447,4 +450,22 @@ def test_operators_are_closed_when_the_run_ends_also_after_a_failure(items: Sequ
     plan = spec(tmp_path / "state", [source("src", {"a": items})], nodes, [sink(RowStore(), "one", "two")])
     with contextlib.suppress(InjectedCrash):
         run(plan, runner="local")
+    assert Closing.open == []
+
+
+class Unfit(Closing):
+    """Cannot go on from any state."""
+
+    def restore(self, state: Any) -> None:
+        raise RecoveryError("does not fit")
+
+
+def test_an_operator_whose_state_does_not_fit_is_closed_too(tmp_path: Path) -> None:
+    clock = FakeClock()
+    plan = simple(tmp_path, [BATCHES[0], Gap(1.0), Crash(), BATCHES[1]], RowStore(), clock, epoch_s=0.5)
+    with pytest.raises(InjectedCrash):
+        run_fake(plan, clock)
+    object.__setattr__(plan.operators[0], "build", lambda device=None: Unfit(RunningMeanOptions(), Context(name="op")))
+    with pytest.raises(RecoveryError, match="does not fit"):
+        run_fake(plan, clock, resume=True)
     assert Closing.open == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -232,6 +233,20 @@ def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path
         on_ray(values)
     assert any("in operator mean[0], process of" in note for note in raised.value.__notes__)
     assert (tmp_path / "state" / "attempt").read_text() == "1"
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_operators_are_closed_when_the_run_ends_also_after_another_has_failed(
+    breaks: bool, lines: Path, tmp_path: Path
+) -> None:
+    values = pipeline(lines, tmp_path)
+    noting = {"type": "engine_workload:Noting", "input": "events", "notes": str(tmp_path)}
+    values["operators"] = {"other": noting, "mean": {**noting, "breaks": breaks}}
+    values["sinks"]["more"] = {"type": "jsonl", "input": "other", "path": str(tmp_path / "more")}
+    with pytest.raises(ValueError, match="told to break") if breaks else contextlib.nullcontext():
+        on_ray(values)
+    assert (tmp_path / "other").exists()
+    assert (tmp_path / "mean").exists()
 
 
 @pytest.mark.slow

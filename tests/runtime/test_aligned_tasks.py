@@ -39,10 +39,10 @@ from pipelines.runtime.messages import (
     Watermark,
 )
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.recovery import make_aligner
 from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
+from pipelines.runtime.tasks import make_aligner
 from pipelines.spec import OperatorSpec
 from pipelines.testing import FakeClock, Gap, MemoryOptions, MemorySource
 from pipelines.testing.running_mean import RunningMean, RunningMeanOptions

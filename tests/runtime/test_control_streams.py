@@ -15,10 +15,11 @@ from pipelines.graph import Graph
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import Close, Data, Edge, Event, Exhausted, SplitState, TaskId, Watermark
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.recovery import make_aligner, options_of
+from pipelines.runtime.recovery import options_of
 from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
+from pipelines.runtime.tasks import make_aligner
 from pipelines.spec import OperatorSpec
 from pipelines.testing import FakeClock, Gap, MemoryOptions, MemorySource
 from pipelines.testing.running_mean import RunningMean, RunningMeanOptions

@@ -8,14 +8,16 @@ import os
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from connectors.options import REQUIRED, option
 from connectors.sinks.jsonl import JsonlSink
 from connectors.sources.jsonl import JsonlSource
-from pipelines.testing.running_mean import RunningMean
+from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = 23
@@ -36,6 +38,30 @@ class Broken(RunningMean):
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Divide by zero."""
         return [batch.slice(0, 1 // 0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotingOptions(RunningMeanOptions):
+    """Options of :class:`Noting`."""
+
+    notes: Path = option(REQUIRED, "Folder of the notes.")
+    breaks: bool = option(False, "Fail at the first batch.")
+
+
+class Noting(RunningMean):
+    """Leaves a file when it is closed."""
+
+    Options = NotingOptions
+
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """Fail if told to."""
+        if self.options.breaks:
+            raise ValueError("told to break")
+        return super().process(batch)
+
+    def close(self) -> None:
+        """Leave the note."""
+        (self.options.notes / self.context.name).touch()
 
 
 class Deadly(RunningMean):
