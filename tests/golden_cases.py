@@ -13,12 +13,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-__all__ = ["cases", "entries", "folders", "golden", "read_json", "read_npz", "sibling", "unclaimed"]
+__all__ = ["cases", "checks_of", "entries", "folders", "golden", "read_json", "read_npz", "sibling", "unclaimed"]
 
 _HERE = Path(__file__).resolve().parent
 _DATA = (".npz", ".json")
@@ -59,7 +60,18 @@ def golden(method: str, suffix: str, *needs: str) -> Callable[[Any], Any]:
     """Decorate a test that takes ``path``: it runs once for every case of this kind."""
     found = cases(method, suffix, needs)
     parametrize = pytest.mark.parametrize("path", found, ids=[f"{p.parent.parent.name}/{p.stem}" for p in found])
-    return lambda test: pytest.mark.golden(parametrize(test))
+
+    def decorate(test: Any) -> Any:
+        test.golden_kind = (suffix, needs)
+        return pytest.mark.golden(parametrize(test))
+
+    return decorate
+
+
+def checks_of(path: Path, modules: Sequence[ModuleType]) -> list[Callable[[Path], None]]:
+    """Return the tests of these modules that :func:`golden` would run for a file, wherever the file lies."""
+    tests = [test for module in modules for test in vars(module).values() if hasattr(test, "golden_kind")]
+    return [test for test in tests if _fits(path, *test.golden_kind)]
 
 
 def unclaimed(method: str, kinds: Sequence[tuple[str, Sequence[str]]]) -> dict[Path, list[str]]:

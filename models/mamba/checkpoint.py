@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,11 +153,12 @@ def load_backbone(model: Mamba, path: str | os.PathLike[str]) -> None:
     model.backbone.load_state_dict({name: state[name] for name in model.backbone.state_dict()})
 
 
-def infer_config(state: Mapping[str, Tensor], file: Path) -> MambaConfig:
+def infer_config(state: Mapping[str, Tensor], file: Path, settings: Mapping[str, Any] | None = None) -> MambaConfig:
     """Return the config that a state dict (our names) tells by its shapes; the rest keeps the official defaults.
 
     What shapes cannot tell (attention heads, anchors, thresholds, class names other than VID) is the default. Where pixel
-    weights fit both positions the position is "backbone".
+    weights fit both positions the position is "backbone". ``settings``, fields of ``MambaConfig`` that the caller knows, win
+    over both.
     """
     try:
         channels = [state["backbone.conv1.weight"].shape[0]]
@@ -172,18 +174,19 @@ def infer_config(state: Mapping[str, Tensor], file: Path) -> MambaConfig:
     pixel = state.get("pixel.query.weight")
     at_neck = pixel is not None and pixel.shape[0] == neck != channels[-1]
     named = IMAGENET_VID_CLASSES if number == len(IMAGENET_VID_CLASSES) else tuple(f"class_{i}" for i in range(number))
+    told: dict[str, Any] = {
+        "classes": named,
+        "blocks": tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\.") for i in range(1, 5)),
+        "channels": tuple(channels),
+        "neck_channels": neck,
+        "fc_channels": fc,
+        "stages": _count(state, r"head\.fc\.(\d+)\."),
+        "roi_size": roi_size,
+        "pixel_level": pixel is not None,
+        "pixel_position": "neck" if at_neck else "backbone",
+    }
     try:
-        return MambaConfig(
-            classes=named,
-            blocks=tuple(_count(state, rf"backbone\.layer{i}\.(\d+)\.") for i in range(1, 5)),
-            channels=tuple(channels),
-            neck_channels=neck,
-            fc_channels=fc,
-            stages=_count(state, r"head\.fc\.(\d+)\."),
-            roi_size=roi_size,
-            pixel_level=pixel is not None,
-            pixel_position="neck" if at_neck else "backbone",
-        )
+        return MambaConfig(**(told | dict(settings or {})))
     except ConfigError as error:
         raise CheckpointMismatch(f"{file}: its shapes give no valid model: {error}; pass the config of the model") from error
 

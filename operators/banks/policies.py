@@ -81,14 +81,19 @@ def random_replacement(limit: int, *, overshoot: bool = False) -> Policy:
 
     ``overshoot=False`` keeps at most ``limit`` rows: a write that crosses the limit appends what fits and overwrites old rows
     with the rest. ``overshoot=True`` is the published rule: a bank below the limit appends the whole write, so it ends with
-    up to ``limit + n - 1`` rows (1125 + 75·t stops at 20025 for a limit of 20000); the bank's capacity must allow that.
-    Rows overwritten are always old ones, never rows of the same write.
+    up to ``limit + n - 1`` rows (1125 + 75·t stops at 20025 for a limit of 20000), and a write of more rows than a full bank
+    holds takes the place of all of them; the bank's capacity must allow that. Rows overwritten are always old ones, never rows
+    of the same write.
     """
 
     def plan(writing: Writing) -> Plan:
         bank, column_N, count_B = writing.bank, writing.column_N, writing.count_B
         fill_B = bank.fill(writing.slots_B)
-        room_B = torch.where(fill_B < limit, bank.capacity - fill_B, 0) if overshoot else (limit - fill_B).clamp_min(0)
+        if overshoot:
+            beyond_B = (count_B - fill_B).clamp_min(0)  # more rows than a full bank can replace
+            room_B = torch.where(fill_B < limit, bank.capacity, fill_B + beyond_B).clamp_max(bank.capacity) - fill_B
+        else:
+            room_B = (limit - fill_B).clamp_min(0)
         append_BN = column_N < room_B[:, None]
         # Row j of the ones that replace takes the j-th drawn position; there are at most fill_B of those.
         rank_BN = (column_N - room_B[:, None]).clamp_min(0)

@@ -11,7 +11,10 @@ from connectors.errors import ConfigError
 from connectors.options import option
 from operators.streams import OnStreamsFull, TimedStreamOptions, on_streams_full
 
-__all__ = ["MambaOptions"]
+__all__ = ["MAX_REFERENCES", "MambaOptions"]
+
+MAX_REFERENCES = 64
+"""Reference frames that one stream may hold until its first frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +81,8 @@ class MambaOptions(TimedStreamOptions):
     )
     compat: Literal["", "official"] = option(
         "",
-        "`official` lets banks overshoot max_length as the published code does (20025 rows); default: max_length is the cap.",
+        "`official` lets banks overshoot max_length as the published code does (20025 rows; all rows of the reference frames "
+        "at the start); default: max_length is the cap.",
     )
     chunk_mpix: float = option(
         4.8, "Pixels that go through the backbone at once; lower it where memory is short.", unit="Mpx", gt=0
@@ -90,6 +94,8 @@ class MambaOptions(TimedStreamOptions):
                 f"network={self.network} and checkpoint={self.checkpoint!r} are both set; the checkpoint brings its own "
                 "shapes, so remove network"
             )
+        if self.compat == "official":  # banks take whatever is written; see random_replacement
+            return
         if self.write_topk > self.max_length:
             raise ConfigError(
                 f"write_topk={self.write_topk} rows do not fit into a bank of max_length={self.max_length}; "

@@ -29,7 +29,7 @@ from operators.banks import (
     sample_without_replacement,
     stream_seed,
 )
-from operators.mamba.config import MambaOptions
+from operators.mamba.config import MAX_REFERENCES, MambaOptions
 from operators.mamba.rules import Boxes, CellRule, CellSelector, select_cells
 from operators.rounds import rounds
 from operators.state import State
@@ -122,17 +122,21 @@ class StreamDetector:
         overshoot = options.compat == "official"
         dtype: torch.dtype = getattr(torch, options.bank_dtype)
 
-        def plan(bank: str, attention: Attention, limit: int, written: int) -> tuple[str, dict[str, RowSpec], int]:
+        def plan(bank: str, attention: Attention, capacity: int) -> tuple[str, dict[str, RowSpec], int]:
             # Projected keys and values, by head: rows are projected once, when written, not at every read.
             row = RowSpec((attention.heads, attention.query.in_features // attention.heads), dtype)
-            return bank, {"key": row, "value": row}, limit + (written - 1 if overshoot else 0)
+            return bank, {"key": row, "value": row}, capacity
 
+        capacity, pixel_capacity = options.max_length, options.pixel_max_length
+        if overshoot:
+            images = 1 + (MAX_REFERENCES if options.init == "spread" else 0)  # all their rows are in the bank at the start
+            capacity = max(capacity + options.write_topk - 1, images * options.write_topk)
+            pixel_capacity += max(options.pixel_per_frame, options.pixel_fallback) - 1
         plans = []
         if instance:
-            for stage, attention in enumerate(self._attentions()):
-                plans.append(plan(f"instance{stage}", attention, options.max_length, options.write_topk))
+            plans += [plan(f"instance{stage}", attention, capacity) for stage, attention in enumerate(self._attentions())]
         if pixel is not None:
-            plans.append(plan("pixel", pixel, options.pixel_max_length, options.pixel_per_frame))
+            plans.append(plan("pixel", pixel, pixel_capacity))
         check_budget(
             name,
             bytes_per_stream=sum(SlotBank.bytes_per_slot(rows, capacity) for _, rows, capacity in plans),
@@ -149,6 +153,8 @@ class StreamDetector:
         self._stages = banks[: model.config.stages] if instance else []
         self._pixels = banks[-1] if pixel is not None else None
         self._replace = random_replacement(options.max_length, overshoot=overshoot)
+        # The published start makes all rows of references and first frame the bank, however many; the limit counts afterwards.
+        self._fill = random_replacement(capacity) if overshoot else self._replace
         self._replace_pixels = random_replacement(options.pixel_max_length, overshoot=overshoot)
 
     def bytes(self) -> int:
@@ -227,7 +233,7 @@ class StreamDetector:
             bank = self._stages[stage]
             for turn, rank in enumerate(_ranks(owners), start=1):
                 rows = _project(attention, plain_TNC[rank])
-                bank.write(slots_B[owners[rank]], rows, count_T[rank], self._replace, purpose=_REPLACE + turn * _TURN)
+                bank.write(slots_B[owners[rank]], rows, count_T[rank], self._fill, purpose=_REPLACE + turn * _TURN)
             readout = bank.read(slots_B, split=True)
             used.append(readout.valid_BK.sum(1).tolist())
             h_BNC = h_BNC + self._attend(attention, h_BNC, readout, owner_B)

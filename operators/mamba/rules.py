@@ -93,12 +93,13 @@ def select_cells(boxes: Boxes, map_BCHW: Tensor, rule: CellRule, *, seed_B: Tens
 
     # The j-th cell of the concatenation goes to column j; everything else to a column that is cut off.
     flat_BF = inside_BDP.flatten(1)
-    column_BF = torch.where(flat_BF, flat_BF.cumsum(1) - 1, rule.per_frame).clamp_max(rule.per_frame)
+    fallback = min(rule.fallback, height * width)
+    most = max(rule.per_frame, fallback)
+    column_BF = torch.where(flat_BF, flat_BF.cumsum(1) - 1, most).clamp_max(most)
     cell_BF = (torch.arange(flat_BF.shape[1], device=device) % (height * width)).expand_as(column_BF)
-    index_BN = column_BF.new_zeros((column_BF.shape[0], rule.per_frame + 1)).scatter_(1, column_BF, cell_BF)[:, :-1]
+    index_BN = column_BF.new_zeros((column_BF.shape[0], most + 1)).scatter_(1, column_BF, cell_BF)[:, :-1]
     count_B = flat_BF.sum(1).clamp_max(rule.per_frame)
 
-    fallback = min(rule.fallback, height * width)
     strongest_BN = map_BCHW.float().norm(dim=1).flatten(1).topk(fallback, dim=1).indices
     none_B = count_B == 0
     index_BN[:, :fallback] = torch.where(none_B[:, None], strongest_BN, index_BN[:, :fallback])

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from operators.images import ENCODINGS, Image, decode_image
+from operators.mamba.config import MAX_REFERENCES
 from operators.mamba.rules import HISTOGRAM_BINS
 from operators.state import Rows, State
 from operators.streams import NEVER_US, Refusal, Stream
 
-__all__ = ["MAX_REFERENCES", "MambaStream", "Packed", "export_streams", "import_streams"]
-
-MAX_REFERENCES = 64
-"""Reference frames that one stream may hold until its first frame."""
+__all__ = ["MambaStream", "Packed", "export_streams", "import_streams"]
 
 
 class Packed(NamedTuple):

@@ -254,3 +254,14 @@ def test_names_translate_both_ways(model: Mamba):
     assert checkpoint.own_key("tracker.weight") is None
     with pytest.raises(KeyError):
         checkpoint.official_key("tracker.weight")
+
+
+def test_settings_decide_over_what_shapes_suggest():
+    """24 channels have no 16 heads, the default; as many neck channels as the backbone has suggest the backbone."""
+    told = {"heads": 3, "pixel_heads": 2, "pixel_position": "neck"}
+    wanted = Mamba(config(fc_channels=24, neck_channels=32, pixel_level=True, **told))
+    state = wanted.state_dict()
+    with pytest.raises(CheckpointMismatch, match="heads=16 must divide fc_channels=24"):
+        checkpoint.infer_config(state, Path("x.pth"))
+    got = checkpoint.infer_config(state, Path("x.pth"), told)
+    assert (got.heads, got.pixel_heads, got.pixel_position, got.fc_channels) == (3, 2, "neck", 24)

@@ -124,6 +124,17 @@ def test_official_size_law_ends_at_20025():
     assert sizes.index(20025) == 251
 
 
+def test_published_bank_that_is_full_becomes_a_larger_write_whole():
+    bank, policy = make(capacity=12), random_replacement(4, overshoot=True)
+    put(bank, policy, {0: [1.0, 2.0, 3.0, 4.0], 1: [1.0, 2.0], 2: [1.0, 2.0, 3.0, 4.0, 5.0]})
+    put(bank, policy, {0: [10.0 + i for i in range(9)], 1: [20.0 + i for i in range(9)], 2: [30.0, 31.0]})
+    assert sorted(held(bank, 0)) == [10.0 + i for i in range(9)]  # as the published slice, which keeps nothing then
+    assert held(bank, 1) == [1.0, 2.0, *(20.0 + i for i in range(9))]
+    assert len(held(bank, 2)) == 5 and {30.0, 31.0} <= set(held(bank, 2))
+    put(bank, policy, {0: [40.0]})
+    assert len(held(bank, 0)) == 9 and 40.0 in held(bank, 0)
+
+
 def test_replaced_rows_are_uniform_and_ages_geometric():
     size, n, steps = 60, 6, 600
     bank = make(slots=40, capacity=size)

@@ -372,6 +372,22 @@ def test_references_fill_the_banks_before_the_first_frame(pixel: bool):
     assert got[0]["keys_used"][0] == (16 if pixel else 24)
 
 
+@pytest.mark.parametrize("pixel", [False, True])
+def test_official_first_frame_attends_to_all_references_even_where_they_exceed_the_bank(pixel: bool):
+    sizes = {"max_length": 7, "key_length": 5}
+    got = spread(operator(init="spread", compat="official", pixel=pixel, **sizes), rows=3, references=9)
+    # Ten images of 6 rows are the bank, whatever its limit; from then on rows are replaced. The limit is a cap without compat.
+    assert [row["bank_size"][0] for row in got] == [60, 60, 60]
+    assert [row["keys_used"][0] for row in got] == [5 if pixel else 60, 5, 5]  # the pixel level's start is a pass of its own
+    capped = spread(operator(init="spread", pixel=pixel, **sizes), rows=1, references=9)
+    assert capped[0]["bank_size"][0] == 7 and capped[0]["detections"] != got[0]["detections"]
+
+
+def test_official_bank_takes_more_rows_per_frame_than_its_limit():
+    got = run(operator(compat="official", max_length=4, key_length=3), [("a", n) for n in range(3)])
+    assert [row["bank_size"] for row in got] == [[6, 6]] * 3
+
+
 def test_without_references_spread_equals_self():
     rows = frames([("a", n) for n in range(4)], roles=[None] * 4)
     assert same(rows_of(operator(init="spread").process(rows)), rows_of(operator().process(rows)))

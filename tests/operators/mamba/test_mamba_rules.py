@@ -70,6 +70,13 @@ def test_cells_equal_the_list_version(frames: list[list[tuple[float, ...]]], per
         assert position == len(written)
 
 
+def test_a_frame_without_boxes_may_write_more_cells_than_one_with_boxes():
+    rule = CellRule(score=0.4, per_box=5, per_frame=2, fallback=HEIGHT * WIDTH + 7, stride=16.0)
+    cells, _ = choose([[(0.0, 0.0, 16.0 * WIDTH, 16.0 * HEIGHT, 0.9)], []], rule, 0)
+    assert cells.count_B.tolist() == [2, HEIGHT * WIDTH]
+    assert sorted(cells.index_BN[1].tolist()) == list(range(HEIGHT * WIDTH))
+
+
 def test_cells_of_a_big_box_are_drawn_anew_at_every_step_and_all_get_their_turn():
     rule = CellRule(score=0.4, per_box=5, per_frame=20, fallback=3, stride=16.0)
     whole = [[(0.0, 0.0, 16.0 * WIDTH, 16.0 * HEIGHT, 0.9)]]
