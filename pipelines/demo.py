@@ -1,4 +1,5 @@
-"""``make demo``: render videos, replay them through Ray, detect with memory and without, and show what the memory gained.
+"""``make demo``, or ``python -m pipelines.demo [FOLDER]``: render videos, replay them through Ray, detect with memory and
+without, and show what the memory gained. Everything is written below FOLDER, ``demo`` in the working folder by default.
 
 All the work is done by the ready pipeline ``configs/shapes_demo.yaml``; this file renders its input, runs it, and compares the
 committed rows with the ground truth.
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,36 +23,66 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from connectors.extras import missing
+
 if TYPE_CHECKING:
     from models.mamba.evaluate import Found, Objects
     from pipelines.api import Result
 
 __all__ = ["main", "map50"]
 
-_CHECKOUT = Path(__file__).resolve().parents[1]
 _PIPELINE = Path(__file__).resolve().parent / "configs" / "shapes_demo.yaml"
 _SEEDS = range(900_000, 900_004)  # scenes that no training run draws
 _FRAMES = 96
+_WRITTEN = {"again", "rows", "state", "video", "videos"}
 _DETECTORS = {"single_frame": "one frame at a time", "memory": "with memory of the past"}
 
 
-def main() -> int:
-    """Run the demo in ``demo/`` of the checkout and print what it gave; return the exit status."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run the demo in the folder that is the only argument and print what it gave; return the exit status."""
+    console = Console(highlight=False, soft_wrap=True)
+    out = Path(arguments[0] if arguments else "demo")
+    if problem := _problem(out, arguments):
+        print(f"demo: {problem}", file=sys.stderr)
+        return 2
+    shutil.rmtree(out, ignore_errors=True)
+    _run(console, out)
+    return 0
+
+
+def _problem(out: Path, arguments: Sequence[str]) -> str | None:
+    """Return why the demo cannot run here: it needs extras, and a folder that holds nothing but an earlier demo."""
+    if len(arguments) > 1 or (arguments and arguments[0].startswith("-")):
+        return f"give one folder, or none for 'demo'; got: {' '.join(arguments)}"
+    if out.exists() and (not out.is_dir() or not {path.name for path in out.iterdir()} <= _WRITTEN):
+        return f"{out} is there and holds other things than a demo; name another folder: python -m pipelines.demo FOLDER"
+    return missing(["cv2", "torchvision", "ray"])
+
+
+def _run(console: Console, out: Path) -> None:
     from models.mamba.shapes import ShapesConfig, render_clips
     from pipelines import Pipeline
 
-    console = Console(highlight=False, soft_wrap=True)
-    out = _CHECKOUT / "demo"
-    shutil.rmtree(out, ignore_errors=True)
-    console.print(f"1. Rendering {len(_SEEDS)} videos of {_FRAMES} frames, with blur, noise and occlusion: demo/videos")
+    console.print(f"1. Rendering {len(_SEEDS)} videos of {_FRAMES} frames, with blur, noise and occlusion: {out / 'videos'}")
     truth = render_clips(out / "videos", config=ShapesConfig(frames=_FRAMES), seeds=_SEEDS)
     console.print("2. Replaying them at once through Ray, into a detector with a memory and one without")
     began = time.monotonic()
-    result = Pipeline.load(_PIPELINE).run(runner="ray")
+    result = Pipeline.load(_PIPELINE, overrides=_places(out)).run(runner="ray")
     seconds = time.monotonic() - began
     console.print("3. Comparing the rows in Parquet with the ground truth\n")
-    _print_result(console, truth, result, seconds)
-    return 0
+    _print_result(console, truth, result, seconds, out)
+
+
+def _places(out: Path, again: str = "") -> dict[str, str]:
+    """Return the keys of the pipeline file that say where to write, and to read from, for a demo in ``out``."""
+    below = out / again
+    return {
+        "state": f"{below / 'state'}",
+        "sources.clips.path": f"{out / 'videos' / '*.mp4'}",
+        "sinks.memory_rows.path": f"{below / 'rows' / 'memory'}",
+        "sinks.single_frame_rows.path": f"{below / 'rows' / 'single_frame'}",
+        "sinks.video.path": f"{below / 'video'}",
+    }
 
 
 def map50(truth: Path, rows: pa.Table) -> float:
@@ -92,7 +124,7 @@ def _found(rows: pa.Table, image_of: Mapping[tuple[str, int], int]) -> Found:
     return Found(np.repeat(image_T, count_T), boxes, label_D.astype(np.int64), score_D)
 
 
-def _print_result(console: Console, truth: Path, result: Result, seconds: float) -> None:
+def _print_result(console: Console, truth: Path, result: Result, seconds: float, out: Path) -> None:
     tables = {name: result.table(f"{name}_rows") for name in _DETECTORS}
     scores = {name: map50(truth, table) for name, table in tables.items()}
     summary = Table()
@@ -107,21 +139,26 @@ def _print_result(console: Console, truth: Path, result: Result, seconds: float)
     console.print(f"rows        {rows:,} ({len(_DETECTORS)} detectors x {len(_SEEDS)} videos x {_FRAMES} frames)")
     console.print(f"frames/s    {rows / result.report.seconds:.0f} (and {seconds - result.report.seconds:.0f} s to start Ray)")
     console.print(f"bank        {int(bank_bytes):,} bytes for {len(_SEEDS)} videos, however long they are")
-    here = os.path.relpath(_CHECKOUT / "demo")
-    video = next(iter(sorted((_CHECKOUT / "demo" / "video").rglob("*.mp4"))), None)
+    video = next(iter(sorted((out / "video").rglob("*.mp4"))), None)
+    command = _command()
     console.print("\nLook at it:")
     if video is not None:
-        console.print(f"  {os.path.relpath(video)}   left: one frame at a time, right: with memory")
-    console.print(f"  .venv/bin/streambank view {here}/rows/memory")
-    console.print(f"  .venv/bin/streambank inspect {here}/state")
+        console.print(f"  {video}   left: one frame at a time, right: with memory")
+    console.print(f"  {command} view {out / 'rows' / 'memory'}")
+    console.print(f"  {command} inspect {out / 'state'}")
     console.print("Type next:")
-    console.print("  .venv/bin/streambank describe mamba")
-    console.print(
-        f"  .venv/bin/streambank run {os.path.relpath(_PIPELINE)} --runner local --set state={here}/again/state "
-        f"--set sinks.memory_rows.path={here}/again/memory --set sinks.single_frame_rows.path={here}/again/single "
-        f"--set sinks.video.path={here}/again/video"
-    )
+    console.print(f"  {command} describe mamba")
+    sets = " ".join(f"--set {key}={shlex.quote(value)}" for key, value in _places(out, "again").items())
+    console.print(f"  {command} run {_PIPELINE.stem} --runner local {sets}")
+
+
+def _command() -> str:
+    """Return how to call ``streambank`` from here: by its name where that finds this installation, else by its path."""
+    here = Path(sys.executable).parent / "streambank"
+    if Path(shutil.which("streambank") or "") == here:
+        return "streambank"
+    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

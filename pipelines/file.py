@@ -44,12 +44,15 @@ def load_spec(
 ) -> PipelineSpec:
     """Read and check a pipeline file.
 
-    ``path`` may also be the name of a ready pipeline. ``sets`` are ``key.path=value`` texts as for ``--set``, ``overrides``
-    the same with Python values; relative paths in both start from the current folder, all others from the file's. A key may
-    begin with a node's name in the place of ``section.name``. ``runner`` wins over the file. Raise ``ConfigError`` that lists
-    every problem.
+    ``path`` may also be the name of a ready pipeline, whose relative paths start from the current folder. ``sets`` are
+    ``key.path=value`` texts as for ``--set``, ``overrides`` the same with Python values; relative paths in both start from the
+    current folder, all others from the file's. A key may begin with a node's name in the place of ``section.name``. ``runner``
+    wins over the file. Raise ``ConfigError`` that lists every problem.
     """
-    document = Document.read(_find(path))
+    found = _find(path)
+    document = Document.read(found)
+    if not Path(path).is_file():
+        _use_working_folder(document, found)
     for text in sets:
         key, value = _parse_set(text)
         where = f"--set {text}"
@@ -67,6 +70,20 @@ def spec_from_dict(
     document = Document.of(values, Path(base) if base is not None else Path.cwd(), "pipeline")
     _override(document, overrides)
     return _Checker(document).spec()
+
+
+def _use_working_folder(document: Document, file: Path) -> None:
+    """Let the paths of a ready pipeline start where the user is, not inside the installation.
+
+    ``../../`` of such a file is the current folder then. Weights that come with the package stay where they are.
+    """
+    document.base = Path.cwd() / file.parent.parent.name / file.parent.name
+    weights = registry.CONFIGS.parents[1] / "models"
+    operators = document.values.get("operators")
+    for name, node in operators.items() if isinstance(operators, dict) else ():
+        checkpoint = node.get("checkpoint") if isinstance(node, dict) else None
+        if isinstance(checkpoint, str) and (file.parent / checkpoint).resolve().is_relative_to(weights):
+            document.bases["operators", name, "checkpoint"] = file.parent
 
 
 def _override(document: Document, overrides: Mapping[str, Any] | None) -> None:

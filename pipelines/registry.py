@@ -159,4 +159,4 @@ def _advice(error: ImportError, module: str) -> str:
         return f"; {told}"
     if error.name is not None and module.startswith(error.name) and (top := error.name.partition(".")[0]) in OWN_PACKAGES:
         return f"; {top!r} is a package of Streambank's own: give your module another name"
-    return f"; the working folder is {Path.cwd()}" if error.name == module else ""
+    return ""

@@ -9,7 +9,7 @@ controller=${KAFKA_CONTROLLER_PORT:-9093}
 
 for tool in java mvn; do
   if ! command -v "$tool" >/dev/null; then
-    echo "kafka: $tool is missing; run: sudo apt-get install openjdk-17-jre-headless maven (or use: docker compose -f docs/kafka/compose.yaml up)" >&2
+    echo "kafka: $tool is missing; run: sudo apt-get install openjdk-17-jre-headless maven (or use: docker compose up kafka)" >&2
     exit 1
   fi
 done

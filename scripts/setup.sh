@@ -12,6 +12,7 @@ have libusb-1.0.so.0 || missing+=(libusb-1.0-0)
 have libGL.so.1 || missing+=(libgl1)
 have libgomp.so.1 || missing+=(libgomp1)
 have libX11.so.6 || missing+=(libx11-6)
+have libgthread-2.0.so.0 || missing+=(libglib2.0-0)
 
 # --- Python -------------------------------------------------------------------------------------------------------------
 python=${PYTHON:-}
@@ -52,10 +53,10 @@ echo "setup: making $venv with $("$python" --version) (about 2 minutes, 7.4 GB)"
 # Made in place, marked complete only at the end: an interrupted set-up starts afresh.
 rm -rf "$venv"
 "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+"$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 "$venv/bin/python" - <<'PY'
 import importlib, sys
-for name, why in [("cv2", "libgl1"), ("open3d", "libusb-1.0-0 libgl1 libgomp1 libx11-6")]:
+for name, why in [("cv2", "libgl1 libglib2.0-0"), ("open3d", "libusb-1.0-0 libgl1 libgomp1 libx11-6")]:
     try:
         importlib.import_module(name)
     except ImportError as error:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from models.mamba.shapes import ShapesConfig, render_clips
-from pipelines.demo import map50
+from pipelines import Pipeline
+from pipelines.demo import main, map50
 
 EDGES = ("x1", "y1", "x2", "y2")
 DETECTION = pa.struct([(edge, pa.float32()) for edge in EDGES] + [("score", pa.float32()), ("label", pa.int16())])
@@ -54,3 +55,25 @@ def test_wrong_classes_score_nothing(truth: Path) -> None:
 
 def test_missing_objects_lower_the_score(truth: Path) -> None:
     assert 0.2 < map50(truth, rows(truth, every=2)) < 0.8
+
+
+def test_the_demo_refuses_a_folder_that_holds_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert main([str(tmp_path)]) == 2
+    assert "holds other things than a demo; name another folder: python -m pipelines.demo FOLDER" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_the_demo_says_which_arguments_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 2
+    assert "give one folder, or none for 'demo'; got: --help" in capsys.readouterr().err
+
+
+def test_a_ready_pipeline_writes_where_the_user_is_and_finds_the_weights_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = Pipeline.load("shapes_demo").spec
+    assert spec.state == tmp_path / "demo" / "state"
+    assert all(sink.options.path.is_relative_to(tmp_path / "demo") for sink in spec.sinks)
+    assert all(Path(operator.options.checkpoint).is_file() for operator in spec.operators)
