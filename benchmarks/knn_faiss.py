@@ -64,7 +64,7 @@ class Ring:
         self.ring = RowRing(capacity, dim, coarse=coarse)
 
     def add(self, rows_BD: Tensor) -> None:
-        self.ring.add(rows_BD, torch.zeros(len(rows_BD), 2))
+        self.ring.write(rows_BD, torch.zeros(len(rows_BD), 2))
 
     def search(self, q_BD: Tensor, k: int, setting: int) -> np.ndarray:
         return self.ring.search(q_BD, k).sequence_Bk.numpy()
@@ -82,7 +82,7 @@ class Buckets:
         self.table = LshTable(RowRing(capacity, dim, coarse="float32"), ARRAYS, bits, SLOTS, hash_)
 
     def add(self, rows_BD: Tensor) -> None:
-        self.table.add(rows_BD, torch.zeros(len(rows_BD), 2))
+        self.table.write(rows_BD, torch.zeros(len(rows_BD), 2))
 
     def search(self, q_BD: Tensor, k: int, setting: int) -> np.ndarray:
         return self.table.search(q_BD, k).sequence_Bk.numpy()

@@ -41,13 +41,13 @@ def case(kind: str, number: int) -> dict[str, object]:
     rows_ND, q_QD = rows(kind, number, generator), rows(kind, QUERIES, generator)
     values_NV = torch.zeros(number, 2)
     ring = RowRing(number, DIM)
-    ring.add(rows_ND, values_NV)
+    ring.write(rows_ND, values_NV)
     exact_Qk = ring.search(q_QD, K).sequence_Bk
     with tempfile.TemporaryDirectory() as folder:
         bank = PostingLists(folder, DIM, rules=PostingRules(slice_rows=32_768))
         begin = time.process_time()
         for start in range(0, number, BLOCK):
-            bank.add(rows_ND[start : start + BLOCK], values_NV[start : start + BLOCK])
+            bank.write(rows_ND[start : start + BLOCK], values_NV[start : start + BLOCK])
         add_us = (time.process_time() - begin) / number * 1e6
         size = bank.bytes()
         searches = []

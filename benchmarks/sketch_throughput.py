@@ -37,7 +37,7 @@ class Plain:
         bits_BKL = (x_BD @ self.weights_DM > 0).view(-1, _ARRAYS, _BITS)
         return (bits_BKL.float() @ self.powers_L).long()
 
-    def add(self, buckets_BK: Tensor, values_BV: Tensor) -> None:
+    def write(self, buckets_BK: Tensor, values_BV: Tensor) -> None:
         rows_B4 = torch.cat([torch.ones(len(values_BV), 1), values_BV, torch.zeros(len(values_BV), 1)], dim=1)
         index = (buckets_BK + self.offset_K).view(-1)
         self.table.index_add_(0, index, rows_B4.repeat_interleave(_ARRAYS, dim=0))
@@ -74,7 +74,7 @@ def measure(dim: int, rows: int, batch: int, repeat: int) -> dict[str, dict[str,
             hasher = hash_ if name == "streambank" else plain
             steps: dict[str, Callable[[int], Any]] = {
                 "hash": lambda i, h=hasher: h.hash(x[i : i + batch]),
-                "write": lambda i, s=side: s.add(buckets[i : i + batch], values[i : i + batch]),
+                "write": lambda i, s=side: s.write(buckets[i : i + batch], values[i : i + batch]),
                 "read": lambda i, s=side: s.read(buckets[i : i + batch]),
             }
             for step, run in steps.items():

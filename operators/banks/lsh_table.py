@@ -53,12 +53,14 @@ class LshTable:
         hash: BucketHash,
         policy: str = "fifo",
         *,
+        name: str = "table",
         seed: int = 0,
         budget_bytes: int | None = None,
     ) -> None:
         """Allocate the table beside ``ring``, which it writes to from now on. ``hash`` has ``arrays`` arrays of ``bits`` bits.
 
-        Raise ``ConfigError`` where the sizes make no sense or ``budget_bytes`` is less than the table needs.
+        ``name`` stands before the names of columns in snapshots. Raise ``ConfigError`` where the sizes make no sense or
+        ``budget_bytes`` is less than the table needs.
         """
         if arrays < 1 or bits < 0 or slots_per_bucket < 1:
             raise ConfigError(
@@ -67,7 +69,7 @@ class LshTable:
             )
         if policy not in _POLICIES:
             raise ConfigError(f"policy={policy!r}: allowed are 'fifo' and 'reservoir'")
-        self.ring, self.arrays, self.bits, self.slots = ring, arrays, bits, slots_per_bucket
+        self.name, self.ring, self.arrays, self.bits, self.slots = name, ring, arrays, bits, slots_per_bucket
         self.policy, self.seed = policy, seed
         self._hash = hash
         if budget_bytes is not None:
@@ -85,20 +87,20 @@ class LshTable:
         """Return what a table costs beside its ring."""
         return (arrays << bits) * 9 * (slots_per_bucket + 1)
 
-    def bytes(self) -> int:
+    def bytes(self) -> dict[str, int]:
         """Return the bytes of all tensors beside the ring; equals ``bytes_needed``."""
         tensors = (self._entries_E, self._count_P, self._dirty_E, self._dirty_P)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return {"device": sum(t.numel() * t.element_size() for t in tensors)}
 
     @torch.no_grad()
-    def add(self, h_BD: Tensor, values_BV: Tensor, *, buckets_BK: Tensor | None = None) -> Tensor:
+    def write(self, h_BD: Tensor, values_BV: Tensor, *, buckets_BK: Tensor | None = None) -> Tensor:
         """Append rows to the ring and to their buckets; return their sequence numbers, int64 [B].
 
         ``buckets_BK``: the hashes, where the caller has them or hashes something else than the key (a centred one, say).
         """
         if buckets_BK is None:
             buckets_BK = self._hash.hash(h_BD.to(self.ring.device))
-        sequence_B = self.ring.add(h_BD, values_BV)
+        sequence_B = self.ring.write(h_BD, values_BV)
         # A turn of the ring ends within the call: the counts of a reservoir start again there.
         turn_B = (self.ring.positions(sequence_B) == 0).nonzero()[:, 0].tolist() if self.policy == "reservoir" else []
         cuts = [0, *(t for t in turn_B if t), len(sequence_B)]
@@ -151,28 +153,28 @@ class LshTable:
 
     # Snapshots: the ring exports itself.
 
-    def export(self, state: State, prefix: str, *, incremental: bool = False) -> None:
-        """Add copies to ``state`` under ``<prefix>.``; where incremental, entries changed since ``mark_clean``."""
-        for name, (tensor, dirty) in self._tensors().items():
+    def export(self, state: State, *, incremental: bool = False) -> None:
+        """Add copies to ``state`` under ``<name>.``; where incremental, entries changed since ``mark_clean``."""
+        for key, (tensor, dirty) in self._tensors().items():
             if incremental:
                 changed = dirty.nonzero()[:, 0]
-                state.patches[f"{prefix}.{name}"] = Patch(changed.cpu(), tensor[changed].cpu())
+                state.patches[f"{self.name}.{key}"] = Patch(changed.cpu(), tensor[changed].cpu())
             else:
-                state.shared[f"{prefix}.{name}"] = tensor.cpu().clone()
+                state.shared[f"{self.name}.{key}"] = tensor.cpu().clone()
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
         self._dirty_E.zero_()
         self._dirty_P.zero_()
 
-    def load(self, state: State, prefix: str) -> None:
+    def load(self, state: State, /) -> None:
         """Take the content from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
-        for name, (tensor, dirty) in self._tensors().items():
-            stored = state.shared.get(f"{prefix}.{name}")
+        for key, (tensor, dirty) in self._tensors().items():
+            stored = state.shared.get(f"{self.name}.{key}")
             if stored is None or stored.shape != tensor.shape:
                 found = "missing" if stored is None else f"of {stored.numel()} entries"
                 raise RecoveryError(
-                    f"{prefix}.{name} of the snapshot is {found}, the table's has {tensor.numel()} entries "
+                    f"{self.name}.{key} of the snapshot is {found}, the table's has {tensor.numel()} entries "
                     f"({self.arrays} arrays of {self.bits} bits, {self.slots} slots); resume with the options of the first run"
                 )
             tensor.copy_(stored)

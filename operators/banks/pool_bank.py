@@ -39,7 +39,7 @@ class PoolRead:
 
 
 class PoolBank:
-    """``size`` rows: a key [D] each, and the named columns. All rows start at zero; fill them by ``set``."""
+    """``size`` rows: a key [D] each, and the named columns. All rows start at zero; fill them by ``write``."""
 
     def __init__(
         self,
@@ -83,14 +83,20 @@ class PoolBank:
         """Return the bytes of such a pool."""
         return size * (4 * (2 * dim + 1) + sum(spec.bytes for spec in columns.values()))
 
-    def bytes(self) -> int:
+    def bytes(self) -> dict[str, int]:
         """Return the bytes of all tensors."""
         tensors = [self.key_MD, self._match_MD, self._square_M, *self.columns.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return {"device": sum(t.numel() * t.element_size() for t in tensors)}
 
     # Writes
 
-    def set(self, key_MD: Tensor, columns: Mapping[str, Tensor] | None = None) -> None:
+    def clear(self) -> None:
+        """Set all rows to zero."""
+        for held in (self.key_MD, *self.columns.values()):
+            held.zero_()
+        self._prepare()
+
+    def write(self, key_MD: Tensor, columns: Mapping[str, Tensor] | None = None) -> None:
         """Replace all rows: keys [M, D] and every column [M, *row] (copied). Raises ``ValueError`` for other shapes."""
         given = dict(columns or {})
         if given.keys() != self.columns.keys():
@@ -121,7 +127,7 @@ class PoolBank:
 
     # Reads
 
-    def top_k(self, query: Tensor, k: int, *, mask_M: Tensor | None = None) -> PoolRead:
+    def search(self, query: Tensor, k: int, *, mask_M: Tensor | None = None) -> PoolRead:
         """Return the ``k`` rows most alike for queries [..., D]; equal scores in the order of their index.
 
         ``mask_M`` (bool) leaves rows out where false. A query or key of length zero has cosine 0 with everything; a query
@@ -140,7 +146,7 @@ class PoolBank:
 
     def nearest(self, query: Tensor, *, mask_M: Tensor | None = None) -> Tensor:
         """Return the index of the row most alike, [...]; the lowest of several equal ones. -1 where the mask leaves none."""
-        found = self.top_k(query, 1, mask_M=mask_M)
+        found = self.search(query, 1, mask_M=mask_M)
         return found.index[..., 0].where(found.valid[..., 0], -1)
 
     def gather(self, index: Tensor, name: str) -> Tensor:
@@ -193,7 +199,7 @@ class PoolBank:
         """Note that everything so far stands in a snapshot."""
         self._changed = False
 
-    def load(self, state: State) -> None:
+    def load(self, state: State, /) -> None:
         """Take the pool from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
         for name, held in {"key": self.key_MD, **self.columns}.items():
             stored = state.shared.get(f"{self.name}.{name}")

@@ -81,14 +81,15 @@ class PostingLists:
         dim: int,
         columns: Sequence[str] = ("label", "base"),
         *,
+        name: str = "lists",
         rules: PostingRules | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """Use ``folder``, which is made if it is not there; what it holds counts only after ``load``.
 
-        Raise ``ConfigError`` where a list could not hold two rows.
+        ``name`` is that of the lists in snapshots. Raise ``ConfigError`` where a list could not hold two rows.
         """
-        self.folder, self.dim, self.columns = Path(folder), dim, tuple(columns)
+        self.name, self.folder, self.dim, self.columns = name, Path(folder), dim, tuple(columns)
         self.rules, self.device = rules or PostingRules(), torch.device(device)
         record = 4 * (dim + len(self.columns) + 2)
         most = self.rules.list_bytes // record
@@ -113,7 +114,7 @@ class PostingLists:
 
     @property
     def written(self) -> int:
-        """How many rows were ever added; the next row's sequence number."""
+        """How many rows were ever written; the next row's sequence number."""
         return self._written
 
     @property
@@ -129,7 +130,7 @@ class PostingLists:
         return {"device": tail + sum(p[0] for p in parts), "disk": retired + sum(p[1] for p in parts)}
 
     @torch.no_grad()
-    def add(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
+    def write(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
         """Append rows and return their sequence numbers, int64 [B]. Full tails are on disk when this returns.
 
         A row of zeros, or with NaN or infinity, is stored as one that is similar to nothing (similarity 0).
@@ -176,14 +177,18 @@ class PostingLists:
         self._slices = []
         self._tail_first = self._written
 
+    def close(self) -> None:
+        """Unmap all files; they stay on disk. Nothing else may be called afterwards."""
+        self._slices = []
+
     # Snapshots: names of files, and the tail
 
-    def export(self, state: State, prefix: str) -> None:
-        """Add names of files (``meta[prefix]``) and copies of the tail to ``state``: full and incremental are the same."""
+    def export(self, state: State, *, incremental: bool = False) -> None:
+        """Add names of files (``meta[name]``) and copies of the tail to ``state``: full and incremental are the same."""
         used = self._written - self._tail_first
-        state.shared[f"{prefix}.tail_keys"] = self._tail.keys_RD[:used].cpu().clone()
-        state.shared[f"{prefix}.tail_values"] = self._tail_values[:used].cpu().clone()
-        state.meta[prefix] = {
+        state.shared[f"{self.name}.tail_keys"] = self._tail.keys_RD[:used].cpu().clone()
+        state.shared[f"{self.name}.tail_values"] = self._tail_values[:used].cpu().clone()
+        state.meta[self.name] = {
             "dim": self.dim,
             "columns": list(self.columns),
             "written": self._written,
@@ -195,20 +200,23 @@ class PostingLists:
         self._exports += 1
         self._delete_retired()
 
-    def load(self, state: State, prefix: str) -> None:
+    def mark_clean(self) -> None:
+        """Do nothing: what is exported does not depend on it."""
+
+    def load(self, state: State, /) -> None:
         """Take the content from a ``state`` and from the files it names; other files of lists in the folder are deleted.
 
         Raise ``RecoveryError`` where a file is missing or damaged, or the sizes differ.
         """
-        held = state.meta.get(prefix)
+        held = state.meta.get(self.name)
         if held is None:
-            raise RecoveryError(f"the snapshot has no posting lists {prefix!r}; it has {sorted(state.meta)}")
+            raise RecoveryError(f"the snapshot has no posting lists {self.name!r}; it has {sorted(state.meta)}")
         if (held["dim"], tuple(held["columns"])) != (self.dim, self.columns):
             raise RecoveryError(
-                f"posting lists {prefix!r} of the snapshot have rows of {held['dim']} numbers with {held['columns']}, these "
+                f"posting lists {self.name!r} of the snapshot have rows of {held['dim']} numbers with {held['columns']}, these "
                 f"have {self.dim} with {list(self.columns)}; resume with the options of the first run"
             )
-        keys_ND = state.shared[f"{prefix}.tail_keys"]
+        keys_ND = state.shared[f"{self.name}.tail_keys"]
         if len(keys_ND) >= self.rules.tail_rows:
             raise RecoveryError(
                 f"the tail of the snapshot holds {len(keys_ND)} rows, tail_rows is {self.rules.tail_rows}; resume with the "
@@ -227,7 +235,7 @@ class PostingLists:
         ]
         position = torch.arange(len(keys_ND), device=self.device)
         self._tail.put(position, keys_ND.to(self.device))
-        self._tail_values[position] = state.shared[f"{prefix}.tail_values"].to(self.device)
+        self._tail_values[position] = state.shared[f"{self.name}.tail_values"].to(self.device)
         self._written, self._next_file = held["written"], held["next_file"]
         self._tail_first = self._written - len(keys_ND)
         self._exports, self._retired = 1, []

@@ -45,19 +45,21 @@ class RowRing:
         dim: int,
         columns: Sequence[str] = ("label", "base"),
         *,
+        name: str = "ring",
         device: torch.device | str = "cpu",
         budget_bytes: int | None = None,
         coarse: str = "auto",
     ) -> None:
         """Allocate the ring.
 
-        ``columns`` names the value columns. ``coarse`` is the precision of the pass that finds candidates, a second copy of the
-        keys: ``float16``, ``bfloat16``, ``float32`` (no copy), or ``auto``, what is fastest here. It never changes a result.
-        Raise ``ConfigError`` where the sizes make no sense or ``budget_bytes`` is less than the ring needs.
+        ``columns`` names the value columns; ``name`` stands before their names in snapshots. ``coarse`` is the precision of the
+        pass that finds candidates, a second copy of the keys: ``float16``, ``bfloat16``, ``float32`` (no copy), or ``auto``,
+        what is fastest here. It never changes a result. Raise ``ConfigError`` where the sizes make no sense or
+        ``budget_bytes`` is less than the ring needs.
         """
         if capacity < 1 or dim < 1:
             raise ConfigError(f"a ring of {capacity} rows of {dim} numbers: both must be at least 1")
-        self.capacity, self.dim, self.columns = capacity, dim, tuple(columns)
+        self.name, self.capacity, self.dim, self.columns = name, capacity, dim, tuple(columns)
         self.device = torch.device(device)
         if budget_bytes is not None:
             need = self.bytes_needed(capacity, dim, len(self.columns), half_type(coarse, dim, self.device) is not None)
@@ -73,17 +75,17 @@ class RowRing:
         """Return what a ring costs; ``half``: with a copy of the keys in half precision."""
         return padded_rows(capacity) * dim * (6 if half else 4) + capacity * (4 * columns + 1)
 
-    def bytes(self) -> int:
+    def bytes(self) -> dict[str, int]:
         """Return the bytes of all tensors of the ring; equals ``bytes_needed``."""
         values = self._values_CV.numel() * self._values_CV.element_size()
-        return self._scan.bytes() + values + self._dirty_C.numel()
+        return {"device": self._scan.bytes() + values + self._dirty_C.numel()}
 
     def __len__(self) -> int:
         return min(self._written - self._origin, self.capacity)
 
     @property
     def written(self) -> int:
-        """How many rows were ever added; the next row's sequence number."""
+        """How many rows were ever written; the next row's sequence number."""
         return self._written
 
     @property
@@ -92,7 +94,7 @@ class RowRing:
         return self._written - len(self)
 
     @torch.no_grad()
-    def add(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
+    def write(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
         """Append rows, the oldest overwritten first, and return their sequence numbers, int64 [B].
 
         Of more rows than the capacity the last ones stay. A row of zeros, or with NaN or infinity, is stored as one that is
@@ -154,36 +156,36 @@ class RowRing:
 
     # Snapshots
 
-    def export(self, state: State, prefix: str, *, incremental: bool = False) -> None:
-        """Add copies to ``state`` under ``<prefix>.``; where incremental, rows written or corrected since ``mark_clean``."""
-        state.shared[f"{prefix}.counters"] = torch.tensor([self._written, self._origin])
-        for name, rows in self._tensors().items():
+    def export(self, state: State, *, incremental: bool = False) -> None:
+        """Add copies to ``state`` under ``<name>.``; where incremental, rows written or corrected since ``mark_clean``."""
+        state.shared[f"{self.name}.counters"] = torch.tensor([self._written, self._origin])
+        for key, rows in self._tensors().items():
             if incremental:
                 changed = self._dirty_C.nonzero()[:, 0]
-                state.patches[f"{prefix}.{name}"] = Patch(changed.cpu(), rows[changed].cpu())
+                state.patches[f"{self.name}.{key}"] = Patch(changed.cpu(), rows[changed].cpu())
             else:
-                state.shared[f"{prefix}.{name}"] = rows.cpu().clone()
+                state.shared[f"{self.name}.{key}"] = rows.cpu().clone()
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
         self._dirty_C.zero_()
 
-    def load(self, state: State, prefix: str) -> None:
+    def load(self, state: State, /) -> None:
         """Take the content from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
-        for name, rows in self._tensors().items():
-            stored = state.shared.get(f"{prefix}.{name}")
+        for key, rows in self._tensors().items():
+            stored = state.shared.get(f"{self.name}.{key}")
             if stored is None:
-                raise RecoveryError(f"the snapshot has no {prefix}.{name}; it has {sorted(state.shared)}")
+                raise RecoveryError(f"the snapshot has no {self.name}.{key}; it has {sorted(state.shared)}")
             if stored.shape != rows.shape:
                 raise RecoveryError(
-                    f"{prefix}.{name} of the snapshot is {list(stored.shape)}, the ring's is {list(rows.shape)}; "
+                    f"{self.name}.{key} of the snapshot is {list(stored.shape)}, the ring's is {list(rows.shape)}; "
                     "resume with the options of the first run"
                 )
-        self._written, self._origin = (int(n) for n in state.shared[f"{prefix}.counters"])
+        self._written, self._origin = (int(n) for n in state.shared[f"{self.name}.counters"])
         self._scan.clear()
         everywhere = torch.arange(self.capacity, device=self.device)
-        self._scan.put(everywhere, state.shared[f"{prefix}.keys"].to(self.device))
-        self._values_CV.copy_(state.shared[f"{prefix}.values"])
+        self._scan.put(everywhere, state.shared[f"{self.name}.keys"].to(self.device))
+        self._values_CV.copy_(state.shared[f"{self.name}.values"])
         self._dirty_C.zero_()
 
     def _tensors(self) -> dict[str, Tensor]:

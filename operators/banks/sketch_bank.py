@@ -25,6 +25,7 @@ from connectors.errors import ConfigError, RecoveryError
 from operators.banks.forgetting import Forgetting, HalfLife, Never, ResetEvery, Slices
 from operators.banks.sign_hash import MAX_BITS
 from operators.banks.slot_bank import check_budget
+from operators.rounds import rank_within
 from operators.state import Rows, State
 
 __all__ = ["FIXED_POINT", "SketchBank", "SketchRead", "mean_direction"]
@@ -66,6 +67,7 @@ class SketchBank:
         bits: int,
         columns: Sequence[str],
         *,
+        name: str = "sketch",
         slots: int = 1,
         forgetting: Forgetting | None = None,
         device: torch.device | str = "cpu",
@@ -74,14 +76,15 @@ class SketchBank:
     ) -> None:
         """Allocate empty sketches. Raise ``ConfigError`` where the sizes make no sense or exceed ``budget_bytes``.
 
-        ``most_rows``: beyond this many rows of a slot, counts and sums are halved, which ``halvings`` counts.
+        ``name`` stands before the names of columns in snapshots. ``most_rows``: beyond this many rows of a slot, counts and
+        sums are halved, which ``halvings`` counts.
         """
         if arrays < 1 or not 0 <= bits <= MAX_BITS or slots < 1 or most_rows < 2:
             raise ConfigError(
                 f"a sketch of {arrays} arrays with {bits} bits for {slots} streams: arrays and streams must be at least 1, "
                 f"bits 0 to {MAX_BITS}"
             )
-        self.arrays, self.bits, self.columns, self.slots = arrays, bits, tuple(columns), slots
+        self.name, self.arrays, self.bits, self.columns, self.slots = name, arrays, bits, tuple(columns), slots
         self.forgetting = forgetting or Never()
         self.device = torch.device(device)
         if budget_bytes is not None:
@@ -112,10 +115,29 @@ class SketchBank:
         tables = 1 + (forgetting.slices if isinstance(forgetting, Slices) else 0)
         return tables * (arrays << bits) * (8 * (1 + columns) + 1)
 
-    def bytes(self) -> int:
+    def bytes(self) -> dict[str, int]:
         """Return the bytes of all tables; equals ``slots * bytes_needed``."""
         tensors = (self._total_SMC, self._marks_SM, self._slices_STMC, self._slices_marks_STM)
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return {"device": sum(t.numel() * t.element_size() for t in tensors)}
+
+    # Slots
+
+    def open(self, slots_N: Tensor, seeds_N: Tensor | None = None, /) -> None:
+        """Make slots ready for new streams: empty. Nothing is drawn, so seeds do not matter."""
+        self.clear(slots_N)
+
+    def release(self, slots_N: Tensor, /) -> None:
+        """Empty the slots of streams that have ended, so that the next snapshot does not carry them."""
+        self.clear(slots_N)
+
+    def clear(self, slots_N: Tensor | None = None) -> None:
+        """Forget everything in these slots, or in all."""
+        slot_N = np.arange(self.slots) if slots_N is None else slots_N.cpu().numpy()
+        for slot in slot_N.tolist():
+            for _, cells, marks, length in self._tables():
+                _zero(cells, marks, _held(marks, slot * length, length))
+        for counter in self._counters().values():
+            counter[slot_N] = 0
 
     @property
     def written(self) -> Tensor:
@@ -130,8 +152,10 @@ class SketchBank:
         """How often each slot was halved because it had seen ``most_rows`` rows, int64 [S]."""
         return torch.from_numpy(self._periods_S * isinstance(self.forgetting, Never))
 
+    # Rows
+
     @torch.no_grad()
-    def add(self, buckets_BK: Tensor, values_BV: Tensor, *, slots_B: Tensor | None = None) -> None:
+    def write(self, buckets_BK: Tensor, values_BV: Tensor, *, slots_B: Tensor | None = None) -> None:
         """Count rows in their buckets and add their values, in order within each slot.
 
         ``values_BV`` are finite floats; up to 1 in size no sum can overflow.
@@ -141,7 +165,7 @@ class SketchBank:
         if values_BV.shape != (len(cells_BK), len(self.columns)):
             raise ConfigError(f"values of shape {list(values_BV.shape)} for {len(cells_BK)} rows of {list(self.columns)}")
         while True:
-            rank_B = _rank(slot_B)
+            rank_B = rank_within(slot_B)
             fits_B = rank_B < self._room()[slot_B]
             if fits_B.all():
                 self._put(cells_BK, values_BV, slot_B, rank_B)
@@ -152,14 +176,14 @@ class SketchBank:
             cells_BK, values_BV, slot_B = cells_BK[later_B], values_BV[later_B], slot_B[~fits_B]
 
     @torch.no_grad()
-    def adjust(self, buckets_BK: Tensor, values_BV: Tensor, *, slots_B: Tensor | None = None) -> None:
+    def correct(self, buckets_BK: Tensor, values_BV: Tensor, *, slots_B: Tensor | None = None) -> None:
         """Add to the sums of rows that were counted before, as if they had been written with these values besides.
 
         Raise ``ConfigError`` where rows have lost weight since (``Slices``, ``HalfLife``): it could not be exact.
         """
         if isinstance(self.forgetting, Slices | HalfLife):
             raise ConfigError(
-                f"a sketch with {self.forgetting} cannot be adjusted: its rows have lost weight since; use Never or ResetEvery"
+                f"a sketch with {self.forgetting} cannot be corrected: its rows have lost weight since; use Never or ResetEvery"
             )
         cells_BK, _ = self._address(buckets_BK, slots_B)
         fixed_BV = (values_BV.to(self.device, torch.float64) * FIXED_POINT).round().long()
@@ -177,15 +201,6 @@ class SketchBank:
             weight_B11 = self._weights(self._period_rows_S[slot_B])[:, None, None]
             count_BK, sums_BKV = count_BK / FIXED_POINT / weight_B11[..., 0], sums_BKV / weight_B11
         return SketchRead(count_BK, sums_BKV)
-
-    def clear(self, slots: Tensor | None = None) -> None:
-        """Forget everything in these slots, or in all."""
-        slot_N = np.arange(self.slots) if slots is None else slots.cpu().numpy()
-        for slot in slot_N.tolist():
-            for _, cells, marks, length in self._tables():
-                _zero(cells, marks, _held(marks, slot * length, length))
-        for counter in self._counters().values():
-            counter[slot_N] = 0
 
     @torch.no_grad()
     def merge(self, other: SketchBank) -> None:
@@ -211,47 +226,54 @@ class SketchBank:
 
     # Snapshots
 
-    def export(self, slots_N: Tensor, state: State, prefix: str, *, incremental: bool = False) -> None:
-        """Add copies of these slots to ``state`` under ``<prefix>.``; where incremental, cells changed since ``mark_clean``."""
+    def export(self, slots_N: Tensor, state: State, *, incremental: bool = False) -> None:
+        """Add copies of these slots to ``state`` under ``<name>.``; where incremental, cells changed since ``mark_clean``."""
         slot_N = slots_N.cpu().numpy()
-        for name, counter in self._counters().items():
-            state.dense[f"{prefix}.{name}"] = torch.from_numpy(counter[slot_N].copy())
+        for key, counter in self._counters().items():
+            state.dense[f"{self.name}.{key}"] = torch.from_numpy(counter[slot_N].copy())
         slot = slots_N.to(self.device)
-        for name, cells, marks, length in self._tables():
+        for key, cells, marks, length in self._tables():
             lengths = torch.full((len(slot_N),), length)
             if not incremental:
                 values = cells.view(self.slots, length, -1)[slot].flatten(0, 1).to("cpu", copy=True)
-                state.rows[f"{prefix}.{name}"] = Rows.full(lengths, values)
+                state.rows[f"{self.name}.{key}"] = Rows.full(lengths, values)
                 continue
             changed = _marked(marks.view(self.slots, length)[slot].view(-1), _CHANGED)
             stream, position = changed // length, changed % length
             values = cells[slot[stream] * length + position].cpu()
             count = torch.bincount(stream, minlength=len(slot_N))
-            state.rows[f"{prefix}.{name}"] = Rows(lengths, count.cpu(), position.cpu(), values)
+            state.rows[f"{self.name}.{key}"] = Rows(lengths, count.cpu(), position.cpu(), values)
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
         self._marks_SM &= _HELD
         self._slices_marks_STM &= _HELD
 
-    def load(self, slots_N: Tensor, state: State, prefix: str) -> None:
-        """Take the content of these slots from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
+    def load(self, slots_N: Tensor, state: State, /) -> None:
+        """Take the content of these slots from a full ``state``; all others are empty afterwards.
+
+        Raise ``RecoveryError`` where it does not fit.
+        """
         slot_N = slots_N.cpu().numpy()
         slot = slots_N.to(self.device)
-        for name, cells, marks, length in self._tables():
-            rows = state.rows.get(f"{prefix}.{name}")
+        for key, cells, _, length in self._tables():
+            rows = state.rows.get(f"{self.name}.{key}")
             wanted = (len(slot_N) * length, cells.shape[1])
             if rows is None or tuple(rows.values_R.shape) != wanted or rows.values_R.dtype != cells.dtype:
                 found = "missing" if rows is None else f"{list(rows.values_R.shape)} of {rows.values_R.dtype}"
                 raise RecoveryError(
-                    f"{prefix}.{name} of the snapshot is {found}, the sketch's is {list(wanted)} of {cells.dtype}; "
+                    f"{self.name}.{key} of the snapshot is {found}, the sketch's is {list(wanted)} of {cells.dtype}; "
                     "resume with the arrays, bits and forgetting of the first run"
                 )
+        self.clear()
+        self.mark_clean()
+        for key, cells, marks, length in self._tables():
+            rows = state.rows[f"{self.name}.{key}"]
             values = rows.values_R.to(self.device).view(len(slot_N), length, -1)
             cells.view(self.slots, length, -1)[slot] = values
             marks.view(self.slots, length)[slot] = (values != 0).any(2).to(torch.uint8) * _HELD
-        for name, counter in self._counters().items():
-            counter[slot_N] = state.dense[f"{prefix}.{name}"].numpy()
+        for key, counter in self._counters().items():
+            counter[slot_N] = state.dense[f"{self.name}.{key}"].numpy()
 
     # Inside
 
@@ -364,19 +386,6 @@ def _powers(forgetting: Forgetting, device: torch.device) -> tuple[Tensor, Tenso
     coarse = torch.arange(forgetting.period // _FINE + 1, dtype=torch.float64) * _FINE
     fine = torch.arange(_FINE, dtype=torch.float64)
     return torch.exp2(coarse / forgetting.rows).to(device), torch.exp2(fine / forgetting.rows).to(device)
-
-
-def _rank(slot_B: Ints) -> Ints:
-    """Return how many rows of the same slot stand before each row."""
-    if not len(slot_B) or (slot_B == slot_B[0]).all():
-        return np.arange(len(slot_B))
-    order = np.argsort(slot_B, kind="stable")
-    ordered = slot_B[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    lengths = np.diff(np.append(starts, len(ordered)))
-    rank_B = np.empty(len(slot_B), np.int64)
-    rank_B[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
-    return rank_B
 
 
 def _marked(marks_X: Tensor, mark: int) -> Tensor:

@@ -29,7 +29,8 @@ _PADDING = 64  # rows by which a scan may be larger than asked for
 class DiskRows:
     """Rows in posting lists. ``capacity`` rows are kept at least, up to an eighth more until the oldest eighth goes."""
 
-    def __init__(self, options: ReLoop2Options, dim: int, device: torch.device) -> None:
+    def __init__(self, options: ReLoop2Options, dim: int, device: torch.device, *, name: str) -> None:
+        self._name = name
         self._path, self._dim, self._device = Path(options.lists_path or ""), dim, device
         self._rules = _rules(options)
         self._lists: PostingLists | None = None  # made with the first row: a restart brings a folder of its own
@@ -42,12 +43,12 @@ class DiskRows:
         centres = (rules.slices + 1) * (rules.slice_rows // 4 + _PADDING)
         return centres * 4 * dim + (rules.tail_rows + _PADDING) * (4 * dim + 8)
 
-    def add(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
+    def write(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
         """Append rows. Raise ``ConfigError`` where the folder cannot be written to."""
         if self._lists is None:
             self._folder = uuid4().hex
             self._lists = self._open()
-        return self._lists.add(h_BD, values_BV)
+        return self._lists.write(h_BD, values_BV)
 
     def search(self, q_BD: Tensor, k: int) -> Neighbours:
         """Return the best rows of the lists read for each query."""
@@ -64,22 +65,22 @@ class DiskRows:
     def __len__(self) -> int:
         return 0 if self._lists is None else len(self._lists)
 
-    def bytes(self) -> int:
-        """Return the bytes in memory."""
-        return 0 if self._lists is None else self._lists.bytes()["device"]
+    def bytes(self) -> dict[str, int]:
+        """Return the bytes in memory and in files."""
+        return {"device": 0, "disk": 0} if self._lists is None else self._lists.bytes()
 
-    def export(self, state: State, prefix: str, *, incremental: bool = False) -> None:
+    def export(self, state: State, *, incremental: bool = False) -> None:
         """Add the folder's name, the names of its files and the rows that are not in files yet: always everything."""
-        state.meta[f"{prefix}.folder"] = self._folder
+        state.meta[f"{self._name}.folder"] = self._folder
         if self._lists is not None:
-            self._lists.export(state, prefix)
+            self._lists.export(state)
 
     def mark_clean(self) -> None:
         """Do nothing: what is exported does not depend on it."""
 
-    def load(self, state: State, prefix: str) -> None:
+    def load(self, state: State) -> None:
         """Take up the files that a snapshot names. Raise ``RecoveryError`` where one is missing."""
-        self._lists, self._folder = None, state.meta[f"{prefix}.folder"]
+        self._lists, self._folder = None, state.meta[f"{self._name}.folder"]
         if self._folder:
             if not (self._path / self._folder).is_dir():
                 raise RecoveryError(
@@ -87,11 +88,11 @@ class DiskRows:
                     "back, or start without --resume"
                 )
             self._lists = self._open()
-            self._lists.load(state, prefix)
+            self._lists.load(state)
 
     def _open(self) -> PostingLists:
         try:
-            return PostingLists(self._path / self._folder, self._dim, rules=self._rules, device=self._device)
+            return PostingLists(self._path / self._folder, self._dim, name=self._name, rules=self._rules, device=self._device)
         except OSError as error:
             raise ConfigError(f"lists_path: cannot make {self._path / self._folder}: {error.strerror}") from error
 

@@ -74,8 +74,8 @@ class ErrorMemory(Protocol):
         """Make keys for another model of the same hidden width from now on."""
         ...
 
-    def bytes(self) -> int:
-        """Return the bytes of all tensors."""
+    def bytes(self) -> dict[str, int]:
+        """Return the bytes of each tier."""
         ...
 
     def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:

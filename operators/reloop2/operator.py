@@ -391,7 +391,7 @@ class ReLoop2Operator(Operator):
     def metrics(self) -> dict[str, float]:
         """Return bytes, rows waiting, and counts since the start of the run (of bad rows: of this process)."""
         return {
-            "bank_bytes": float(self._memory.bytes()),
+            "bank_bytes": float(self._memory.bytes()["device"]),
             "slots_used": float(len(self._lanes)),
             "evictions": float(self._lanes.evictions),
             "bank_rows": float(self._memory.written().sum()),

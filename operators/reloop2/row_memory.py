@@ -40,12 +40,13 @@ class RowMemory:
         self._hash = self._table = None
         self._ring: RowRing | DiskRows
         if options.mode == "posting_lists":
-            self._ring = DiskRows(options, self._dim, device)
+            self._ring = DiskRows(options, self._dim, device, name="memory.ring")
         else:
-            self._ring = ring = RowRing(options.capacity, self._dim, device=device)
+            self._ring = ring = RowRing(options.capacity, self._dim, name="memory.ring", device=device)
         if options.mode == "lsh_table":
             self._hash = SignHash(self._dim, options.arrays, options.bits, options.seed, device)
-            self._table = LshTable(ring, options.arrays, options.bits, options.slots_per_bucket, self._hash, seed=options.seed)
+            sizes = (options.arrays, options.bits, options.slots_per_bucket)
+            self._table = LshTable(ring, *sizes, self._hash, name="memory.table", seed=options.seed)
         self.key_width = self._dim + (options.arrays if self._table is not None else 0)
         self._offered = 0  # rows that came to be written, whether or not they were kept
         self.adopt(model)
@@ -85,9 +86,9 @@ class RowMemory:
         keys_BW, values_BV = keys_BW[keep_B], torch.stack([label_B, base_B], dim=1)[keep_B]
         hidden_BD = keys_BW[:, : self._dim]
         if self._table is None:
-            self._ring.add(hidden_BD, values_BV)
+            self._ring.write(hidden_BD, values_BV)
         else:
-            self._table.add(hidden_BD, values_BV, buckets_BK=keys_BW[:, self._dim :].long())
+            self._table.write(hidden_BD, values_BV, buckets_BK=keys_BW[:, self._dim :].long())
         return np.zeros(len(keep_B), np.int64)
 
     def holds(self, written_B: Ints, lanes_B: Ints) -> Bools:
@@ -115,16 +116,17 @@ class RowMemory:
         self.clear(np.array([lane]))
         self._offered = 0
 
-    def bytes(self) -> int:
+    def bytes(self) -> dict[str, int]:
         """Return the bytes of ring and table."""
-        return self._ring.bytes() + (0 if self._table is None else self._table.bytes())
+        used = self._ring.bytes()
+        return used if self._table is None else {"device": used["device"] + self._table.bytes()["device"]}
 
     def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
         """Add ring and table to what is shared."""
         state.shared["memory.offered"] = torch.tensor([self._offered])
-        self._ring.export(state, "memory.ring", incremental=incremental)
+        self._ring.export(state, incremental=incremental)
         if self._table is not None:
-            self._table.export(state, "memory.table", incremental=incremental)
+            self._table.export(state, incremental=incremental)
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
@@ -135,6 +137,6 @@ class RowMemory:
     def load(self, lanes_N: Ints, state: State) -> None:
         """Take ring and table from a full ``state``."""
         self._offered = int(state.shared["memory.offered"][0])
-        self._ring.load(state, "memory.ring")
+        self._ring.load(state)
         if self._table is not None:
-            self._table.load(state, "memory.table")
+            self._table.load(state)

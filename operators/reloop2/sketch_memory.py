@@ -24,7 +24,7 @@ __all__ = ["SketchMemory"]
 
 _COLUMNS = ("label", "base")
 _SLICES = 8
-_PREFIX = "memory"
+_NAME = "memory"
 
 
 class SketchMemory:
@@ -37,7 +37,9 @@ class SketchMemory:
         self._device = device
         self._hash = SignHash(model.hidden_dim, options.arrays, options.bits, options.seed, device)
         forgetting = _forgetting(options)
-        self._bank = SketchBank(options.arrays, options.bits, _COLUMNS, slots=lanes, forgetting=forgetting, device=device)
+        self._bank = SketchBank(
+            options.arrays, options.bits, _COLUMNS, name=_NAME, slots=lanes, forgetting=forgetting, device=device
+        )
         self._period = forgetting.rows if isinstance(forgetting, ResetEvery) else 2**62
         self._rows_S = np.zeros(lanes, np.int64)  # written since the last ``clear``
         self._clears_S = np.zeros(lanes, np.int64)  # times that a lane has been emptied before those rows
@@ -79,7 +81,7 @@ class SketchMemory:
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
         """Add rows to their buckets; return how often their lane had been emptied by then."""
         number_B = self._rows_S[lanes_B] + rank_within(lanes_B)
-        self._bank.add(keys_BW.long(), torch.stack([label_B, base_B], dim=1), slots_B=self._slots(lanes_B))
+        self._bank.write(keys_BW.long(), torch.stack([label_B, base_B], dim=1), slots_B=self._slots(lanes_B))
         np.add.at(self._rows_S, lanes_B, 1)
         written: Ints = self._clears_S[lanes_B] + number_B // self._period
         return written
@@ -92,7 +94,7 @@ class SketchMemory:
     def correct(self, keys_BW: Tensor, label_B: Tensor, lanes_B: Ints) -> None:
         """Add to the label sums; the counts hold these rows already."""
         delta_BV = torch.stack([label_B, torch.zeros_like(label_B)], dim=1)
-        self._bank.adjust(keys_BW.long(), delta_BV, slots_B=self._slots(lanes_B))
+        self._bank.correct(keys_BW.long(), delta_BV, slots_B=self._slots(lanes_B))
 
     def written(self) -> npt.NDArray[np.float64]:
         """Return how many rows each sketch holds, or with half-life their weight."""
@@ -114,7 +116,7 @@ class SketchMemory:
         self.clear(np.array([lane]))
         self._clears_S[lane] = 0
 
-    def bytes(self) -> int:
+    def bytes(self) -> dict[str, int]:
         """Return the bytes of the sketches."""
         return self._bank.bytes()
 
@@ -124,7 +126,7 @@ class SketchMemory:
         """Add these lanes to ``state``; where incremental, cells that changed since ``mark_clean``."""
         state.dense["memory.given"] = torch.from_numpy(self._rows_S[lanes_N])
         state.dense["memory.clears"] = torch.from_numpy(self._clears_S[lanes_N])
-        self._bank.export(self._slots(lanes_N), state, _PREFIX, incremental=incremental)
+        self._bank.export(self._slots(lanes_N), state, incremental=incremental)
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
@@ -132,7 +134,7 @@ class SketchMemory:
 
     def load(self, lanes_N: Ints, state: State) -> None:
         """Take these lanes from a full ``state``."""
-        self._bank.load(self._slots(lanes_N), state, _PREFIX)
+        self._bank.load(self._slots(lanes_N), state)
         self._rows_S[lanes_N] = state.dense["memory.given"].numpy()
         self._clears_S[lanes_N] = state.dense["memory.clears"].numpy()
 

@@ -42,7 +42,7 @@ def test_neighbours_weights_and_corrections(path: Path, coarse: str):
         rows, capacity = kept_rows(name, case, cfg)
         ring = RowRing(capacity, case["H"].shape[1], coarse=coarse)
         values = torch.from_numpy(np.stack([case["y"], case["y_base"]], axis=1)[rows])
-        ring.add(torch.from_numpy(case["H"][rows]), values)
+        ring.write(torch.from_numpy(case["H"][rows]), values)
         found = ring.search(torch.from_numpy(case["Q"]), case[f"{name}/idx"].shape[1])
         assert found.valid_Bk.all()
         # Sequence numbers of the reference count all rows, written or filtered.

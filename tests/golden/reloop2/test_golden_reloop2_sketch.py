@@ -31,7 +31,7 @@ def test_buckets_counts_and_sums_are_those_recorded(path: Path):
     values_nV = torch.from_numpy(np.stack([case["y"], case["y_base"]], axis=1))
     bank = SketchBank(hash_.arrays, hash_.bits, ("label", "base"))
     for block, (start, stop) in enumerate(itertools.pairwise(cuts)):
-        bank.add(bucket_nK[start:stop], values_nV[start:stop])
+        bank.write(bucket_nK[start:stop], values_nV[start:stop])
         found = bank.read(bucket_QK)
         count_QK = found.count_BK.numpy()
         assert np.array_equal(count_QK, case[f"sk{block}/count"])
@@ -63,7 +63,7 @@ def test_interest_is_that_of_the_official_code(path: Path):
     bank = SketchBank(hash_.arrays, hash_.bits, [f"d{i}" for i in range(width)], slots=users)
     for entry in range(entries):
         user_b = held_BT[:, entry].nonzero()[:, 0]
-        bank.add(history_BTK[user_b, entry], history_BTD[user_b, entry], slots_B=user_b)
+        bank.write(history_BTK[user_b, entry], history_BTD[user_b, entry], slots_B=user_b)
     found = bank.read(target_BK, slots_B=torch.arange(users))
     normalised = json.loads(case["cfg"].tobytes())["l2_norm"]
     interest_BV = mean_direction(found) if normalised else found.sums_BKV.mean(1)

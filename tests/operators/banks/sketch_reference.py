@@ -23,7 +23,7 @@ class CellDict:
         self.rows: dict[int, list[tuple[list[int], list[int]]]] = defaultdict(list)
         self.written: dict[int, int] = defaultdict(int)  # since the last clear, forgotten ones too
 
-    def add(self, buckets_BK: Tensor, values_BV: Tensor, slots_B: Tensor) -> None:
+    def write(self, buckets_BK: Tensor, values_BV: Tensor, slots_B: Tensor) -> None:
         for buckets, values, slot in zip(buckets_BK.tolist(), values_BV.tolist(), slots_B.tolist(), strict=True):
             self.forget(slot)
             self.rows[slot].append((buckets, [round(value * ONE) for value in values]))

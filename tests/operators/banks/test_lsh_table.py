@@ -77,7 +77,7 @@ def test_candidates_are_the_live_rows_of_the_buckets(cuts: list[int], capacity: 
     bank, reference = table(capacity, arrays, bits, slots), BucketLists(arrays, bits, slots)
     for seed, number in enumerate(cuts):
         h_BD, values_BV = rows(number, seed)
-        bank.add(h_BD, values_BV)
+        bank.write(h_BD, values_BV)
         reference.add_fifo(h_BD)
     q_BD, _ = rows(5, seed=99)
     sequence_BM, valid_BM = bank.candidates(bank._hash.hash(q_BD))
@@ -91,7 +91,7 @@ def test_candidates_are_the_live_rows_of_the_buckets(cuts: list[int], capacity: 
 def test_search_equals_the_exact_search_restricted_to_the_candidates(policy: str):
     bank = table(200, 4, 3, 8, policy)
     for seed in range(4):
-        bank.add(*rows(90, seed))
+        bank.write(*rows(90, seed))
     q_BD, _ = rows(40, seed=9)
     found = bank.search(q_BD, 6)
     everything = bank.ring.search(q_BD, len(bank.ring))
@@ -112,7 +112,7 @@ def test_search_equals_the_exact_search_restricted_to_the_candidates(policy: str
 def test_with_no_bits_and_room_for_all_rows_it_is_the_exact_search(policy: str, number: int):
     bank = table(100, 1, 0, 100, policy)
     for seed in range(3):
-        bank.add(*rows(number, seed))
+        bank.write(*rows(number, seed))
     q_BD, _ = rows(20, seed=9)
     assert_same(bank.search(q_BD, 12), bank.ring.search(q_BD, 12))
 
@@ -121,9 +121,9 @@ def test_with_no_bits_and_room_for_all_rows_it_is_the_exact_search(policy: str, 
 def test_any_cut_of_the_rows_gives_the_same_entries(policy: str):
     h_BD, values_BV = rows(700)
     whole, pieces = table(150, 3, 2, 5, policy), table(150, 3, 2, 5, policy)
-    whole.add(h_BD, values_BV)
+    whole.write(h_BD, values_BV)
     for start in range(0, 700, 37):
-        pieces.add(h_BD[start : start + 37], values_BV[start : start + 37])
+        pieces.write(h_BD[start : start + 37], values_BV[start : start + 37])
     assert torch.equal(whole._entries_E, pieces._entries_E)
     assert torch.equal(whole._count_P, pieces._count_P)
 
@@ -134,7 +134,7 @@ def test_reservoir_keeps_every_row_of_a_turn_with_the_same_probability():
     h_BD, values_BV = rows(40)
     for seed in range(2000):
         bank = LshTable(RowRing(1000, DIM), 1, 0, 4, Signs(1, 0), "reservoir", seed=seed)
-        bank.add(h_BD, values_BV)
+        bank.write(h_BD, values_BV)
         kept[bank._entries_E] += 1
     assert kept.sum() == 2000 * 4
     assert (kept / 2000 - 0.1).abs().max() < 5 * 0.0067
@@ -143,7 +143,7 @@ def test_reservoir_keeps_every_row_of_a_turn_with_the_same_probability():
 def test_reservoir_still_finds_rows_when_the_ring_has_turned_many_times():
     bank = table(50, 1, 0, 10, "reservoir")
     for seed in range(20):
-        bank.add(*rows(50, seed))
+        bank.write(*rows(50, seed))
     found = bank.search(rows(1)[0], 10)
     assert found.valid_Bk.all()
 
@@ -151,17 +151,17 @@ def test_reservoir_still_finds_rows_when_the_ring_has_turned_many_times():
 def test_hashes_handed_in_are_used_in_place_of_own_ones():
     bank = table(50, 2, 2, 50)
     h_BD, values_BV = rows(20)
-    bank.add(h_BD, values_BV, buckets_BK=torch.tensor([[1, 2]]).repeat(20, 1))
+    bank.write(h_BD, values_BV, buckets_BK=torch.tensor([[1, 2]]).repeat(20, 1))
     assert bank.search(h_BD[:1], 30, buckets_BK=torch.tensor([[1, 0]])).valid_Bk.sum() == 20
     assert bank.search(h_BD[:1], 30, buckets_BK=torch.tensor([[2, 1]])).valid_Bk.sum() == 0
 
 
 def test_clear_forgets_all_rows():
     bank = table(50, 2, 1, 50)
-    bank.add(*rows(20))
+    bank.write(*rows(20))
     bank.clear()
     assert not bank.search(rows(3)[0], 2).valid_Bk.any()
-    assert bank.add(*rows(20, seed=1)).tolist() == list(range(20, 40))
+    assert bank.write(*rows(20, seed=1)).tolist() == list(range(20, 40))
     assert bank.search(rows(20, seed=1)[0], 1).sequence_Bk[:, 0].tolist() == list(range(20, 40))
 
 
@@ -169,22 +169,22 @@ def test_clear_forgets_all_rows():
 @pytest.mark.parametrize("cleared", [False, True])
 def test_resumed_from_full_and_incremental_snapshots_it_goes_on_bit_for_bit(policy: str, cleared: bool):
     bank = table(120, 3, 3, 6, policy)
-    bank.add(*rows(100))
+    bank.write(*rows(100))
     full, change = State(), State(incremental=True)
-    for part, name in ((bank.ring, "ring"), (bank, "table")):
-        part.export(full, name)
+    for part in (bank.ring, bank):
+        part.export(full)
         part.mark_clean()
     if cleared:
         bank.clear()
-    bank.add(*rows(50, seed=1))
-    for part, name in ((bank.ring, "ring"), (bank, "table")):
-        part.export(change, name, incremental=True)
+    bank.write(*rows(50, seed=1))
+    for part in (bank.ring, bank):
+        part.export(change, incremental=True)
     merged = full.apply(change)
     resumed = table(120, 3, 3, 6, policy)
-    resumed.ring.load(merged, "ring")
-    resumed.load(merged, "table")
+    resumed.ring.load(merged)
+    resumed.load(merged)
     for one in (bank, resumed):
-        one.add(*rows(60, seed=2))
+        one.write(*rows(60, seed=2))
     q_BD, _ = rows(30, seed=9)
     assert_same(bank.search(q_BD, 7), resumed.search(q_BD, 7))
     assert torch.equal(bank._entries_E, resumed._entries_E)
@@ -192,11 +192,11 @@ def test_resumed_from_full_and_incremental_snapshots_it_goes_on_bit_for_bit(poli
 
 def test_snapshot_of_another_table_is_refused():
     state = State()
-    table(10, 2, 3, 4).export(state, "table")
+    table(10, 2, 3, 4).export(state)
     with pytest.raises(RecoveryError, match="of 64 entries, the table's has 128 entries"):
-        table(10, 2, 4, 4).load(state, "table")
+        table(10, 2, 4, 4).load(state)
     with pytest.raises(RecoveryError, match="missing"):
-        table(10, 2, 3, 4).load(State(), "table")
+        table(10, 2, 3, 4).load(State())
 
 
 def test_sizes_policy_and_budget_are_checked_at_construction():
@@ -208,8 +208,8 @@ def test_sizes_policy_and_budget_are_checked_at_construction():
     with pytest.raises(ConfigError, match=r"LSH table.*the budget is 100 B"):
         LshTable(ring, 8, 10, 16, Signs(8, 10), budget_bytes=100)
     bank = table(10, 3, 4, 5)
-    assert bank.bytes() == LshTable.bytes_needed(3, 4, 5)
-    bank.add(*rows(300))
-    assert bank.bytes() == LshTable.bytes_needed(3, 4, 5)
+    assert bank.bytes() == {"device": LshTable.bytes_needed(3, 4, 5)}
+    bank.write(*rows(300))
+    assert bank.bytes() == {"device": LshTable.bytes_needed(3, 4, 5)}
     with pytest.raises(ConfigError, match="k=0"):
         bank.search(rows(1)[0], 0)

@@ -61,10 +61,10 @@ def test_with_pruning_off_it_equals_the_exact_search(tmp_path: Path, number: int
     bank, held = PostingLists(tmp_path, DIM, rules=rules()), RowRing(4000, DIM)
     h_BD, values_BV = rows(number)
     for start in range(0, number, 64):
-        bank.add(h_BD[start : start + 64], values_BV[start : start + 64])
-    held.add(h_BD[: bank.oldest], values_BV[: bank.oldest])
+        bank.write(h_BD[start : start + 64], values_BV[start : start + 64])
+    held.write(h_BD[: bank.oldest], values_BV[: bank.oldest])
     held.clear()  # the rows of slices that were dropped; the others keep their numbers
-    held.add(h_BD[bank.oldest :], values_BV[bank.oldest :])
+    held.write(h_BD[bank.oldest :], values_BV[bank.oldest :])
     assert len(bank) == len(held)
     q_BD, _ = rows(70, seed=1)
     assert_same(bank.search(q_BD, 9), held.search(q_BD, 9))
@@ -76,14 +76,14 @@ def test_rows_that_cannot_be_told_apart_and_rows_without_direction_are_found_too
     h_BD[::3] = 0
     h_BD[7] = math.nan
     for target in (bank, ring):
-        target.add(h_BD, torch.zeros(330, 2))
+        target.write(h_BD, torch.zeros(330, 2))
     assert_same(bank.search(h_BD[:4], 250), ring.search(h_BD[:4], 250))
 
 
 def test_fewer_rows_than_k_and_none(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules())
     assert not bank.search(rows(3)[0], 4).valid_Bk.any()
-    bank.add(*rows(52))
+    bank.write(*rows(52))
     found = bank.search(rows(3)[0], 60)
     assert found.valid_Bk.sum(1).tolist() == [52] * 3
     assert (found.sequence_Bk[:, 52:] == -1).all()
@@ -92,7 +92,7 @@ def test_fewer_rows_than_k_and_none(tmp_path: Path):
 
 def test_a_query_reads_the_same_lists_alone_and_among_others(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(eps2=0.4, lists_per_query=6))
-    bank.add(*rows(930))
+    bank.write(*rows(930))
     q_BD, _ = rows(100, seed=1)
     together = bank.search(q_BD, 5)
     for i in range(0, 100, 9):
@@ -105,8 +105,8 @@ def test_a_query_reads_the_same_lists_alone_and_among_others(tmp_path: Path):
 def test_pruning_loses_few_neighbours(tmp_path: Path, pruning: dict[str, float], recall: float):
     bank, ring = PostingLists(tmp_path, DIM, rules=rules(slices=9, **pruning)), RowRing(4000, DIM)
     h_BD, values_BV = rows(2000)
-    bank.add(h_BD, values_BV)
-    ring.add(h_BD, values_BV)
+    bank.write(h_BD, values_BV)
+    ring.write(h_BD, values_BV)
     q_BD, _ = rows(100, seed=1)
     got, wanted = bank.search(q_BD, 10).sequence_Bk, ring.search(q_BD, 10).sequence_Bk
     hits = (got[:, :, None] == wanted[:, None, :]).any(1).float().mean()
@@ -116,14 +116,14 @@ def test_pruning_loses_few_neighbours(tmp_path: Path, pruning: dict[str, float],
 def test_a_query_that_is_a_centre_still_finds_k_rows(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(eps2=0.0))
     h_BD, values_BV = rows(400)
-    bank.add(h_BD, values_BV)
+    bank.write(h_BD, values_BV)
     assert bank.search(h_BD, 15).valid_Bk.sum(1).min() >= 10
 
 
 def test_no_list_passes_the_limit_and_every_row_stands_in_one_or_up_to_the_most_replicas(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(slices=9, replicas=4))
     h_BD, values_BV = rows(1200)
-    bank.add(h_BD, values_BV)
+    bank.write(h_BD, values_BV)
     for part in bank._slices:
         assert part.lengths.max() <= 20
         assert part.lengths.min() >= 1
@@ -141,9 +141,9 @@ def test_any_cut_of_the_rows_writes_the_same_files(tmp_path: Path):
     h_BD, values_BV = rows(1030)
     whole = PostingLists(tmp_path / "whole", DIM, rules=rules())
     pieces = PostingLists(tmp_path / "pieces", DIM, rules=rules())
-    whole.add(h_BD, values_BV)
+    whole.write(h_BD, values_BV)
     for start in range(0, 1030, 33):
-        pieces.add(h_BD[start : start + 33], values_BV[start : start + 33])
+        pieces.write(h_BD[start : start + 33], values_BV[start : start + 33])
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "pieces")
     for name in files_of(tmp_path / "whole"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "pieces" / name).read_bytes()
@@ -153,7 +153,7 @@ def test_old_slices_are_dropped_as_files_and_neither_disk_nor_memory_grows(tmp_p
     bank = PostingLists(tmp_path, DIM, rules=rules())
     sizes, files = [], []
     for seed in range(12):
-        bank.add(*rows(400, seed))
+        bank.write(*rows(400, seed))
         sizes.append(bank.bytes())
         files.append(len(files_of(tmp_path)))
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) == sizes[-1]["disk"]
@@ -166,7 +166,7 @@ def test_old_slices_are_dropped_as_files_and_neither_disk_nor_memory_grows(tmp_p
 
 def test_drop_before_drops_whole_slices_only(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(slices=9))
-    bank.add(*rows(1300))
+    bank.write(*rows(1300))
     bank.drop_before(799)
     assert bank.oldest == 400
     bank.drop_before(800)
@@ -176,38 +176,38 @@ def test_drop_before_drops_whole_slices_only(tmp_path: Path):
 
 def test_clear_forgets_rows_and_files_and_never_reuses_a_sequence_number(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules())
-    bank.add(*rows(470))
+    bank.write(*rows(470))
     bank.clear()
     assert len(bank) == 0
     assert files_of(tmp_path) == set()
     assert not bank.search(rows(2)[0], 3).valid_Bk.any()
-    assert bank.add(*rows(60)).tolist() == list(range(470, 530))
+    assert bank.write(*rows(60)).tolist() == list(range(470, 530))
     assert set(bank.search(rows(2)[0], 60).sequence_Bk[0].tolist()) == set(range(470, 530))
 
 
 def resume(folder: Path, state: State) -> PostingLists:
     bank = PostingLists(folder, DIM, rules=rules())
     state.meta = json.loads(json.dumps(state.meta))  # as a snapshot file keeps it
-    bank.load(state, "rows")
+    bank.load(state)
     return bank
 
 
 @pytest.mark.parametrize("number", [20, 430, 1725])
 def test_resumed_from_a_snapshot_it_goes_on_bit_for_bit(tmp_path: Path, number: int):
     bank = PostingLists(tmp_path, DIM, rules=rules())
-    bank.add(*rows(number))
+    bank.write(*rows(number))
     state = State()
-    bank.export(state, "rows")
-    bank.add(*rows(700, seed=1))  # goes on, and is lost: the process dies here
+    bank.export(state)
+    bank.write(*rows(700, seed=1))  # goes on, and is lost: the process dies here
     (tmp_path / ".0000000099.lists.77.tmp").write_bytes(b"half")
     resumed = resume(tmp_path, state)
     assert ".0000000099.lists.77.tmp" not in files_of(tmp_path)
     undisturbed = PostingLists(tmp_path / "other", DIM, rules=rules())
-    undisturbed.add(*rows(number))
+    undisturbed.write(*rows(number))
     q_BD, _ = rows(20, seed=2)
     assert_same(resumed.search(q_BD, 8), undisturbed.search(q_BD, 8))
     for one in (resumed, undisturbed):
-        one.add(*rows(900, seed=3))
+        one.write(*rows(900, seed=3))
     assert_same(resumed.search(q_BD, 8), undisturbed.search(q_BD, 8))
     assert resumed.oldest == undisturbed.oldest
 
@@ -216,24 +216,24 @@ def test_files_of_the_last_snapshots_stay_until_newer_ones_replace_them(tmp_path
     bank = PostingLists(tmp_path, DIM, rules=rules(snapshots_kept=2))
     states = []
     for seed in range(6):
-        bank.add(*rows(400, seed))
+        bank.write(*rows(400, seed))
         states.append(State())
-        bank.export(states[-1], "rows")
-        named = [{name for part in state.meta["rows"]["slices"] for name in part["files"]} for state in states[-2:]]
+        bank.export(states[-1])
+        named = [{name for part in state.meta["lists"]["slices"] for name in part["files"]} for state in states[-2:]]
         assert set().union(*named) <= files_of(tmp_path)
-    bank.add(*rows(1600, seed=9))  # drops every slice that the last two snapshots name
+    bank.write(*rows(1600, seed=9))  # drops every slice that the last two snapshots name
     assert resume(tmp_path, states[-2]).written == 2000
 
 
 def test_a_crash_while_a_file_is_written_leaves_the_last_snapshot_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bank = PostingLists(tmp_path, DIM, rules=rules())
-    bank.add(*rows(330))
+    bank.write(*rows(330))
     state = State()
-    bank.export(state, "rows")
+    bank.export(state)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
         with pytest.raises(OSError, match="power cut"):
-            bank.add(*rows(70, seed=1))
+            bank.write(*rows(70, seed=1))
     resumed = resume(tmp_path, state)
     assert all(name.endswith(".lists") for name in files_of(tmp_path))
     assert resumed.written == 330
@@ -242,15 +242,15 @@ def test_a_crash_while_a_file_is_written_leaves_the_last_snapshot_whole(tmp_path
 def test_rows_whose_file_could_not_be_written_wait_and_go_with_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bank, ring = PostingLists(tmp_path, DIM, rules=rules()), RowRing(1000, DIM)
     first, second = rows(530), rows(470, seed=1)
-    bank.add(*first)
+    bank.write(*first)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            bank.add(second[0][:100], second[1][:100])
+            bank.write(second[0][:100], second[1][:100])
     assert bank.written == 550  # the tail was full then; the caller knows that the other rows were not taken
-    bank.add(second[0][20:], second[1][20:])
+    bank.write(second[0][20:], second[1][20:])
     for part in (first, second):
-        ring.add(*part)
+        ring.write(*part)
     q_BD, _ = rows(20, seed=2)
     assert_same(bank.search(q_BD, 8), ring.search(q_BD, 8))
 
@@ -258,9 +258,9 @@ def test_rows_whose_file_could_not_be_written_wait_and_go_with_the_next_ones(tmp
 @pytest.mark.parametrize("damage", ["missing", "short", "empty"])
 def test_missing_and_damaged_files_are_named(tmp_path: Path, damage: str):
     bank = PostingLists(tmp_path, DIM, rules=rules())
-    bank.add(*rows(330))
+    bank.write(*rows(330))
     state = State()
-    bank.export(state, "rows")
+    bank.export(state)
     path = min(tmp_path.iterdir())
     if damage == "missing":
         path.unlink()
@@ -273,15 +273,15 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path, damage: str):
 def test_snapshot_of_other_rows_is_refused(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules())
     state = State()
-    bank.export(state, "rows")
+    bank.export(state)
     with pytest.raises(RecoveryError, match="rows of 8 numbers"):
-        PostingLists(tmp_path, 9, rules=rules()).load(state, "rows")
+        PostingLists(tmp_path, 9, rules=rules()).load(state)
     with pytest.raises(RecoveryError, match="no posting lists 'other'"):
-        bank.load(state, "other")
-    bank.add(*rows(40))
-    bank.export(state, "rows")
+        PostingLists(tmp_path, DIM, name="other", rules=rules()).load(state)
+    bank.write(*rows(40))
+    bank.export(state)
     with pytest.raises(RecoveryError, match="tail of the snapshot holds 40 rows, tail_rows is 25"):
-        PostingLists(tmp_path, DIM, rules=rules(tail_rows=25)).load(state, "rows")
+        PostingLists(tmp_path, DIM, rules=rules(tail_rows=25)).load(state)
 
 
 @pytest.mark.parametrize(

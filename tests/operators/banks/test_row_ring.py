@@ -28,7 +28,7 @@ class RowList:
         self.capacity, self.first = capacity, 0
         self.keys, self.values = np.zeros((0, dim)), np.zeros((0, 2))
 
-    def add(self, h_BD: Tensor, values_BV: Tensor) -> None:
+    def write(self, h_BD: Tensor, values_BV: Tensor) -> None:
         self.keys = np.concatenate([self.keys, h_BD.double().numpy()])
         self.values = np.concatenate([self.values, values_BV.double().numpy()])
 
@@ -63,8 +63,8 @@ def filled(capacity: int, dim: int, rows: int, *, coarse: str = "float32", seed:
     for start in range(0, rows, 100):
         h_BD = torch.randn(min(100, rows - start), dim, generator=generator)
         values_BV = torch.rand(len(h_BD), 2, generator=generator)
-        ring.add(h_BD, values_BV)
-        reference.add(h_BD, values_BV)
+        ring.write(h_BD, values_BV)
+        reference.write(h_BD, values_BV)
     return ring, reference
 
 
@@ -94,8 +94,8 @@ def test_rows_that_are_nearly_alike_are_still_told_apart(coarse: str):
     h_BD = base_D + 1e-2 * torch.randn(2000, 16, generator=generator)
     ring, reference = RowRing(2000, 16, coarse=coarse), RowList(2000, 16)
     values_BV = torch.zeros(2000, 2)
-    ring.add(h_BD, values_BV)
-    reference.add(h_BD, values_BV)
+    ring.write(h_BD, values_BV)
+    reference.write(h_BD, values_BV)
     reference.check(ring.search(h_BD[:5], 10), h_BD[:5], 10)
 
 
@@ -104,7 +104,7 @@ def test_rows_that_are_nearly_alike_are_still_told_apart(coarse: str):
 def test_of_equal_rows_the_newest_come_first_however_many(coarse: str, capacity: int):
     ring = RowRing(capacity, 4, coarse=coarse)
     h_D = torch.tensor([0.3, -1.0, 0.2, 0.7])
-    ring.add(torch.stack([h_D, -h_D]).repeat(750, 1), torch.zeros(1500, 2))
+    ring.write(torch.stack([h_D, -h_D]).repeat(750, 1), torch.zeros(1500, 2))
     found = ring.search(torch.stack([h_D, -2 * h_D]), 100)
     assert found.sequence_Bk[0].tolist() == list(range(1498, 1298, -2))
     assert found.sequence_Bk[1].tolist() == list(range(1499, 1299, -2))
@@ -124,12 +124,12 @@ def test_any_cut_of_the_rows_gives_the_same_ring(writes: list, queries: list, ca
     whole, pieces, reference = RowRing(capacity, 2), RowRing(capacity, 2), RowList(capacity, 2)
     rows = torch.tensor([row for write in writes for row in write], dtype=torch.float32).reshape(-1, 2)
     values_BV = torch.rand(len(rows), 2, generator=torch.Generator().manual_seed(0))
-    assert whole.add(rows, values_BV).tolist() == list(range(len(rows)))
-    reference.add(rows, values_BV)
+    assert whole.write(rows, values_BV).tolist() == list(range(len(rows)))
+    reference.write(rows, values_BV)
     start = 0
     for write in writes:
         stop = start + len(write)
-        assert pieces.add(rows[start:stop], values_BV[start:stop]).tolist() == list(range(start, stop))
+        assert pieces.write(rows[start:stop], values_BV[start:stop]).tolist() == list(range(start, stop))
         start = stop
     q_QD = torch.tensor(queries, dtype=torch.float32)
     found = whole.search(q_QD, k)
@@ -159,7 +159,7 @@ def test_length_of_a_row_plays_no_part():
 def test_rows_and_queries_without_a_direction_have_similarity_0():
     ring = RowRing(10, 3)
     unusable = torch.tensor([[0.0, 0, 0], [math.nan, 1, 0], [math.inf, 1, 0]])
-    ring.add(torch.cat([unusable, torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])]), torch.zeros(5, 2))
+    ring.write(torch.cat([unusable, torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])]), torch.zeros(5, 2))
     found = ring.search(torch.tensor([[1.0, 0, 0]]), 5)
     assert found.sequence_Bk[0].tolist() == [3, 2, 1, 0, 4]
     assert found.similarity_Bk[0].tolist() == [1, 0, 0, 0, -1]
@@ -174,12 +174,12 @@ def test_empty_ring_and_empty_call():
     assert not found.valid_Bk.any()
     assert found.sequence_Bk.tolist() == [[-1] * 4] * 2
     assert ring.search(torch.ones(0, 3), 4).values_BkV.shape == (0, 4, 2)
-    assert len(ring.add(torch.ones(0, 3), torch.ones(0, 2))) == 0
+    assert len(ring.write(torch.ones(0, 3), torch.ones(0, 2))) == 0
 
 
 def test_correct_reaches_rows_that_are_still_there_and_no_others():
     ring = RowRing(3, 2)
-    sequence_B = ring.add(torch.eye(2).repeat(2, 1), torch.zeros(4, 2))
+    sequence_B = ring.write(torch.eye(2).repeat(2, 1), torch.zeros(4, 2))
     delta_BV = torch.tensor([[1.0, 0.5]]).repeat(6, 1)
     there_B = ring.correct(torch.cat([sequence_B, sequence_B[3:], torch.tensor([4])]), delta_BV)
     assert there_B.tolist() == [False, True, True, True, True, False]
@@ -193,14 +193,14 @@ def test_correct_reaches_rows_that_are_still_there_and_no_others():
 
 def test_clear_forgets_rows_and_never_reuses_a_sequence_number():
     ring = RowRing(4, 2)
-    old_B = ring.add(torch.ones(6, 2), torch.zeros(6, 2))
+    old_B = ring.write(torch.ones(6, 2), torch.zeros(6, 2))
     ring.clear()
     assert len(ring) == 0
     assert not ring.search(torch.ones(1, 2), 3).valid_Bk.any()
-    assert ring.add(torch.ones(1, 2), torch.zeros(1, 2)).tolist() == [6]
+    assert ring.write(torch.ones(1, 2), torch.zeros(1, 2)).tolist() == [6]
     assert not ring.correct(old_B, torch.ones(6, 2)).any()
     assert ring.search(torch.ones(1, 2), 3).sequence_Bk.tolist() == [[6, -1, -1]]
-    ring.add(torch.ones(4, 2), torch.zeros(4, 2))
+    ring.write(torch.ones(4, 2), torch.zeros(4, 2))
     assert ring.search(torch.ones(1, 2), 4).sequence_Bk.tolist() == [[10, 9, 8, 7]]
 
 
@@ -208,18 +208,18 @@ def test_clear_forgets_rows_and_never_reuses_a_sequence_number():
 def test_resumed_from_full_and_incremental_snapshots_it_goes_on_bit_for_bit(coarse: str):
     ring, _ = filled(400, 8, 350, coarse=coarse)
     full = State()
-    ring.export(full, "rows")
+    ring.export(full)
     ring.mark_clean()
     generator = torch.Generator().manual_seed(5)
-    ring.add(torch.randn(90, 8, generator=generator), torch.rand(90, 2, generator=generator))
+    ring.write(torch.randn(90, 8, generator=generator), torch.rand(90, 2, generator=generator))
     ring.correct(torch.tensor([200, 201]), torch.ones(2, 2))
     change = State(incremental=True)
-    ring.export(change, "rows", incremental=True)
-    assert len(change.patches["rows.keys"].index_C) == 92
+    ring.export(change, incremental=True)
+    assert len(change.patches["ring.keys"].index_C) == 92
     resumed = RowRing(400, 8, coarse=coarse)
-    resumed.load(full.apply(change), "rows")
+    resumed.load(full.apply(change))
     more = torch.randn(33, 8, generator=generator), torch.rand(33, 2, generator=generator)
-    assert torch.equal(ring.add(*more), resumed.add(*more))
+    assert torch.equal(ring.write(*more), resumed.write(*more))
     q_QD = torch.randn(20, 8, generator=generator)
     wanted, got = ring.search(q_QD, 15), resumed.search(q_QD, 15)
     assert torch.equal(wanted.similarity_Bk, got.similarity_Bk)
@@ -229,20 +229,20 @@ def test_resumed_from_full_and_incremental_snapshots_it_goes_on_bit_for_bit(coar
 
 def test_snapshot_of_another_ring_is_refused_by_name_and_shape():
     state = State()
-    RowRing(10, 3).export(state, "rows")
-    with pytest.raises(RecoveryError, match=r"rows.keys of the snapshot is \[10, 3\], the ring's is \[10, 4\]"):
-        RowRing(10, 4).load(state, "rows")
+    RowRing(10, 3).export(state)
+    with pytest.raises(RecoveryError, match=r"ring.keys of the snapshot is \[10, 3\], the ring's is \[10, 4\]"):
+        RowRing(10, 4).load(state)
     with pytest.raises(RecoveryError, match=r"no other.keys"):
-        RowRing(10, 3).load(state, "other")
+        RowRing(10, 3, name="other").load(state)
 
 
 def test_bytes_are_known_before_and_stay_the_same():
     for coarse in ("float32", "bfloat16"):
         ring = RowRing(1000, 16, coarse=coarse)
         before = ring.bytes()
-        assert before == RowRing.bytes_needed(1000, 16, 2, coarse != "float32")
+        assert before["device"] == RowRing.bytes_needed(1000, 16, 2, coarse != "float32")
         for _ in range(10):
-            ring.add(torch.randn(1000, 16), torch.rand(1000, 2))
+            ring.write(torch.randn(1000, 16), torch.rand(1000, 2))
         assert ring.bytes() == before
 
 
@@ -260,10 +260,10 @@ def test_budget_and_sizes_are_checked_at_construction():
 def test_a_ring_may_be_written_inside_and_cleared_outside_of_inference_mode():
     ring = RowRing(10, 3, coarse="bfloat16")
     with torch.inference_mode():
-        ring.add(torch.eye(3), torch.zeros(3, 2))
+        ring.write(torch.eye(3), torch.zeros(3, 2))
         ring.search(torch.eye(3), 2)
     ring.clear()
-    ring.add(torch.eye(3, requires_grad=True), torch.zeros(3, 2))
+    ring.write(torch.eye(3, requires_grad=True), torch.zeros(3, 2))
     assert ring.search(torch.eye(3), 1).sequence_Bk[:, 0].tolist() == [3, 4, 5]
 
 
@@ -284,8 +284,8 @@ def test_on_a_gpu_the_neighbours_are_those_of_the_cpu(coarse: str):
     ring, reference = filled(2000, 32, 2500)
     on_gpu = RowRing(2000, 32, device="cuda", coarse=coarse)
     state = State()
-    ring.export(state, "rows")
-    on_gpu.load(state, "rows")
+    ring.export(state)
+    on_gpu.load(state)
     q_QD = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     found = on_gpu.search(q_QD, 15)
     reference.check(Neighbours(*(getattr(found, name).cpu() for name in Neighbours.__slots__)), q_QD, 15)

@@ -43,8 +43,8 @@ def test_any_batches_equal_rows_one_by_one_in_a_dict(rule: object, slots: int, s
     bank, reference = sketch(slots=slots, forgetting=rule), CellDict(rule)
     for step, number in enumerate(cuts):
         buckets_BK, values_BV, slots_B = rows(number, seed + step, slots)
-        bank.add(buckets_BK, values_BV, slots_B=slots_B)
-        reference.add(buckets_BK, values_BV, slots_B)
+        bank.write(buckets_BK, values_BV, slots_B=slots_B)
+        reference.write(buckets_BK, values_BV, slots_B)
         assert same(bank, reference)
 
 
@@ -55,9 +55,9 @@ def test_order_cut_and_merge_of_the_same_rows_leave_the_same_bits(seed: int, ord
     shuffled = list(range(50))
     order.shuffle(shuffled)  # type: ignore[attr-defined]
     whole, first, second = sketch(slots=2), sketch(slots=2), sketch(slots=2)
-    whole.add(buckets_BK, values_BV, slots_B=slots_B)
+    whole.write(buckets_BK, values_BV, slots_B=slots_B)
     for part, bank in ((shuffled[:cut], first), (shuffled[cut:], second)):
-        bank.add(buckets_BK[part], values_BV[part], slots_B=slots_B[part])
+        bank.write(buckets_BK[part], values_BV[part], slots_B=slots_B[part])
     first.merge(second)
     assert torch.equal(everything(first), everything(whole))
     assert torch.equal(first.written, whole.written)
@@ -66,7 +66,7 @@ def test_order_cut_and_merge_of_the_same_rows_leave_the_same_bits(seed: int, ord
 def test_every_array_holds_all_rows_and_all_sums():
     buckets_BK, values_BV, _ = rows(200)
     bank = sketch()
-    bank.add(buckets_BK, values_BV)
+    bank.write(buckets_BK, values_BV)
     totals_KC = everything(bank)[0].sum(0)
     fixed_V = (values_BV.double() * 2**24).round().sum(0) / 2**24
     for total_C in totals_KC:
@@ -77,7 +77,7 @@ def test_every_array_holds_all_rows_and_all_sums():
 def test_without_bits_every_row_is_in_the_one_bucket():
     _, values_BV, _ = rows(40)
     bank = SketchBank(K, 0, COLUMNS)
-    bank.add(torch.zeros(40, K, dtype=torch.int64), values_BV)
+    bank.write(torch.zeros(40, K, dtype=torch.int64), values_BV)
     found = bank.read(torch.zeros(1, K, dtype=torch.int64))
     assert found.count_BK.tolist() == [[40.0] * K]
     torch.testing.assert_close(found.sums_BKV[0] / 40, values_BV.double().mean(0).expand(K, -1), rtol=0, atol=2**-24)
@@ -86,7 +86,7 @@ def test_without_bits_every_row_is_in_the_one_bucket():
 def test_what_was_written_is_found_by_the_same_vector():
     hash_, bank = SignHash(10, K, L, 0), sketch()
     x_BD = torch.randn(60, 10, generator=torch.Generator().manual_seed(0))
-    bank.add(hash_.hash(x_BD), torch.rand(60, 2))
+    bank.write(hash_.hash(x_BD), torch.rand(60, 2))
     assert bool((bank.read(hash_.hash(x_BD)).count_BK >= 1).all())
 
 
@@ -99,9 +99,9 @@ def test_an_empty_bucket_reads_zero():
 def test_an_adjustment_equals_having_written_it_in_the_first_place(rule: Never | ResetEvery):
     buckets_BK, values_BV, slots_B = rows(40, slots=2)
     late, once = sketch(slots=2, forgetting=rule), sketch(slots=2, forgetting=rule)
-    once.add(buckets_BK, torch.stack([torch.ones(40), values_BV[:, 1]], dim=1), slots_B=slots_B)
-    late.add(buckets_BK, torch.stack([torch.zeros(40), values_BV[:, 1]], dim=1), slots_B=slots_B)
-    late.adjust(buckets_BK, torch.tensor([[1.0, 0.0]]).expand(40, 2), slots_B=slots_B)
+    once.write(buckets_BK, torch.stack([torch.ones(40), values_BV[:, 1]], dim=1), slots_B=slots_B)
+    late.write(buckets_BK, torch.stack([torch.zeros(40), values_BV[:, 1]], dim=1), slots_B=slots_B)
+    late.correct(buckets_BK, torch.tensor([[1.0, 0.0]]).expand(40, 2), slots_B=slots_B)
     assert torch.equal(everything(late), everything(once))
     assert torch.equal(late.written, once.written)
 
@@ -109,18 +109,18 @@ def test_an_adjustment_equals_having_written_it_in_the_first_place(rule: Never |
 @pytest.mark.parametrize("rule", [Slices(8, 2), HalfLife(5)])
 def test_rows_that_lost_weight_are_not_adjusted(rule: Slices | HalfLife):
     with pytest.raises(ConfigError, match="use Never or ResetEvery"):
-        sketch(forgetting=rule).adjust(torch.zeros(1, K, dtype=torch.int64), torch.ones(1, 2))
+        sketch(forgetting=rule).correct(torch.zeros(1, K, dtype=torch.int64), torch.ones(1, 2))
 
 
 def test_counts_go_on_where_float32_would_stand_still():
     bank, twin = (SketchBank(1, 0, ("label",)) for _ in range(2))
     zeros_BK = torch.zeros(1 << 16, 1, dtype=torch.int64)
     for one in (bank, twin):
-        one.add(zeros_BK, torch.ones(1 << 16, 1))
+        one.write(zeros_BK, torch.ones(1 << 16, 1))
     for _ in range(8):  # doubles to 2^24
         bank.merge(twin)
         twin.merge(twin)
-    bank.add(zeros_BK[:1], torch.ones(1, 1))
+    bank.write(zeros_BK[:1], torch.ones(1, 1))
     found = bank.read(zeros_BK[:1])
     assert found.count_BK.item() == found.sums_BKV.item() == 2**24 + 1
 
@@ -132,7 +132,7 @@ def test_a_slot_with_too_many_rows_is_halved_and_says_so(step: int):
     slots_B = torch.arange(50) % 5 // 4  # 40 rows of slot 0, 10 of slot 1
     for start in range(0, 50, step):
         stop = start + step
-        bank.add(buckets_BK[start:stop], torch.ones(len(slots_B[start:stop]), 2), slots_B=slots_B[start:stop])
+        bank.write(buckets_BK[start:stop], torch.ones(len(slots_B[start:stop]), 2), slots_B=slots_B[start:stop])
     # Rows 1 to 20; halved to 10, 11 to 20; halved to 10, 11 to 20.
     assert bank.halvings.tolist() == [2, 0]
     assert bank.written.tolist() == [20, 10]
@@ -146,19 +146,19 @@ def test_nothing_grows_with_the_number_of_rows():
     before = bank.bytes()
     for seed in range(30):
         buckets_BK, values_BV, _ = rows(20, seed)
-        bank.add(buckets_BK, values_BV)
+        bank.write(buckets_BK, values_BV)
     assert bank.bytes() == before
 
 
 @pytest.mark.parametrize("rule", [*RULES, HalfLife(7)])
 def test_bytes_are_what_bytes_needed_said(rule: Never | ResetEvery | Slices | HalfLife):
     bank = sketch(slots=3, forgetting=rule)
-    assert bank.bytes() == 3 * SketchBank.bytes_needed(K, L, 2, rule)
+    assert bank.bytes()["device"] == 3 * SketchBank.bytes_needed(K, L, 2, rule)
 
 
 def test_a_budget_that_is_too_small_is_refused_with_what_fits():
     need = SketchBank.bytes_needed(K, L, 2)
-    assert sketch(slots=2, budget_bytes=2 * need).bytes() == 2 * need
+    assert sketch(slots=2, budget_bytes=2 * need).bytes() == {"device": 2 * need}
     with pytest.raises(ConfigError, match=r"2 streams fit.*bits"):
         sketch(slots=3, budget_bytes=2 * need)
 
@@ -174,7 +174,7 @@ def test_buckets_and_values_of_another_width_are_refused():
     with pytest.raises(ConfigError, match=r"\[2, 5\] do not fit 3 arrays"):
         sketch().read(torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(ConfigError, match=r"values of shape \[2, 3\] for 2 rows"):
-        sketch().add(torch.zeros(2, K, dtype=torch.int64), torch.zeros(2, 3))
+        sketch().write(torch.zeros(2, K, dtype=torch.int64), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_interest_is_the_mean_direction_of_what_shares_a_bucket():
     buckets_BK = hash_.hash(x_BD)
     users = torch.arange(30) % 2
     batch, one_by_one = (SketchBank(6, 2, [f"d{i}" for i in range(width)], slots=2) for _ in range(2))
-    batch.add(buckets_BK, x_BD, slots_B=users)
+    batch.write(buckets_BK, x_BD, slots_B=users)
     for row in torch.randperm(30, generator=torch.Generator().manual_seed(2)).tolist():
-        one_by_one.add(buckets_BK[row : row + 1], x_BD[row : row + 1], slots_B=users[row : row + 1])
+        one_by_one.write(buckets_BK[row : row + 1], x_BD[row : row + 1], slots_B=users[row : row + 1])
     query_BD = torch.randn(8, width, generator=torch.Generator().manual_seed(3))
     query_BK, user_B = hash_.hash(query_BD), torch.arange(8) % 2
     found_BV = mean_direction(batch.read(query_BK, slots_B=user_B))
@@ -219,7 +219,7 @@ def test_with_many_arrays_interest_points_where_the_angles_say():
     x_BD = torch.randn(5, width, generator=torch.Generator().manual_seed(4))
     query_1D = torch.randn(1, width, generator=torch.Generator().manual_seed(5))
     hash_, bank = SignHash(width, arrays, bits, 0), SketchBank(arrays, bits, [f"d{i}" for i in range(width)])
-    bank.add(hash_.hash(x_BD), x_BD)
+    bank.write(hash_.hash(x_BD), x_BD)
     sum_D = bank.read(hash_.hash(query_1D)).sums_BKV[0].mean(0)
     angle_B = torch.nn.functional.cosine_similarity(x_BD, query_1D).arccos().double()
     wanted_D = ((1 - angle_B / torch.pi)[:, None] ** bits * x_BD).sum(0)
@@ -236,6 +236,6 @@ def test_the_gpu_holds_the_bits_of_the_cpu(rule: Never | ResetEvery | Slices | H
     for seed in range(5):
         buckets_BK, values_BV, slots_B = rows(300, seed, 2)
         for bank in (on_cpu, on_gpu):
-            bank.add(buckets_BK, values_BV, slots_B=slots_B)
+            bank.write(buckets_BK, values_BV, slots_B=slots_B)
         a, b = (bank.read(buckets_BK, slots_B=slots_B) for bank in (on_cpu, on_gpu))
         assert torch.equal(a.count_BK, b.count_BK.cpu()) and torch.equal(a.sums_BKV, b.sums_BKV.cpu())

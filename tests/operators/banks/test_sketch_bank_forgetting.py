@@ -29,7 +29,7 @@ def test_one_slice_is_a_reset(written: int):
     buckets_BK, values_BV = rows(written)
     sliced, reset = sketch(Slices(13, 1)), sketch(ResetEvery(13))
     for bank in (sliced, reset):
-        bank.add(buckets_BK, values_BV)
+        bank.write(buckets_BK, values_BV)
     assert torch.equal(everything(sliced), everything(reset))
     assert torch.equal(sliced.written, reset.written)
 
@@ -37,12 +37,12 @@ def test_one_slice_is_a_reset(written: int):
 def test_a_reset_comes_with_the_row_after_the_last():
     buckets_BK, values_BV = rows(11)
     bank = sketch(ResetEvery(10))
-    bank.add(buckets_BK[:10], values_BV[:10])
+    bank.write(buckets_BK[:10], values_BV[:10])
     assert int(bank.written) == 10
-    bank.add(buckets_BK[10:], values_BV[10:])
+    bank.write(buckets_BK[10:], values_BV[10:])
     assert int(bank.written) == 1
     fresh = sketch(Never())
-    fresh.add(buckets_BK[10:], values_BV[10:])
+    fresh.write(buckets_BK[10:], values_BV[10:])
     assert torch.equal(everything(bank), everything(fresh))
 
 
@@ -50,19 +50,19 @@ def test_a_reset_comes_with_the_row_after_the_last():
 def test_a_window_equals_a_fresh_sketch_of_the_windows_rows(written: int):
     buckets_BK, values_BV = rows(written)
     bank, fresh = sketch(Slices(20, 4)), sketch(Never())
-    bank.add(buckets_BK, values_BV)
+    bank.write(buckets_BK, values_BV)
     held = int(bank.written)
     assert min(written, 16) <= held <= 20
-    fresh.add(buckets_BK[-held:], values_BV[-held:])
+    fresh.write(buckets_BK[-held:], values_BV[-held:])
     assert torch.equal(everything(bank), everything(fresh))
 
 
 def test_slots_forget_by_their_own_rows():
     buckets_BK, values_BV = rows(30)
     bank = sketch(ResetEvery(10), slots=2)
-    bank.add(buckets_BK, values_BV, slots_B=torch.tensor([0, 0, 1]).repeat(10))
+    bank.write(buckets_BK, values_BV, slots_B=torch.tensor([0, 0, 1]).repeat(10))
     assert bank.written.tolist() == [10, 10]
-    bank.add(buckets_BK[:1], values_BV[:1], slots_B=torch.tensor([1]))
+    bank.write(buckets_BK[:1], values_BV[:1], slots_B=torch.tensor([1]))
     assert bank.written.tolist() == [10, 1]
 
 
@@ -71,7 +71,7 @@ def test_slots_forget_by_their_own_rows():
 def test_a_row_counts_half_after_a_half_life(half_life: int, written: int):
     buckets_BK, values_BV = rows(written)
     bank = sketch(HalfLife(half_life))
-    bank.add(buckets_BK, values_BV)
+    bank.write(buckets_BK, values_BV)
     for query_K in buckets_BK[-3:]:
         found = bank.read(query_K[None])
         got = torch.cat([found.count_BK[0][:, None], found.sums_BKV[0]], dim=1)
@@ -89,10 +89,10 @@ def test_a_half_life_leaves_the_same_bits_however_rows_are_batched(half_life: in
     buckets_BK, values_BV = rows(300)
     slots_B = torch.arange(300) % 2
     whole, cut = sketch(HalfLife(half_life), slots=2), sketch(HalfLife(half_life), slots=2)
-    whole.add(buckets_BK, values_BV, slots_B=slots_B)
+    whole.write(buckets_BK, values_BV, slots_B=slots_B)
     for start in range(0, 300, step):
         stop = start + step
-        cut.add(buckets_BK[start:stop], values_BV[start:stop], slots_B=slots_B[start:stop])
+        cut.write(buckets_BK[start:stop], values_BV[start:stop], slots_B=slots_B[start:stop])
     assert torch.equal(everything(whole), everything(cut))
     assert torch.equal(whole.written, cut.written)
 
@@ -100,9 +100,9 @@ def test_a_half_life_leaves_the_same_bits_however_rows_are_batched(half_life: in
 def test_what_is_old_beyond_measure_is_gone():
     buckets_BK, values_BV = rows(1)
     bank = sketch(HalfLife(2))
-    bank.add(buckets_BK, values_BV)
+    bank.write(buckets_BK, values_BV)
     others_BK, other_values_BV = (buckets_BK + 1).remainder(1 << L).expand(500, K), values_BV.expand(500, 2)
-    bank.add(others_BK, other_values_BV)
+    bank.write(others_BK, other_values_BV)
     found = bank.read(buckets_BK)
     assert not found.count_BK.any() and not found.sums_BKV.any()
 
@@ -110,13 +110,13 @@ def test_what_is_old_beyond_measure_is_gone():
 def test_means_of_a_bucket_stay_true_until_it_is_empty():
     bank = SketchBank(1, 1, ("label",), forgetting=HalfLife(10))
     old, new = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64)
-    bank.add(old.expand(4, 1), torch.tensor([[1.0], [0.0], [1.0], [1.0]]))
+    bank.write(old.expand(4, 1), torch.tensor([[1.0], [0.0], [1.0], [1.0]]))
     ages = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
     weight = 0.5 ** (ages / 10)
     wanted = float((weight * torch.tensor([1.0, 0.0, 1.0, 1.0])).sum() / weight.sum())
     emptied_after = None
     for row in range(400):
-        bank.add(new, torch.zeros(1, 1))
+        bank.write(new, torch.zeros(1, 1))
         found = bank.read(old)
         if not found.count_BK.any():
             emptied_after = emptied_after or row
@@ -130,7 +130,7 @@ def test_sums_of_a_half_life_stay_finite_for_a_million_rows():
     bank = SketchBank(1, 0, ("label",), forgetting=HalfLife(1000))
     zeros_BK = torch.zeros(10_000, 1, dtype=torch.int64)
     for _ in range(100):
-        bank.add(zeros_BK, torch.ones(10_000, 1))
+        bank.write(zeros_BK, torch.ones(10_000, 1))
     found = bank.read(zeros_BK[:1])
     # The limit of a geometric series.
     wanted = 1 / (1 - 0.5 ** (1 / 1000))
@@ -145,12 +145,12 @@ def test_a_cleared_slot_is_as_new_and_the_others_stay(rule: Forgetting):
     slots_B = torch.arange(40) % 2
     bank, fresh, kept = (sketch(rule, slots=2) for _ in range(3))
     for one in (bank, kept):
-        one.add(buckets_BK, values_BV, slots_B=slots_B)
+        one.write(buckets_BK, values_BV, slots_B=slots_B)
     bank.clear(torch.tensor([1]))
     assert torch.equal(everything(bank)[0], everything(kept)[0])
     assert not everything(bank)[1].any() and bank.written[1] == 0
     for one in (bank, fresh):
-        one.add(buckets_BK[:11], values_BV[:11], slots_B=torch.ones(11, dtype=torch.int64))
+        one.write(buckets_BK[:11], values_BV[:11], slots_B=torch.ones(11, dtype=torch.int64))
     assert torch.equal(everything(bank)[1], everything(fresh)[1])
     bank.clear()
     assert not everything(bank).any() and not bank.written.any()

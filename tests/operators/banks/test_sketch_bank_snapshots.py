@@ -30,18 +30,18 @@ def rows(number: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def feed(bank: SketchBank, number: int, seed: int) -> None:
     buckets_BK, values_BV, slots_B = rows(number, seed)
-    bank.add(buckets_BK, values_BV, slots_B=slots_B)
+    bank.write(buckets_BK, values_BV, slots_B=slots_B)
 
 
 def exported(bank: SketchBank, *, incremental: bool = False) -> State:
     state = State(streams=["a", "b"], incremental=incremental)
-    bank.export(ALL, state, "memory", incremental=incremental)
+    bank.export(ALL, state, incremental=incremental)
     return state
 
 
 def restored(rule: Forgetting, state: State) -> SketchBank:
     bank = sketch(rule)
-    bank.load(ALL, state, "memory")
+    bank.load(ALL, state)
     return bank
 
 
@@ -86,11 +86,11 @@ def test_increments_add_up_to_a_full_snapshot(rule: Forgetting):
 def test_a_stream_that_is_new_since_the_last_snapshot_starts_from_zeros(rule: Forgetting):
     bank = sketch(rule)
     buckets_BK, values_BV, _ = rows(5, 0)
-    bank.add(buckets_BK, values_BV, slots_B=torch.zeros(5, dtype=torch.int64))
+    bank.write(buckets_BK, values_BV, slots_B=torch.zeros(5, dtype=torch.int64))
     state = State(streams=["a"])
-    bank.export(ALL[:1], state, "memory")
+    bank.export(ALL[:1], state)
     bank.mark_clean()
-    bank.add(buckets_BK, values_BV, slots_B=torch.ones(5, dtype=torch.int64))
+    bank.write(buckets_BK, values_BV, slots_B=torch.ones(5, dtype=torch.int64))
     change = exported(bank, incremental=True)
     assert equal(bank, restored(rule, state.apply(change)))
 
@@ -98,14 +98,14 @@ def test_a_stream_that_is_new_since_the_last_snapshot_starts_from_zeros(rule: Fo
 def test_an_increment_holds_the_cells_that_changed_only():
     bank = SketchBank(20, 12, ("label", "base"))
     generator = torch.Generator().manual_seed(0)
-    bank.add(torch.randint(1 << 12, (3000, 20), generator=generator), torch.rand(3000, 2, generator=generator))
+    bank.write(torch.randint(1 << 12, (3000, 20), generator=generator), torch.rand(3000, 2, generator=generator))
     full = State(streams=["a"])
-    bank.export(torch.tensor([0]), full, "memory")
+    bank.export(torch.tensor([0]), full)
     bank.mark_clean()
-    bank.add(torch.randint(1 << 12, (10, 20), generator=generator), torch.rand(10, 2, generator=generator))
+    bank.write(torch.randint(1 << 12, (10, 20), generator=generator), torch.rand(10, 2, generator=generator))
     change = State(streams=["a"], incremental=True)
-    bank.export(torch.tensor([0]), change, "memory", incremental=True)
-    assert 0 < change.rows["memory.cells"].values_R.shape[0] <= 10 * 20
+    bank.export(torch.tensor([0]), change, incremental=True)
+    assert 0 < change.rows["sketch.cells"].values_R.shape[0] <= 10 * 20
     assert change.bytes() < full.bytes() / 100
 
 
@@ -113,15 +113,15 @@ def test_a_snapshot_is_a_copy():
     bank = sketch(Never())
     feed(bank, 9, 0)
     state = exported(bank)
-    before = state.rows["memory.cells"].values_R.clone()
+    before = state.rows["sketch.cells"].values_R.clone()
     feed(bank, 9, 1)
-    assert torch.equal(state.rows["memory.cells"].values_R, before)
+    assert torch.equal(state.rows["sketch.cells"].values_R, before)
 
 
 @pytest.mark.parametrize("other", [sketch(Never(), bits=L + 1), SketchBank(K, L, ("label",), slots=SLOTS)])
 def test_a_snapshot_of_another_shape_is_refused(other: SketchBank):
     with pytest.raises(RecoveryError, match="resume with the arrays, bits and forgetting of the first run"):
-        other.load(ALL, exported(sketch(Never())), "memory")
+        other.load(ALL, exported(sketch(Never())))
 
 
 def test_a_snapshot_without_slices_is_refused_by_a_window():
