@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from connectors.base import Position, Reader, Sink, Source, Staged
+    from connectors.base import Position, Reader, Row, Shown, Sink, Source, Staged, Tail
     from connectors.errors import (
         CheckpointMismatch,
         ConfigError,
@@ -57,8 +57,10 @@ __all__ = [
     "Reader",
     "RecoveryError",
     "Result",
+    "Row",
     "SchemaError",
     "ShadowedPackage",
+    "Shown",
     "Sink",
     "SinkError",
     "Source",
@@ -66,6 +68,7 @@ __all__ = [
     "Staged",
     "State",
     "StreambankError",
+    "Tail",
     "field",
     "key_schema",
     "option",
@@ -74,7 +77,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "connectors.base": ("Position", "Reader", "Sink", "Source", "Staged"),
+    "connectors.base": ("Position", "Reader", "Row", "Shown", "Sink", "Source", "Staged", "Tail"),
     "connectors.errors": (
         "CheckpointMismatch",
         "ConfigError",

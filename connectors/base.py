@@ -7,15 +7,23 @@ knows about operators, Ray or epochs beyond their number.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-__all__ = ["Position", "Reader", "Sink", "Source", "Staged"]
+from connectors.errors import ConfigError, SinkError, SourceError
+
+__all__ = ["Position", "Reader", "Row", "Shown", "Sink", "Source", "Staged", "Tail"]
+
+Row = dict[str, Any]
+"""One row as plain values by column."""
 
 Position = dict[str, Any]
 """A JSON value that names the *next* row to read. Only the source that made it can interpret it."""
@@ -98,6 +106,60 @@ class Source(ABC):
     def open(self, split: str, position: Position | None) -> Reader:
         """Open a split at a position (None: the start). Raise ``SourceError`` if the file has changed since."""
 
+    def require_puttable(self) -> None:
+        """Raise ``ConfigError`` where rows cannot be put into this source from outside; its message says why. Does no I/O."""
+        raise ConfigError("rows cannot be put into this kind of source")
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Put rows where a run that reads this source takes them from; they are durable there when this returns.
+
+        For another process than the one that reads. ``rows`` hold JSON values: ``stream_id`` and columns of ``schema``. Only
+        where ``require_puttable`` does not object. Raise ``SourceError`` where they cannot be put.
+        """
+        raise SourceError("rows cannot be put into this kind of source")
+
+
+class Shown(IntEnum):
+    """Where and when another process can read the rows of a sink; the least is the best for one who waits for a row."""
+
+    AT_ONCE = 0
+    """From a server, before their epoch is committed."""
+    COMMITTED = 1
+    """From a server, when their epoch is committed."""
+    IN_FILES = 2
+    """From a folder, when their epoch is committed."""
+
+
+class Tail(ABC):
+    """Rows that a sink shows from the moment this was made, chosen by a column of ids. For another process than the sink's."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+
+    def take(self, ids: Collection[str], timeout_s: float) -> list[Row]:
+        """Return rows of ``ids`` that have come since the last call; wait ``timeout_s`` at most for the first."""
+        ends_s = time.monotonic() + timeout_s
+        found: list[Row] = []
+        while not found and (left_s := ends_s - time.monotonic()) > 0:
+            found = self.look(ids, left_s)
+        return found
+
+    @abstractmethod
+    def look(self, ids: Collection[str], timeout_s: float) -> list[Row]:
+        """Return rows of ``ids`` among what comes next, if any do; wait ``timeout_s`` at most. Raise ``SinkError``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop following. May be called twice."""
+
+    def matching(self, table: pa.Table | pa.RecordBatch, ids: Collection[str]) -> list[Row]:
+        """Return the rows of a table that have one of ``ids``; a table without the column has none."""
+        if self._column not in table.schema.names or not table.num_rows:
+            return []
+        found = table.column(self._column).cast(pa.string())  # JSON lines may have been taken for another type
+        rows: list[Row] = table.filter(pc.is_in(found, pa.array(sorted(ids), pa.string()))).to_pylist()
+        return rows
+
 
 @dataclass(frozen=True, slots=True)
 class Staged:
@@ -154,3 +216,18 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Drop what was not prepared and release files. May be called twice."""
+
+    def shown(self, column: str) -> Shown:
+        """Return where rows can be read back and told apart by ``column``. Does no I/O.
+
+        Raise ``ConfigError`` where they cannot be; its message says why.
+        """
+        raise ConfigError("its rows cannot be read back")
+
+    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
+        """Begin to follow rows of node ``source`` and these streams, which are those of ``shards`` of the sink.
+
+        For another process than the one that writes, where ``shown`` does not object. Raise ``SinkError`` where the sink cannot
+        be reached.
+        """
+        raise SinkError("its rows cannot be read back")

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from impressions import write_impressions, write_model
 
-from benchmarks.impressions import write_impressions, write_model
 from connectors.records import FRAME, TIME_TYPE, key_schema
 from models.mamba import checkpoint as mamba_checkpoint
 from models.mamba.config import MambaConfig

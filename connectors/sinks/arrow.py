@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from connectors.errors import SinkError
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
-from connectors.sinks.row_buffer import RowBuffer
-from connectors.sinks.staged import FileSink, StagedFile, single_input
+from connectors.sinks.staged import StagedFile, single_input
+from connectors.sinks.tables import RowBuffer, TableSink
 
 __all__ = ["ArrowOptions", "ArrowSink"]
 
@@ -44,7 +44,7 @@ class ArrowOptions:
         check_columns(self.columns, self.exclude)
 
 
-class ArrowSink(FileSink):
+class ArrowSink(TableSink):
     """Writes Arrow IPC files (also known as Feather V2)."""
 
     Options: ClassVar[type] = ArrowOptions

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from connectors.errors import ConfigError, SchemaError, nearest
 
-__all__ = ["Columns", "check_columns"]
+__all__ = ["Columns", "check_columns", "require_kept"]
 
 
 def check_columns(columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str]) -> None:
@@ -23,6 +23,13 @@ def check_columns(columns: Sequence[str] | Mapping[str, str] | None, exclude: Se
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"'columns' gives the name {twice[0]!r} to more than one column; names must differ")
+
+
+def require_kept(columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str], name: str) -> None:
+    """Raise ``ConfigError`` where the column ``name`` is left out, or written under another name."""
+    kept = columns.get(name) == name if isinstance(columns, Mapping) else columns is None or name in columns
+    if not kept or name in exclude:
+        raise ConfigError(f"it leaves out the column {name!r}")
 
 
 class Columns:

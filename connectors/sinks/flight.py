@@ -18,17 +18,18 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from connectors.base import Sink, Staged
+from connectors.base import Shown, Sink, Staged, Tail
 from connectors.errors import ConfigError, SinkError
 from connectors.options import option
-from connectors.sinks.columns import Columns, check_columns
-from connectors.sinks.flight_server import Feed, FlightServer
+from connectors.sinks.columns import Columns, check_columns, require_kept
+from connectors.sinks.flight_server import Channel, FlightServer
 
 __all__ = ["FlightOptions", "FlightSink"]
 
 _log = logging.getLogger(__name__)
 
 _LAST_ROWS_S = 1.0
+_ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ class FlightSink(Sink):
     def __init__(self, options: FlightOptions) -> None:
         super().__init__(options)
         self._columns: dict[str, Columns] = {}
-        self._feeds: dict[str, Feed] = {}
+        self._channels: dict[str, Channel] = {}
         self._server: FlightServer | None = None
 
     def examine(self, schemas: Mapping[str, pa.Schema]) -> None:
@@ -81,22 +82,20 @@ class FlightSink(Sink):
         """Start the server."""
         options = self.options
         self._columns = self._choose(schemas)
-        self._feeds = {
-            name: Feed(
+        self._channels = {
+            name: Channel(
                 columns.schema, queue_bytes=int(options.queue_mib * 1024 * 1024), max_subscribers=options.max_subscribers
             )
             for name, columns in self._columns.items()
         }
         port = options.port + shard if options.port else 0
-        scheme = "grpc+tls" if options.tls_key else "grpc"
-        host = f"[{options.host}]" if ":" in options.host else options.host
         tls = None
         if options.tls_certificate is not None and options.tls_key is not None:
             tls = (_pem("tls_certificate", options.tls_certificate), _pem("tls_key", options.tls_key))
         client_ca = _pem("client_ca", options.client_ca) if options.client_ca is not None else None
         try:
             self._server = FlightServer(
-                f"{scheme}://{host}:{port}", self._feeds, token=options.token, tls=tls, client_ca=client_ca
+                self._location(options.host, port), self._channels, token=options.token, tls=tls, client_ca=client_ca
             )
         except (pa.ArrowException, OSError) as error:
             raise SinkError(
@@ -108,24 +107,23 @@ class FlightSink(Sink):
     def location(self) -> str:
         """Where subscribers connect to."""
         assert self._server is not None  # after open
-        scheme = "grpc+tls" if self.options.tls_key else "grpc"
-        return f"{scheme}://{self.options.host}:{self._server.port}"
+        return self._location(self.options.host, self._server.port)
 
     def write(self, source: str, batch: pa.RecordBatch) -> None:
         """Hand rows to the subscribers of this input."""
         if batch.num_rows:
-            self._feeds[source].put(self._columns[source].apply(batch))
+            self._channels[source].put(self._columns[source].apply(batch))
 
     def prepare(self, epoch: int) -> list[Staged]:
         """Tell subscribers that the epoch ends here. Nothing is staged."""
-        for feed in self._feeds.values():
-            feed.note({"end_of_epoch": epoch})
+        for channel in self._channels.values():
+            channel.note({"end_of_epoch": epoch})
         return []
 
     def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
         """Tell subscribers that the epoch is committed."""
-        for feed in self._feeds.values():
-            feed.note({"committed": epoch})
+        for channel in self._channels.values():
+            channel.note({"committed": epoch})
 
     def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
         """Do nothing: nothing is stored."""
@@ -137,13 +135,35 @@ class FlightSink(Sink):
             return
         ending = threading.Thread(target=server.shutdown, name="flight shutdown", daemon=True)
         for drop in (False, True):
-            for feed in self._feeds.values():
-                feed.close(drop=drop)
+            for channel in self._channels.values():
+                channel.close(drop=drop)
             if not drop:
                 ending.start()
             ending.join(_LAST_ROWS_S)
         if ending.is_alive():
             _abandon(server)
+
+    def shown(self, column: str) -> Shown:
+        """Return that rows are shown at once, to whoever knows the port and bears no certificate of its own."""
+        if self.options.port == 0:
+            raise ConfigError("its port is 0, so nobody can know which one it is; choose a port")
+        if self.options.client_ca is not None:
+            raise ConfigError("it asks for a client certificate")
+        require_kept(self.options.columns, self.options.exclude, column)
+        return Shown.AT_ONCE
+
+    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
+        """Subscribe at the servers of ``shards``, on this machine where they listen on all addresses."""
+        from connectors.sinks.flight_tail import FlightTail
+
+        options = self.options
+        host = "localhost" if options.host in _ANY_ADDRESS else options.host
+        locations = [self._location(host, options.port + shard) for shard in shards]
+        return FlightTail(locations, source, column, streams, token=options.token, certificate=options.tls_certificate)
+
+    def _location(self, host: str, port: int) -> str:
+        scheme = "grpc+tls" if self.options.tls_key else "grpc"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def _choose(self, schemas: Mapping[str, pa.Schema]) -> dict[str, Columns]:
         if self.options.columns is not None and len(schemas) != 1:

@@ -1,7 +1,7 @@
 """The Arrow Flight server behind the sink ``flight``: who may subscribe, and a bounded queue for each who does.
 
-Knows nothing of epochs. Invariant: ``Feed.put`` never waits for a subscriber. One that reads too slowly loses the oldest rows
-that wait for it; every message tells it how many it has lost so far.
+Knows nothing of epochs. Invariant: ``Channel.put`` never waits for a subscriber. One that reads too slowly loses the oldest
+rows that wait for it; every message tells it how many it has lost so far.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.flight as fl
 
-__all__ = ["Feed", "FlightServer", "plain_schema"]
+__all__ = ["Channel", "FlightServer", "plain_schema"]
 
 _LOOK_S = 0.5
 """How often a subscriber's thread that has nothing to send looks whether its client has gone."""
@@ -73,7 +73,7 @@ class _Subscriber:
             return None
 
 
-class Feed:
+class Channel:
     """One input node of the sink: its schema and its subscribers."""
 
     def __init__(self, schema: pa.Schema, *, queue_bytes: int, max_subscribers: int) -> None:
@@ -151,12 +151,12 @@ class Feed:
 
 
 class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
-    """Serves feeds by the name of their node."""
+    """Serves channels by the name of their node."""
 
     def __init__(
         self,
         location: str,
-        feeds: Mapping[str, Feed],
+        channels: Mapping[str, Channel],
         *,
         token: str | None,
         tls: tuple[bytes, bytes] | None,
@@ -169,11 +169,11 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
             verify_client=client_ca is not None,
             root_certificates=client_ca,
         )
-        self._feeds = feeds
+        self._channels = channels
 
     def list_flights(self, context: Any, criteria: bytes) -> Iterator[fl.FlightInfo]:
         """List one flight per input node."""
-        return (self._info(name) for name in self._feeds)
+        return (self._info(name) for name in self._channels)
 
     def get_flight_info(self, context: Any, descriptor: fl.FlightDescriptor) -> fl.FlightInfo:
         """Return schema and ticket of the node that a path names."""
@@ -183,10 +183,10 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
     def do_get(self, context: Any, ticket: fl.Ticket) -> fl.FlightDataStream:
         """Subscribe. The ticket is JSON: ``{"node": name, "streams": [ids]}``, both optional where there is one node."""
         wanted = _parse_ticket(ticket.ticket)
-        names = list(self._feeds)
-        feed = self._feeds[self._known(wanted.get("node", names[0] if len(names) == 1 else None))]
+        names = list(self._channels)
+        channel = self._channels[self._known(wanted.get("node", names[0] if len(names) == 1 else None))]
         streams = frozenset(wanted["streams"]) if wanted.get("streams") is not None else None
-        return fl.GeneratorStream(feed.schema, feed.messages(feed.subscribe(streams), context))
+        return fl.GeneratorStream(channel.schema, channel.messages(channel.subscribe(streams), context))
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
         """List the actions."""
@@ -197,19 +197,19 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         if action.type != "health":
             raise fl.FlightServerError(f"unknown action {action.type!r}; allowed: health")
         health = {
-            name: {"rows": feed.rows, "subscribers": feed.subscribers, "dropped": feed.dropped}
-            for name, feed in self._feeds.items()
+            name: {"rows": channel.rows, "subscribers": channel.subscribers, "dropped": channel.dropped}
+            for name, channel in self._channels.items()
         }
         return [fl.Result(pa.py_buffer(json.dumps(health).encode()))]
 
     def _known(self, name: str | None) -> str:
-        if name is None or name not in self._feeds:
-            raise fl.FlightServerError(f"no such node: {name!r}; allowed: {', '.join(self._feeds)}")
+        if name is None or name not in self._channels:
+            raise fl.FlightServerError(f"no such node: {name!r}; allowed: {', '.join(self._channels)}")
         return name
 
     def _info(self, name: str) -> fl.FlightInfo:
         endpoint = fl.FlightEndpoint(json.dumps({"node": name}).encode(), [])  # no location: this server
-        return fl.FlightInfo(self._feeds[name].schema, fl.FlightDescriptor.for_path(name), [endpoint], -1, -1)
+        return fl.FlightInfo(self._channels[name].schema, fl.FlightDescriptor.for_path(name), [endpoint], -1, -1)
 
 
 class _TokenFactory(fl.ServerMiddlewareFactory):  # type: ignore[misc]

@@ -15,8 +15,8 @@ import pyarrow as pa
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
 from connectors.sinks.json_text import json_lines
-from connectors.sinks.row_buffer import RowBuffer
-from connectors.sinks.staged import FileSink, StagedFile, single_input
+from connectors.sinks.staged import StagedFile, single_input
+from connectors.sinks.tables import RowBuffer, TableSink
 
 __all__ = ["JsonlOptions", "JsonlSink"]
 
@@ -40,7 +40,7 @@ class JsonlOptions:
         check_columns(self.columns, self.exclude)
 
 
-class JsonlSink(FileSink):
+class JsonlSink(TableSink):
     """Writes JSON lines. NaN and infinities become null, binary becomes base64 (slow: better exclude it)."""
 
     Options: ClassVar[type] = JsonlOptions

@@ -20,7 +20,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from connectors import faults
-from connectors.base import Staged
+from connectors.base import Shown, Staged, Tail
 from connectors.errors import ConfigError, SinkError
 from connectors.kafka import markers
 from connectors.kafka.client import ConnectionOptions, admin, kafka_errors, package
@@ -29,9 +29,9 @@ from connectors.kafka.markers import Marker
 from connectors.kafka.messages import MessageFormat
 from connectors.kafka.transactions import HEADERS_KEY, TRANSACTION_S, Publisher
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import Columns, check_columns
-from connectors.sinks.row_buffer import RowBuffer
+from connectors.sinks.columns import Columns, check_columns, require_kept
 from connectors.sinks.staged import STAGING, FileSink, StagedFile, single_input, sink_error
+from connectors.sinks.tables import RowBuffer
 
 __all__ = ["KafkaSink", "KafkaSinkOptions"]
 
@@ -216,6 +216,21 @@ class KafkaSink(FileSink):
         if self._publisher is not None:
             self._publisher.close()
             self._publisher = None
+
+    # -- reading back
+
+    def shown(self, column: str) -> Shown:
+        """Return that rows are in the topic from the commit of their epoch on; images hold no other columns."""
+        if self.options.format == "frame":
+            raise ConfigError("its messages are images")
+        require_kept(self.options.columns, self.options.exclude, column)
+        return Shown.COMMITTED
+
+    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
+        """Follow all partitions of the topic from their ends."""
+        from connectors.kafka.tail import TopicTail
+
+        return TopicTail(self.options, self.options.topic, column, arrow=self.options.format == "arrow")
 
     def _publish(self, publisher: Publisher, file: Staged, attempt: int) -> None:
         epoch, shard, number = _parse(file)

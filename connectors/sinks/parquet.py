@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
-from connectors.sinks.row_buffer import RowBuffer
-from connectors.sinks.staged import FileSink, StagedFile, encode_name, single_input
+from connectors.sinks.staged import StagedFile, encode_name, single_input
+from connectors.sinks.tables import RowBuffer, TableSink
 
 __all__ = ["ParquetOptions", "ParquetSink"]
 
@@ -64,7 +64,7 @@ class ParquetOptions:
                 raise ConfigError(f"partition_by is {self.partition_by}; allowed are stream and date, each at most once, or []")
 
 
-class ParquetSink(FileSink):
+class ParquetSink(TableSink):
     """Writes a partitioned Parquet dataset. Files of one schema only: a changed schema begins a new file."""
 
     Options: ClassVar[type] = ParquetOptions

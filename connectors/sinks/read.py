@@ -2,11 +2,14 @@
 
 Only ``part-`` files are read, never staged ones. Rows come in the order of epoch, shard and file: the rows of one stream are
 in order within a folder, but the days of a Parquet dataset may alternate within an epoch; sort by ``sequence`` if that matters.
+``FileTail`` follows a folder: what is committed from now on.
 """
 
 from __future__ import annotations
 
 import base64
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,13 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from connectors.base import Row, Tail
 from connectors.errors import SourceError
 from connectors.sinks.staged import published
 
-__all__ = ["committed_files", "read_committed", "read_file"]
+__all__ = ["FileTail", "committed_files", "read_committed", "read_file"]
 
 _FORMATS = (".parquet", ".arrow", ".jsonl")
 _MAX_BLOCK_BYTES = (1 << 31) - 1
+_LOOK_S = 0.2
+"""How often a folder is listed for new files."""
 
 
 def committed_files(path: Path | str) -> list[Path]:
@@ -63,6 +69,29 @@ def read_file(file: Path, *, schema: pa.Schema | None = None) -> pa.Table:
         return _read(file, schema)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{file} cannot be read: {error}") from error
+
+
+class FileTail(Tail):
+    """Files that are committed from now on. Each is read once."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        super().__init__(column)
+        self._path = path
+        self._seen = set(committed_files(path))
+
+    def look(self, ids: Collection[str], timeout_s: float) -> list[Row]:
+        """Read new files; where none has such rows, wait a little."""
+        found: list[Row] = []
+        for file in committed_files(self._path):
+            if file not in self._seen:
+                self._seen.add(file)
+                found += self.matching(read_file(file), ids)
+        if not found:
+            time.sleep(min(_LOOK_S, timeout_s))
+        return found
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
 
 
 def _read(file: Path, schema: pa.Schema | None) -> pa.Table:

@@ -5,6 +5,7 @@ Rows come in the order of their offsets. An empty message ends the stream that i
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.base import Position, Reader, Source
+from connectors.base import Position, Reader, Row, Source
 from connectors.errors import ConfigError, SourceError, nearest
-from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors, package
+from connectors.kafka.client import ConnectionOptions, consumer, kafka_errors, package, producer
 from connectors.kafka.decode import Decoder, FrameDecoder, Messages, TableDecoder
 from connectors.kafka.messages import MessageFormat
 from connectors.options import REQUIRED, option
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from connectors.kafka.feed import ConsumerRecord, Feed, TopicPartition
 
 __all__ = ["KafkaReader", "KafkaSource", "KafkaSourceOptions"]
+
+
+_SEND_S = 30.0
+"""How long the brokers may take to confirm a row that is put into a topic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +192,33 @@ class KafkaSource(Source):
             now = now if opened == offset else {**now, "offset": opened, "row": 0}
         self._readers += 1
         return KafkaReader(feed, partition, self._get_decoder(), now, self._release)
+
+    def require_puttable(self) -> None:
+        """A message must say by its key and timestamp what stream and time it has: then any row can be written."""
+        options = self.options
+        problem = None
+        if options.format != "json":
+            problem = f"format is {options.format}; only json can be written"
+        elif options.stream_id not in (None, "stream_id"):
+            problem = f"stream_id is {options.stream_id!r}; leave it out, so that the message's key names the stream"
+        elif options.event_time is not None or "event_time" in (options.columns or {}):
+            problem = "event_time is a column; leave it out, so that it is the time of the message"
+        elif options.sequence is not None or "sequence" in (options.columns or {}):
+            problem = "sequence is a column; leave it out, so that it is the offset of the message"
+        if problem is not None:
+            raise ConfigError(problem)
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Send one message per row to the first topic, under the key of its stream; all in-sync replicas have it."""
+        topic = self.options.topics[0]
+        with kafka_errors(self.options, SourceError, f"cannot write to topic {topic!r}"):
+            client = producer(self.options)
+            try:
+                sent = [client.send(topic, json.dumps(row).encode(), row["stream_id"].encode()) for row in rows]
+                for future in sent:
+                    future.get(timeout=_SEND_S)
+            finally:
+                client.close()
 
     def _get_decoder(self) -> Decoder:
         if self._decoder is None:

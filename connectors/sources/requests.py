@@ -14,18 +14,17 @@ import os
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors import durable
-from connectors.base import Position, Reader, Source
+from connectors.base import Position, Reader, Row, Source
 from connectors.errors import ConfigError, SourceError
 from connectors.options import REQUIRED, option
 from connectors.records import KEY_FIELDS, TIME_TYPE
@@ -117,6 +116,13 @@ class RequestsSource(Source):
         """Take hold of the folder. ``SourceError`` where another run has it, or it cannot be made."""
         self._reader = RequestsReader(self.options.path, self._layout, position)
         return self._reader
+
+    def require_puttable(self) -> None:
+        """Accept: putting rows into it is what the folder is for."""
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """Put one file of requests into the folder."""
+        put_requests(self.options.path, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,21 +283,21 @@ class RequestsReader(Reader):
         return self._taken / f"{number:012d}.jsonl"
 
 
-def put_requests(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+def put_requests(folder: Path, rows: Sequence[Row]) -> Path:
     """Put one file of requests into the folder of a source ``requests``: durable, and visible as a whole or not at all.
 
     ``rows`` hold JSON values, ``stream_id`` among them. Return the file. Raise ``SourceError`` where it cannot be written.
     """
-    name = f"{time.time_ns():020d}-{uuid4().hex}.jsonl"
+    path = folder / f"{time.time_ns():020d}-{uuid4().hex}.jsonl"
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        durable.write(folder / name, text.encode())
+        durable.write(path, text.encode())
     except OSError as error:
         raise SourceError(
             f"cannot put a request into {folder}: {error.strerror}; this user must be able to write there"
         ) from error
-    return folder / name
+    return path
 
 
 def _lock(taken: Path) -> int:

@@ -1,25 +1,30 @@
-"""Asking a running pipeline from outside: find the way, begin to listen, put the question, wait for the answer.
+"""Asking a running pipeline from outside: find the way, follow the sink, put the question, wait for the answer.
 
 The pipeline runs in another process, or on another machine; only its file is known here. A question is answered once in the
-committed rows, whatever happens to the pipeline or to this process in between.
+committed rows, whatever happens to the pipeline or to this process in between. What sources and sinks there are, and how they
+are reached, is their own concern: this asks ``Source.put`` and ``Sink.tail``.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
-from connectors.errors import ConfigError
-from connectors.sources.event_time import parse_start_time
-from pipelines.asking.answers import Row, listen
-from pipelines.asking.delivery import make_rows, put
-from pipelines.asking.route import find_route
+import pyarrow as pa
+
+from connectors.base import Row
+from connectors.errors import ConfigError, SinkError, nearest
+from connectors.records import KEY_FIELDS
+from pipelines.asking.route import Route, find_route
+from pipelines.runtime.keys import shard_of
 from pipelines.spec import PipelineSpec
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "ask", "make_rows"]
 
 _EPOCHS = 3
 _TIMEOUT_S = 60.0
@@ -83,23 +88,78 @@ def ask(
     rows = make_rows(route, text, streams, given)
     waiting = {row[route.id_column]: row["stream_id"] for row in rows}
     answers: dict[str, Answer] = {}
-    listener = listen(route, streams)
+    shards = sorted({shard_of(stream, route.sink.shards) for stream in streams})
     try:
-        put(route, rows)
+        # Followed before the question is put, so that no answer is missed.
+        tail = route.outlet.tail(route.operator.name, route.id_column, streams, shards)
+    except SinkError as error:
+        raise SinkError(f"sinks.{route.sink.name}: {error}") from error
+    try:
+        route.inlet.put(rows)
         began_s = time.monotonic()
         ends_s = began_s + (max(_TIMEOUT_S, _EPOCHS * spec.epoch_s) if timeout_s is None else timeout_s)
         while waiting and (left_s := ends_s - time.monotonic()) > 0:
-            for row in listener.take(waiting.keys(), left_s):
+            for row in tail.take(waiting.keys(), left_s):
                 id = row[route.id_column]
                 if (stream := waiting.pop(id, None)) is not None:
                     answers[stream] = Answer(stream, id, row, time.monotonic() - began_s)
         missing = {stream: Answer(stream, id, None, time.monotonic() - began_s) for id, stream in waiting.items()}
     finally:
-        listener.close()
+        tail.close()
     return [answers.get(stream) or missing[stream] for stream in streams]
 
 
+def make_rows(route: Route, text: str, streams: Sequence[str], values: Mapping[str, Any]) -> list[Row]:
+    """Return one control row per stream, as JSON values with an id of its own.
+
+    ``values`` fill other columns of the control row. Raise ``ConfigError`` for a column that is not there, or a value that is
+    not of its type.
+    """
+    if not text.strip():
+        raise ConfigError(f"the {route.column} is empty; say what you want to know")
+    given = {route.column: text, **values}
+    taken = {route.column, route.id_column} & values.keys()
+    if taken:
+        raise ConfigError(f"--column {min(taken)}: this column is filled already; leave it out")
+    keys = {field.name for field in KEY_FIELDS}
+    # An operator may take columns that it does not ask for; then the source delivers them.
+    delivered = {field.name: field.type for field in route.inlet.schema if field.name not in keys}
+    kinds = delivered | {field.name: field.type for field in route.values}
+    for name in given:
+        if name not in kinds or name == "error":
+            allowed = [column for column in kinds if column not in (route.column, route.id_column, "error")]
+            raise ConfigError(
+                f"--column {name}: operator {route.operator.name!r} takes no such column{nearest(name, allowed)}; allowed: "
+                f"{', '.join(allowed) or 'none'}"
+            )
+    missing = [name for name in (route.id_column, *given) if name not in delivered]
+    if missing:
+        raise ConfigError(
+            f"sources.{route.source.name}.columns: lacks {', '.join(missing)}, so it would be left out; add it there"
+        )
+    row = {name: _json_value(name, value, kinds[name]) for name, value in given.items()}
+    return [{"stream_id": stream, route.id_column: uuid4().hex, **row} for stream in streams]
+
+
+def _json_value(name: str, value: Any, kind: pa.DataType) -> Any:
+    """Return ``value`` as JSON after checking it against the column's type."""
+    try:
+        if pa.types.is_timestamp(kind):
+            value = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+            moment: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value
+            return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        if pa.types.is_string(kind) and not isinstance(value, str):
+            raise ValueError("not a text")
+        checked = pa.scalar(value, kind).as_py()
+        json.dumps(checked)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"--column {name}: {value!r} is no {kind}: {error}") from error
+    return checked
+
+
 def _moment(at: Time) -> datetime:
+    from connectors.sources.event_time import parse_start_time
+
     if isinstance(at, datetime):
         return at
     try:

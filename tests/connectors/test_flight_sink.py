@@ -159,7 +159,7 @@ from test_flight_sink import SCHEMA, FlightOptions, FlightSink, rows
 sink = FlightSink(FlightOptions(port=0))
 sink.open({"detect": SCHEMA}, attempt=1, shard=0)
 client = subprocess.Popen([sys.executable, "-c", sys.argv[2], sink.location])
-while not sink._feeds["detect"].subscribers:
+while not sink._channels["detect"].subscribers:
     time.sleep(0.01)
 for n in range(64):
     sink.write("detect", rows(n, 1, size=1 << 20))

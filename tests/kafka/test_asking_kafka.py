@@ -12,7 +12,7 @@ from asking_workload import COLUMNS, counting, running
 from kafka import KafkaProducer
 from kafka_broker import Broker, committed_records
 
-from connectors.errors import SourceError
+from connectors.errors import SinkError
 from pipelines.api import Pipeline
 from pipelines.asking.questions import ask
 
@@ -55,6 +55,6 @@ def test_questions_of_any_producer_are_answered(broker: Broker, topic: Topic, tm
 def test_a_topic_that_is_not_there_is_named_before_the_question_is_put(broker: Broker, topic: Topic, tmp_path: Path) -> None:
     asked = topic()
     values = pipeline(broker, asked, "nowhere", tmp_path)
-    with pytest.raises(SourceError, match="topic 'nowhere' is not there"):
+    with pytest.raises(SinkError, match=r"sinks\..*: .*topic 'nowhere' is not there"):
         Pipeline.from_dict(values).ask("how many?", stream="a")
     assert committed_records(broker, asked) == []

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from certificates import make_certificate
 from click.testing import CliRunner, Result
 from engine_workload import start_process
 
+from connectors.base import Row, Shown, Tail
 from connectors.errors import ConfigError, SinkError
-from connectors.sinks.read import read_committed
+from connectors.sinks.jsonl import JsonlSink
+from connectors.sinks.read import FileTail, read_committed
+from connectors.sources.requests import RequestsSource
 from pipelines.api import Pipeline
-from pipelines.asking.delivery import make_rows
-from pipelines.asking.questions import Answer, ask
+from pipelines.asking.questions import Answer, ask, make_rows
 from pipelines.asking.route import find_route
 from pipelines.cli import cli
 from pipelines.commands.ask import answer_json, answer_text
@@ -264,10 +266,10 @@ QUESTION = ("how many?", "--stream", "a")
         (nothing, "ask", (*QUESTION, "--at", "inf"), "--at: 'inf' is no time"),
         (nothing, "ask", (*QUESTION, "--timeout", "0"), "must be above 0 seconds, got 0"),
         (without_control, "ask", QUESTION, "its control rows come from nothing; add to the pipeline file"),
-        (file_of_questions, "ask", QUESTION, "only questions (jsonl), which cannot be put into; add"),
+        (file_of_questions, "ask", QUESTION, "sources.questions: rows cannot be put into this kind of source add to"),
         (two_operators, "ask", QUESTION, "several operators take a question: count, more; say which by --operator NAME"),
         (sink_without_id, "ask", QUESTION, "sinks.answers: it leaves out the column 'question_id'"),
-        (sink_without_id, "ask", QUESTION, "sinks.video: rows of a annotated_video sink cannot be read back"),
+        (sink_without_id, "ask", QUESTION, "sinks.video: its rows cannot be read back"),
         (sink_without_id, "ask", QUESTION, "sinks.live: its port is 0"),
         (aligned, "ask", QUESTION, "align_s would hold a question back until the data have come to the present"),
         (other_topic, "ask", QUESTION, "stream_id is 'header:camera'; leave it out, so that the message's key"),
@@ -283,6 +285,39 @@ def test_what_has_no_way_is_refused_with_what_to_do(
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "questions").exists()
+
+
+class OwnSource(RequestsSource):
+    """A source of one's own: takes rows in a way of its own."""
+
+    def put(self, rows: Sequence[Row]) -> None:
+        (self.options.path / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+class OwnSink(JsonlSink):
+    """A sink of one's own: shows rows in a way of its own."""
+
+    def shown(self, column: str) -> Shown:
+        return Shown.AT_ONCE
+
+    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
+        assert (source, column, list(streams), list(shards)) == ("count", "question_id", ["a"], [0])
+        return OwnTail(self.root, column)
+
+
+class OwnTail(FileTail):
+    def look(self, ids: Collection[str], timeout_s: float) -> list[Row]:
+        return [{**row, "answer": f"own: {row['answer']}"} for row in super().look(ids, timeout_s)]
+
+
+def test_a_source_and_a_sink_of_ones_own_take_part_by_their_contracts_alone(tmp_path: Path) -> None:
+    values = counting(tmp_path)
+    values["sources"]["questions"]["type"] = "test_asking:OwnSource"
+    values["sinks"]["own"] = {"type": "test_asking:OwnSink", "input": "count", "path": str(tmp_path / "own")}
+    with running(values):
+        assert Pipeline.from_dict(values).ask("how many?", stream="a").text == "own: 20 rows, mean 2.375"
+        answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a"], sink="answers")
+        assert answers[0].text == "20 rows, mean 2.375"
 
 
 def test_a_column_that_only_the_source_declares_can_be_filled(tmp_path: Path) -> None:

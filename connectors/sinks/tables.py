@@ -1,12 +1,36 @@
-"""Batches that wait until there are enough of them to be worth a call of an Arrow kernel or a block in a file."""
+"""What the sinks of rows have in common: batches wait until they are worth writing, and what is committed can be read back.
+
+``TableSink`` is the base of Parquet, Arrow IPC and JSON lines; ``RowBuffer`` serves the topic of Kafka, too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
-__all__ = ["RowBuffer"]
+from connectors.base import Shown, Tail
+from connectors.sinks.columns import require_kept
+from connectors.sinks.staged import FileSink
+
+__all__ = ["RowBuffer", "TableSink"]
 
 _BATCH_OVERHEAD = 1024  # bytes of Arrow and Python objects around each batch
+
+
+class TableSink(FileSink):
+    """Base of these sinks. Their options have ``columns`` and ``exclude``; ``connectors.sinks.read`` knows their suffix."""
+
+    def shown(self, column: str) -> Shown:
+        """Return that rows are in files, from the commit of their epoch on."""
+        require_kept(self.options.columns, self.options.exclude, column)
+        return Shown.IN_FILES
+
+    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
+        """Follow the files that are committed from now on; the folder need not exist yet."""
+        from connectors.sinks.read import FileTail
+
+        return FileTail(self.root, column)
 
 
 class RowBuffer:
