@@ -1,4 +1,4 @@
-"""Makes this folder importable (``golden_cases``, ``engine_workload``) for the tests below it; one Ray for all of them."""
+"""One Ray for all of the tests; helpers that several folders use stand in ``tests/support``."""
 
 from __future__ import annotations
 

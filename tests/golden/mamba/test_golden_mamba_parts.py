@@ -21,11 +21,7 @@ LINEARS = {"query": "fc_embed", "key": "ref_fc_embed", "value": "ref_fc", "outpu
 
 @pytest.mark.golden
 def test_every_folder_has_cases_and_every_file_is_checked():
-    assert golden_cases.folders("mamba"), f"no folder 'mamba' in {golden_cases.roots()}"
-    for folder in golden_cases.folders("mamba"):
-        claimed = [p for p in folder.rglob("*") if p.suffix in (".npz", ".json")]
-        assert claimed, f"{folder} holds no case"
-    assert not any(golden_cases.unclaimed("mamba", mamba_cases.KINDS).values())
+    golden_cases.assert_complete("mamba", mamba_cases.KINDS)
 
 
 @golden("mamba", ".npz", *mamba_cases.ATTENTION)

@@ -1,5 +1,6 @@
 """Golden: evaluation logic of the published scripts, and the names and shapes of the published checkpoints."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _config(keys: dict[str, Any]) -> dict[str, Any]:
     vocabulary, hidden = shape(r"embed_tokens\.weight")
     width, _, patch, _ = shape(r"patch_embedding\.weight")
     key_rows = shape(r"language_model.*k_proj\.weight")[0]
-    head = 64 if hidden % 128 else 128
+    head = math.gcd(hidden, key_rows)
     text = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -101,7 +102,7 @@ def _config(keys: dict[str, Any]) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": shape(r"vision.*fc1\.weight")[0],
         "num_hidden_layers": layers(r"vision.*layers\.(\d+)"),
-        "num_attention_heads": width // 72,
+        "num_attention_heads": 1,
         "patch_size": patch,
         "image_size": patch * round(shape(r"position_embedding\.weight")[0] ** 0.5),
         "vision_use_head": False,

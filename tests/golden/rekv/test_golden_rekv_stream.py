@@ -4,8 +4,9 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from golden_cases import cases, folders, golden, read_json, unclaimed
+from golden_cases import assert_complete, golden, read_json
 from rekv_cases import END_TOKEN, KINDS, STREAM, assert_close, rekv_config, tiny_model, vectors
 
 from models.rekv.answering import Request, read_text, retrieve
@@ -15,11 +16,9 @@ from models.rekv.session import StreamState, StreamView, open_stream
 from models.rekv.store import TensorReader, TensorStore
 
 
-def test_there_are_cases_and_every_file_belongs_to_one() -> None:
-    assert folders("rekv")
-    for kind in KINDS:
-        assert cases("rekv", *kind), f"no case of kind {kind}"
-    assert not any(unclaimed("rekv", KINDS).values()), unclaimed("rekv", KINDS)
+@pytest.mark.golden
+def test_every_folder_has_cases_and_every_file_is_checked() -> None:
+    assert_complete("rekv", KINDS)
 
 
 @golden("rekv", ".json", *STREAM)

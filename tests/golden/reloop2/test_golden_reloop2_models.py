@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reloop2_model_cases as model_cases
 import torch
-from golden_cases import cases, golden, read_json, read_npz, unclaimed
+from golden_cases import assert_complete, golden, read_json, read_npz
 from reloop2_model_cases import assert_close, inputs, network
 
 from models.reloop2.checkpoint import official_state
@@ -18,13 +18,8 @@ from models.reloop2.sdim import hash_interest, signatures
 
 
 @pytest.mark.golden
-def test_there_are_networks_to_check():
-    assert cases("reloop2", ".npz", model_cases.NETWORK)
-
-
-@pytest.mark.golden
-def test_every_golden_file_is_of_a_known_kind():
-    assert not any(unclaimed("reloop2", model_cases.KINDS).values()), unclaimed("reloop2", model_cases.KINDS)
+def test_every_folder_has_cases_and_every_file_is_checked():
+    assert_complete("reloop2", model_cases.KINDS)
 
 
 @golden("reloop2", ".npz", *model_cases.NETWORK)

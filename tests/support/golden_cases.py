@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-__all__ = ["cases", "checks_of", "entries", "folders", "golden", "read_json", "read_npz", "sibling", "unclaimed"]
+__all__ = ["assert_complete", "cases", "checks_of", "entries", "folders", "golden", "read_json", "read_npz", "sibling"]
 
-_HERE = Path(__file__).resolve().parent
+_TESTS = Path(__file__).resolve().parent.parent
 _DATA = (".npz", ".json")
 
 
 def roots() -> list[Path]:
     """Return the folders that hold one folder per method."""
     named = os.environ.get("STREAMBANK_GOLDEN")
-    return [Path(named)] if named else [_HERE / "golden", _HERE.parent.parent / "shared" / "golden"]
+    return [Path(named)] if named else [_TESTS / "golden", _TESTS.parent.parent / "shared" / "golden"]
 
 
 @functools.cache
@@ -74,12 +74,19 @@ def checks_of(path: Path, modules: Sequence[ModuleType]) -> list[Callable[[Path]
     return [test for test in tests if _fits(path, *test.golden_kind)]
 
 
-def unclaimed(method: str, kinds: Sequence[tuple[str, Sequence[str]]]) -> dict[Path, list[str]]:
-    """Return, per folder of a method, the data files that fit none of the kinds (suffix, needs)."""
-    return {
-        folder: [p.name for p in _files(folder) if not any(_fits(p, suffix, needs) for suffix, needs in kinds)]
-        for folder in folders(method)
-    }
+def assert_complete(method: str, kinds: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Fail where a method has no folder, a folder has no case, or a file belongs to no kind (suffix, needs).
+
+    The project's own vectors have a case of every kind; a folder that somebody names need not.
+    """
+    assert folders(method), f"no folder {method!r} in {roots()}"
+    for folder in folders(method):
+        unknown = [path.name for path in _files(folder) if not any(_fits(path, *kind) for kind in kinds)]
+        assert not unknown, f"{folder}: no kind of case has the entries of {unknown}"
+        assert _files(folder), f"{folder} holds no case"
+    if "STREAMBANK_GOLDEN" not in os.environ:
+        missing = [kind for kind in kinds if not cases(method, *kind)]
+        assert not missing, f"no case of {method} has the entries {missing}"
 
 
 def sibling(path: Path, prefix: str, other: str, suffix: str) -> Path:
