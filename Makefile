@@ -1,5 +1,5 @@
 # Every target does its own set-up: virtual environment, packages, system libraries (scripts/setup.sh).
-.PHONY: help setup demo kafka test test-slow lint types format bench clean
+.PHONY: help setup demo kafka test test-fast test-slow test-random lint types format bench clean
 
 BIN := .venv/bin
 export PYTHONWARNINGS ?= ignore
@@ -9,7 +9,8 @@ export OMP_NUM_THREADS ?= 2
 help:
 	@echo "make demo       replay four videos through Ray, detect with memory, write Parquet and an annotated MP4"
 	@echo "make kafka      a Kafka broker on 127.0.0.1:9092 for a first try"
-	@echo "make test       lint, types and tests (what CI runs)"
+	@echo "make test-fast  the tests that need no Ray, no Kafka and no training: under 3 minutes on two cores"
+	@echo "make test       lint, types and tests (what CI runs): under 10 minutes on two cores"
 	@echo "make test-slow  the soaks and minutes-long checks"
 	@echo "make bench      every benchmark of benchmarks/; results as JSON in benchmarks/results/"
 
@@ -33,11 +34,24 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# WORKERS processes side by side, one thread of torch each; what shares a cluster, a broker or the fixtures of a file stays together.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=20
+SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+test-fast: setup
+	$(PYTEST) $(SPREAD) -m "not slow and not ray and not kafka and not training"
+
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) $(SPREAD) -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+# Other examples of hypothesis and another order of the tests each time; the seed is printed first. Not a part of CI: it draws.
+test-random: setup
+	@[ -d build/randomly ] || $(BIN)/python -m pip install --quiet --no-deps --target build/randomly pytest-randomly==5.1.0
+	PYTHONPATH=build/randomly HYPOTHESIS_PROFILE=random $(PYTEST) $(SPREAD) -m "not slow"
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kafka_broker import Broker, unavailable
+from kafka_broker import MORTAL, Broker, unavailable
 
 from benchmarks.kafka_soak_rows import Cameras, compare, kafka_rows, parquet_rows
 from benchmarks.kafka_soak_run import PipelineRun
@@ -178,7 +178,7 @@ def main() -> int:
     runners = options.runners.split(",")
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="soak") as temporary, _ray_for(runners):
-        broker = Broker(Path(temporary) / "broker")
+        broker = Broker(Path(temporary) / "broker", settings=MORTAL)
         try:
             broker.start()
             for number, runner in enumerate(runners):

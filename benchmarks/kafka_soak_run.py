@@ -92,7 +92,7 @@ class PipelineRun:
         """End the run as a person would, by SIGTERM."""
         driver = self._running()
         driver.send_signal(signal.SIGTERM)
-        if driver.wait(60) != 0:
+        if driver.wait(240) != 0:
             raise RuntimeError(f"SIGTERM ended the run with {driver.returncode}:\n{self._tail()}")
 
     def finish(self, limit_s: float) -> None:

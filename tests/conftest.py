@@ -1,10 +1,98 @@
-"""One Ray for all of the tests; helpers that several folders use stand in ``tests/support``."""
+"""Markers by place, one Ray for all tests, and what keeps a test independent of the machine and of its neighbors."""
 
 from __future__ import annotations
 
+import logging
+import os
+import random
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+
+HERE = Path(__file__).resolve().parent
+
+# The same examples on every machine: a suite that guards a release does not draw. `make test-random` does.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.register_profile("random", deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+_ON_RAY = re.compile(r"(?<![a-z])ray(?![a-z])")
+
+
+def _together(nodeid: str) -> str:
+    """Return what a test has to share a process with: all others on Ray, all others of Kafka, or those of its file."""
+    if _ON_RAY.search(nodeid):
+        return "ray"
+    return "kafka" if "/kafka/" in nodeid else nodeid.split("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by where they are and what they use. Those on Ray come first, those of Kafka next: they take the longest."""
+    for item in items:
+        folder = item.path.relative_to(HERE).parts[0]
+        if folder in ("golden", "kafka"):
+            item.add_marker(folder)
+        if "train" in item.path.stem or "finetune" in item.path.stem:
+            item.add_marker("training")
+        if "ray_address" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+        if item.get_closest_marker("ray") and _together(item.nodeid) != "ray":
+            raise pytest.UsageError(f"{item.nodeid}: a test on Ray has the word in its name, so that all run in one process")
+    first = ("ray", "kafka")
+    items.sort(key=lambda item: first.index(group) if (group := _together(item.nodeid)) in first else len(first))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Spread tests over processes so that there is one Ray cluster, one broker, and one set of a file's fixtures.
+
+    The marker ``xdist_group`` would do, but has no effect with pytest 9.2 and pytest-xdist 3.8.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _together(nodeid)
+
+    return Together(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed the shared generators, so that no test draws on where its neighbors left them."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """Restore what is global in a process: environment, current folder, logging, threads and default type of torch."""
+    environment, folder, root = dict(os.environ), Path.cwd(), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    torch = sys.modules.get("torch")
+    threads, dtype = (torch.get_num_threads(), torch.get_default_dtype()) if torch is not None else (None, None)
+    yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    os.chdir(folder)
+    ours = [handler for handler in root.handlers if handler not in handlers and "_pytest" not in type(handler).__module__]
+    for handler in ours:
+        root.removeHandler(handler)
+    root.setLevel(level)
+    if torch is not None:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,9 @@ Exact: sums are added in the order of the rows, so the result does not depend on
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,12 @@ class RunningMeanOptions:
     """Options of :class:`RunningMean`."""
 
     slow_s: float = option(0.0, "Seconds to sleep per batch, to play a slow model.", unit="s", ge=0)
+    slow_until: str = option("", "A file; once it is there, nothing is slow any more. Default: always slow.")
+
+    def play(self) -> None:
+        """Sleep for a batch."""
+        if self.slow_s and not (self.slow_until and Path(self.slow_until).exists()):
+            time.sleep(self.slow_s)
 
 
 class RunningMean(Operator):
@@ -50,10 +58,7 @@ class RunningMean(Operator):
 
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Return one row per row."""
-        if self.options.slow_s:
-            import time
-
-            time.sleep(self.options.slow_s)
+        self.options.play()
         encoded = batch.column("stream_id").dictionary_encode()
         slots = np.array([self._slot(name) for name in encoded.dictionary.to_pylist()], np.int64)
         codes = encoded.indices.to_numpy()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asking_workload import counting, running
-from engine_workload import run_process, start_process
+from engine_workload import PATIENCE_S, hurry, run_process, start_process
 
 from connectors import faults
 from connectors.sinks.read import read_committed
@@ -48,17 +48,18 @@ def test_a_kill_at_any_point_leaves_every_question_answered_once(point: str, tmp
 
 
 def test_a_kill_while_the_operator_thinks_about_the_answer_loses_nothing(tmp_path: Path) -> None:
-    values = counting(tmp_path, slow_s=0.5)
+    values = counting(tmp_path, slow_s=3600.0, slow_until=str(tmp_path / "hurry"))
     process = start_process(values)
     taken = tmp_path / "questions" / "taken"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not (tmp_path / "state" / "epochs" / "000001.json").exists() and time.monotonic() < deadline:
         process.join(0.01)
     put(tmp_path, "q0")
     while not list(taken.glob("*.jsonl")) and time.monotonic() < deadline:
         process.join(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
+    process.join(PATIENCE_S)
     assert not list((tmp_path / "answers").glob("part-*"))
+    hurry(tmp_path)
     last = go_on(values)
     assert committed(tmp_path) == [("q0", 0, "ok"), (last, 1, "ok")]

@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_workload import committed, pipeline, run_here, run_process, staged_files, start_process, write_lines
+from engine_workload import (
+    PATIENCE_S,
+    committed,
+    hurry,
+    pipeline,
+    run_here,
+    run_process,
+    staged_files,
+    start_process,
+    write_lines,
+)
 
 from connectors import faults
 from connectors.errors import ConfigError
 
 ROWS = 12_000
+SLOW = {"operators__mean__slow_s": 0.05}
+"""Some two seconds of work, and many epochs."""
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +49,11 @@ def undisturbed(lines: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_a_kill_at_any_point_loses_nothing_and_doubles_nothing(
     point: str, lines: Path, undisturbed: dict[str, list[tuple[Any, ...]]], tmp_path: Path
 ) -> None:
-    values = pipeline(lines, tmp_path)
+    values = pipeline(lines, tmp_path, **SLOW)
     assert run_process(values, fault=f"{point}:epoch=2") == -signal.SIGKILL
     before = committed(tmp_path)
     assert 0 < sum(map(len, before.values())) < ROWS
+    hurry(tmp_path)
     assert run_process(values, resume=True) == 0
     assert committed(tmp_path) == undisturbed
     assert staged_files(tmp_path) == []
@@ -49,9 +62,10 @@ def test_a_kill_at_any_point_loses_nothing_and_doubles_nothing(
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(
     lines: Path, undisturbed: dict[str, list[tuple[Any, ...]]], tmp_path: Path
 ) -> None:
-    values = pipeline(lines, tmp_path)
+    values = pipeline(lines, tmp_path, **SLOW)
     for epoch, point in [(0, "before_manifest"), (0, "after_manifest"), (1, "after_prepare"), (2, "between_renames")]:
         assert run_process(values, resume=True, fault=f"{point}:epoch={epoch}") == -signal.SIGKILL
+    hurry(tmp_path)
     assert run_process(values, resume=True) == 0
     assert committed(tmp_path) == undisturbed
     assert staged_files(tmp_path) == []
@@ -82,17 +96,18 @@ def test_a_kill_between_the_last_manifest_and_its_commit_is_finished_by_resume(
 def test_a_signal_ends_the_run_with_a_commit_and_it_can_be_resumed(
     number: int, lines: Path, undisturbed: dict[str, list[tuple[Any, ...]]], tmp_path: Path
 ) -> None:
-    values = pipeline(lines, tmp_path, operators__mean__slow_s=0.02)
+    values = pipeline(lines, tmp_path, **SLOW)
     process = start_process(values)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not list((tmp_path / "state" / "epochs").glob("0*.json")) and time.monotonic() < deadline:
         process.join(0.01)
     os.kill(process.pid, number)
-    process.join(30)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS
     assert staged_files(tmp_path) == []
-    assert run_process(pipeline(lines, tmp_path, operators__mean__slow_s=0.02), resume=True) == 0
+    hurry(tmp_path)
+    assert run_process(values, resume=True) == 0
     assert committed(tmp_path) == undisturbed
 
 
@@ -101,7 +116,7 @@ def test_the_environment_arms_a_fault_point(lines: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv(faults.VARIABLE, "after_manifest:epoch=0")
     monkeypatch.setattr(faults.os, "kill", lambda process, number: killed.append(number))
     try:
-        run_here(pipeline(lines, tmp_path, operators__mean__slow_s=0.0))
+        run_here(pipeline(lines, tmp_path))
     finally:
         faults.arm(None)
     assert killed == [signal.SIGKILL]

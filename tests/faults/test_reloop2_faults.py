@@ -11,12 +11,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from engine_workload import run_here, run_process
 from impressions import impressions_pipeline, write_impressions, write_model
+from ray_actors import Actors
 
 from connectors import faults
 from connectors.sinks.read import read_committed
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pipeline(folder: Path, run: Path, mode: str, *, pace: float | str = "max", epoch_s: float = 0.05) -> dict[str, Any]:
-    """``pace`` 120 brings all impressions in a second and a half: else runs would be through before they are disturbed."""
+    """``pace`` 20 brings all impressions in eight seconds: else runs would be through before they are disturbed."""
     values = impressions_pipeline(folder, run, **SMALL, **MODES[mode])
     values["sources"]["impressions"]["pace"] = pace
     return {**values, "epoch_s": epoch_s}
@@ -85,7 +85,7 @@ def test_kills_at_random_points_change_no_prediction_and_no_bit_of_the_bank(mode
         manifests = read_manifests(killed / "state")
         epoch = (manifests[0].epoch if manifests else -1) + draw.randint(1, 3)
         fault = f"{draw.choice(POINTS)}:epoch={epoch}"
-        made += run_process(pipeline(folder, killed, mode, pace=120.0), resume=True, fault=fault) == -signal.SIGKILL
+        made += run_process(pipeline(folder, killed, mode, pace=20.0, epoch_s=0.2), resume=True, fault=fault) == -signal.SIGKILL
     assert made == 3
     assert run_process(pipeline(folder, killed, mode), resume=True) == 0
     assert predictions(whole).num_rows == ROWS
@@ -103,7 +103,7 @@ def test_the_memory_changes_predictions_so_that_a_lost_label_would_show(folder: 
 def test_one_shard_stopped_and_resumed_with_three_gives_the_same_memories_of_streams(folder: Path, tmp_path: Path) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run_here(pipeline(folder, whole, "per key"))
-    values = pipeline(folder, moved, "per key", pace=60.0)
+    values = pipeline(folder, moved, "per key", pace=20.0)
     stop = threading.Event()
 
     def watch(reading: Progress) -> None:
@@ -128,19 +128,17 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_memories_of_str
 def test_on_ray_a_killed_operator_comes_to_the_same_predictions_and_the_same_bank(folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_here(pipeline(folder, whole, "half-life"))
-    pids: list[int] = []
+    actors = Actors()
+    killed_one = False
 
     def watch(reading: Progress) -> None:
-        if not pids and reading.epoch >= 0:
-            for process in psutil.Process().children(recursive=True):
-                if "ray::OperatorActor" in " ".join(process.cmdline()):
-                    process.kill()
-                    pids.append(process.pid)
-                    break
+        nonlocal killed_one
+        if not killed_one and reading.epoch >= 0:
+            killed_one = actors.kill("OperatorActor")
 
-    values = pipeline(folder, killed, "half-life", pace=60.0, epoch_s=0.3)
+    values = pipeline(folder, killed, "half-life", pace=30.0, epoch_s=0.3)
     report = run(Pipeline.from_dict(values).spec, runner="ray", on_progress=watch)
-    assert pids
+    assert killed_one
     assert report.attempts == 2
     assert predictions(killed).equals(predictions(whole))
     assert state_difference(bank(whole), bank(killed)) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 
@@ -11,16 +11,16 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # kafka-python reads its own files by importlib.resources.read_text
-    from kafka_broker import Broker, unavailable
+    from kafka_broker import MORTAL, Broker, unavailable
 
 _numbers = count()
 
 
-def _started(folder: Path) -> Iterator[Broker]:
+def _started(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Broker]:
     reason = unavailable()
     if reason is not None:
         pytest.skip(reason)
-    broker = Broker(folder)
+    broker = Broker(folder, settings=settings)
     try:
         broker.start()
         yield broker
@@ -37,7 +37,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 @pytest.fixture(scope="module")
 def mortal_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker of a module's own, to be killed and started again."""
-    yield from _started(tmp_path_factory.mktemp("mortal"))
+    yield from _started(tmp_path_factory.mktemp("mortal"), MORTAL)
 
 
 @pytest.fixture

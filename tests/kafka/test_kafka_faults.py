@@ -32,7 +32,7 @@ def test_driver_and_broker_killed_change_no_row(mortal_broker: Broker, tmp_path:
 
 
 @pytest.mark.ray
-def test_source_operator_sink_coordinator_and_broker_killed_change_no_row(
+def test_on_ray_source_operator_sink_coordinator_and_broker_killed_change_no_row(
     mortal_broker: Broker, ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_address)

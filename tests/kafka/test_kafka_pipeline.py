@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_workload import run_process
+from engine_workload import hurry, run_process
 from kafka import KafkaProducer
 from kafka_broker import PASSWORD, USER, Broker, committed_records
 
@@ -42,7 +42,7 @@ def fill(broker: Broker, topic: str) -> Rows:
     return means
 
 
-def pipeline(broker: Broker, source: str, target: str, run: Path, *, slow_s: float = 0.008) -> dict[str, Any]:
+def pipeline(broker: Broker, source: str, target: str, run: Path, *, slow_s: float = 0.0) -> dict[str, Any]:
     here = {"type": "kafka", "bootstrap_servers": broker.address}
     sink = {**here, "input": "mean", "topic": target, "path": str(run / "staged"), "transactional_id": target}
     return {
@@ -57,6 +57,7 @@ def pipeline(broker: Broker, source: str, target: str, run: Path, *, slow_s: flo
                 "max_batch": 64,
                 "max_wait_ms": 0,
                 "slow_s": slow_s,
+                "slow_until": str(run / "hurry"),
             }
         },
         "sinks": {"topic": sink, "rows": {"type": "parquet", "input": "mean", "path": str(run / "rows")}},
@@ -95,15 +96,16 @@ def filled(broker: Broker) -> tuple[str, Rows]:
 
 # One epoch for the points of transactions: which of many epochs have rows depends on how soon the brokers answer.
 @pytest.mark.parametrize(
-    ("fault", "epoch_s"),
-    [("after_manifest:epoch=1", 0.25), *((f"{point}:epoch=0", 60.0) for point in faults.TRANSACTION_POINTS)],
+    ("fault", "epoch_s", "slow_s"),
+    [("after_manifest:epoch=1", 0.25, 0.1), *((f"{point}:epoch=0", 60.0, 0.0) for point in faults.TRANSACTION_POINTS)],
 )
 def test_the_driver_killed_at_any_point_loses_nothing_and_doubles_nothing(
-    broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, fault: str, epoch_s: float
+    broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, fault: str, epoch_s: float, slow_s: float
 ) -> None:
     target = topic(PARTITIONS)
-    values = {**pipeline(broker, filled[0], target, tmp_path), "epoch_s": epoch_s}
+    values = {**pipeline(broker, filled[0], target, tmp_path, slow_s=slow_s), "epoch_s": epoch_s}
     assert run_process(values, fault=fault) == -signal.SIGKILL
+    hurry(tmp_path)
     assert run_process(values, resume=True) == 0
     check(broker, target, tmp_path, filled[1])
 
@@ -123,7 +125,7 @@ def test_both_ways_encrypted_with_user_and_password_from_environment_and_file(
         "sasl_username": {"env": "STREAMBANK_TEST_USER"},
         "sasl_password": {"file": str(tmp_path / "password")},
     }
-    values = pipeline(broker, source, target, tmp_path, slow_s=0.0)
+    values = pipeline(broker, source, target, tmp_path)
     values["sources"]["events"].update(secure)
     values["sinks"]["topic"].update(secure)
     Pipeline.from_dict(values).run()
@@ -136,7 +138,7 @@ def test_a_finished_run_is_read_back_by_a_source_of_the_same_format(
     broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path
 ) -> None:
     target = topic(2)
-    values = pipeline(broker, filled[0], target, tmp_path, slow_s=0.0)
+    values = pipeline(broker, filled[0], target, tmp_path)
     values["sinks"]["topic"]["format"] = "arrow"
     Pipeline.from_dict(values).run()
     back = {
@@ -172,7 +174,7 @@ def test_on_ray_a_killed_sink_actor_is_replaced_and_every_row_comes_once(
     broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, ray_address: str
 ) -> None:
     target = topic(PARTITIONS)
-    values = {**pipeline(broker, filled[0], target, tmp_path), "runner": "ray"}
+    values = {**pipeline(broker, filled[0], target, tmp_path, slow_s=0.1), "runner": "ray"}
     from pipelines.runners import run
 
     try:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,8 @@ import yaml
 from asking_workload import COLUMNS, ROWS, Run, counting, running
 from certificates import make_certificate
 from click.testing import CliRunner, Result
-from engine_workload import start_process
+from engine_workload import PATIENCE_S, start_process
+from ports import free_range
 
 from connectors.base import Row, Shown, Tail
 from connectors.errors import ConfigError, SinkError
@@ -100,28 +100,21 @@ def test_a_question_by_a_file_of_ones_own_is_answered_too(values: dict[str, Any]
 def test_a_run_in_another_process_is_asked_and_stopped(tmp_path: Path) -> None:
     values = counting(tmp_path)
     process = start_process(values)
-    answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a", "nobody"])
+    answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a", "nobody"], timeout_s=PATIENCE_S)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(30)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     assert answers[0].row is not None
     assert answers[0].row["question"] == "how many?"
     assert (answers[1].ok, answers[1].text) == (False, None)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("shards", [1, 3])
 def test_flight_shows_an_answer_long_before_its_commit(shards: int, tmp_path: Path) -> None:
     values = counting(tmp_path) | {"epoch_s": 600.0}
-    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_port(), "shards": shards}
+    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_range(shards), "shards": shards}
     with running(values):
-        answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a", "b"], timeout_s=30)
+        answers = ask(Pipeline.from_dict(values).spec, "how many?", ["a", "b"], timeout_s=PATIENCE_S)
         assert [answer.text for answer in answers] == ["20 rows, mean 2.375"] * 2
         late = call("ask", values, tmp_path, "how many?", "--stream", "a", "--sink", "answers", "--timeout", "0.3")
         assert (late.exit_code, late.stdout.splitlines()[-1].split(",")[0]) == (1, "  the question stays where it was put")
@@ -133,7 +126,7 @@ def test_token_and_certificate_of_the_file_open_the_flight_sink(tmp_path: Path, 
     monkeypatch.setenv("TOKEN", "right")
     values = counting(tmp_path)
     tls = {"host": "0.0.0.0", "tls_certificate": str(certificate), "tls_key": str(key), "token": {"env": "TOKEN"}}
-    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_port(), **tls}
+    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_range(1), **tls}
     with running(values):
         assert Pipeline.from_dict(values).ask("how many?", stream="a").ok
         monkeypatch.setenv("TOKEN", "wrong")
@@ -143,7 +136,7 @@ def test_token_and_certificate_of_the_file_open_the_flight_sink(tmp_path: Path, 
 
 def test_flight_that_nobody_serves_is_told_before_the_question_is_put(tmp_path: Path) -> None:
     values = counting(tmp_path)
-    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_port()}
+    values["sinks"]["live"] = {"type": "flight", "input": "count", "port": free_range(1)}
     result = call("ask", values, tmp_path, "how many?", "--stream", "a")
     assert result.exit_code == 1
     assert "sinks.live: no subscription at grpc://127.0.0.1:" in result.stderr

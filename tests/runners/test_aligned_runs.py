@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from aligned_workload import aligned_pipeline, committed_digests, expected_digests, write_inputs
-from engine_workload import run_here, run_process
+from engine_workload import hurry, run_here, run_process
+from ray_actors import Actors
 
 from pipelines.api import Pipeline
 from pipelines.runners import Progress, run
@@ -63,12 +63,13 @@ def test_the_order_does_not_depend_on_batches_and_tasks(
 
 @pytest.mark.parametrize("point", ["before_snapshot", "after_snapshot", "after_manifest"])
 def test_a_kill_and_a_resume_change_nothing(point: str, folder: Path, times: Times, tmp_path: Path) -> None:
-    values = aligned_pipeline(folder, tmp_path, operators__ledger__align_s=20, operators__ledger__slow_s=0.004)
+    values = aligned_pipeline(folder, tmp_path, operators__ledger__align_s=20, operators__ledger__slow_s=0.03)
     assert run_process(values, fault=f"{point}:epoch=2") == -signal.SIGKILL
     before = read_manifests(tmp_path / "state")[0].operators["ledger"][0].alignment
     assert before is not None
     assert before.rows is not None  # rows were waiting
     assert run_process(values, resume=True, fault="after_manifest:epoch=4") == -signal.SIGKILL
+    hurry(tmp_path)
     assert run_process(values, resume=True) == 0
     assert committed_digests(tmp_path) == expected_digests(times, 200)
     assert not list((tmp_path / "state").rglob("*.arrows"))[2:]  # files of older epochs have gone
@@ -92,6 +93,7 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Pa
     values["sources"]["impressions"]["parallelism"] = 5
     stop_when_committed(values)
     assert 0 < len(committed_digests(tmp_path)) < ROWS
+    hurry(tmp_path)
     values["operators"]["ledger"]["shards"] = 3
     values["sources"]["impressions"]["parallelism"] = 2  # each now with files that stand at different times
     report = run_here(values, resume=True)
@@ -122,19 +124,16 @@ def test_two_aligned_operators_that_share_an_input_do_not_wait_for_each_other(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_address")
 def test_on_ray_a_killed_operator_goes_on_with_the_rows_that_waited(folder: Path, times: Times, tmp_path: Path) -> None:
-    killed: list[int] = []
+    actors = Actors()
+    killed = False
 
     def watch(reading: Progress) -> None:
+        nonlocal killed
         if not killed and reading.epoch >= 1:
-            for process in psutil.Process().children(recursive=True):
-                if "ray::OperatorActor" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-                    break
+            killed = actors.kill("OperatorActor")
+            hurry(tmp_path)
 
-    values = aligned_pipeline(
-        folder, tmp_path, sources__impressions__parallelism=2, operators__ledger__slow_s=0.02, epoch_s=0.3
-    )
+    values = aligned_pipeline(folder, tmp_path, sources__impressions__parallelism=2, operators__ledger__slow_s=0.1, epoch_s=0.3)
     report = run(Pipeline.from_dict(values).spec, runner="ray", on_progress=watch)
     assert killed
     assert report.attempts == 2
@@ -148,6 +147,7 @@ def test_stopped_in_local_and_resumed_on_ray_with_three_shards(folder: Path, tim
     values["operators"]["ledger"]["slow_s"] = 0.05  # some five seconds in all
     stop_when_committed(values)
     assert 0 < len(committed_digests(tmp_path)) < ROWS
+    hurry(tmp_path)
     values["operators"]["ledger"]["shards"] = 3
     run_here(values, resume=True, runner="ray")
     assert committed_digests(tmp_path) == expected_digests(times, TENTHS, per_stream=True)

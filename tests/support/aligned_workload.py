@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class Ledger(Operator):
 
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         """Return a row per row."""
-        time.sleep(self.options.slow_s)
+        self.options.play()
         digests = pa.array(self._enter(batch, False), pa.int64())
         status = pa.array(["ok"] * batch.num_rows).dictionary_encode().cast(DIGEST_SCHEMA.field("status").type)
         columns = [*batch.columns[: len(KEY_FIELDS)], digests, status, pa.nulls(batch.num_rows, pa.string())]
@@ -159,6 +158,7 @@ def aligned_pipeline(folder: Path, run: Path, **changes: Any) -> dict[str, Any]:
                 "align_s": 1,
                 "max_batch": 64,
                 "max_wait_ms": 0,
+                "slow_until": str(run / "hurry"),
             }
         },
         "sinks": {"rows": {"type": "jsonl", "input": "ledger", "path": str(run / "rows")}},

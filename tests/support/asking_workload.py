@@ -22,6 +22,7 @@ from pipelines.api import Pipeline, Result
 from pipelines.runners import Progress
 
 ROWS = 20
+PATIENCE_S = 240.0
 COLUMNS = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "digits": "int32"}
 
 
@@ -30,6 +31,7 @@ class Options:
     """How fast it is."""
 
     slow_s: float = option(0.0, "Seconds that it takes to answer.", unit="s", ge=0)
+    slow_until: str = option("", "A file; once it is there, nothing is slow any more.")
 
 
 class Counting(Operator):
@@ -71,7 +73,7 @@ class Counting(Operator):
         return []
 
     def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-        if self.options.slow_s:
+        if self.options.slow_s and not Path(self.options.slow_until).exists():
             time.sleep(self.options.slow_s)
         return [pa.RecordBatch.from_pylist([self._answer(row) for row in batch.to_pylist()], schema=self.output_schema)]
 
@@ -157,7 +159,7 @@ class Run:
     def start(self) -> None:
         """Start, and wait until all rows have been processed."""
         self._thread.start()
-        assert self._read.wait(60), "no rows have been read"
+        assert self._read.wait(PATIENCE_S), "no rows have been read"
         if self._failure is not None:
             raise self._failure
 
@@ -168,7 +170,7 @@ class Run:
 
     def join(self) -> Result:
         """Wait for the end."""
-        self._thread.join(60)
+        self._thread.join(PATIENCE_S)
         if self._failure is not None:
             raise self._failure
         assert self.result is not None, "the run does not end"

@@ -17,15 +17,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
 from kafka.errors import KafkaError
+from ports import free_ports
 
-__all__ = ["Broker", "committed_records", "unavailable"]
+__all__ = ["MORTAL", "Broker", "committed_records", "unavailable"]
 
 USER, PASSWORD = "alice", "alice-secret"
 _POM = Path(__file__).with_name("pom.xml")
 _LIBS = Path(__file__).resolve().parents[2] / "build" / "kafka" / "libs"
-_START_S = 60.0
+_START_S = 240.0
+_TRIES = 5
+"""How often ports are drawn: another process may take one between its choice and the start of the broker."""
+MORTAL = {"broker.heartbeat.interval.ms": "300", "broker.session.timeout.ms": "3000"}
+"""Settings of a broker that is killed: only after the second it may register again. A busy machine is late with the first."""
 _STORE_PASSWORD = "not-a-secret"
 _CLUSTER_ID = "-lPZ3MOYS6mBQ3R3qqlBGg"
 """One in 64 random identifiers begins with a dash, which looks like an option: no draw, and always the awkward kind."""
@@ -57,26 +62,19 @@ def jars() -> Path:
     return _LIBS
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 class Broker:
-    """One broker process. ``kill`` and ``start`` keep data and ports."""
+    """One broker process. ``kill`` and ``start`` keep data and ports; ``settings`` are for its properties."""
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        self.ports = dict(zip(("PLAINTEXT", "SSL", "SASL_SSL", "CONTROLLER"), free_ports(4), strict=True))
         self.ca_file = folder / "ca.pem"
+        self.ports: dict[str, int]
+        self._settings = settings or {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_run = False
         folder.mkdir(parents=True, exist_ok=True)
         self._make_certificate()
-        (folder / "server.properties").write_text(self._properties(settings or {}))
+        self._draw_ports()
         scram = f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"
         self._java(
             "kafka.tools.StorageTool", "format", f"--cluster-id={_CLUSTER_ID}", "-c", "server.properties", "--add-scram", scram
@@ -98,7 +96,18 @@ class Broker:
         return f"localhost:{self.ports['SASL_SSL']}"
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process and wait until it answers. The first time, other ports are tried where some are taken."""
+        for tries in range(_TRIES):
+            log = self._start()
+            if log is None:
+                self._has_run = True
+                return
+            if self._has_run or "Address already in use" not in log or tries + 1 == _TRIES:
+                raise RuntimeError(f"the Kafka broker did not start; the end of its log:\n{log}")
+            self._draw_ports()
+
+    def _start(self) -> str | None:
+        """Start the process and wait until it answers; return the end of its log where it does not."""
         log = (self.folder / "broker.log").open("ab")
         command = [*self._command("-Xmx256m"), "kafka.Kafka", "server.properties"]
         self._process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
@@ -108,11 +117,11 @@ class Broker:
             try:
                 socket.create_connection(("127.0.0.1", self.ports["PLAINTEXT"]), 1).close()
                 KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=1000).close()
-                return
+                return None
             except (KafkaError, OSError):
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    tail = (self.folder / "broker.log").read_text(errors="replace")[-4000:]
-                    raise RuntimeError(f"the Kafka broker did not start; the end of its log:\n{tail}") from None
+                    self.kill()
+                    return (self.folder / "broker.log").read_text(errors="replace")[-4000:]
                 time.sleep(0.05)
 
     def kill(self) -> None:
@@ -130,7 +139,17 @@ class Broker:
         configs = {key.replace("_", "."): value for key, value in settings.items()}
         with self.admin() as admin:
             admin.create_topics([NewTopic(name, partitions, 1, topic_configs=configs)])
+            admin.wait_for_topics([name], timeout_ms=60_000)
         return name
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Give a topic more partitions, and wait until clients see them."""
+        with self.admin() as admin:
+            admin.create_partitions({name: NewPartitions(total_count=total)})
+            deadline = time.monotonic() + 60
+            while len(admin.describe_topics([name])[0]["partitions"]) < total and time.monotonic() < deadline:
+                time.sleep(0.05)
+            admin.wait_for_topics([name], timeout_ms=60_000)
 
     @contextlib.contextmanager
     def admin(self) -> Iterator[KafkaAdminClient]:
@@ -160,7 +179,11 @@ class Broker:
         export = ["keytool", "-exportcert", "-rfc", "-file", str(self.ca_file.absolute()), *store]
         subprocess.run(export, cwd=self.folder, check=True, capture_output=True)
 
-    def _properties(self, settings: Mapping[str, str]) -> str:
+    def _draw_ports(self) -> None:
+        self.ports = dict(zip(("PLAINTEXT", "SSL", "SASL_SSL", "CONTROLLER"), free_ports(4), strict=True))
+        (self.folder / "server.properties").write_text(self._properties())
+
+    def _properties(self) -> str:
         hosts = {name: "localhost" if "SSL" in name else "127.0.0.1" for name in self.ports}
         listeners = {name: f"{name}://{hosts[name]}:{port}" for name, port in self.ports.items()}
         advertised = [listener for name, listener in listeners.items() if name != "CONTROLLER"]
@@ -190,14 +213,12 @@ class Broker:
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
             "auto.create.topics.enable": "false",
-            "broker.heartbeat.interval.ms": "200",
-            "broker.session.timeout.ms": "1000",  # a killed broker may register again only after this
             "log.cleaner.dedupe.buffer.size": str(4 << 20),
             "log.initial.task.delay.ms": "1000",
             "log.retention.ms": "-1",  # messages of tests are of any age
             "log.retention.check.interval.ms": "1000",
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-            **settings,
+            **self._settings,
         }
         return "".join(f"{key}={value}\n" for key, value in values.items())
 

@@ -7,7 +7,7 @@ import random
 import socket
 from pathlib import Path
 
-__all__ = ["free_ports"]
+__all__ = ["free_ports", "free_range"]
 
 _LOWEST = 10_000
 _draw = random.SystemRandom()
@@ -20,15 +20,23 @@ def free_ports(count: int = 1) -> list[int]:
     A port of the ephemeral range may become the near end of somebody's connection while its server is down: of the client,
     even, that tries to reach it.
     """
-    ports = range(_LOWEST, _ephemeral_low())
     found: list[int] = []
-    with contextlib.ExitStack() as stack:
-        while len(found) < count:
-            listening = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                listening.bind(("127.0.0.1", _draw.choice(ports) if len(ports) > 1000 else 0))
-                found.append(listening.getsockname()[1])
+    while len(found) < count:
+        port = free_range(1)
+        if port not in found:
+            found.append(port)
     return found
+
+
+def free_range(count: int) -> int:
+    """Return the first of ``count`` such ports in a row."""
+    low = _ephemeral_low()
+    while True:
+        first = _draw.randrange(_LOWEST, low if low > _LOWEST + 1000 else 65_535) - count
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
 
 
 def _ephemeral_low() -> int:

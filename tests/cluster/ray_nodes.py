@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ BIN = Path(sys.executable).parent
 QUICK = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 2000,
+    "health_check_timeout_ms": 10_000,  # a lost node refuses at once; one that is merely busy must not count as lost
     "health_check_failure_threshold": 3,
     "metrics_report_interval_ms": 1000,
 }
@@ -32,6 +31,8 @@ class Nodes:
     """The cluster, seen from a test: a head with the dashboard, and ``others`` that can be lost; ``cpus`` each."""
 
     def __init__(self, settings: dict[str, int], *, cpus: int = 1, others: int = 2) -> None:
+        from ports import free_ports  # the process that this module is run as does without
+
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_AUTH_MODE": "token",
@@ -42,7 +43,7 @@ class Nodes:
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps([settings, cpus, others])],
+            [sys.executable, __file__, json.dumps([settings, cpus, others, *free_ports()])],
             env=self.env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -91,17 +92,9 @@ class Nodes:
         raise RuntimeError("the cluster could not be started")
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
-
-
-def _serve(settings: dict[str, int], cpus: int, others: int) -> None:
+def _serve(settings: dict[str, int], cpus: int, others: int, port: int) -> None:
     from ray.cluster_utils import Cluster
 
-    port = _free_port()
     each = {"num_cpus": cpus, "num_gpus": 0, "object_store_memory": 100 << 20}
     head = {**each, "include_dashboard": True, "dashboard_port": port, "_system_config": settings}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import yaml
-from engine_workload import ROOT, committed, pipeline, run_here, staged_files, write_lines
-from three_nodes import BIN, QUICK, Nodes
+from engine_workload import PATIENCE_S, ROOT, committed, hurry, pipeline, run_here, staged_files, write_lines
+from ray_nodes import BIN, QUICK, Nodes
 
 from pipelines.runtime.manifest import Manifest, read_manifests
 
@@ -50,13 +50,13 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(lines: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[Any, ...]]]:
     run = tmp_path_factory.mktemp("undisturbed")
-    run_here(pipeline(lines, run, operators__mean__slow_s=0.0))
+    run_here(pipeline(lines, run))
     return committed(run)
 
 
 def spread(lines: Path, run: Path, shards: int = 3, **changes: Any) -> dict[str, Any]:
-    """Sources, operator and sink in several tasks each, on all nodes; some seconds of work."""
-    values = pipeline(lines, run, epoch_s=0.5, operators__mean__slow_s=0.15, operators__mean__max_batch=64, **changes)
+    """Sources, operator and sink in several tasks each, on all nodes; fourteen seconds of work, less after ``hurry``."""
+    values = pipeline(lines, run, epoch_s=0.5, operators__mean__slow_s=0.3, operators__mean__max_batch=64, **changes)
     values["placement"] = "spread"
     values["sources"]["events"]["parallelism"] = shards
     values["operators"]["mean"]["shards"] = shards
@@ -76,7 +76,7 @@ def newest(run: Path) -> Manifest | None:
     return next(iter(read_manifests(run / "state")), None)
 
 
-def await_that(met: Callable[[], bool], run: Path, driver: subprocess.Popen[str] | None, seconds: float = 90.0) -> float:
+def await_that(met: Callable[[], bool], run: Path, driver: subprocess.Popen[str] | None, seconds: float = PATIENCE_S) -> float:
     """Return how long it took until ``met``."""
     began = time.monotonic()
     while not met():
@@ -101,7 +101,8 @@ def lose_a_node(nodes: Nodes, how: str, lines: Path, run: Path) -> float:
     nodes.lose(random.randrange(2), how)
     recovery_s = await_that(lambda: (now := newest(run)) is not None and now.attempt > before.attempt, run, driver)
     print(f"\nlost a node ({how}): next commit after {recovery_s:.1f} s")
-    assert driver.wait(90) == 0, (run / "output.txt").read_text()
+    hurry(run)
+    assert driver.wait(PATIENCE_S) == 0, (run / "output.txt").read_text()
     assert "2 attempts" in (run / "output.txt").read_text()
     return recovery_s
 
@@ -140,8 +141,9 @@ def test_a_run_on_three_nodes_is_stopped_in_time_and_resumed_with_two_shards_on_
     assert "means: stopped after" in (tmp_path / "output.txt").read_text()
     assert 0 < sum(map(len, committed(tmp_path).values())) < ROWS * FILES
     nodes.lose(0, "remove")
+    hurry(tmp_path)
     driver = start(nodes, spread(lines, tmp_path, shards=2), tmp_path, "--resume")
-    assert driver.wait(90) == 0, (tmp_path / "output.txt").read_text()
+    assert driver.wait(PATIENCE_S) == 0, (tmp_path / "output.txt").read_text()
     assert committed(tmp_path) == undisturbed
     last = newest(tmp_path)
     assert last is not None
@@ -180,7 +182,7 @@ def test_a_submitted_job_is_watched_and_stopped(
         submitted = answer.returncode == 0
         assert submitted or "No available agent" in answer.stderr, output.read_text()
     try:
-        await_that(at_epoch(tmp_path, 1), tmp_path, None, 60.0)
+        await_that(at_epoch(tmp_path, 1), tmp_path, None)
     except AssertionError:
         raise AssertionError(job(head, "logs", "means").stdout) from None
 
@@ -194,7 +196,7 @@ def test_a_submitted_job_is_watched_and_stopped(
         "ray_streambank_epoch_age_seconds": {"pipeline": "means"},
         "ray_streambank_rows_committed": {"node": "rows", "pipeline": "means"},
     }
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while missing(wanted_metrics, seen := scrape(head)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert missing(wanted_metrics, seen) == [], sorted({(name, tags.get("node"), tags.get("shard")) for name, tags, _ in seen})
@@ -222,13 +224,14 @@ def test_a_submitted_job_is_watched_and_stopped(
     assert staged_files(tmp_path) == []
 
     monkeypatch.syspath_prepend(folder)
+    hurry(tmp_path)
     run_here(values, resume=True)
     assert committed(tmp_path) == undisturbed
 
 
 def job(nodes: Nodes, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     env = {**(env or nodes.env), "RAY_ADDRESS": nodes.jobs_url}
-    return subprocess.run([str(BIN / "ray"), "job", *arguments], env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run([str(BIN / "ray"), "job", *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def scrape(nodes: Nodes) -> list[tuple[str, dict[str, str], str]]:
