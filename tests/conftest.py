@@ -16,6 +16,10 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 
+# Ray reads these when it is imported: a machine that is busy with other things takes longer to start its processes.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "240")
+
 # The same examples on every machine: a suite that guards a release does not draw. `make test-random` does.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.register_profile("random", deadline=None, database=None, print_blob=True)

@@ -41,6 +41,8 @@ class Nodes:
             "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": "1",
             "RAY_JOB_STOP_WAIT_TIME_S": "30",
+            "RAY_raylet_start_wait_time_s": "240",
+            "RAY_worker_register_timeout_seconds": "240",
         }
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps([settings, cpus, others, *free_ports()])],

@@ -134,7 +134,7 @@ def test_ten_thousand_files_that_have_waited_are_read_and_deleted_in_order(folde
         source.discover()
         assert len(list((folder / "taken").iterdir())) <= 1001
     assert seen == [str(n) for n in range(10_000)]
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 60
     assert len(json.dumps(reader.position())) < 100
 
 

@@ -20,7 +20,7 @@ def python(
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT) if path is None else path}
     return subprocess.run(
-        [sys.executable, *flags, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *flags, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
 
 
@@ -91,7 +91,7 @@ def test_the_command_line_says_so_in_a_message_without_a_stack_trace(tmp_path: P
     command.write_text("import sys\nfrom streambank import main\nsys.exit(main())\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(
-        [sys.executable, command, "list"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, command, "list"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: streambank: the module 'models' is found at")

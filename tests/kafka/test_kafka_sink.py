@@ -144,7 +144,7 @@ def child(broker: Broker, topic: str, folder: Path, fault: str) -> int:
     paths = [str(Path(__file__).parent), str(root / "tests" / "support"), str(root)]
     code = CHILD.format(paths=paths, address=broker.address, fault=fault, topic=topic, folder=str(folder))
     environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
-    return subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False).returncode
+    return subprocess.run([sys.executable, "-c", code], env=environment, timeout=240, check=False).returncode
 
 
 @pytest.mark.parametrize("point", ["in_transaction", "after_transaction"])

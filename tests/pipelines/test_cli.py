@@ -137,7 +137,7 @@ def test_a_signal_stops_with_status_0_and_resume_goes_on(folder: Path, runner: s
         if "attempt=1" in line:
             break
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert out.startswith("copy: stopped after ")
     assert out.endswith("go on with --resume\n")
@@ -255,5 +255,5 @@ def test_light_commands_import_neither_torch_nor_ray(arguments: list[str], tmp_p
         "assert not heavy, heavy\n"
     )
     process = python(["-c", code], tmp_path)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err

@@ -157,7 +157,7 @@ def test_closing_releases_whoever_waits_for_credit() -> None:
     thread = threading.Thread(target=wait)
     thread.start()
     inbox.close("task sink[0] has failed")
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert "task sink[0] has failed" in str(raised[0])
     with pytest.raises(InboxClosed):

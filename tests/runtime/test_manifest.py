@@ -123,7 +123,7 @@ def test_a_second_run_is_kept_out_and_told_which_process_holds_the_folder(folder
         "StateFolder(Path(sys.argv[1])).open()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder.root)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, str(folder.root)], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode != 0
     assert f"is in use by another run (process {os.getpid()})" in done.stderr

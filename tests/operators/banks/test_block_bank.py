@@ -535,7 +535,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_after_kill_minus_9_the_snapshot_restores_and_what_came_later_is_overwritten(tmp_path):
     folder, kept = tmp_path / "blocks", tmp_path / "state"
     code = CHILD.format(root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder), state=str(kept))
-    died = subprocess.run([sys.executable, "-c", code], check=False, timeout=120, capture_output=True)
+    died = subprocess.run([sys.executable, "-c", code], check=False, timeout=240, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     bank = BlockBank(SPEC, slots=2, **budgets("disk", folder, 60))
     bank.load([0], pickle.loads(kept.read_bytes()))
@@ -608,7 +608,7 @@ def test_another_process_reads_the_same_files_while_blocks_are_appended(tmp_path
         shared = pickle.dumps(reader.shared())
         append(bank, {0: 7}, 10)
         code = READER.format(root=str(ROOT), here=str(Path(__file__).parent))
-        run = subprocess.run([sys.executable, "-c", code], input=shared, check=False, timeout=120, capture_output=True)
+        run = subprocess.run([sys.executable, "-c", code], input=shared, check=False, timeout=240, capture_output=True)
     assert run.stdout.decode() == "10\n", run.stderr.decode()
     bank.release([0])
     with pytest.raises(RecoveryError, match="cannot be read"):
