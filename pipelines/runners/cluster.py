@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray.job_config import JobConfig
 
 from pipelines.graph import Graph
 
@@ -40,7 +41,7 @@ def cluster() -> Iterator[None]:
 
 def _init() -> None:
     if os.environ.get("RAY_ADDRESS"):  # set by `ray job submit`, or by a person who wants a running cluster
-        ray.init(namespace=NAMESPACE, logging_level=logging.WARNING)
+        ray.init(namespace=NAMESPACE, logging_level=logging.WARNING, job_config=_Job())
     else:
         ray.init(
             address="local",
@@ -48,7 +49,19 @@ def _init() -> None:
             include_dashboard=False,
             object_store_memory=_store_bytes(),
             logging_level=logging.ERROR,
+            job_config=_Job(),
         )
+
+
+class _Job(JobConfig):  # type: ignore[misc, unused-ignore]
+    """A job whose workers start with a module path of their own.
+
+    Ray would put the driver's working folder in front of it, where a folder ``models`` of the user hides ours. What actors
+    need of the driver's path comes with their plan and goes behind (``pipelines.runners.actors``).
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True  # the one thing that keeps Ray from adding folders
 
 
 @contextlib.contextmanager
