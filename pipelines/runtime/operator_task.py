@@ -17,14 +17,13 @@ from dataclasses import replace
 import pyarrow as pa
 
 from connectors import faults
-from connectors.records import NEVER_US
+from connectors.records import NEVER_US, encode_streams
 from operators.base import Operator
 from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.held_rows import write_held
 from pipelines.runtime.inbox import Inbox
-from pipelines.runtime.keys import encode_streams
 from pipelines.runtime.messages import (
     Alignment,
     Barrier,
@@ -245,7 +244,7 @@ class OperatorTask:
 
     def _data(self, node: str, batch: pa.RecordBatch) -> None:
         if self._open is not None or self._closing:
-            streams = encode_streams(batch)[0]
+            streams = encode_streams(batch.column("stream_id"))[0]
             if self._open is not None:
                 self._open.seen(node, streams)
             if not set(self._closing).isdisjoint(streams):
