@@ -76,6 +76,7 @@ class OperatorTask:
         keeps_streams: bool = False,
     ) -> None:
         self.task = task
+        self._name = str(task)
         self.stats = TaskStats(task=task, kind="operator")
         self.ended = False
         self._operator = operator
@@ -342,7 +343,7 @@ class OperatorTask:
 
     def _barrier(self, barrier: Barrier) -> None:
         epoch = barrier.epoch
-        faults.reach("before_snapshot", epoch, str(self.task))
+        faults.reach("before_snapshot", epoch, self._name)
         incremental = 0 < len(self._chain) < FULL_SNAPSHOT_EVERY
         state = self._operator.snapshot(incremental=incremental)
         open_streams = self._open.snapshot() if self._open is not None else {}
@@ -371,6 +372,6 @@ class OperatorTask:
             alignment = replace(alignment, rows=rows.result())
         file = written.result()
         self._chain = [*self._chain, file] if file.incremental else [file]
-        faults.reach("after_snapshot", epoch, str(self.task))
+        faults.reach("after_snapshot", epoch, self._name)
         self.stats.last_epoch = epoch
         self._report(OperatorAck(self.task, epoch, tuple(self._chain), open_streams, alignment))
