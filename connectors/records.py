@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from connectors.errors import SchemaError
@@ -20,6 +22,7 @@ __all__ = [
     "STATUS_FIELDS",
     "TIME_TYPE",
     "align",
+    "encode_streams",
     "field",
     "key_schema",
     "output_schema",
@@ -115,3 +118,9 @@ def align(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         else:
             raise SchemaError(f"column {wanted.name!r} is missing; got {batch.schema.names}")
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def encode_streams(column: pa.Array) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the distinct stream ids of a column and, per row, the index of its own among them."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)

@@ -24,7 +24,7 @@ import torch
 
 from connectors.errors import RecoveryError
 from connectors.options import option
-from connectors.records import NEVER_US
+from connectors.records import NEVER_US, encode_streams
 from operators.counters import Counters
 from operators.state import Rows, State
 
@@ -39,7 +39,6 @@ __all__ = [
     "StreamOptions",
     "StreamTable",
     "TimedStreamOptions",
-    "encode_streams",
     "on_streams_full",
     "require_full",
 ]
@@ -376,12 +375,6 @@ def require_full(state: State, name: str) -> None:
     """Raise ``RecoveryError`` for a state that holds changes only."""
     if state.incremental:
         raise RecoveryError(f"{name}: an incremental snapshot cannot be restored; apply it to a full one first")
-
-
-def encode_streams(column: pa.Array) -> tuple[list[str], Ints]:
-    """Return the distinct names and, per row, the index of its own, [B]."""
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
 
 
 def _bury(state: State, names: Sequence[str]) -> None:

@@ -54,7 +54,7 @@ class RootKeys:
 class SourceSettings:
     """Settings of a source."""
 
-    num_cpus: float = option(1.0, "Ray: cores that are reserved for one task; 0 reserves none.", ge=0)
+    num_cpus: float = option(0.0, "Ray: cores that are reserved for one task; 0 reserves none.", ge=0)
     parallelism: int = option(1, "Tasks that share the splits (files) among them.", ge=1, le=1024)
     stay: bool = option(
         False,
@@ -104,7 +104,7 @@ class OperatorSettings(_ShardSettings):
 class SinkSettings(_ShardSettings):
     """Settings of a sink."""
 
-    num_cpus: float = option(1.0, "Ray: cores that are reserved for one shard; 0 reserves none.", ge=0)
+    num_cpus: float = option(0.0, "Ray: cores that are reserved for one shard; 0 reserves none.", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)

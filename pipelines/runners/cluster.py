@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -23,28 +24,29 @@ _STORE_PART_OF_SHM = 0.5
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[None]:
+def cluster(graph: Graph) -> Iterator[None]:
     """Use the Ray that this process is connected to, else the one that ``RAY_ADDRESS`` names, else start one here.
 
-    What was started here ends here.
+    What was started here ends here. It is for this run only, so it counts as many CPUs as the pipeline reserves.
     """
     if ray.is_initialized():
         yield
         return
     with _own_sigterm():
-        _init()
+        _init(sum(graph.spec.node(task.node).num_cpus for task in graph.tasks))
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _init() -> None:
+def _init(cpus: float) -> None:
     if os.environ.get("RAY_ADDRESS"):  # set by `ray job submit`, or by a person who wants a running cluster
         ray.init(namespace=NAMESPACE, logging_level=logging.WARNING, job_config=_Job())
     else:
         ray.init(
             address="local",
+            num_cpus=max(1, math.ceil(cpus)),
             namespace=NAMESPACE,
             include_dashboard=False,
             object_store_memory=_store_bytes(),

@@ -71,7 +71,7 @@ class RayRunner:
             if base is not None and base.finished:
                 return finish(self._spec, base, "ray")
             check_local_gpus(self._graph)
-            cleanup.enter_context(cluster())
+            cleanup.enter_context(cluster(self._graph))
             return self._attempts(folder, base, began)
 
     def _attempts(self, folder: StateFolder, base: Manifest | None, began: float) -> RunReport:

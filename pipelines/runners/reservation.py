@@ -1,6 +1,6 @@
-"""The room of an attempt on the cluster: asked for as a whole, waited for, given back.
+"""Reserves cluster resources for one attempt, all or nothing, waits for them, and gives them back.
 
-A Ray placement group holds one bundle per actor. It is ready only when every node in it has answered, so an attempt that
+A Ray placement group holds the bundles of all actors. It is ready only when every node in it has answered, so an attempt that
 follows a lost node does not begin on a node that is dead and that Ray has not yet found out about.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -19,13 +19,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from connectors.errors import DeviceError, StreambankError
 from pipelines.graph import Graph
-from pipelines.runners.shares import Node, Share, alive_nodes, divide
+from pipelines.runners.shares import Node, Share, alive_nodes, cannot_fit, divide
 from pipelines.runtime.messages import TaskId
 
 __all__ = ["Reservation", "Stopped", "reserve"]
 
 _LOOK_S = 0.5
-"""How often the list of nodes is looked at while there is no room."""
+"""How often the list of nodes is looked at while the resources are not there."""
 
 _TELL_AFTER_S = 5.0
 
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """The run was stopped before an attempt was at work."""
+    """The run was stopped before an attempt had started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Room for the actors of an attempt."""
+    """Resources for the actors of an attempt."""
 
     actors: Sequence[tuple[TaskId, ...]]
     shares: Sequence[Share]
@@ -47,20 +47,20 @@ class Reservation:
 
     def options(self, actor: int) -> dict[str, Any]:
         """Return the options of Ray that put an actor into its place."""
-        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=actor)
         share = self.shares[actor]
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=share.bundle)
         return {"num_cpus": share.cpus, "num_gpus": share.gpus, "scheduling_strategy": strategy}
 
     def release(self) -> None:
-        """Give the room back. What still runs in it is killed."""
+        """Give the resources back. What still runs on them is killed."""
         remove_placement_group(self.group)
 
 
 def reserve(graph: Graph, actors: Sequence[tuple[TaskId, ...]], *, again: bool, stop: threading.Event) -> Reservation:
-    """Return room for ``actors``, divided anew whenever a node comes or goes; wait ``resources_wait_s`` for it.
+    """Reserve what ``actors`` ask for, worked out anew whenever a node comes or goes; wait ``resources_wait_s`` for it.
 
-    ``again``: an earlier attempt had room, so a GPU that is not there is waited for as well. Raise ``DeviceError`` or
-    ``StreambankError`` where there is none in time, ``Stopped`` when ``stop`` is set.
+    ``again``: an earlier attempt had its resources, so a GPU that is not there is waited for as well. Raise ``DeviceError`` or
+    ``StreambankError`` where they are not there in time, ``Stopped`` when ``stop`` is set.
     """
     wait_s = graph.spec.resources_wait_s
     began = monotonic()
@@ -68,18 +68,23 @@ def reserve(graph: Graph, actors: Sequence[tuple[TaskId, ...]], *, again: bool, 
     while True:
         nodes = alive_nodes()
         problem: StreambankError
+        hopeless = None
         try:
-            shares = divide(graph, actors, nodes)
+            shares, bundles = divide(graph, actors, nodes)
         except DeviceError as error:
             if not again:
                 raise
             problem = error
             stop.wait(_LOOK_S)
         else:
-            group = _wait(graph, shares, nodes, began + wait_s, stop)
+            hopeless = cannot_fit(bundles, nodes)
+            problem = StreambankError(_missing(graph, bundles, nodes, hopeless))
+            if hopeless is not None and not told:
+                told = True
+                logger.warning("waiting for nodes to join, %.0f s at most: %s", wait_s, problem)
+            group = _wait(graph, bundles, nodes, began + wait_s, stop)
             if group is not None:
                 return Reservation(actors, shares, group)
-            problem = StreambankError(_no_room(graph, shares, nodes))
         if stop.is_set():
             raise Stopped
         waited_s = monotonic() - began
@@ -91,11 +96,10 @@ def reserve(graph: Graph, actors: Sequence[tuple[TaskId, ...]], *, again: bool, 
 
 
 def _wait(
-    graph: Graph, shares: Sequence[Share], nodes: Sequence[Node], deadline: float, stop: threading.Event
+    graph: Graph, bundles: Sequence[dict[str, float]], nodes: Sequence[Node], deadline: float, stop: threading.Event
 ) -> PlacementGroup | None:
     """Return a placement group that is ready, None as soon as the cluster is another one or it is too late."""
-    bundles = [{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})} for share in shares]
-    group = placement_group(bundles, strategy=graph.spec.placement.upper())
+    group = placement_group(list(bundles), strategy=graph.spec.placement.upper())
     began = monotonic()
     while not group.wait(_LOOK_S):
         # After a while it is asked for anew, so that the log tells what is missing.
@@ -106,12 +110,21 @@ def _wait(
     return group
 
 
-def _no_room(graph: Graph, shares: Sequence[Share], nodes: Sequence[Node]) -> str:
+def _missing(graph: Graph, bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node], hopeless: str | None) -> str:
+    ask = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
     free = ray.available_resources()
-    return (
-        f"pipeline {graph.spec.name!r}: no room for its {len(shares)} actors, which ask for "
-        f"{sum(share.cpus for share in shares):g} CPUs and {sum(share.gpus for share in shares):g} GPUs; the Ray cluster has "
+    cluster = (
         f"{len(nodes)} nodes with {sum(node.cpus for node in nodes):g} CPUs and {sum(node.gpus for node in nodes):g} GPUs, of "
-        f"which {free.get('CPU', 0.0):g} and {free.get('GPU', 0.0):g} are free. End other runs, add nodes, or ask for less by "
-        "num_cpus, num_gpus or shards; --resume goes on from the last commit"
+        f"which {free.get('CPU', 0.0):g} and {free.get('GPU', 0.0):g} are free"
+    )
+    if hopeless is not None:
+        why = f"its actors can never fit onto the Ray cluster as it is: {hopeless}. It has {cluster}. Add nodes"
+    else:
+        why = (
+            f"there is no room for its actors, which ask for {ask['CPU']:g} CPUs and {ask['GPU']:g} GPUs; the Ray cluster has "
+            f"{cluster}. End other runs, add nodes"
+        )
+    return (
+        f"pipeline {graph.spec.name!r}: {why}, or ask for less by num_cpus, num_gpus or shards; --resume goes on from the last "
+        "commit"
     )

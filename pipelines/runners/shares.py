@@ -1,13 +1,13 @@
-"""Divides the CPUs and GPUs of a Ray cluster among the actors of a pipeline, so that they fit onto its nodes.
+"""What each actor of a pipeline asks of a Ray cluster, as bundles of one placement group.
 
-Pure arithmetic over what the nodes have; asks nothing of Ray but their list. CPUs are wishes: where they do not fit, each
-actor gets the same part of its own. GPUs are needs, but for operators with ``device: auto``.
+CPUs are what the pipeline file says; Ray finds the places. GPUs that no operator names a share of are divided among the shards
+that want one, and ``device: auto`` makes do with the CPU. Pure arithmetic; asks nothing of Ray but its list of nodes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -17,11 +17,11 @@ from pipelines.graph import Graph
 from pipelines.runtime.messages import TaskId
 from pipelines.spec import OperatorSpec
 
-__all__ = ["Node", "Share", "alive_nodes", "divide"]
+__all__ = ["Node", "Share", "alive_nodes", "cannot_fit", "divide"]
 
 _RAY_PRECISION = 1e-4
-_SHRINK = 0.97
-"""How much less everyone gets at the next try to fit all actors onto the nodes."""
+_LEAST_CPUS = 1e-3
+"""What an actor reserves where none reserves anything: Ray takes no empty bundles, and a node without CPUs gets no actor."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,17 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one actor gets of the cluster."""
+    """What one actor asks for."""
 
     cpus: float
     gpus: float = 0.0
     device: str = "cpu"
+    bundle: int = 0
+    """The bundle that it is placed in: its own or, for an actor that reserves nothing, the one of an actor next to it."""
 
 
 def alive_nodes() -> tuple[Node, ...]:
-    """Return the nodes that Ray holds for alive; a lost one is among them until its health check has failed."""
+    """Return the nodes that Ray considers alive; a lost one is among them until its health check has failed."""
     return tuple(
         Node(node["NodeID"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
         for node in ray.nodes()
@@ -53,54 +55,64 @@ def alive_nodes() -> tuple[Node, ...]:
     )
 
 
-def divide(graph: Graph, actors: Sequence[Sequence[TaskId]], nodes: Sequence[Node]) -> list[Share]:
-    """Return what each of ``actors`` gets.
+def divide(
+    graph: Graph, actors: Sequence[Sequence[TaskId]], nodes: Sequence[Node]
+) -> tuple[list[Share], list[dict[str, float]]]:
+    """Return what each of ``actors`` gets, and the bundles to reserve.
 
     Raise ``DeviceError`` where an operator asks for more GPU than there is; one with ``device: auto`` then gets the CPU.
     """
-    there = sum(node.cpus for node in nodes)
-    largest = max((node.cpus for node in nodes), default=0.0)
     gpus = _gpu_shares(graph, sum(node.gpus for node in nodes))
     asked = [_operator(graph, tasks) for tasks in actors]
-    wished = [min(largest, sum(graph.spec.node(task.node).num_cpus for task in tasks)) for tasks in actors]
+    cpus = [sum(graph.spec.node(task.node).num_cpus for task in tasks) for tasks in actors]
     given = [gpus.get(operator.name, 0.0) if operator is not None else 0.0 for operator in asked]
-    total = sum(wished)
-    part = min(1.0, there / total) if total else 1.0
-    while part > _RAY_PRECISION and not _fits([_floor(wish * part) for wish in wished], given, nodes):
-        part *= _SHRINK
-    if part < 1.0:
-        logger.info(
-            "actors=%d ask for %.1f CPUs, the cluster has %.1f: each gets %.0f %%", len(actors), total, there, part * 100
-        )
-    return [
-        Share(
-            # More than nothing: so a node without CPUs, such as a head, gets no actor.
-            cpus=max(_RAY_PRECISION, wish if part == 1.0 else _floor(wish * part)),
-            gpus=gpu,
-            # The actor sees its own GPU only, so numbers of devices do not apply.
-            device="cpu" if operator is None or not gpu else "auto" if operator.device == "auto" else "cuda",
-        )
-        for wish, gpu, operator in zip(wished, given, asked, strict=True)
+    if not any(cpus) and not any(given):
+        cpus = [_LEAST_CPUS] * len(actors)
+    owners = [number for number in range(len(actors)) if cpus[number] or given[number]]
+    hosts = _hosts(graph, actors, owners)
+    shares = [
+        # The actor sees its own GPU only, so numbers of devices do not apply.
+        Share(cpu, gpu, "cpu" if operator is None or not gpu else "auto" if operator.device == "auto" else "cuda", host)
+        for cpu, gpu, operator, host in zip(cpus, given, asked, hosts, strict=True)
     ]
+    bundles = [{name: amount for name, amount in (("CPU", cpus[n]), ("GPU", given[n])) if amount} for n in owners]
+    return shares, bundles
+
+
+def cannot_fit(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Node]) -> str | None:
+    """Return why ``bundles`` cannot be placed on ``nodes`` even when all are free, None where that is not plain to see."""
+    for name, have in (("CPU", [node.cpus for node in nodes]), ("GPU", [node.gpus for node in nodes])):
+        wanted = [bundle.get(name, 0.0) for bundle in bundles]
+        largest, total = max(wanted, default=0.0), sum(wanted)
+        if largest > max(have, default=0.0) + _RAY_PRECISION:
+            return f"one actor asks for {largest:g} {name}s, and no node has more than {max(have, default=0.0):g}"
+        if total > sum(have) + _RAY_PRECISION:
+            return f"all actors together ask for {total:g} {name}s, and all nodes have {sum(have):g}"
+    return None
+
+
+def _hosts(graph: Graph, actors: Sequence[Sequence[TaskId]], owners: Sequence[int]) -> list[int]:
+    """Return the bundle of each actor; ``owners`` are those that have one of their own, in this order.
+
+    One that has none goes where its rows go to, else where they come from, shard by shard.
+    """
+    bundle_of = {task: bundle for bundle, number in enumerate(owners) for task in actors[number]}
+    hosts = []
+    for number, tasks in enumerate(actors):
+        own = bundle_of.get(tasks[0])
+        if own is None:
+            others = [edge.receiver for task in tasks for edge in graph.outputs_of(task)]
+            others += [edge.sender for task in tasks for edge in graph.inputs_of(task)]
+            near = list(dict.fromkeys(bundle_of[other] for other in others if other in bundle_of))
+            own = near[tasks[0].shard % len(near)] if near else number % len(owners)
+        hosts.append(own)
+    return hosts
 
 
 def _operator(graph: Graph, tasks: Sequence[TaskId]) -> OperatorSpec | None:
     """Return the operator of an actor. None has more than one."""
     nodes = [graph.spec.node(task.node) for task in tasks]
     return next((node for node in nodes if isinstance(node, OperatorSpec)), None)
-
-
-def _fits(cpus: Sequence[float], gpus: Sequence[float], nodes: Sequence[Node]) -> bool:
-    """Return whether actors fit onto nodes, the largest ones placed first, each where it leaves the least room."""
-    free = [[node.gpus, node.cpus] for node in nodes]
-    for gpu, cpu in sorted(zip(gpus, cpus, strict=True), reverse=True):
-        rooms = [room for room in free if room[0] >= gpu - _RAY_PRECISION / 2 and room[1] >= cpu - _RAY_PRECISION / 2]
-        if not rooms:
-            return False
-        room = min(rooms)
-        room[0] -= gpu
-        room[1] -= cpu
-    return True
 
 
 def _gpu_shares(graph: Graph, there: float) -> dict[str, float]:

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.records import NEVER_US
-from pipelines.runtime.keys import encode_streams
+from connectors.records import NEVER_US, encode_streams
 from pipelines.runtime.messages import END_OF_TIME, Alignment, Close, Data, Edge
 from pipelines.runtime.watermarks import event_times
 
@@ -128,7 +127,7 @@ class Aligner:
         span = self._reached(self._inflows[edge])
         wanted = set(streams)
         for chunk in self._chunks[edge.role, edge.sender.node]:
-            names, codes = encode_streams(chunk.batch)
+            names, codes = encode_streams(chunk.batch.column("stream_id"))
             ending = np.array([name in wanted for name in names], np.bool_)[codes]
             span = max(span, int(chunk.spans[ending].max(initial=NEVER_US)))
         self._closes.append((span, edge.sender.node, tuple(streams)))
@@ -317,7 +316,7 @@ def _order(batch: pa.RecordBatch, spans: Ints) -> Ints | None:
     span_steps, time_steps = np.diff(spans), np.diff(times)
     if np.all((span_steps > 0) | ((span_steps == 0) & (time_steps > 0))):
         return None
-    names, codes = encode_streams(batch)
+    names, codes = encode_streams(batch.column("stream_id"))
     rank = np.empty(len(names), np.int64)
     rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
     sequence = batch.column("sequence").to_numpy(zero_copy_only=False)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.runtime.keys import encode_streams
+from connectors.records import encode_streams
 
 __all__ = ["Batcher"]
 
@@ -45,7 +45,7 @@ class _Chunk:
     def encode(self) -> tuple[list[str], npt.NDArray[np.int64]]:
         """Return distinct streams of the batch, and the codes of the rows that still wait."""
         if self.streams is None or self.codes is None:
-            self.streams, self.codes = encode_streams(self.batch)
+            self.streams, self.codes = encode_streams(self.batch.column("stream_id"))
         return self.streams, self.codes if self.rows is None else self.codes[self.rows]
 
 

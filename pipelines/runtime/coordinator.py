@@ -75,7 +75,9 @@ class Coordinator:
         self._attempt = attempt
         self._timeout_s = timeout_s
         self._options = options_of(graph.spec)
-        self._reading = {task for source in graph.spec.sources for task in graph.tasks_of(source.name)}
+        self._tasks = graph.tasks
+        self._tasks_of = {name: graph.tasks_of(name) for name in graph.spec.nodes}
+        self._reading = {task for source in graph.spec.sources for task in self._tasks_of[source.name]}
         self._acks: dict[TaskId, Ack] = {}
         self._epoch: int | None = None
         self._final = False
@@ -115,7 +117,7 @@ class Coordinator:
             return
         now = self._clock()
         if self._epoch is not None:
-            missing = [task for task in self._graph.tasks if task not in self._acks]
+            missing = [task for task in self._tasks if task not in self._acks]
             if not missing:
                 self._commit(self._epoch)
             elif now - self._began_s > self._timeout_s:
@@ -187,4 +189,4 @@ class Coordinator:
         )
 
     def _of(self, node: str) -> list[Ack]:
-        return [self._acks[task] for task in self._graph.tasks_of(node)]
+        return [self._acks[task] for task in self._tasks_of[node]]

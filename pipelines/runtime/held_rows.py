@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from connectors.records import encode_streams
 from pipelines.runtime.aligner import HeldRows
-from pipelines.runtime.keys import encode_streams
 from pipelines.runtime.messages import SnapshotFile
 from pipelines.runtime.snapshots import Keep, verify, write_file
 
@@ -53,7 +53,7 @@ def read_held(root: Path, file: SnapshotFile, keep: Keep | None = None) -> Itera
                 [batch] = stream
                 schema = stream.schema
             if keep is not None:
-                names, codes = encode_streams(batch)
+                names, codes = encode_streams(batch.column("stream_id"))
                 batch = batch.filter(pa.array(np.array([keep(name) for name in names], np.bool_)[codes]))
             role, node = json.loads(schema.metadata[_INPUT])
             metadata = {key: value for key, value in schema.metadata.items() if key != _INPUT}

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from zlib import crc32
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["KEY_GROUPS", "encode_streams", "shard_of", "split_by_shard"]
+from connectors.records import encode_streams
+
+__all__ = ["KEY_GROUPS", "shard_of", "split_by_shard"]
 
 KEY_GROUPS = 128
 
@@ -21,13 +22,6 @@ KEY_GROUPS = 128
 def shard_of(stream_id: str, shards: int) -> int:
     """Return the shard of one stream."""
     return (crc32(stream_id.encode()) % KEY_GROUPS) * shards // KEY_GROUPS
-
-
-def encode_streams(batch: pa.RecordBatch) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the distinct stream ids of a batch and, per row, the index of its stream among them."""
-    column = batch.column("stream_id")
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
 
 
 def split_by_shard(batch: pa.RecordBatch, shards: int) -> Iterable[tuple[int, pa.RecordBatch]]:
@@ -38,7 +32,7 @@ def split_by_shard(batch: pa.RecordBatch, shards: int) -> Iterable[tuple[int, pa
     if shards == 1:
         yield 0, batch
         return
-    streams, codes = encode_streams(batch)
+    streams, codes = encode_streams(batch.column("stream_id"))
     shard_of_stream = np.fromiter((shard_of(stream, shards) for stream in streams), np.int64, len(streams))
     present = np.unique(shard_of_stream)
     if len(present) == 1:

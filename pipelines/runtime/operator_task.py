@@ -17,14 +17,13 @@ from dataclasses import replace
 import pyarrow as pa
 
 from connectors import faults
-from connectors.records import NEVER_US
+from connectors.records import NEVER_US, encode_streams
 from operators.base import Operator
 from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.held_rows import write_held
 from pipelines.runtime.inbox import Inbox
-from pipelines.runtime.keys import encode_streams
 from pipelines.runtime.messages import (
     Alignment,
     Barrier,
@@ -77,6 +76,7 @@ class OperatorTask:
         keeps_streams: bool = False,
     ) -> None:
         self.task = task
+        self._name = str(task)
         self.stats = TaskStats(task=task, kind="operator")
         self.ended = False
         self._operator = operator
@@ -245,7 +245,7 @@ class OperatorTask:
 
     def _data(self, node: str, batch: pa.RecordBatch) -> None:
         if self._open is not None or self._closing:
-            streams = encode_streams(batch)[0]
+            streams = encode_streams(batch.column("stream_id"))[0]
             if self._open is not None:
                 self._open.seen(node, streams)
             if not set(self._closing).isdisjoint(streams):
@@ -343,7 +343,7 @@ class OperatorTask:
 
     def _barrier(self, barrier: Barrier) -> None:
         epoch = barrier.epoch
-        faults.reach("before_snapshot", epoch, str(self.task))
+        faults.reach("before_snapshot", epoch, self._name)
         incremental = 0 < len(self._chain) < FULL_SNAPSHOT_EVERY
         state = self._operator.snapshot(incremental=incremental)
         open_streams = self._open.snapshot() if self._open is not None else {}
@@ -372,6 +372,6 @@ class OperatorTask:
             alignment = replace(alignment, rows=rows.result())
         file = written.result()
         self._chain = [*self._chain, file] if file.incremental else [file]
-        faults.reach("after_snapshot", epoch, str(self.task))
+        faults.reach("after_snapshot", epoch, self._name)
         self.stats.last_epoch = epoch
         self._report(OperatorAck(self.task, epoch, tuple(self._chain), open_streams, alignment))

@@ -22,6 +22,7 @@ class SinkTask:
 
     def __init__(self, task: TaskId, sink: Sink, inbox: Inbox, report: Callable[[Event], None]) -> None:
         self.task = task
+        self._name = str(task)
         self.stats = TaskStats(task=task, kind="sink")
         self.ended = False
         self._sink = sink
@@ -55,9 +56,9 @@ class SinkTask:
 
     def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
         """Publish what was staged for ``epoch``; call it in the task's thread, after the manifest is durable."""
-        faults.reach("before_commit", epoch, str(self.task))
+        faults.reach("before_commit", epoch, self._name)
         self._sink.commit(epoch, staged)
-        faults.reach("after_commit", epoch, str(self.task))
+        faults.reach("after_commit", epoch, self._name)
         self.stats.rows_out += sum(file.rows for file in staged)
 
     def close(self) -> None:
@@ -65,10 +66,10 @@ class SinkTask:
         self._sink.close()
 
     def _prepare(self, epoch: int) -> None:
-        faults.reach("before_prepare", epoch, str(self.task))
+        faults.reach("before_prepare", epoch, self._name)
         started = time.perf_counter()
         staged = self._sink.prepare(epoch)
         self.stats.step_s += time.perf_counter() - started
-        faults.reach("after_prepare", epoch, str(self.task))
+        faults.reach("after_prepare", epoch, self._name)
         self.stats.last_epoch = epoch
         self._report(SinkAck(self.task, epoch, tuple(staged)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -43,7 +43,7 @@ class SourceTask:
 
     ``bounded`` and ``splits_end`` are those of the source: splits that do not end are all open at the same time. A source that
     is not ``awaited`` does not keep the run from ending once there is nothing to read. ``discover`` returns splits that are to
-    be added; it is asked after every barrier.
+    be added, read from ``appeared_at`` on; it is asked after every barrier.
     """
 
     def __init__(
@@ -60,7 +60,8 @@ class SourceTask:
         awaited: bool = True,
         splits_end: bool = True,
         split_wait_s: float = math.inf,
-        discover: Callable[[], Mapping[str, SplitState]] = dict,
+        discover: Callable[[], Sequence[str]] = list,
+        appeared_at: Position | None = None,
     ) -> None:
         self.task = task
         self.stats = TaskStats(task=task, kind="source", splits=len(splits), splits_done=sum(s.done for s in splits.values()))
@@ -75,6 +76,7 @@ class SourceTask:
         self._max_open = MAX_OPEN_SPLITS if splits_end else sys.maxsize
         self._dropped: dict[str, Counter[str]] = {}
         self._discover = discover
+        self._appeared_at = appeared_at
         self._state = dict(splits)
         self._waiting = deque(name for name, state in splits.items() if not state.done)
         self._open: deque[tuple[str, Reader]] = deque()
@@ -224,9 +226,9 @@ class SourceTask:
         else:
             self._add(self._discover())
 
-    def _add(self, splits: Mapping[str, SplitState]) -> None:
+    def _add(self, splits: Sequence[str]) -> None:
         """Take on splits that no task has read so far; they wait for their turn behind the others."""
-        self._state.update(splits)
+        self._state.update(dict.fromkeys(splits, SplitState(self._appeared_at)))
         self._rows_before.update(dict.fromkeys(splits, 0))
         self._waiting.extend(splits)
         self.stats.splits += len(splits)

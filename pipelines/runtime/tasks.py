@@ -94,7 +94,8 @@ def make_source_task(
         awaited=plan.awaited,
         splits_end=source.splits_end,
         split_wait_s=plan.split_wait_s,
-        discover=_discoverer(source, plan.task),
+        discover=source.discover if plan.task.shard == 0 else list,  # the first task takes new ones on, until the next start
+        appeared_at=source.appeared_at,
     )
 
 
@@ -182,13 +183,6 @@ def make_aligner(
             held += read_held(root, state.alignment.rows, keep)
     aligner.restore(alignments, held)
     return aligner
-
-
-def _discoverer(source: Source, task: TaskId) -> Callable[[], dict[str, SplitState]]:
-    """Return what a source task asks for new splits. The first task of a source takes them on, until the next start."""
-    if task.shard > 0:
-        return dict
-    return lambda: {split: SplitState(source.appeared_at) for split in source.discover()}
 
 
 def _read_rows(spec: PipelineSpec, source: str) -> int:

@@ -47,7 +47,7 @@ class SplitTimes:
         self._sent = NEVER_US
         self._ahead = 0  # rows read since the watermark moved
 
-    def add(self, splits: Mapping[str, SplitState]) -> None:
+    def add(self, splits: Iterable[str]) -> None:
         """Take on more splits."""
         self._times.update(dict.fromkeys(splits, NEVER_US))
 

@@ -59,7 +59,7 @@ def spread(lines: Path, run: Path, shards: int = 3, **changes: Any) -> dict[str,
     values = pipeline(lines, run, epoch_s=0.5, operators__mean__slow_s=0.3, operators__mean__max_batch=64, **changes)
     values["placement"] = "spread"
     values["sources"]["events"]["parallelism"] = shards
-    values["operators"]["mean"]["shards"] = shards
+    values["operators"]["mean"] |= {"shards": shards, "num_cpus": 0.5}  # two nodes have room for three, too
     values["sinks"]["rows"]["shards"] = 2
     return values
 

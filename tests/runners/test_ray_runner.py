@@ -227,6 +227,17 @@ def test_a_gpu_that_is_not_in_the_cluster_is_a_quick_clear_error(lines: Path, tm
     assert time.monotonic() - began < 60
 
 
+def test_what_can_never_fit_onto_the_cluster_is_said_clearly(
+    lines: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__num_cpus=64, resources_wait_s=1)
+    with pytest.raises(
+        StreambankError, match=r"can never fit .* one actor asks for 64 CPUs, and no node has more than 4.*Add nodes"
+    ):
+        on_ray(values)
+    assert "waiting for nodes to join, 1 s at most" in caplog.text
+
+
 def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path, tmp_path: Path) -> None:
     values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Broken")
     with pytest.raises(ZeroDivisionError) as raised:
