@@ -29,7 +29,7 @@ from benchmarks import machine
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Answer, Question, answer_questions
+from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
 from models.rekv.session import StreamState, StreamView, open_stream
 from operators.banks.block_bank import BlockBank
 from operators.banks.blocks.budget import stored_fields
@@ -143,11 +143,11 @@ def _encode(decoder: TextDecoder, stream: StreamState, frames: int, generator: t
         encode_frames(decoder, CONFIG, [stream], [torch.randn(count, TOKENS, HIDDEN, generator=generator)])
 
 
-def _first_minute(decoder: TextDecoder, stream: StreamState, bank: BlockBank) -> tuple[Answer, list[Tensor]]:
+def _first_minute(decoder: TextDecoder, stream: StreamState, bank: BlockBank) -> tuple[TokenAnswer, list[Tensor]]:
     """Ask about the frames before ``MINUTE``; return the answer and all their blocks."""
     with bank.reader(0, MINUTE) as blocks:
         seen: BlockReader = blocks
-        question = Question(
+        question = TokenQuestion(
             stream=StreamView(stream.prefix, stream.grid, seen),
             question_ids_n=torch.arange(11, 19),
             prompt_ids_n=torch.arange(7, 31),
@@ -160,7 +160,7 @@ def _first_minute(decoder: TextDecoder, stream: StreamState, bank: BlockBank) ->
     return answer, parts
 
 
-def _same(first: Answer, last: Answer) -> bool:
+def _same(first: TokenAnswer, last: TokenAnswer) -> bool:
     pairs = list(zip(first.retrieved, last.retrieved, strict=True)) + list(zip(first.scores, last.scores, strict=True))
     equal = all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
     return first.status == last.status == "ok" and first.tokens == last.tokens and equal

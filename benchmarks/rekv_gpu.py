@@ -30,7 +30,7 @@ from benchmarks.rekv_day import SlotWriter
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Question, answer_questions
+from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.session import StreamView, open_stream
 from operators.banks.block_bank import BlockBank
 from operators.banks.blocks.spec import BlockSpec
@@ -133,7 +133,9 @@ def measure(shape: Shape, device: torch.device) -> dict[str, Any]:
         def ask(ids_n: torch.Tensor) -> int:
             with bank.reader(0) as blocks:
                 view = StreamView(stream.prefix, stream.grid, blocks)
-                question = Question(stream=view, question_ids_n=ids_n, prompt_ids_n=ids_n, max_new_tokens=shape.answer_tokens)
+                question = TokenQuestion(
+                    stream=view, question_ids_n=ids_n, prompt_ids_n=ids_n, max_new_tokens=shape.answer_tokens
+                )
                 return len(answer_questions(decoder, config, [question], ())[0].tokens)
 
         for number in range(shape.questions):

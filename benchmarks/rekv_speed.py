@@ -28,7 +28,7 @@ from benchmarks import machine
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Question, answer_questions
+from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.session import StreamView, open_stream
 from models.rekv.store import TensorStore
 
@@ -177,7 +177,7 @@ def main() -> int:
 
     def ask() -> list[int]:
         view = StreamView(ours.prefix, ours.grid, store.reader())
-        asked = Question(stream=view, question_ids_n=question, prompt_ids_n=prompt, max_new_tokens=NEW_TOKENS)
+        asked = TokenQuestion(stream=view, question_ids_n=question, prompt_ids_n=prompt, max_new_tokens=NEW_TOKENS)
         return answer_questions(decoder, CONFIG, [asked], ())[0].tokens
 
     for number, frame_TC in enumerate(frames):

@@ -59,6 +59,10 @@ class OutputRows:
         """Return how many rows have one of these statuses, declared or not."""
         return int(np.isin(self._status_B, [self._codes[status] for status in statuses if status in self._codes]).sum())
 
+    def kept(self) -> Ints:
+        """Return the rows that give an output row, ascending."""
+        return np.flatnonzero(self._kept_B)
+
     def batches(self, columns: Mapping[str, pa.Array]) -> list[pa.RecordBatch]:
         """Return the output rows as one batch, or none if every row was dropped.
 

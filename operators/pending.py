@@ -37,14 +37,23 @@ class Pending:
         return True
 
     def due(self, stream_id: str, time_us: int) -> list[Item]:
-        """Take the items out that a row of this time sets free: it is behind what they may see."""
-        waiting = self._items.get(stream_id)
-        if not waiting:
-            return []
-        ready = [item for at_us, item in waiting if at_us < time_us]
+        """Take the items out that a row of this time sets free: it is behind what they may see. In the order of their times."""
+        return [item for _, item in self._take(stream_id, time_us)]
+
+    def due_everywhere(self, time_us: int) -> list[tuple[str, Item]]:
+        """Take the items of all streams out that rows of this time would set free, with their streams.
+
+        In the order of their times, then streams: the same in whatever steps event time gets there.
+        """
+        taken = [(at_us, stream_id, item) for stream_id in list(self._items) for at_us, item in self._take(stream_id, time_us)]
+        return [(stream_id, item) for _, stream_id, item in sorted(taken, key=lambda one: one[:2])]
+
+    def _take(self, stream_id: str, time_us: int) -> list[tuple[int, Item]]:
+        waiting = self._items.get(stream_id, ())
+        ready = [pair for pair in waiting if pair[0] < time_us]
         if ready:
-            self._items[stream_id] = [(at_us, item) for at_us, item in waiting if at_us >= time_us]
-        return ready
+            self._items[stream_id] = [pair for pair in waiting if pair[0] >= time_us]
+        return sorted(ready, key=lambda pair: pair[0])
 
     def close(self, stream_id: str) -> list[Item]:
         """Take all items of a stream out."""

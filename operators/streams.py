@@ -143,8 +143,9 @@ class Opened(NamedTuple, Generic[S]):
 class StreamTable(Generic[S]):
     """Streams with a slot, and tombstones.
 
-    ``make`` builds a stream for a slot; after a restore the fields of plain type are set on what it built. ``ended`` is told of
-    every stream that gives its slot back, while it still stands in the table.
+    ``make`` builds a stream for a slot; after a restore the fields of plain type are set on what it built. ``opened`` is told
+    of every stream that is new, not of restored ones, whose banks are loaded; ``ended`` of every one that gives its slot back,
+    while it still stands in the table.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class StreamTable(Generic[S]):
         *,
         kind: type[S],
         counters: Counters,
+        opened: Callable[[str, S], None] = lambda stream_id, stream: None,
         ended: Callable[[str, S], None] = lambda stream_id, stream: None,
     ) -> None:
-        self._name, self._make, self._ended, self._counters = name, make, ended, counters
+        self._name, self._make, self._opened, self._ended, self._counters = name, make, opened, ended, counters
         self._rejects = options.on_streams_full == "reject"
         self._max_streams = options.max_streams
         self._free = list(range(options.max_streams - 1, -1, -1))
@@ -215,6 +217,7 @@ class StreamTable(Generic[S]):
         was_evicted = stream_id in self._tombstones
         self._tombstones.pop(stream_id, None)
         self._touched.add(stream_id)
+        self._opened(stream_id, stream)
         return Opened(stream, was_evicted)
 
     def accept(self, stream_id: str, sequence: int, time_us: int | None = None) -> None:

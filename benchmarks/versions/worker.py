@@ -21,6 +21,7 @@ import pyarrow as pa
 
 OLD_OPTIONS: dict[str, dict[str, str]] = {
     "mamba": {"on_streams_full": "on_full", "bank_gib": "bank_budget_gib"},
+    "rekv": {"on_bank_full": "on_full"},
     "reloop2": {"bank_gib": "memory_budget_gib"},
 }
 """Method → name of an option → what it was called before."""

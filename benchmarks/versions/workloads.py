@@ -25,7 +25,8 @@ from models.mamba.config import MambaConfig
 from models.mamba.model import Mamba
 from models.mamba.shapes import ShapesConfig, make_scene
 from models.rekv.films import Film, make_film, questions
-from operators.rekv.schemas import FRAME_SEQUENCES, QUESTION
+from operators.questions import QUESTION
+from operators.rekv.schemas import FRAME_SEQUENCES
 
 __all__ = ["NAMES", "write"]
 
@@ -277,7 +278,7 @@ def _rekv_films(folder: Path, films: int = 2, **options: Any) -> None:
 
 
 def _rekv_disk(folder: Path, **options: Any) -> None:
-    _rekv_films(folder, **{"device_gib": 0.002, "disk_gib": 0.05, "disk_path": "@RUN/blocks", **options})
+    _rekv_films(folder, **{"device_gib": 0.002, "disk_gib": 0.012, "disk_path": "@RUN/blocks", **options})
 
 
 def _rekv_host(folder: Path) -> None:
@@ -484,7 +485,7 @@ _WORKLOADS: dict[str, Callable[[Path], None]] = {
     "rekv_answerers": partial(_rekv_disk, answerers=1),
     "rekv_host": _rekv_host,
     "rekv_drop_oldest": _rekv_drop_oldest,
-    "rekv_refuse": partial(_rekv_drop_oldest, on_full="refuse"),
+    "rekv_refuse": partial(_rekv_drop_oldest, on_bank_full="refuse"),
     "rekv_faults": _rekv_faults,
     "reloop2_sketch": _reloop2,
     "reloop2_count": partial(_reloop2, similarity="count", prior_rows=20.0, gamma=0.0, strength=1.0, forget_rows=1000),

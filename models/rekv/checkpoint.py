@@ -42,6 +42,14 @@ def read_model_type(folder: str | os.PathLike[str]) -> str:
     return str(_read_config(Path(folder))["model_type"])
 
 
+def read_head_width(folder: str | os.PathLike[str]) -> int | None:
+    """Return the width of an attention head of a checkpoint folder; None where its config.json leaves it to the family."""
+    text = _read_config(Path(folder)).get("text_config", {})
+    hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
+    width = text.get("head_dim") or (hidden // heads if hidden and heads else None)
+    return None if width is None else int(width)
+
+
 def load_checkpoint(
     folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> nn.Module:

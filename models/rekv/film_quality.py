@@ -23,11 +23,11 @@ from torch import Tensor
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames
-from models.rekv.films import Asked, Film, questions
-from models.rekv.generate import Answer, Question, answer_questions
+from models.rekv.films import Film, FilmQuestion, questions
+from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
 from models.rekv.loaders import VideoLanguageModel
 from models.rekv.session import StreamView, open_stream
-from models.rekv.store import BlockReader, BlockWriter, TensorStore
+from models.rekv.store import ReadableBlocks, TensorStore, WritableBlocks
 
 __all__ = ["MODES", "FilmBlocks", "FilmQuality", "OpenBlocks", "film_quality"]
 
@@ -38,10 +38,10 @@ _MAX_NEW_TOKENS = 8
 _FRAMES_AT_ONCE = 128
 
 
-class FilmBlocks(BlockWriter, Protocol):
+class FilmBlocks(WritableBlocks, Protocol):
     """The blocks of one film, written and then read."""
 
-    def reader(self) -> BlockReader:
+    def reader(self) -> ReadableBlocks:
         """Return what was written."""
 
 
@@ -116,15 +116,15 @@ def _features(model: VideoLanguageModel, film: Film) -> Tensor:
 
 
 def _ask(
-    model: VideoLanguageModel, config: ReKVConfig, features_FTC: Tensor, asked: list[Asked], blocks: OpenBlocks
-) -> list[Answer]:
+    model: VideoLanguageModel, config: ReKVConfig, features_FTC: Tensor, asked: list[FilmQuestion], blocks: OpenBlocks
+) -> list[TokenAnswer]:
     decoder, tokens = model.decoder, features_FTC.shape[1]
     prefix, grid = model.prefix(), decoder.grid(tokens)
     with blocks(decoder, tokens) as kept:
         encode_frames(decoder, config, [open_stream(decoder, config, prefix, grid, kept)], [features_FTC])
         seen = StreamView(prefix, grid, kept.reader())
         batch = [
-            Question(
+            TokenQuestion(
                 stream=seen,
                 question_ids_n=model.ids(one.text),
                 prompt_ids_n=model.ids(model.prompts.open_ended(one.text)),
@@ -136,6 +136,6 @@ def _ask(
         return answer_questions(decoder, config, batch, model.end_tokens)
 
 
-def _recall(asked: Asked, frames: Tensor, most: int) -> float:
+def _recall(asked: FilmQuestion, frames: Tensor, most: int) -> float:
     wanted = set(asked.event.frames)
     return len(wanted & set(frames.tolist())) / min(len(wanted), most)

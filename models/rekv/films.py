@@ -25,9 +25,9 @@ __all__ = [
     "SHAPES",
     "SIDE",
     "TIMES",
-    "Asked",
     "Event",
     "Film",
+    "FilmQuestion",
     "make_film",
     "questions",
     "render",
@@ -93,7 +93,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FilmQuestion:
     """A question about a film in plain words, its answer, and the event that holds it."""
 
     kind: str
@@ -158,10 +158,12 @@ def make_film(seed: int, *, length: int = 600, events: int = 5, shortest: int = 
     return Film(seed, length, tuple(made))
 
 
-def questions(film: Film, rng: np.random.Generator) -> list[Asked]:
+def questions(film: Film, rng: np.random.Generator) -> list[FilmQuestion]:
     """Return one question of each kind about each event, in a wording drawn from ``rng``."""
     return [
-        Asked(kind, wording(kind, event, rng), answer_of(kind, event), event) for event in film.events for kind in _WORDINGS
+        FilmQuestion(kind, wording(kind, event, rng), answer_of(kind, event), event)
+        for event in film.events
+        for kind in _WORDINGS
     ]
 
 

@@ -20,11 +20,11 @@ from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.session import StreamView
 
-__all__ = ["Answer", "Question", "answer_questions", "greedy"]
+__all__ = ["TokenAnswer", "TokenQuestion", "answer_questions", "greedy"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Question:
+class TokenQuestion:
     """One question as token ids."""
 
     stream: StreamView
@@ -41,7 +41,7 @@ class Question:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Answer:
+class TokenAnswer:
     """The tokens, and what they were answered from."""
 
     status: str
@@ -59,10 +59,10 @@ class Answer:
 
 
 def answer_questions(
-    decoder: TextDecoder, config: ReKVConfig, questions: Sequence[Question], end_tokens: Collection[int]
-) -> list[Answer]:
+    decoder: TextDecoder, config: ReKVConfig, questions: Sequence[TokenQuestion], end_tokens: Collection[int]
+) -> list[TokenAnswer]:
     """Answer a batch of questions greedily, each as if it were alone. Streams are not changed."""
-    answers = [Answer(status=_status(q, config), frames_seen=q.stream.blocks.below) for q in questions]
+    answers = [TokenAnswer(status=_status(q, config), frames_seen=q.stream.blocks.below) for q in questions]
     good = [i for i, answer in enumerate(answers) if answer.status == "ok"]
     if not good:
         return answers
@@ -112,7 +112,7 @@ def greedy(
         hidden_BC = torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1))))
 
 
-def _status(question: Question, config: ReKVConfig) -> str:
+def _status(question: TokenQuestion, config: ReKVConfig) -> str:
     if not len(question.question_ids_n) or not len(question.prompt_ids_n) or question.max_new_tokens < 1:
         return "bad_question"
     blocks, empty = question.stream.blocks, question.stream.blocks.below == question.stream.blocks.first

@@ -18,7 +18,7 @@ from connectors.errors import ConfigError, RecoveryError
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.rotary import Grid
-from models.rekv.store import BlockReader, BlockWriter
+from models.rekv.store import ReadableBlocks, WritableBlocks
 
 __all__ = ["Prefix", "StreamState", "StreamView", "Window", "open_stream", "rebuild_window"]
 
@@ -73,7 +73,7 @@ class StreamView:
     prefix: Prefix
     grid: Grid
     """Of the tokens of a block as it is read, which a bank may have made fewer than those of a frame."""
-    blocks: BlockReader
+    blocks: ReadableBlocks
     select: Callable[[int, Tensor], Tensor] | None = None
     """Layer and scores [N] → frames to read, ascending, at most ``retrieve_frames``; default: ``selection.select_frames``."""
 
@@ -84,7 +84,7 @@ class StreamState:
 
     prefix: Prefix
     grid: Grid
-    blocks: BlockWriter
+    blocks: WritableBlocks
     window: Window
     frames: int = 0
     observe: Callable[[int, Tensor], None] | None = None
@@ -100,7 +100,7 @@ class StreamState:
         return 2 * self.window.keys_LGCD.numel() * self.window.keys_LGCD.element_size()
 
 
-def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Grid, blocks: BlockWriter) -> StreamState:
+def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Grid, blocks: WritableBlocks) -> StreamState:
     """Return a stream without frames, on the decoder's device. ``blocks`` must have none.
 
     Raises ``ConfigError`` if the retrieved frames or the prefix do not fit into the window.
@@ -119,7 +119,7 @@ def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: 
     return stream
 
 
-def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: BlockReader) -> None:
+def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: ReadableBlocks) -> None:
     """Make the window of a stream that has these blocks, as after encoding them: bit for bit if they are kept as they were.
 
     Raises ``RecoveryError`` if blocks of the window are gone.
@@ -128,7 +128,7 @@ def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState
     _refill(decoder, config, stream, blocks)
 
 
-def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: BlockReader | None) -> None:
+def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: ReadableBlocks | None) -> None:
     """Fill the window with the last W tokens, or all, from prefix and blocks."""
     window, prefix, tokens = stream.window, stream.prefix, stream.grid.tokens
     base = max(stream.tokens - config.window_tokens, 0)

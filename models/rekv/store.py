@@ -13,17 +13,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BlockReader", "BlockWriter", "TensorReader", "TensorStore"]
+__all__ = ["ReadableBlocks", "TensorReader", "TensorStore", "WritableBlocks"]
 
 
-class BlockWriter(Protocol):
+class WritableBlocks(Protocol):
     """Takes the blocks of one stream."""
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor, /) -> object:
         """Add N blocks to a layer; copies. Layers are written one after the other, 0 first, each with the same blocks."""
 
 
-class BlockReader(Protocol):
+class ReadableBlocks(Protocol):
     """The blocks ``first`` to ``below`` of one stream, as they were when it was opened: later appends do not disturb it."""
 
     @property

@@ -23,7 +23,7 @@ class Bank(Protocol):
     def release(self, slots: Any, /) -> None:
         """Forget what stands in slots whose streams have ended, and give pages and files back."""
 
-    def export(self, slots: Any, state: State, *, incremental: bool) -> None:
+    def export(self, slots: Any, state: State, /, *, incremental: bool) -> None:
         """Add the slots of the streams of ``state``, in its order; where incremental, what changed since ``mark_clean``."""
 
     def mark_clean(self) -> None:

@@ -13,14 +13,16 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
+from operators.banks.bank import Bank
 from operators.banks.blocks.budget import Budget, TierPlan
-from operators.banks.blocks.page_table import Frames, PageTable
+from operators.banks.blocks.page_table import PageNumbers, PageTable
 from operators.banks.blocks.reader import BlockReader
 from operators.banks.blocks.retirement import Retirement
 from operators.banks.blocks.segments import StreamFiles, incarnation_of, segments_in
@@ -48,14 +50,14 @@ REFUSED = -1
 class _Pending:
     """Blocks of a stream that some layers have been written of."""
 
-    frames: Frames
+    pages: PageNumbers
     asked: int
     layers: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Stream:
-    """One stream of the bank; for the modules of this package."""
+class BankStream:
+    """What the bank knows of one stream; for the modules of this package."""
 
     key: int
     table: PageTable
@@ -68,7 +70,7 @@ class Stream:
 
     def blocks(self) -> int:
         """Return how many blocks it holds, with those being written."""
-        return len(self.table) + (len(self.pending.frames) if self.pending is not None else 0)
+        return len(self.table) + (len(self.pending.pages) if self.pending is not None else 0)
 
     def droppable(self) -> int:
         """Return how many of the oldest blocks no reader holds."""
@@ -118,7 +120,7 @@ class BlockBank:
         self.plan = TierPlan.of(name, spec, self.fields, budget, slots)
         self.tiers = Tiers(self.plan, spec, self.fields, device=self.device, representatives=representatives)
         self.folder = Path(disk_folder) / name if disk_folder is not None else None
-        self.streams: list[Stream | None] = [None] * slots
+        self.streams: list[BankStream | None] = [None] * slots
         self.retirement = Retirement(snapshots_kept)
         self.dropped = self.refused = 0
         self._on_full, self._most = on_full, blocks_per_stream or self.plan.blocks
@@ -153,7 +155,7 @@ class BlockBank:
                     raise ValueError(f"{self.name}: slot {slot} belongs to another stream; release it first")
                 if any(stream is not None and stream.key == key for stream in self.streams):
                     raise ValueError(f"{self.name}: a stream with key {key} is open already")
-                self.streams[slot] = Stream(key, PageTable(), self._new_files(key))
+                self.streams[slot] = BankStream(key, PageTable(), self._new_files(key))
 
     def release(self, slots_B: Tensor | Sequence[int]) -> None:
         """Forget the streams of these slots. Blocks that a reader holds go when it is closed."""
@@ -174,7 +176,7 @@ class BlockBank:
         """Return the number of each stream's oldest block that is still there, [B]."""
         return torch.tensor([self.stream(slot).table.first for slot in _ints(slots_B)])
 
-    def stream(self, slot: int) -> Stream:
+    def stream(self, slot: int) -> BankStream:
         """Return the stream of a slot. Raises ``ValueError`` if it has none."""
         stream = self.streams[slot]
         if stream is None:
@@ -238,7 +240,7 @@ class BlockBank:
                     )
                 pending.layers += 1
         pendings = [stream.pending for stream in streams if stream.pending is not None]
-        taken = [len(pending.frames) for pending in pendings]
+        taken = [len(pending.pages) for pending in pendings]
         number_BF = torch.full((len(slots), blocks), REFUSED)
         for b, stream in enumerate(streams):
             number_BF[b, : taken[b]] = torch.arange(stream.table.written, stream.table.written + taken[b])
@@ -260,12 +262,12 @@ class BlockBank:
                 for stream, n, end in zip(streams, taken, ends, strict=True)
                 if n
             ]
-            frames_R = np.concatenate([pending.frames for pending in pendings])
-            self.tiers.write(layer, frames_R, rows, means_RGD, parts)
+            pages_R = np.concatenate([pending.pages for pending in pendings])
+            self.tiers.write(layer, pages_R, rows, means_RGD, parts)
         if layer == self.spec.layers - 1:
             with self._lock:
                 for stream, pending in zip(streams, pendings, strict=True):
-                    stream.table.append(pending.frames)
+                    stream.table.append(pending.pages)
                     stream.pending = None
         return number_BF
 
@@ -276,15 +278,15 @@ class BlockBank:
         with self._lock:
             stream = self.stream(slot)
             below = stream.table.written if below is None else min(below, stream.table.written)
-            frames_N = stream.table.held()[: max(below - stream.table.first, 0)]
+            pages_N = stream.table.held()[: max(below - stream.table.first, 0)]
             reader = BlockReader(
-                self.tiers, self.codec, frames_N, stream.files, stream.table.first, lambda reader: self._let_go(stream, reader)
+                self.tiers, self.codec, pages_N, stream.files, stream.table.first, lambda reader: self._let_go(stream, reader)
             )
             stream.readers.append(reader)
             return reader
 
     def close(self) -> None:
-        """End the prefetch thread. Files stay: a snapshot may name them."""
+        """End the prefetch thread and unmap the files, which stay: a snapshot may name them. May be called twice."""
         self.tiers.close()
 
     # Snapshots
@@ -332,8 +334,8 @@ class BlockBank:
         for stream in streams:
             import_means(self, stream)
 
-    def _reopen(self, numbers: dict[str, int]) -> Stream:
-        """Return the stream that a snapshot describes, with frames but without content."""
+    def _reopen(self, numbers: dict[str, int]) -> BankStream:
+        """Return the stream that a snapshot describes, with pages but without content."""
         blocks = numbers["written"] - numbers["first"]
         files = None
         if (numbers["segment_blocks"] > 0) != (self.folder is not None):
@@ -352,8 +354,8 @@ class BlockBank:
                 f"{self._most} per stream); resume with budgets at least as large as in the first run"
             )
         table = PageTable(numbers["first"])
-        table.append(self._take_frames(blocks))
-        return Stream(numbers["key"], table, files, clean=numbers["written"])
+        table.append(self._take_pages(blocks))
+        return BankStream(numbers["key"], table, files, clean=numbers["written"])
 
     def _new_files(self, key: int) -> StreamFiles | None:
         if self.folder is None or self.tiers.maps is None:
@@ -383,33 +385,33 @@ class BlockBank:
 
     # Room
 
-    def _reserve(self, stream: Stream, blocks: int) -> None:
-        """Find frames, and room in files, for as many of ``blocks`` new blocks as there is room for."""
+    def _reserve(self, stream: BankStream, blocks: int) -> None:
+        """Find pages, and room in files, for as many of ``blocks`` new blocks as there is room for."""
         self._abandon(stream)
         take = min(blocks, self._room(stream))
         while take < blocks and self._on_full == "drop_oldest" and self._drop(stream, take):
             take = min(blocks, self._room(stream))
-        frames = self._take_frames(take)
+        pages = self._take_pages(take)
         if stream.files is not None:
             created = stream.files.create(stream.table.written + take)
             self._disk_left -= len(created) * stream.files.layout.size
             self.retirement.note(created)
-        stream.pending = _Pending(frames, blocks)
+        stream.pending = _Pending(pages, blocks)
         self.refused += blocks - take
 
-    def _take_frames(self, count: int) -> Frames:
-        frames = self._free[self._free_count - count : self._free_count][::-1].copy()
+    def _take_pages(self, count: int) -> PageNumbers:
+        pages = self._free[self._free_count - count : self._free_count][::-1].copy()
         self._free_count -= count
-        return frames
+        return pages
 
-    def _room(self, stream: Stream) -> int:
+    def _room(self, stream: BankStream) -> int:
         room = min(self._free_count, self._most - len(stream.table))
         if stream.files is not None:
             layout = stream.files.layout
             room = min(room, stream.files.room(stream.table.written) + self._disk_left // layout.size * layout.blocks)
         return room
 
-    def _drop(self, stream: Stream, take: int) -> bool:
+    def _drop(self, stream: BankStream, take: int) -> bool:
         """Drop the oldest block of a stream that reaches its limit with ``take`` more, else of the fullest stream.
 
         Of files the oldest segment goes as a whole: less would free nothing. False: readers hold all that could be dropped.
@@ -424,36 +426,40 @@ class BlockBank:
         blocks = min(blocks, victim.droppable())
         if blocks < 1:
             return False
-        self._free_frames(victim.table.drop(blocks))
+        self._free_pages(victim.table.drop(blocks))
         self.dropped += blocks
         if victim.files is not None:
             self._delete(victim.files, victim.files.drop_before(victim.table.first))
         return True
 
-    def _abandon(self, stream: Stream) -> None:
+    def _abandon(self, stream: BankStream) -> None:
         if stream.pending is not None:
-            self._free_frames(stream.pending.frames)
+            self._free_pages(stream.pending.pages)
             stream.pending = None
 
-    def _free_stream(self, stream: Stream) -> None:
-        self._free_frames(stream.table.held())
+    def _free_stream(self, stream: BankStream) -> None:
+        self._free_pages(stream.table.held())
         if stream.files is not None:
             self._delete(stream.files, stream.files.drop_all())
 
-    def _free_frames(self, frames: Frames) -> None:
-        self.tiers.forget(frames)
-        self._free[self._free_count : self._free_count + len(frames)] = frames[::-1]
-        self._free_count += len(frames)
+    def _free_pages(self, pages: PageNumbers) -> None:
+        self.tiers.forget(pages)
+        self._free[self._free_count : self._free_count + len(pages)] = pages[::-1]
+        self._free_count += len(pages)
 
     def _delete(self, files: StreamFiles, paths: list[Path]) -> None:
         self._disk_left += len(paths) * files.layout.size
         self.retirement.retire(paths, files.layout.size)
 
-    def _let_go(self, stream: Stream, reader: BlockReader) -> None:
+    def _let_go(self, stream: BankStream, reader: BlockReader) -> None:
         with self._lock:
             stream.readers.remove(reader)
             if stream.released and not stream.readers:
                 self._free_stream(stream)
+
+
+if TYPE_CHECKING:
+    _: type[Bank] = BlockBank
 
 
 def _ints(numbers: Tensor | Sequence[int]) -> list[int]:

@@ -16,28 +16,30 @@ import numpy.typing as npt
 import torch
 
 from models.rekv.config import ReKVConfig
-from models.rekv.generate import Answer, Question, answer_questions
+from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
 from models.rekv.loaders import VideoLanguageModel
 from models.rekv.rotary import Grid
 from models.rekv.session import Prefix, StreamView
-from models.rekv.store import BlockReader
+from models.rekv.store import ReadableBlocks
+from operators.banks import BlockSpec
+from operators.rekv.policies import BlockPolicy
 
-__all__ = ["Answered", "Answering", "Asked"]
+__all__ = ["Answering", "BlockAnswer", "BlockQuestion", "one_grid", "rekv_config"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question that can be answered now. Picklable."""
+class BlockQuestion:
+    """A question that can be answered now, from blocks. Picklable."""
 
-    question: str
+    text: str
     max_tokens: int
     frames: tuple[int, ...] | None = None
     """External retrieval: numbers of blocks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer. Picklable, without tensors."""
+class BlockAnswer:
+    """An answer from blocks. Picklable, without tensors."""
 
     status: str
     text: str
@@ -55,30 +57,37 @@ class Answering:
     config: ReKVConfig
     prefix: Prefix
     grid: Grid
+    spec: BlockSpec
+    """Shape of a frame's blocks as they are written."""
+    policy: BlockPolicy
+    """How the blocks are stored, and which are read."""
 
-    def __call__(self, asked: Sequence[Asked], blocks: Sequence[BlockReader]) -> list[Answered]:
-        """Answer questions together, ``asked[i]`` from ``blocks[i]``."""
-        questions = [self._question(one, reader) for one, reader in zip(asked, blocks, strict=True)]
-        answers = answer_questions(self.model.decoder, self.config, questions, self.model.end_tokens)
-        return [self._answered(answer, reader.first) for answer, reader in zip(answers, blocks, strict=True)]
+    def __call__(self, questions: Sequence[BlockQuestion], blocks: Sequence[ReadableBlocks]) -> list[BlockAnswer]:
+        """Answer questions together, ``questions[i]`` from ``blocks[i]``."""
+        asked = [self._question(question, reader) for question, reader in zip(questions, blocks, strict=True)]
+        answers = answer_questions(self.model.decoder, self.config, asked, self.model.end_tokens)
+        return [self._answer(answer, reader.first) for answer, reader in zip(answers, blocks, strict=True)]
 
-    def _question(self, asked: Asked, blocks: BlockReader) -> Question:
-        return Question(
-            stream=StreamView(self.prefix, self.grid, blocks),
-            question_ids_n=self.model.ids(asked.question),
-            prompt_ids_n=self.model.ids(self.model.prompts.open_ended(asked.question)),
-            max_new_tokens=asked.max_tokens,
-            frames=asked.frames,
+    def _question(self, question: BlockQuestion, blocks: ReadableBlocks) -> TokenQuestion:
+        policy = self.policy
+        grid = self.grid if policy.tokens == self.grid.tokens else self.model.decoder.grid(policy.tokens)
+        select = policy.select(blocks, self.config) if policy.select is not None else None
+        return TokenQuestion(
+            stream=StreamView(self.prefix, grid, blocks, select),
+            question_ids_n=self.model.ids(question.text),
+            prompt_ids_n=self.model.ids(self.model.prompts.open_ended(question.text)),
+            max_new_tokens=question.max_tokens,
+            frames=question.frames,
         )
 
-    def _answered(self, answer: Answer, first: int) -> Answered:
+    def _answer(self, answer: TokenAnswer, first: int) -> BlockAnswer:
         retrieved = []
         for frames_K, scores_N in zip(answer.retrieved, answer.scores, strict=True):
             scores_K = None if scores_N is None else scores_N[frames_K - first].float().cpu().numpy()
             retrieved.append((frames_K.cpu().numpy(), scores_K))
         tokenizer = self.model.tokenizer
         text = tokenizer.decode(answer.tokens) if tokenizer is not None and answer.status == "ok" else ""
-        return Answered(answer.status, text, answer.frames_seen, answer.context_truncated, retrieved)
+        return BlockAnswer(answer.status, text, answer.frames_seen, answer.context_truncated, retrieved)
 
 
 def rekv_config(own: ReKVConfig | None, **given: object) -> ReKVConfig:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
+from operators.questions import QuestionOptions
+from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Scissorhands, ThinK
+from operators.streams import StreamOptions
 
-__all__ = ["STATUSES", "ReKVOptions"]
-
-STATUSES = (
-    "ok",
-    "no_frames",
-    "unknown_stream",
-    "bad_question",
-    "bad_frames",
-    "question_too_long",
-    "too_many_waiting",
-    "late",
-    "bank_full",
-    "rejected_corrupt",
-    "rejected_full",
-)
-"""Values of the output column ``status``; the last four are of frames (``late``, ``bank_full``, ``rejected_*``)."""
+__all__ = ["ReKVOptions"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReKVOptions:
+@dataclass(frozen=True, kw_only=True)
+class ReKVOptions(QuestionOptions, StreamOptions):
     """What a user can set for ``type: rekv`` (arXiv 2503.00540)."""
 
     checkpoint: str | None = option(
@@ -48,15 +37,14 @@ class ReKVOptions:
         None, "Frames that each layer retrieves. Default: what a small model was trained with, else 64.", unit="frames", ge=1
     )
     chunk_frames: int = option(
-        1, "Neighbouring frames scored and retrieved together; divides retrieve_frames.", unit="frames", ge=1
+        1, "Neighboring frames scored and retrieved together; divides retrieve_frames.", unit="frames", ge=1
     )
-    score: str = option(
-        "dot", "`dot`: as published code computes it; `cosine`: as the paper names it.", choices=("dot", "cosine")
+    score: Literal["dot", "cosine"] = option("dot", "`dot`: as published code computes it; `cosine`: as the paper names it.")
+    sink_overlap: Literal["official", "exact"] = option(
+        "official", "A prompt token inside the window that is a sink already counts twice (`official`) or once (`exact`)."
     )
-    sink_overlap: str = option(
-        "official",
-        "A prompt token inside the window that is a sink already counts twice (`official`) or once (`exact`).",
-        choices=("official", "exact"),
+    policy: BlockFloat | KVMerger | Scissorhands | ThinK | EMLLM | None = option(
+        None, "How the keys and values of a frame are stored, or which frames are read. null: as they are, and the best ones."
     )
     batch_frames: int = option(
         64,
@@ -64,28 +52,19 @@ class ReKVOptions:
         unit="frames",
         ge=1,
     )
-    batch_questions: int = option(8, "Most questions answered together. 1: as for batch_frames.", unit="questions", ge=1)
     max_question_tokens: int = option(
         1024, "Longer questions get the status `question_too_long`; never more than window_tokens.", unit="tokens", ge=1
     )
-    max_answer_tokens: int = option(
-        256, "Tokens generated where a question does not set max_tokens, and the most that it may set.", unit="tokens", ge=1
+    answerers: int = option(
+        0,
+        "Processes that answer from the same files while encoding goes on; needs disk_gib. 0: answers are made between frames.",
+        unit="processes",
+        ge=0,
     )
-    max_waiting: int = option(
-        16, "Questions per stream that may wait for a time that has not come yet.", unit="questions", ge=0
-    )
-    max_streams: int = option(
-        4, "Streams with a memory at the same time; budgets are divided among them.", unit="streams", ge=1
-    )
-    on_streams_full: str = option(
-        "evict",
-        "When one stream more arrives: `evict` the one idle longest, or `reject` the new one's frames.",
-        choices=("evict", "reject"),
-    )
-    on_full: str = option(
+    on_bank_full: Literal["drop_oldest", "refuse"] = option(
         "drop_oldest",
         "When a stream's share of the bank is full: `drop_oldest` of its frames, or `refuse` new ones (status `bank_full`).",
-        choices=("drop_oldest", "refuse"),
+        was=("on_full",),
     )
     device_gib: float = option(
         1.0,
@@ -98,15 +77,9 @@ class ReKVOptions:
     disk_path: str | None = option(
         None, "Folder of these files, kept as long as the state; a folder below /dev/shm keeps them in memory.", path=True
     )
-    representatives: str = option("device", "Where the frames' representatives lie.", choices=("device", "host"))
+    representatives: Literal["device", "host"] = option("device", "Where the frames' representatives lie.")
     frames_per_stream: int | None = option(
         None, "Frames that one stream keeps. Default: an equal share of the budget.", unit="frames", ge=1
-    )
-    answerers: int = option(
-        0,
-        "Processes that answer from the same files while encoding goes on; needs disk_gib. 0: answers are made between frames.",
-        unit="processes",
-        ge=0,
     )
 
     def __post_init__(self) -> None:
@@ -121,3 +94,7 @@ class ReKVOptions:
             )
         if self.representatives == "host" and not self.host_gib:
             raise ConfigError("representatives='host' needs host_gib above 0")
+        if isinstance(self.policy, EMLLM) and self.chunk_frames > 1:
+            raise ConfigError(
+                f"chunk_frames={self.chunk_frames} with policy em_llm: events take the place of chunks; set chunk_frames to 1"
+            )

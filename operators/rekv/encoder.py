@@ -1,6 +1,6 @@
 """Frames to blocks: the bank, its budget, and the encoding of many streams together. Knows slots, no rows and no questions."""
 
-# F frames of a call, T tokens per frame, C hidden size
+# F frames of a call, T tokens per frame, C hidden size, H query heads, G key/value heads, D head dim
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch import Tensor
 from connectors.errors import ConfigError, StreambankError
 from models.rekv.encoding import encode_frames, finite_frames
 from models.rekv.session import StreamState, open_stream, rebuild_window
-from operators.banks import REFUSED, BlockBank, BlockReader, BlockSpec
+from operators.banks import REFUSED, BlockBank, BlockReader
 from operators.images import Image
 from operators.rekv.answering import Answering
 from operators.rekv.config import ReKVOptions
+from operators.rekv.policies import Stats
+from operators.rekv.windows import load_windows
 from operators.state import State
 
 __all__ = ["FrameEncoding"]
@@ -30,16 +32,8 @@ class FrameEncoding:
 
     def __init__(self, name: str, answering: Answering, options: ReKVOptions, device: torch.device) -> None:
         self._name, self._answering, self._options = name, answering, options
-        decoder = answering.model.decoder
-        spec = BlockSpec(
-            layers=decoder.layers,
-            groups=decoder.groups,
-            tokens=answering.grid.tokens,
-            dim=decoder.dim,
-            dtype=decoder.dtype,
-        )
         self.frames_per_stream = options.frames_per_stream or 0
-        bank = self._bank(spec, device)
+        bank = self._bank(device)
         plan, slots = bank.plan, options.max_streams
         share = plan.blocks // slots
         if plan.home == "disk":  # oldest blocks go by files: one of them may be needed for a few blocks only
@@ -52,19 +46,19 @@ class FrameEncoding:
         self.frames_per_stream = self.frames_per_stream or share
         config, tokens = answering.config, answering.grid.tokens
         least = -(-(config.window_tokens + max(config.window_tokens // 4, tokens)) // tokens) + 1
-        if self.frames_per_stream < least:
+        if answering.policy.is_exact and self.frames_per_stream < least:
             raise ConfigError(
                 f"{name}: a stream keeps {self.frames_per_stream} frames, but a window of {config.window_tokens} tokens needs "
                 f"{least}; raise {plan.home}_gib (a frame takes {bank.block_bytes} bytes) or frames_per_stream, or lower "
                 "max_streams or window_tokens"
             )
         bank.close()
-        self.bank = self._bank(spec, device, self.frames_per_stream)
+        self.bank = self._bank(device, self.frames_per_stream)
 
-    def _bank(self, spec: BlockSpec, device: torch.device, per_stream: int | None = None) -> BlockBank:
+    def _bank(self, device: torch.device, per_stream: int | None = None) -> BlockBank:
         options = self._options
         return BlockBank(
-            spec,
+            self._answering.spec,
             slots=options.max_streams,
             device=device,
             device_bytes=int(options.device_gib * _GIB),
@@ -72,30 +66,39 @@ class FrameEncoding:
             disk_bytes=int(options.disk_gib * _GIB),
             disk_folder=Path(options.disk_path) if options.disk_path is not None else None,
             representatives=options.representatives,
-            on_full=options.on_full,
+            codec=self._answering.policy.codec,
+            on_full=options.on_bank_full,
             blocks_per_stream=per_stream,
             name=self._name,
         )
 
     # Streams
 
-    def open(self, slot: int, key: int) -> StreamState:
-        """Begin a stream."""
+    def open(self, slot: int, key: int) -> None:
+        """Open a slot of the bank for a new stream; its files are named by ``key``."""
         self.bank.open([slot], [key])
-        return self._stream(slot)
 
-    def reopen(self, slots: Sequence[int], state: State) -> list[StreamState]:
-        """Take up the streams of a full ``state``, in its order."""
+    def make(self, slot: int) -> StreamState:
+        """Return a stream without frames that writes to this slot of the bank, which is opened or loaded besides."""
+        one = self._answering
+        writer = _SlotWriter(self.bank, slot, one.policy.stats)
+        stream = open_stream(one.model.decoder, one.config, one.prefix, one.grid, writer)
+        stream.observe = writer.observe if one.policy.stats is not None else None
+        return stream
+
+    def load(self, slots: Sequence[int], streams: Sequence[StreamState], state: State) -> None:
+        """Fill the bank, and the windows of these streams, from a full ``state``, in its order."""
+        one = self._answering
+        if not slots:
+            self.bank.release(range(self.bank.slots))
+            return
         self.bank.load(slots, state)
-        streams = [self._stream(slot) for slot in slots]
+        if not one.policy.is_exact:
+            load_windows(streams, self.bank.count(slots).tolist(), state, one.config.window_tokens)
+            return
         for slot, stream in zip(slots, streams, strict=True):
             with self.bank.reader(slot) as blocks:
-                rebuild_window(self._answering.model.decoder, self._answering.config, stream, blocks)
-        return streams
-
-    def _stream(self, slot: int) -> StreamState:
-        one = self._answering
-        return open_stream(one.model.decoder, one.config, one.prefix, one.grid, _SlotWriter(self.bank, slot))
+                rebuild_window(one.model.decoder, one.config, stream, blocks)
 
     def reader(self, slot: int, below: int) -> BlockReader:
         """Open the blocks before ``below``."""
@@ -135,13 +138,25 @@ class FrameEncoding:
 
 
 class _SlotWriter:
-    """One slot of the bank as encoding writes to it."""
+    """One slot of the bank as encoding writes to it; with ``stats`` the codec learns of each layer's queries."""
 
-    def __init__(self, bank: BlockBank, slot: int) -> None:
-        self._bank, self._slot = bank, slot
+    def __init__(self, bank: BlockBank, slot: int, stats: Stats | None) -> None:
+        self._bank, self._slot, self._stats = bank, slot, stats
+        self._queries: dict[int, Tensor] = {}
+
+    def observe(self, layer: int, queries_NHTD: Tensor) -> None:
+        self._queries[layer] = queries_NHTD
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
-        numbers_1N = self._bank.append_layer(layer, [self._slot], keys_NGTD[None], values_NGTD[None], representatives_NGD[None])
+        stats = {} if self._stats is None else self._stats(self._queries.pop(layer), keys_NGTD)
+        numbers_1N = self._bank.append_layer(
+            layer,
+            [self._slot],
+            keys_NGTD[None],
+            values_NGTD[None],
+            representatives_NGD[None],
+            {name: values_N[None] for name, values_N in stats.items()},
+        )
         if bool((numbers_1N == REFUSED).any()):
             raise StreambankError(
                 f"{self._bank.name}: there is no room for a frame's blocks though the stream's share is not used up; raise "

@@ -1,4 +1,4 @@
-"""Arrow schemas of questions and answers. Knows no model.
+"""What only ``rekv`` adds to the schemas of :mod:`operators.questions`, and its statuses. Knows no model.
 
 A question may have one more column, ``frame_sequences`` (list<int64>): retrieval from outside, these frames in every layer.
 """
@@ -10,22 +10,28 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from connectors import records
+from operators import questions
+from operators.streams import STREAM_STATUSES
 
-__all__ = ["ANSWER", "FRAME_SEQUENCES", "QUESTION", "answer_schema"]
+__all__ = ["ANSWER", "FRAME_SEQUENCES", "REASONS", "STATUSES", "answer_schema"]
 
 FRAME_SEQUENCES = "frame_sequences"
 
-QUESTION = records.key_schema(
-    "question",
-    1,
-    [
-        pa.field("question_id", pa.string()),
-        pa.field("question", pa.string()),
-        pa.field("at", records.TIME_TYPE),
-        pa.field("max_tokens", pa.int32()),
-    ],
-)
-"""``at``: only frames up to this event time are seen; null: those that have come. ``event_time``: when it was asked."""
+REASONS = {
+    "no_frames": "no frame that this question may see is in the bank",
+    "bad_question": "the question has no words that the model reads",
+    "bad_frames": "frame_sequences must be ascending, of frames that are in the bank, and fit into the window",
+}
+"""Why a question got a status by which the model answered nothing."""
+
+STATUSES: Mapping[str, str] = {
+    "ok": "the question was answered; frames that are encoded or skipped give no row",
+    **STREAM_STATUSES,
+    "bank_full": "a frame, the stream's share of the bank is used up, and `on_bank_full` is `refuse`",
+    **questions.ANSWER_STATUSES,
+    "no_frames": REASONS["no_frames"],
+    "bad_frames": REASONS["bad_frames"],
+}
 
 _RETRIEVED = pa.struct(
     [
@@ -37,26 +43,18 @@ _RETRIEVED = pa.struct(
 
 
 def answer_schema(metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """Return the schema of answers. Rows of frames that could not be used have the same columns, without a question."""
-    return records.output_schema(
-        "answer",
-        1,
+    """Return the schema of answers.
+
+    ``retrieved``: per layer, the frames in order of time, with their scores (null where they were given).
+    """
+    return questions.answer_schema(
         [
-            pa.field("question_id", pa.string()),
-            pa.field("question", pa.string()),
-            pa.field("answer", pa.string()),
-            pa.field("asked_at", records.TIME_TYPE),
-            pa.field("as_of", records.TIME_TYPE),
             pa.field("retrieved", pa.list_(pa.list_(_RETRIEVED))),
             pa.field("frames_seen", pa.int64()),
             pa.field("context_truncated", pa.bool_()),
-            records.field("lag_s", pa.float64(), unit="s"),
         ],
         metadata,
     )
 
 
 ANSWER = answer_schema()
-"""``as_of``: event time of the newest frame that the answer could use. ``retrieved``: per layer, the frames in order of time,
-with their scores (null where they were given). ``lag_s``: from the moment the question could be answered to its answer; the one
-column that is not repeatable."""

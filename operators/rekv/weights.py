@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.rekv.checkpoint import read_head_width
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
 from models.rekv.small import SMALL_WEIGHTS, load_small
-from operators.rekv.answering import Answering, one_grid, rekv_config
+from operators.banks import BlockSpec, FileReader, SharedBlocks
+from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid, rekv_config
 from operators.rekv.config import ReKVOptions
+from operators.rekv.policies import BlockPolicy, block_policy
 
-__all__ = ["load_answering", "model_id", "settings"]
+__all__ = ["check_policy", "load_answering", "load_file_answering", "model_id", "settings"]
 
 
 def settings(options: ReKVOptions, name: str) -> ReKVConfig:
@@ -38,6 +42,27 @@ def settings(options: ReKVOptions, name: str) -> ReKVConfig:
     )
 
 
+def check_policy(options: ReKVOptions, name: str) -> None:
+    """Raise ``ConfigError`` where the policy does not fit the model's attention heads, as far as its header tells them."""
+    path = Path(options.checkpoint) if options.checkpoint is not None else SMALL_WEIGHTS
+    if path.is_file():
+        text = load_small(path).model.config.text_config
+        width: int | None = text.hidden_size // text.num_attention_heads
+    else:
+        width = read_head_width(path)
+    if width is not None:
+        _fitting_policy(options, BlockSpec(layers=1, groups=1, tokens=1, dim=width), name)
+
+
+def _fitting_policy(options: ReKVOptions, spec: BlockSpec, name: str) -> BlockPolicy:
+    policy = block_policy(options.policy, spec)
+    try:
+        policy.codec.fields(spec)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: policy: {error}") from error
+    return policy
+
+
 def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Answering:
     """Load the model and encode its prompt prefix. Raise ``ConfigError`` for a family without frames or tokenizer."""
     config = settings(options, name)
@@ -47,7 +72,22 @@ def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Ans
         raise ConfigError(f"{name}: frames of {model.family} cannot be encoded; use LLaVA-OneVision, Video-LLaVA or InternVL")
     grid = one_grid(model)
     config.check_block(grid.tokens)
-    return Answering(model, config, model.prefix(), grid)
+    decoder = model.decoder
+    spec = BlockSpec(layers=decoder.layers, groups=decoder.groups, tokens=grid.tokens, dim=decoder.dim, dtype=decoder.dtype)
+    return Answering(model, config, model.prefix(), grid, spec, _fitting_policy(options, spec, name))
+
+
+def load_file_answering(
+    options: ReKVOptions, name: str, device: torch.device
+) -> Callable[[Sequence[tuple[BlockQuestion, SharedBlocks]]], list[BlockAnswer]]:
+    """Load the model in a process of its own; return what answers questions there from the files of the operator's bank."""
+    answering = load_answering(options, name, device)
+
+    def answer(asked: Sequence[tuple[BlockQuestion, SharedBlocks]]) -> list[BlockAnswer]:
+        readers = [FileReader(blocks, device=answering.model.decoder.device) for _, blocks in asked]
+        return answering([question for question, _ in asked], readers)
+
+    return answer
 
 
 def model_id(answering: Answering) -> str:

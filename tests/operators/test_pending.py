@@ -15,6 +15,16 @@ def test_items_are_due_once_event_time_is_behind_theirs_in_the_order_of_asking()
     assert pending.due("unknown", 99) == [] and pending.close("b") == [{"name": "other"}] and len(pending) == 0
 
 
+def test_what_is_due_comes_in_the_order_of_its_time_whatever_the_steps():
+    for steps in ((9,), (4, 9), (2, 4, 6, 9)):
+        pending = Pending("waiting", 4)
+        for number, (stream_id, at_us) in enumerate([("b", 3), ("a", 5), ("a", 3), ("b", 8), ("a", 20)]):
+            assert pending.add(stream_id, at_us, {"number": number})
+        due = [(stream_id, item["number"]) for step in steps for stream_id, item in pending.due_everywhere(step)]
+        assert due == [("a", 2), ("b", 0), ("a", 1), ("b", 3)]
+        assert len(pending) == 1
+
+
 def test_snapshot_restores_what_waits():
     pending = Pending("waiting", 2)
     pending.add("a", 7, {"text": "ü?", "n": 1})

@@ -34,12 +34,15 @@ class KilledOnce(ReKVOperator):
             self._reach("encoding")
 
         self._encoding.append = appending  # type: ignore[method-assign]
+        answer = self._answers._answer
 
-    def _answer(self, inquiries: Any) -> Any:
-        rows = super()._answer(inquiries)
-        if inquiries:
-            self._reach("answering")
-        return rows
+        def answering(questions: Sequence[Any]) -> Any:
+            rows = answer(questions)
+            if questions:
+                self._reach("answering")
+            return rows
+
+        self._answers._answer = answering  # type: ignore[method-assign]
 
     def _reach(self, what: str) -> None:
         self._left[what] -= 1

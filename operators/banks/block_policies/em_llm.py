@@ -4,7 +4,7 @@ For video a frame is what a token is for text: surprise is 1 - cosine of consecu
 one stream; nothing here looks ahead except the refinement, which sees one event further.
 """
 
-# N frames, D width, E events, R chosen frames, W window, T tokens
+# N frames, D width, E events, K chosen frames, M frames beside them, P positions of a boundary
 
 from __future__ import annotations
 
@@ -15,14 +15,7 @@ from torch import Tensor
 from connectors.errors import ConfigError
 from operators.banks.block_policies.kept_tokens import highest
 
-__all__ = [
-    "attended_representative",
-    "contiguous_blocks",
-    "event_starts",
-    "frame_surprise",
-    "refine_starts",
-    "select_events",
-]
+__all__ = ["event_starts", "frame_surprise", "refine_starts", "select_events", "with_neighbors"]
 
 _MARGIN = 1e-9
 
@@ -65,29 +58,25 @@ def event_starts(surprise_N: Tensor, *, window: int, gamma: float = 1.0, shortes
     return torch.tensor(starts, dtype=torch.int64, device=surprise_N.device)
 
 
-def refine_starts(starts_E: Tensor, likeness_NN: Tensor) -> Tensor:
+def refine_starts(starts_E: Tensor, representatives_ND: Tensor) -> Tensor:
     """Move each boundary between two events to where the modularity of the two is highest; one pass from the first to the last.
 
-    ``likeness_NN``: similarity of the frames' keys, symmetric; negative ones count as 0. The graph of a boundary is that of the
-    two events it separates: Q = 1/2m sum_ij (A_ij - k_i k_j / 2m) over pairs in the same event. Of equal positions the first.
+    Frames are as alike as the product of their representatives; negative ones count as 0. The graph of a boundary is that of
+    the two events it separates: Q = 1/2m sum_ij (A_ij - k_i k_j / 2m) over pairs in the same event. Of equal positions the
+    first.
     """
-    edges = [*starts_E.tolist(), likeness_NN.shape[0]]
+    edges = [*starts_E.tolist(), representatives_ND.shape[0]]
     for i in range(1, len(edges) - 1):
         low, high = edges[i - 1], edges[i + 1]
-        weight_MM = likeness_NN[low:high, low:high].double().clamp_min(0)
+        x_MD = representatives_ND[low:high].double()
+        weight_MM = (x_MD @ x_MD.T).clamp_min(0)
         degree_M, total = weight_MM.sum(1), weight_MM.sum().clamp_min(torch.finfo(torch.float64).tiny)
         gain_MM = F.pad((weight_MM - degree_M[:, None] * degree_M / total).cumsum(0).cumsum(1), (1, 0, 1, 0))
-        cut_P = torch.arange(1, high - low, device=likeness_NN.device)
+        cut_P = torch.arange(1, high - low, device=x_MD.device)
         left_P = gain_MM[cut_P, cut_P]
         right_P = gain_MM[-1, -1] - gain_MM[cut_P, -1] - gain_MM[-1, cut_P] + left_P
         edges[i] = low + 1 + int(torch.argmax(left_P + right_P))
     return torch.tensor(edges[:-1], dtype=torch.int64, device=starts_E.device)
-
-
-def attended_representative(keys_TD: Tensor, attention_T: Tensor, count: int = 4) -> Tensor:
-    """Return the mean of the ``count`` keys that received most attention, [..., D] float32."""
-    index = highest(attention_T, min(count, attention_T.shape[-1]))
-    return keys_TD.float().gather(-2, index[..., None].expand(*index.shape, keys_TD.shape[-1])).mean(-2)
 
 
 def select_events(scores_N: Tensor, starts_E: Tensor, frames: int) -> Tensor:
@@ -113,22 +102,16 @@ def select_events(scores_N: Tensor, starts_E: Tensor, frames: int) -> Tensor:
     return taken_N.nonzero()[:, 0]
 
 
-def contiguous_blocks(
-    best_R: Tensor, previous: Tensor, *, frames: int, below: int, share: float = 0.3
-) -> tuple[Tensor, Tensor]:
-    """Return the frames to read, ascending and at most ``frames``, and the new contiguity buffer, newest first.
+def with_neighbors(chosen_K: Tensor, scores_N: Tensor, room: int) -> Tensor:
+    """Return the chosen frames and up to ``room`` of their neighbors, ascending: the contiguity buffer of one retrieval.
 
-    ``best_R``: candidates, best first. All but ``share`` of the room go to the best of them. The rest is the contiguity buffer:
-    of each pick, best first, the frame after it, then the one before it, then what the buffer held before (``previous``), while
-    there is room; frames that were picked anyway take none.
+    Of each chosen frame, best score first (of equal ones the earlier), the frame after it, then the one before it; frames that
+    are chosen anyway take no room.
     """
-    room = int(frames * share)
-    picked_R = best_R[: frames - room]
-    neighbour_M = torch.stack([picked_R + 1, picked_R - 1], dim=1).flatten()
-    candidate_M = torch.cat([neighbour_M, previous.to(best_R)])
-    candidate_M = candidate_M[(candidate_M >= 0) & (candidate_M < below) & ~torch.isin(candidate_M, picked_R)]
-    unique_U, group_M = torch.unique(candidate_M, return_inverse=True)
-    place_M = torch.arange(len(candidate_M), device=best_R.device)
-    first_U = place_M.new_full((len(unique_U),), len(candidate_M)).scatter_reduce_(0, group_M, place_M, "amin")
-    buffer = candidate_M[first_U.sort().values[:room]]
-    return torch.cat([picked_R, buffer]).sort().values, buffer
+    best_K = chosen_K[scores_N[chosen_K].sort(descending=True, stable=True).indices]
+    near_M = torch.stack([best_K + 1, best_K - 1], dim=1).flatten()
+    near_M = near_M[(near_M >= 0) & (near_M < len(scores_N)) & ~torch.isin(near_M, chosen_K)]
+    unique_U, group_M = torch.unique(near_M, return_inverse=True)
+    place_M = torch.arange(len(near_M), device=near_M.device)
+    first_U = place_M.new_full((len(unique_U),), len(near_M)).scatter_reduce_(0, group_M, place_M, "amin")
+    return torch.cat([chosen_K, near_M[first_U.sort().values[:room]]]).sort().values

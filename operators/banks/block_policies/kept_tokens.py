@@ -1,7 +1,7 @@
 """A codec that stores the K tokens of a block that score highest, in their order. What a score means is the caller's policy.
 
-Scissorhands scores by minus its unimportant counts, SirLLM by (decayed) entropy. Keys are raw, so a kept token may take another
-position at use. Loses the other tokens.
+Scissorhands scores by minus its unimportant counts. Keys are raw, so a kept token may take another position at use. Loses the
+other tokens.
 """
 
 # N blocks, G key/value heads, T tokens per block, K kept tokens, D head dim

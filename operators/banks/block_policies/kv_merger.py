@@ -1,6 +1,6 @@
 """KVMerger: neighbouring tokens with similar keys become one, weighted around a pivot (arXiv 2407.08454).
 
-Works on raw keys. A merged token stands for several: attention that adds ``log_size`` to its logit gives it their weight.
+Works on raw keys. A merged token stands for several, but attention gives it the weight of one.
 """
 
 # N blocks, G key/value heads, T tokens per block, K merged tokens, D head dim
@@ -80,10 +80,10 @@ def merge_tokens(
 
 @dataclass(frozen=True, slots=True)
 class KVMergerCodec:
-    """Stores ``kept`` merged tokens per head, with ``log_size`` [G, K] beside them.
+    """Stores ``kept`` merged tokens per head.
 
     ``stats["attention"]`` [N, G, T] (or [N, 1, T]): attention received, summed over queries. The ``heavy`` tokens that received
-    most are protected. Reading ``log_size`` takes ``gather_fields``.
+    most are protected.
     """
 
     kept: int
@@ -92,14 +92,14 @@ class KVMergerCodec:
     dtype: torch.dtype = torch.float32
 
     def fields(self, spec: BlockSpec) -> dict[str, RowSpec]:
-        """Return ``keys``, ``values`` and ``log_size``."""
+        """Return ``keys`` and ``values``, [G, K, D]."""
         if not 1 <= self.kept <= spec.tokens or not 0 <= self.heavy < self.kept:
             raise ConfigError(
                 f"kept={self.kept}, heavy={self.heavy} for blocks of {spec.tokens} tokens; kept must be from 1 to "
                 f"{spec.tokens} and heavy from 0 to less than kept"
             )
         row = RowSpec((spec.groups, self.kept, spec.dim), self.dtype)
-        return {"keys": row, "values": row, "log_size": RowSpec((spec.groups, self.kept), torch.float32)}
+        return {"keys": row, "values": row}
 
     def encode(self, keys_NGTD: Tensor, values_NGTD: Tensor, stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Merge."""
@@ -107,10 +107,10 @@ class KVMergerCodec:
         protected_NGT = torch.zeros_like(attention_NGT, dtype=torch.bool)
         protected_NGT.scatter_(-1, highest(attention_NGT, self.heavy), True)
         set_NGT = merge_sets(keys_NGTD, protected_NGT, self.kept)
-        keys, values, size = merge_tokens(
+        keys, values, _ = merge_tokens(
             keys_NGTD, values_NGTD, attention_NGT, set_NGT, self.kept, scale_values=self.scale_values
         )
-        return {"keys": keys.to(self.dtype), "values": values.to(self.dtype), "log_size": size.log()}
+        return {"keys": keys.to(self.dtype), "values": values.to(self.dtype)}
 
     def decode(self, fields: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the merged keys and values, [N, G, K, D]."""

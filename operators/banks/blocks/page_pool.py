@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import DeviceError
-from operators.banks.blocks.page_table import Frames
+from operators.banks.blocks.page_table import PageNumbers
 from operators.banks.slot_bank import ReadBuffer, RowSpec
 
 __all__ = ["PagePool", "runs"]
@@ -59,7 +59,7 @@ class PagePool:
         """Return the size of all places."""
         return sum(t.numel() * t.element_size() for t in self.rows.values())
 
-    def write(self, layer: int, pages_R: Frames, rows: Mapping[str, Tensor]) -> None:
+    def write(self, layer: int, pages_R: PageNumbers, rows: Mapping[str, Tensor]) -> None:
         """Copy rows [R, *field], from any device, to these places of a layer."""
         spans = runs(pages_R)
         for name, pool_LP in self.rows.items():
@@ -74,7 +74,7 @@ class PagePool:
             else:
                 pool_LP[layer].index_copy_(0, self._index(pages_R), values_R.to(self.device, non_blocking=True))
 
-    def read(self, layer: int, pages_R: Frames, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
+    def read(self, layer: int, pages_R: PageNumbers, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
         """Return copies of these pages of a layer, on the pool's device; in ``buffer`` if the pool is on the CPU."""
         if self._copied is not None:
             self._copied.synchronize()
@@ -94,15 +94,15 @@ class PagePool:
             self._copied.synchronize()
         return {name: pool_LP[layer, start:stop] for name, pool_LP in self.rows.items()}
 
-    def blocks(self, frames_R: Frames) -> dict[str, Tensor]:
+    def blocks(self, pages_R: PageNumbers) -> dict[str, Tensor]:
         """Return copies of whole blocks on the CPU, [R, L, *field]: for snapshots."""
-        index_R = self._index(frames_R)
+        index_R = self._index(pages_R)
         if self._copied is not None:
             self._copied.synchronize()
         chosen = {name: pool_LP.index_select(1, index_R).cpu() for name, pool_LP in self.rows.items()}
         return {name: rows_LR.transpose(0, 1).contiguous() for name, rows_LR in chosen.items()}
 
-    def _index(self, pages_R: Frames) -> Tensor:
+    def _index(self, pages_R: PageNumbers) -> Tensor:
         return torch.from_numpy(pages_R).to(self.device)
 
 

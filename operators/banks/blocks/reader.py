@@ -8,7 +8,7 @@ whatever is appended, dropped or released meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from operators.banks.blocks.page_pool import runs
-from operators.banks.blocks.page_table import Frames
+from operators.banks.blocks.page_table import PageNumbers
 from operators.banks.blocks.segments import Maps, SegmentLayout, StreamFiles
 from operators.banks.blocks.spec import REPRESENTATIVES, BlockCodec
-from operators.banks.blocks.tiers import Pages, Tiers
+from operators.banks.blocks.tiers import BlockPages, Tiers
 from operators.banks.slot_bank import ReadBuffer
 
 __all__ = ["BlockReader", "FileReader", "SharedBlocks"]
@@ -52,14 +52,14 @@ class BlockReader:
         self,
         tiers: Tiers,
         codec: BlockCodec,
-        frames_N: Frames,
+        pages_N: PageNumbers,
         files: StreamFiles | None,
         first: int,
         let_go: Callable[[BlockReader], None],
     ) -> None:
-        self.first, self.below = first, first + len(frames_N)
-        self._tiers, self._codec, self._frames_N, self._files, self._let_go = tiers, codec, frames_N, files, let_go
-        self._runs = runs(frames_N)
+        self.first, self.below = first, first + len(pages_N)
+        self._tiers, self._codec, self._pages_N, self._files, self._let_go = tiers, codec, pages_N, files, let_go
+        self._runs = runs(pages_N)
         self._ahead: dict[int, Future[None]] = {}
         self._closed = False
 
@@ -73,9 +73,9 @@ class BlockReader:
         """
         self._check_open()
         if len(self._runs) == 1:
-            start = int(self._frames_N[0])
+            start = int(self._pages_N[0])
             return self._tiers.means.view(layer, start, start + len(self))[REPRESENTATIVES]
-        return self._tiers.means.read(layer, self._frames_N)[REPRESENTATIVES]
+        return self._tiers.means.read(layer, self._pages_N)[REPRESENTATIVES]
 
     def gather(
         self, layer: int, blocks_R: Tensor | NDArray[np.int64], buffer: ReadBuffer | None = None
@@ -85,18 +85,13 @@ class BlockReader:
         ``buffer`` (for the CPU): the result lasts until the next gather through the same buffer.
         Raises ``ValueError`` for blocks that are not ascending or not this reader's.
         """
-        return self._codec.decode(self.gather_fields(layer, blocks_R, buffer))
-
-    def gather_fields(
-        self, layer: int, blocks_R: Tensor | NDArray[np.int64], buffer: ReadBuffer | None = None
-    ) -> Mapping[str, Tensor]:
-        """Return the fields as the codec stored them, [R, *field] each: for what ``gather`` leaves out."""
         self._check_open()
         ahead = self._ahead.pop(layer, None)
         if ahead is not None:
             ahead.result()
         numbers_R = _numbers(blocks_R, self.first, self.below)
-        return self._tiers.read(layer, Pages(numbers_R, self._frames_N[numbers_R - self.first], self._files), buffer)
+        pages = BlockPages(numbers_R, self._pages_N[numbers_R - self.first], self._files)
+        return self._codec.decode(self._tiers.read(layer, pages, buffer))
 
     def prefetch(self, layer: int, blocks_R: Tensor | NDArray[np.int64]) -> None:
         """Begin to bring these blocks of a layer near; the next ``gather`` of that layer waits for it. Changes no result."""
@@ -104,7 +99,7 @@ class BlockReader:
         numbers_R = _numbers(blocks_R, self.first, self.below)
         if layer in self._ahead and not self._ahead[layer].done():
             return
-        ahead = self._tiers.prefetch(layer, Pages(numbers_R, self._frames_N[numbers_R - self.first], self._files))
+        ahead = self._tiers.prefetch(layer, BlockPages(numbers_R, self._pages_N[numbers_R - self.first], self._files))
         if ahead is not None:
             self._ahead[layer] = ahead
 
@@ -166,14 +161,8 @@ class FileReader:
         self, layer: int, blocks_R: Tensor | NDArray[np.int64], buffer: ReadBuffer | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values as :meth:`BlockReader.gather` does."""
-        return self._codec.decode(self.gather_fields(layer, blocks_R, buffer))
-
-    def gather_fields(
-        self, layer: int, blocks_R: Tensor | NDArray[np.int64], buffer: ReadBuffer | None = None
-    ) -> Mapping[str, Tensor]:
-        """Return the fields as :meth:`BlockReader.gather_fields` does."""
         rows = self._files.read(layer, _numbers(blocks_R, self.first, self.below), self._names, buffer)
-        return {name: values.to(self.device) for name, values in rows.items()}
+        return self._codec.decode({name: values.to(self.device) for name, values in rows.items()})
 
     def prefetch(self, layer: int, blocks_R: Tensor | NDArray[np.int64]) -> None:
         """Do nothing: the system reads ahead."""

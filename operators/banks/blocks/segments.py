@@ -105,6 +105,11 @@ class Maps:
         with self._lock:
             self._open.pop(path, None)
 
+    def close(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            self._open.clear()
+
 
 class StreamFiles:
     """The segments of one stream. ``incarnation`` tells a stream from an earlier one of the same key."""

@@ -24,7 +24,7 @@ from operators.banks.slot_bank import RowSpec
 from operators.state import Rows, State
 
 if TYPE_CHECKING:
-    from operators.banks.block_bank import BlockBank, Stream
+    from operators.banks.block_bank import BankStream, BlockBank
 
 __all__ = ["Held", "describe", "export_rows", "folder_name", "import_means", "import_rows", "layout_of", "open_files"]
 
@@ -46,7 +46,7 @@ class Held:
         ]
 
 
-def describe(streams: Sequence[Stream], period: int, state: State, name: str) -> None:
+def describe(streams: Sequence[BankStream], period: int, state: State, name: str) -> None:
     """Add the numbers of these streams to ``state``."""
     rows = [
         (
@@ -63,11 +63,11 @@ def describe(streams: Sequence[Stream], period: int, state: State, name: str) ->
     state.dense |= {f"{name}.{column}": table_NC[:, i].clone() for i, column in enumerate(Held.COLUMNS)}
 
 
-def export_rows(bank: BlockBank, streams: Sequence[Stream], period: int, state: State, *, incremental: bool) -> None:
+def export_rows(bank: BlockBank, streams: Sequence[BankStream], period: int, state: State, *, incremental: bool) -> None:
     """Add copies of blocks to ``state``, rows [R, L, *field]; block b stands at position b modulo ``period`` of its stream."""
     lengths: list[int] = []
     counts: list[int] = []
-    positions, frames, places = [], [], []
+    positions, pages, places = [], [], []
     for stream in streams:
         table = stream.table
         length = min(table.written, period)
@@ -79,14 +79,14 @@ def export_rows(bank: BlockBank, streams: Sequence[Stream], period: int, state: 
             newest_R = position_R + period * ((table.written - 1 - position_R) // period)
             place_R = np.flatnonzero(newest_R >= table.first)
             block_R = newest_R[place_R]
-        frames.append(table.frames(block_R))
+        pages.append(table.pages(block_R))
         places.append(place_R + sum(counts))
         lengths.append(length)
         counts.append(len(position_R))
         positions.append(position_R)
-    frame_R, place_R = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in (frames, places))
+    page_R, place_R = (np.concatenate([np.empty(0, np.int64), *parts]) for parts in (pages, places))
     index_R = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *positions]))
-    for field, values_R in bank.tiers.blocks(frame_R).items():
+    for field, values_R in bank.tiers.blocks(page_R).items():
         if len(place_R) < len(index_R):
             spread_R = values_R.new_zeros((len(index_R), *values_R.shape[1:]))
             spread_R[torch.from_numpy(place_R)] = values_R
@@ -96,8 +96,8 @@ def export_rows(bank: BlockBank, streams: Sequence[Stream], period: int, state: 
         )
 
 
-def import_rows(bank: BlockBank, streams: Sequence[Stream], held: Held, state: State) -> None:
-    """Copy the blocks of a full ``state`` into the frames that their streams were given."""
+def import_rows(bank: BlockBank, streams: Sequence[BankStream], held: Held, state: State) -> None:
+    """Copy the blocks of a full ``state`` into the pages that their streams were given."""
     values = {field: _checked(state, bank, field, spec) for field, spec in stored_fields(bank.spec, bank.fields).items()}
     start = 0
     for stream, numbers in zip(streams, held.streams, strict=True):
@@ -109,16 +109,16 @@ def import_rows(bank: BlockBank, streams: Sequence[Stream], held: Held, state: S
         start += min(table.written, period)
 
 
-def import_means(bank: BlockBank, stream: Stream) -> None:
+def import_means(bank: BlockBank, stream: BankStream) -> None:
     """Read the representatives of a stream from its files."""
     if stream.files is None:
         return
     first, written = stream.table.first, stream.table.written
     for start in range(first, written, _CHUNK):
         block_R: NDArray[np.int64] = np.arange(start, min(start + _CHUNK, written))
-        frame_R = stream.table.frames(block_R)
+        page_R = stream.table.pages(block_R)
         for layer in range(bank.spec.layers):
-            bank.tiers.means.write(layer, frame_R, stream.files.read(layer, block_R, [REPRESENTATIVES]))
+            bank.tiers.means.write(layer, page_R, stream.files.read(layer, block_R, [REPRESENTATIVES]))
 
 
 def layout_of(bank: BlockBank, segment_blocks: int) -> SegmentLayout:

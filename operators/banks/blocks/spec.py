@@ -1,6 +1,6 @@
 """What a block is and how it is stored: its shape, and the codec that turns keys and values into the fields of a page.
 
-A *block* is what a stream appends at once (a frame); its *page* is the part of one layer. Knows nothing of where pages lie.
+A *block* is what a stream appends at once (a frame); its *page* holds its part of a layer. Knows nothing of where pages lie.
 Invariant: :class:`PlainCodec` gives back what it was given bit for bit; other codecs say what they lose.
 """
 

@@ -1,10 +1,10 @@
 """The tiers of a bank: which of device, host memory and disk holds all blocks, and which hold copies.
 
 The lowest tier that has a budget is the *home*: every block is written there once and stays. The tiers above it are caches, so
-a tier's size, and what it happens to hold, can never change what is read. Knows pages and frames, not why blocks come and go.
+a tier's size, and what it happens to hold, can never change what is read. Knows pages, not why blocks come and go.
 """
 
-# L layers, H frames of the bank, R pages of a call
+# L layers, N pages of the bank, R pages of a call
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from torch import Tensor
 from operators.banks.blocks.budget import TierPlan
 from operators.banks.blocks.page_cache import PageCache
 from operators.banks.blocks.page_pool import PagePool
-from operators.banks.blocks.page_table import Frames
+from operators.banks.blocks.page_table import PageNumbers
 from operators.banks.blocks.prefetch import Prefetcher
 from operators.banks.blocks.segments import Maps, StreamFiles
 from operators.banks.blocks.spec import REPRESENTATIVES, BlockSpec
 from operators.banks.slot_bank import ReadBuffer, RowSpec
 
-__all__ = ["Pages", "Part", "Tiers"]
+__all__ = ["BlockPages", "Part", "Tiers"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pages:
-    """Blocks of one stream to be read: their numbers, their frames, and the stream's files where there is a disk tier."""
+class BlockPages:
+    """Blocks of one stream to be read: their numbers, their pages, and the stream's files where there is a disk tier."""
 
     blocks_R: NDArray[np.int64]
-    frames_R: Frames
+    pages_R: PageNumbers
     files: StreamFiles | None
 
-    def at(self, index: NDArray[np.int64]) -> Pages:
+    def at(self, index: NDArray[np.int64]) -> BlockPages:
         """Return some of them."""
-        return Pages(self.blocks_R[index], self.frames_R[index], self.files)
+        return BlockPages(self.blocks_R[index], self.pages_R[index], self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,13 @@ class Tiers:
         total[self._means_tier] += self.means.bytes()
         return total
 
-    def write(self, layer: int, frames_R: Frames, rows: Mapping[str, Tensor], means_RGD: Tensor, parts: Sequence[Part]) -> None:
+    def write(
+        self, layer: int, pages_R: PageNumbers, rows: Mapping[str, Tensor], means_RGD: Tensor, parts: Sequence[Part]
+    ) -> None:
         """Write new pages of a layer to the home, and copies to the caches as these see fit."""
-        self.means.write(layer, frames_R, {REPRESENTATIVES: means_RGD})
+        self.means.write(layer, pages_R, {REPRESENTATIVES: means_RGD})
         if self.home is not None:
-            self.home.write(layer, frames_R, rows)
+            self.home.write(layer, pages_R, rows)
         else:
             rows_on_host = {name: values.cpu() for name, values in rows.items()}
             stored = {REPRESENTATIVES: means_RGD.cpu(), **rows_on_host}
@@ -111,60 +113,62 @@ class Tiers:
                 if part.files is not None:
                     part.files.write(layer, part.block, {name: values[part.rows] for name, values in stored.items()})
             if self.host is not None:
-                self.host.admit(layer, frames_R, rows_on_host)
+                self.host.admit(layer, pages_R, rows_on_host)
         if self.near is not None:
-            self.near.admit(layer, frames_R, rows)
+            self.near.admit(layer, pages_R, rows)
 
-    def read(self, layer: int, pages: Pages, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
+    def read(self, layer: int, pages: BlockPages, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
         """Return copies of pages on the device, from whatever tier; in ``buffer`` where the device is the CPU."""
         buffer = buffer if self.device.type == "cpu" else None
         if self.near is None:
             rows = self._below(layer, pages, buffer)
         else:
-            rows = self.near.gather(layer, pages.frames_R, lambda missing: self._below(layer, pages.at(missing)), buffer)
+            rows = self.near.gather(layer, pages.pages_R, lambda missing: self._below(layer, pages.at(missing)), buffer)
         return {name: values.to(self.device, non_blocking=True) for name, values in rows.items()}
 
-    def prefetch(self, layer: int, pages: Pages) -> Future[None] | None:
+    def prefetch(self, layer: int, pages: BlockPages) -> Future[None] | None:
         """Begin to copy pages into the nearest cache; None if there is none or the thread is busy."""
         near, host = self.near, self.host
         if near is not None:
             return self._prefetcher.submit(
-                lambda: near.warm(layer, pages.frames_R, lambda missing: self._below(layer, pages.at(missing)))
+                lambda: near.warm(layer, pages.pages_R, lambda missing: self._below(layer, pages.at(missing)))
             )
         if host is not None:
             return self._prefetcher.submit(
-                lambda: host.warm(layer, pages.frames_R, lambda missing: self._from_home(layer, pages.at(missing)))
+                lambda: host.warm(layer, pages.pages_R, lambda missing: self._from_home(layer, pages.at(missing)))
             )
         return None
 
-    def blocks(self, frames_R: Frames) -> dict[str, Tensor]:
+    def blocks(self, pages_R: PageNumbers) -> dict[str, Tensor]:
         """Return copies of whole blocks and their representatives on the CPU, [R, L, *field]. Not for a disk tier."""
         assert self.home is not None
-        return {**self.means.blocks(frames_R), **self.home.blocks(frames_R)}
+        return {**self.means.blocks(pages_R), **self.home.blocks(pages_R)}
 
-    def put(self, layer: int, frames_R: Frames, rows: Mapping[str, Tensor]) -> None:
+    def put(self, layer: int, pages_R: PageNumbers, rows: Mapping[str, Tensor]) -> None:
         """Write what ``blocks`` returned, layer by layer. Not for a disk tier."""
         assert self.home is not None
-        self.means.write(layer, frames_R, {REPRESENTATIVES: rows[REPRESENTATIVES]})
-        self.home.write(layer, frames_R, rows)
+        self.means.write(layer, pages_R, {REPRESENTATIVES: rows[REPRESENTATIVES]})
+        self.home.write(layer, pages_R, rows)
 
-    def forget(self, frames: Frames) -> None:
-        """Drop copies of frames that become free."""
+    def forget(self, pages: PageNumbers) -> None:
+        """Drop copies of pages that become free."""
         for cache in (self.near, self.host):
             if cache is not None:
-                cache.forget(frames)
+                cache.forget(pages)
 
     def close(self) -> None:
-        """End the prefetch thread."""
+        """End the prefetch thread and unmap the files."""
         self._prefetcher.close()
+        if self.maps is not None:
+            self.maps.close()
 
-    def _below(self, layer: int, pages: Pages, buffer: ReadBuffer | None = None) -> Mapping[str, Tensor]:
+    def _below(self, layer: int, pages: BlockPages, buffer: ReadBuffer | None = None) -> Mapping[str, Tensor]:
         if self.host is None:
             return self._from_home(layer, pages, buffer)
-        return self.host.gather(layer, pages.frames_R, lambda missing: self._from_home(layer, pages.at(missing)), buffer)
+        return self.host.gather(layer, pages.pages_R, lambda missing: self._from_home(layer, pages.at(missing)), buffer)
 
-    def _from_home(self, layer: int, pages: Pages, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
+    def _from_home(self, layer: int, pages: BlockPages, buffer: ReadBuffer | None = None) -> dict[str, Tensor]:
         if self.home is not None:
-            return self.home.read(layer, pages.frames_R, buffer)
+            return self.home.read(layer, pages.pages_R, buffer)
         assert pages.files is not None  # every stream of a bank with a disk tier has files
         return pages.files.read(layer, pages.blocks_R, self._names, buffer)

@@ -11,7 +11,7 @@ from rekv_cases import END_TOKEN, KINDS, STREAM, assert_close, rekv_config, tiny
 
 from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Question, answer_questions, greedy
+from models.rekv.generate import TokenQuestion, answer_questions, greedy
 from models.rekv.session import StreamState, StreamView, open_stream
 from models.rekv.store import TensorReader, TensorStore
 
@@ -71,7 +71,7 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
             decoder,
             config,
             [
-                Question(
+                TokenQuestion(
                     stream=view,
                     question_ids_n=question,
                     prompt_ids_n=prompt,

@@ -25,7 +25,7 @@ from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Answer, Question, answer_questions, greedy
+from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions, greedy
 from models.rekv.rotary import Grid
 from models.rekv.session import StreamState, open_stream
 from models.rekv.store import TensorStore
@@ -37,7 +37,7 @@ TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}  # float32 sums in another order, over 
 NO_END: set[int] = set()
 
 
-def ask(stream: StreamState, number: int = 0, below: int | None = None, **changes: Any) -> Question:
+def ask(stream: StreamState, number: int = 0, below: int | None = None, **changes: Any) -> TokenQuestion:
     """Return a question; different numbers have different tokens and lengths."""
     question = (QUESTION + number).repeat(1 + number % 2)
     values: dict[str, Any] = {
@@ -45,10 +45,10 @@ def ask(stream: StreamState, number: int = 0, below: int | None = None, **change
         "question_ids_n": question,
         "prompt_ids_n": (PROMPT + number)[: 6 - number % 3],
     }
-    return Question(**(values | {"max_new_tokens": 6} | changes))
+    return TokenQuestion(**(values | {"max_new_tokens": 6} | changes))
 
 
-def answer(decoder: TextDecoder, config: ReKVConfig, question: Question) -> Answer:
+def answer(decoder: TextDecoder, config: ReKVConfig, question: TokenQuestion) -> TokenAnswer:
     return answer_questions(decoder, config, [question], NO_END)[0]
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Answer, Question, answer_questions
+from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
 from models.rekv.session import StreamState, StreamView, open_stream, rebuild_window
-from models.rekv.store import BlockReader
+from models.rekv.store import ReadableBlocks
 from operators.banks.block_bank import BlockBank
 from operators.banks.blocks.spec import BlockSpec
 
@@ -43,13 +43,13 @@ def stream_in(decoder: TextDecoder, bank: BlockBank, slot: int) -> StreamState:
     return open_stream(decoder, SMALL, prefix, grid, SlotWriter(bank, slot))
 
 
-def ask(decoder: TextDecoder, stream: StreamState, blocks: BlockReader) -> Answer:
+def ask(decoder: TextDecoder, stream: StreamState, blocks: ReadableBlocks) -> TokenAnswer:
     view = StreamView(stream.prefix, stream.grid, blocks)
-    question = Question(stream=view, question_ids_n=QUESTION, prompt_ids_n=PROMPT, max_new_tokens=6)
+    question = TokenQuestion(stream=view, question_ids_n=QUESTION, prompt_ids_n=PROMPT, max_new_tokens=6)
     return answer_questions(decoder, SMALL, [question], set())[0]
 
 
-def plain(decoder: TextDecoder, frames: Tensor) -> Answer:
+def plain(decoder: TextDecoder, frames: Tensor) -> TokenAnswer:
     stream = encoded(decoder, SMALL, frames)
     return ask(decoder, stream, seen(stream).blocks)
 

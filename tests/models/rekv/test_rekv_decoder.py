@@ -5,7 +5,7 @@ import torch
 from rekv_models import SMALL, YARN, encoded, features, seen, tiny_decoder
 
 from models.rekv import decoder as decoders
-from models.rekv.generate import Question, answer_questions
+from models.rekv.generate import TokenQuestion, answer_questions
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_plain_decoders_give_the_bits_of_the_library(
         decoder = tiny_decoder(family=family, **settings)
         assert not names or type(decoder.module).__name__ in names
         stream = encoded(decoder, SMALL, features(9))
-        question = Question(
+        question = TokenQuestion(
             stream=seen(stream),
             question_ids_n=torch.tensor([21, 22, 23]),
             prompt_ids_n=torch.tensor([31, 21, 22, 23]),

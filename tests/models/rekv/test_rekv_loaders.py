@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.rekv.config import ReKVConfig
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import Question, answer_questions
+from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.loaders import load_model
 from models.rekv.prompts import PROMPTS
 from models.rekv.session import open_stream
@@ -110,7 +110,7 @@ def test_a_checkpoint_folder_answers_a_question_about_frames(family: str, tmp_pa
     )
     encode_frames(model.decoder, CONFIG, [stream], [film])
     ids = torch.tensor([7, 8, 9])
-    question = Question(stream=seen(stream), question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=4)
+    question = TokenQuestion(stream=seen(stream), question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=4)
     (answer,) = answer_questions(model.decoder, CONFIG, [question], model.end_tokens)
     assert answer.status == "ok"
     assert 1 <= len(answer.tokens) <= 4
@@ -139,7 +139,7 @@ def test_half_precision_gives_blocks_of_its_type_near_those_of_float32(dtype: to
         encode_frames(model.decoder, CONFIG, [stream], [model.frames(film)])
         blocks.append(store.reader().gather(1, torch.arange(20)))
         ids = torch.tensor([7, 8, 9])
-        question = Question(stream=seen(stream), question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=3)
+        question = TokenQuestion(stream=seen(stream), question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=3)
         assert answer_questions(model.decoder, CONFIG, [question], [])[0].status == "ok"
     for wide, half in zip(*blocks, strict=True):
         assert half.dtype == dtype

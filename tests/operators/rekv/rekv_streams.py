@@ -14,8 +14,8 @@ import torch
 from connectors.records import FRAME, TIME_TYPE
 from models.rekv.small import WordTokenizer, build_small, save_small
 from operators.base import Context
+from operators.questions import QUESTION
 from operators.rekv import ReKVOperator, ReKVOptions
-from operators.rekv.schemas import QUESTION
 
 STEP_US = 500_000
 WORDS = ["watch the video.", "answer:", "which colour is it? when did a red circle come"]

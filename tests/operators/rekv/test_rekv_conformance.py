@@ -1,5 +1,6 @@
-"""ReKV keeps the promises of every operator: questions about now, the past and times to come, with and without files."""
+"""ReKV keeps the promises of every operator: questions about now, the past and times to come, each policy, files or none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,25 @@ import pyarrow as pa
 import pytest
 from rekv_streams import STEP_US, frames, interleaved, operator, question, questions
 
-from pipelines.testing.conformance import check_operator
+from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissorhands, ThinK
+from pipelines.testing.conformance import Case, check_close, check_interleaving, check_operator
 
 STREAMS = ("a", "b", "c")
 FRAMES = 14
+COLOR = "which colour is it?"
 
 
-def asked() -> pa.RecordBatch:
-    rows = []
-    for stream in STREAMS:
-        for n, text in ((2, "which colour is it?"), (7, "when did a red circle come"), (12, "which circle"), (13, " ")):
-            at_us = {2: 9 * STEP_US, 7: 4 * STEP_US + 1, 12: None, 13: None}[n]
-            rows.append(question(stream, text, time_us=n * STEP_US, at_us=at_us))
+ASKED = (
+    (2, COLOR, 9 * STEP_US),
+    (7, "when did a red circle come", 4 * STEP_US + 1),
+    (12, "which circle", None),
+    (13, " ", None),
+)
+FEW_ASKED = ((2, COLOR, 5 * STEP_US), (7, "which circle", None))
+
+
+def asked(streams: Sequence[str], about: Sequence[tuple[int, str, int | None]]) -> pa.RecordBatch:
+    rows = [question(stream, text, time_us=n * STEP_US, at_us=at_us) for stream in streams for n, text, at_us in about]
     return questions(sorted(rows, key=lambda row: row["event_time"]))
 
 
@@ -41,20 +49,40 @@ def test_rekv_conforms(options: dict[str, Any], tiny_rekv: str) -> None:
     check_operator(
         lambda: operator(tiny_rekv, max_streams=3, **options),
         rows,
-        control=asked(),
+        control=asked(STREAMS, ASKED),
         bad_rows=bad,
         ignore=("lag_s",),
         fill_after=2,
     )
 
 
-def test_rekv_conforms_with_batches_up_to_rounding(tiny_rekv: str) -> None:
-    from pipelines.testing.conformance import Case, check_interleaving
+@pytest.mark.parametrize(
+    "policy",
+    [
+        BlockFloat(),
+        KVMerger(heavy=0.25, scale_values=True),
+        Scissorhands(),
+        ThinK(),
+        EMLLM(shortest=2, longest=3, refine=True, contiguity=0.5),
+    ],
+    ids=lambda policy: policy.type,
+)
+def test_rekv_conforms_with_each_policy(policy: Policy, tiny_rekv: str) -> None:
+    sizes: dict[str, Any] = {"window_tokens": 16, "retrieve_frames": 2, "frames_per_stream": 6}
+    check_operator(
+        lambda: operator(tiny_rekv, max_streams=2, policy=policy, **sizes),
+        frames(interleaved("ab", 8)),
+        control=asked("ab", FEW_ASKED),
+        bad_rows=bad_rows(),
+        ignore=("lag_s",),
+    )
 
+
+def test_rekv_conforms_with_batches_up_to_rounding(tiny_rekv: str) -> None:
     rows = frames(interleaved(STREAMS, FRAMES))
     make = lambda: operator(tiny_rekv, max_streams=3, batch_frames=8, batch_questions=4)  # noqa: E731
     compare = {"retrieved": same_frames}
-    check_interleaving(Case(make=make, rows=rows, control=asked(), ignore=frozenset({"lag_s"}), compare=compare))
+    check_interleaving(Case(make=make, rows=rows, control=asked(STREAMS, ASKED), ignore=frozenset({"lag_s"}), compare=compare))
 
 
 def same_frames(wanted: pa.Array, got: pa.Array) -> str | None:
@@ -68,11 +96,33 @@ def same_frames(wanted: pa.Array, got: pa.Array) -> str | None:
     return None
 
 
+def test_close_ends_answering_processes(tiny_rekv: str, tmp_path: Path) -> None:
+    folders = iter(range(100))
+
+    def make() -> Any:
+        files = {"disk_gib": 0.01, "disk_path": str(tmp_path / str(next(folders))), "device_gib": 0.002}
+        return operator(tiny_rekv, max_streams=3, answerers=1, **files)
+
+    check_close(Case(make=make, rows=frames(interleaved(STREAMS, FRAMES)), control=asked(STREAMS, FEW_ASKED)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_close_unmaps_the_files_of_the_bank(tiny_rekv: str, tmp_path: Path) -> None:
+    files: dict[str, Any] = {"disk_gib": 0.01, "disk_path": str(tmp_path), "device_gib": 0.002}
+    first, second = operator(tiny_rekv, **files), operator(tiny_rekv, **files)
+    first.process(frames(interleaved("a", 9)))
+    second.restore(first.snapshot())
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    for made in (first, second):
+        made.close()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_restored_streams_go_on_from_files(tiny_rekv: str, tmp_path: Path) -> None:
     """The general suite makes several operators at a time, which one folder of files cannot serve."""
     options: dict[str, Any] = {"max_streams": 2, "disk_gib": 0.01, "disk_path": str(tmp_path / "blocks"), "device_gib": 0.002}
     rows, later = frames(interleaved("ab", 9)), frames(interleaved("ab", 9, start=9))
-    asks = questions([question("a", "which colour is it?"), question("b", "when did a red circle come")])
+    asks = questions([question("a", COLOR), question("b", "when did a red circle come")])
     undisturbed = operator(tiny_rekv, max_streams=2)
     undisturbed.process(rows)
     undisturbed.process(later)

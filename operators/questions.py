@@ -1,0 +1,190 @@
+"""Questions about streams and the rows of their answers: schemas, options, what can be asked at all. For operators that answer.
+
+Knows no model: limits and the tokenizer are handed in. A question that cannot be answered becomes a row with a status, like an
+answer; nothing that somebody asks raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from connectors import records
+from connectors.options import option
+from operators.streams import Refusal
+
+__all__ = [
+    "ANSWER_STATUSES",
+    "QUESTION",
+    "Question",
+    "QuestionLimits",
+    "QuestionOptions",
+    "Row",
+    "answer_batch",
+    "answer_row",
+    "answer_schema",
+    "question_rows",
+    "read_question",
+]
+
+QUESTION = records.key_schema(
+    "question",
+    1,
+    [
+        pa.field("question_id", pa.string()),
+        pa.field("question", pa.string()),
+        pa.field("at", records.TIME_TYPE),
+        pa.field("max_tokens", pa.int32()),
+    ],
+)
+"""``at``: only rows up to this event time are seen; null: those that have come. ``event_time``: when it was asked."""
+
+ANSWER_STATUSES: Mapping[str, str] = {
+    "unknown_stream": "nothing of this stream has come, or it has ended or was evicted",
+    "bad_question": "the question is empty or unreadable, or max_tokens is out of bounds",
+    "question_too_long": "the question has more than max_question_tokens with its prompt",
+    "too_many_waiting": "max_waiting questions of this stream wait for a time to come",
+}
+"""What every operator that answers can say of a question besides ``ok`` and its own."""
+
+_CHARACTERS = 64  # of one token at most, so that no book is cut into tokens before it is refused
+
+Row = dict[str, Any]
+"""An output row in the making; times are integers, microseconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """Options of every operator that answers questions."""
+
+    batch_questions: int = option(
+        8, "Most questions answered together. 1: answers depend on batches in no bit, but take longer.", unit="questions", ge=1
+    )
+    max_question_tokens: int = option(1024, "Longer questions get the status `question_too_long`.", unit="tokens", ge=1)
+    max_answer_tokens: int = option(
+        256, "Tokens generated where a question does not set max_tokens, and the most that it may set.", unit="tokens", ge=1
+    )
+    max_waiting: int = option(
+        16, "Questions per stream that may wait for a time that has not come yet.", unit="questions", ge=0
+    )
+    answerers: int = option(
+        0,
+        "Processes that answer while the operator goes on. 0: it answers between rows.",
+        unit="processes",
+        ge=0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question that is fit to be answered, with the keys of its row. Picklable; as JSON in snapshots while it waits."""
+
+    stream_id: str
+    sequence: int
+    time_us: int
+    question_id: str | None
+    text: str
+    at_us: int | None
+    max_tokens: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Columns that only one method reads."""
+
+    def to_json(self) -> Row:
+        """Return plain values for a snapshot; ``Question(**values)`` is the question again."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionLimits:
+    """What an operator can be asked."""
+
+    tokens: Callable[[str], int]
+    """Tokens of a question with its prompt."""
+    max_question_tokens: int
+    max_answer_tokens: int
+    set_by: str = "max_question_tokens"
+    """Options that a message about a question's length names."""
+    extra: tuple[str, ...] = ()
+    """Columns that only this method reads; they may be missing."""
+
+
+def question_rows(batch: pa.RecordBatch) -> list[Row]:
+    """Return the rows of a batch of questions, times as integers."""
+    columns = [column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
+    rows: list[Row] = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    return rows
+
+
+def read_question(row: Row, limits: QuestionLimits) -> Question | Refusal:
+    """Return what is asked by a row of :func:`question_rows`, or why it cannot be."""
+    text = row["question"]
+    if row.get("error") is not None:
+        return Refusal("bad_question", f"the row could not be read: {row['error']}")
+    if text is None or not text.strip():
+        return Refusal("bad_question", "the question is empty")
+    most = limits.max_question_tokens
+    tokens = limits.tokens(text) if len(text) <= most * _CHARACTERS else None
+    if tokens is None or tokens > most:
+        size = f"{tokens} tokens with its prompt" if tokens is not None else f"{len(text)} characters"
+        return Refusal("question_too_long", f"the question has {size}; at most {most} tokens are read ({limits.set_by})")
+    answer_tokens = row["max_tokens"] if row["max_tokens"] is not None else limits.max_answer_tokens
+    if not 1 <= answer_tokens <= limits.max_answer_tokens:
+        reason = f"max_tokens is {answer_tokens}; it must be 1 to {limits.max_answer_tokens} (max_answer_tokens)"
+        return Refusal("bad_question", reason)
+    return Question(
+        stream_id=row["stream_id"],
+        sequence=row["sequence"],
+        time_us=row["event_time"],
+        question_id=row["question_id"],
+        text=text,
+        at_us=row["at"],
+        max_tokens=answer_tokens,
+        extra={name: row[name] for name in limits.extra if row.get(name) is not None},
+    )
+
+
+def answer_schema(own: Sequence[pa.Field], metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """Return the schema of answers with a method's ``own`` columns: what the answer rests on.
+
+    ``as_of``: event time of the newest row that the answer could use. ``lag_s``: from the moment the question could be answered
+    to its answer; the one column that is not repeatable. Rows of data that could not be used have no question.
+    """
+    return records.output_schema(
+        "answer",
+        1,
+        [
+            pa.field("question_id", pa.string()),
+            pa.field("question", pa.string()),
+            pa.field("answer", pa.string()),
+            pa.field("asked_at", records.TIME_TYPE),
+            pa.field("as_of", records.TIME_TYPE),
+            *own,
+            records.field("lag_s", pa.float64(), unit="s"),
+        ],
+        metadata,
+    )
+
+
+def answer_row(question: Question | Row, status: str, error: str | None, **more: Any) -> Row:
+    """Return the output row of a question, or of a row that is none; ``more`` are further columns."""
+    if isinstance(question, Question):
+        q = question
+        row = {"stream_id": q.stream_id, "sequence": q.sequence, "event_time": q.time_us, "question_id": q.question_id}
+        row["question"] = q.text
+    else:
+        row = {key: question[key] for key in ("stream_id", "sequence", "event_time", "question_id", "question")}
+    return {**row, "asked_at": row["event_time"], "status": status, "error": error, **more}
+
+
+def answer_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
+    """Return output rows as a batch."""
+    columns = [
+        pa.array([row.get(field.name) for row in rows], pa.string()).dictionary_encode().cast(field.type)
+        if pa.types.is_dictionary(field.type)
+        else pa.array([row.get(field.name) for row in rows], field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,81 @@
+"""What a question sees of a stream, and the row that its answer becomes: ReKV's half of :mod:`operators.answers`."""
+
+# K frames of a stream
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from operators.banks import BlockReader, SharedBlocks
+from operators.questions import Question, Row, answer_row
+from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion
+from operators.rekv.encoder import FrameEncoding
+from operators.rekv.rules import numbers_of
+from operators.rekv.schemas import FRAME_SEQUENCES, REASONS
+from operators.rekv.streams import FrameTimes, ReKVStream
+from operators.streams import StreamTable
+
+__all__ = ["FramesOfStreams", "FramesView"]
+
+
+@dataclass(frozen=True, slots=True)
+class FramesView:
+    """The blocks of one stream that a question may see."""
+
+    blocks: BlockReader
+    times: FrameTimes
+    asked: BlockQuestion
+
+
+class FramesOfStreams:
+    """Opens blocks for questions."""
+
+    def __init__(self, answering: Answering, encoding: FrameEncoding, streams: StreamTable[ReKVStream]) -> None:
+        self._answering, self._encoding, self._streams = answering, encoding, streams
+
+    def view(self, question: Question) -> FramesView:
+        """Open the blocks of the frames up to ``at``, or all that there are now."""
+        stream = self._streams.get(question.stream_id)
+        assert stream is not None  # asked of streams that are there only
+        first, written = self._encoding.first(stream.slot), stream.encoded.frames
+        below = written if question.at_us is None else stream.times.below(first, written, question.at_us)
+        frames = None
+        if FRAME_SEQUENCES in question.extra:
+            known_K = stream.times.at(np.arange(first, below))[:, 1]
+            frames = numbers_of(question.extra[FRAME_SEQUENCES], known_K, first)
+        asked = BlockQuestion(question.text, question.max_tokens, frames)
+        return FramesView(self._encoding.reader(stream.slot, below), stream.times, asked)
+
+    def answer(self, questions: Sequence[Question], views: Sequence[FramesView]) -> list[BlockAnswer]:
+        """Answer here."""
+        return self._answering([view.asked for view in views], [view.blocks for view in views])
+
+    def portable(self, question: Question, view: FramesView) -> tuple[BlockQuestion, SharedBlocks]:
+        """Return what an answerer needs, which reads the files."""
+        return view.asked, view.blocks.shared()
+
+    def row(self, question: Question, view: FramesView, result: BlockAnswer) -> Row:
+        """Return the row of an answer."""
+        row = answer_row(question, result.status, REASONS.get(result.status))
+        row["frames_seen"] = result.frames_seen
+        row["as_of"] = int(view.times.at(np.array([view.blocks.below - 1]))[0, 0]) if len(view.blocks) else None
+        if result.status == "ok":
+            row["answer"] = result.text
+            row["retrieved"] = [_retrieved(view.times, *layer) for layer in result.retrieved]
+            row["context_truncated"] = result.context_truncated
+        return row
+
+    def release(self, view: FramesView) -> None:
+        """Let the bank have the blocks back."""
+        view.blocks.close()
+
+
+def _retrieved(times: FrameTimes, blocks_K: Any, scores_K: Any) -> list[Row]:
+    """Return the frames that a layer retrieved, in order of time."""
+    scores = [None] * len(blocks_K) if scores_K is None else scores_K.tolist()
+    rows = zip(times.at(blocks_K).tolist(), scores, strict=True)
+    return [{"event_time": at, "sequence": sequence, "score": score} for (at, sequence), score in rows]
