@@ -27,9 +27,9 @@ from benchmarks import machine
 from connectors.records import FRAME
 from models.mamba import checkpoint
 from models.mamba.evaluate import Found, Objects, mean_average_precision
-from models.mamba.progress import Progress
+from models.mamba.recipe import SHAPES_MEMORY, ShapesWeights, train_shapes
 from models.mamba.shapes import Scene, ShapesConfig, make_scene
-from models.mamba.shapes_recipe import SHAPES_MEMORY, ShapesWeights, train_shapes
+from models.training import Progress, Training
 from operators.base import Context
 from operators.mamba import MambaOperator, MambaOptions
 
@@ -125,7 +125,7 @@ def trained(seed: int, folder: Path) -> tuple[dict[str, Path], float | None]:
     seconds = None
     if not all(path.is_file() for path in paths.values()):
         began = time.process_time()
-        models: ShapesWeights = train_shapes(seed=seed, progress=_show)
+        models: ShapesWeights = train_shapes(seed=seed, training=Training(progress=_show))
         for name, path in paths.items():
             checkpoint.save(getattr(models, name), path)
         seconds = round(time.process_time() - began, 1)

@@ -46,9 +46,9 @@ from models.reloop2.base import CtrModel
 from models.reloop2.config import DCNv2Config
 from models.reloop2.evaluate import auc, gauc, logloss, windows
 from models.reloop2.examples import Examples, encode_examples, fit_feature_map
-from models.reloop2.fitting import Schedule, fit
 from models.reloop2.incremental import IncrementalTrainer
 from models.reloop2.model import build_model
+from models.reloop2.train import Schedule, fit
 from operators.base import Context
 from operators.reloop2 import ReLoop2Operator, ReLoop2Options
 

@@ -10,10 +10,19 @@ not installed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["REQUIRED", "option"]
+__all__ = ["BOUNDS", "REQUIRED", "option"]
+
+BOUNDS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+"""Kinds of bounds: their words, and whether a number keeps them."""
 
 REQUIRED: Any = dataclasses.MISSING
 """Pass as ``default`` for an option that the user must give."""

@@ -232,7 +232,10 @@ def prompt(**arguments: Any) -> None:
 @_common
 @click.pass_context
 def train(ctx: click.Context, method: str | None, wants_help: bool, quiet: bool, arguments: tuple[str, ...]) -> None:
-    """Train METHOD on small data: a ready --recipe, or your own data. `train METHOD --help` shows its options."""
+    """Train METHOD on small data: a ready --recipe, or your own data. `train METHOD --help` shows its options.
+
+    SIGINT or SIGTERM stops it gracefully: a checkpoint is written after the current update, and --resume goes on from there.
+    """
     from pipelines.commands.train import methods, train_help, train_method
 
     if method is None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,16 +19,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from connectors.errors import ConfigError, nearest
+from connectors.options import BOUNDS
 from pipelines.document import KeyPath, Problem
 
 __all__ = ["OptionInfo", "former_names", "option_infos", "parse_options", "parse_values", "show_value", "unknown_keys"]
 
-_BOUNDS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "ge": ("at least", operator.ge),
-    "gt": ("above", operator.gt),
-    "le": ("at most", operator.le),
-    "lt": ("below", operator.lt),
-}
 _ERROR_WORDS = {
     "bool_type": "true or false",
     "int_type": "a whole number",
@@ -78,7 +72,7 @@ class OptionInfo:
         if self.choices is not None:
             words = ", ".join(show_value(choice) for choice in self.choices)
             return f"a list of {words}" if get_origin(self.annotation) is list else f"one of {words}"
-        limits = " and ".join(f"{_BOUNDS[kind][0]} {bound:g}" for kind, bound in self.bounds.items())
+        limits = " and ".join(f"{BOUNDS[kind][0]} {bound:g}" for kind, bound in self.bounds.items())
         words = " or ".join(_type_words(member) for member in _members(self.annotation))
         return words + (f", {limits}" if limits else "") + (f" ({self.unit})" if self.unit else "")
 
@@ -204,7 +198,7 @@ def _parse_one(info: OptionInfo, cls: type, value: Any) -> tuple[Any, list[Probl
             problems.append(Problem(path, "must be a number, got nan"))
         elif isinstance(item, int | float) and not isinstance(item, bool):
             for kind, bound in info.bounds.items():
-                words, holds = _BOUNDS[kind]
+                words, holds = BOUNDS[kind]
                 if not holds(item, bound):
                     unit = f" ({info.unit})" if info.unit else ""
                     problems.append(Problem(path, f"must be {words} {bound:g}{unit}, got {_shown(info, item)}"))

@@ -1,35 +1,94 @@
 """Training of MAMBA: the small recipe, or a person's own annotated videos. What ``streambank train mamba`` calls.
 
+Own videos are learned with the paper's sampling, losses, optimizer and schedule. Every draw is a function of (seed, update).
 Writes safetensors that the operator loads and ``training.json`` with the figures. Knows nothing about streams.
 """
+
+# B images, H rows, W columns
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from connectors.errors import ConfigError
+from connectors.options import REQUIRED, option
+from models.devices import resolve_device
 from models.mamba import checkpoint
-from models.mamba.finetune import FinetuneOptions, finetune
-from models.mamba.progress import Progress
-from models.mamba.shapes import ShapesConfig, make_scene
-from models.mamba.shapes_recipe import SHAPES_MEMORY, ShapesSchedule, evaluate_shapes, train_shapes
-from models.training import TrainResult, check_choice, make_folder, one_thread, write_report
+from models.mamba.annotations import AnnotatedVideos, read_annotations
+from models.mamba.config import MambaConfig
+from models.mamba.frames import FrameStore
+from models.mamba.losses import Truth, training_step
+from models.mamba.model import Mamba
+from models.mamba.recipe import RECIPES, ShapesSchedule, run_recipe
+from models.mamba.samples import Drawn, Sampler
+from models.mamba.validation import validate
+from models.training import (
+    After,
+    OwnDataOptions,
+    Progress,
+    ProgressCallback,
+    Stage,
+    Training,
+    TrainResult,
+    check_choice,
+    data_checksum,
+    one_thread,
+    weights_checksum,
+)
 
-__all__ = ["OWN_DATA", "RECIPES", "FinetuneOptions", "Options", "Progress", "TrainResult", "train"]
+__all__ = ["OWN_DATA", "RECIPES", "Options", "Progress", "ShapesSchedule", "TrainResult", "train"]
 
-RECIPES: dict[str, ShapesConfig] = {"shapes": ShapesConfig(), "shapes_binding": ShapesConfig(mode="binding")}
-"""Ready recipes by name."""
-
-Options = FinetuneOptions
+logger = logging.getLogger(__name__)
 
 OWN_DATA = ("annotations", "own videos")
 """The option that brings one's own data, and what it is called in the help."""
 
-_FRESH_CLIPS = 30
+_EPOCHS = 6
+_DECAY_AT = 4 / 6  # of all iterations: after 4 of 6 epochs
+_WARMUP_ITERATIONS, _WARMUP_FACTOR = 500, 1 / 3
+_MOMENTUM, _WEIGHT_DECAY, _GRADIENT_NORM = 0.9, 1e-4, 35.0
+_REPORT_EVERY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OwnDataOptions):
+    """What can be set. Defaults are the published instance-level schedule (batch 8, 6 epochs)."""
+
+    annotations: str = option(
+        REQUIRED, "CocoVID file: videos, images with video_id and frame_id, annotations, categories.", path=True
+    )
+    images: str | None = option(None, "Folder that file_name counts from; default: the folder of the annotations.", path=True)
+    validation: str | None = option(None, "CocoVID file to measure mAP50 on; without it nothing is measured.", path=True)
+    validation_images: str | None = option(
+        None, "Folder of the validation pictures; default: the folder of that file.", path=True
+    )
+    init: str | None = option(
+        None,
+        "Checkpoint to start from (ours or official). Outputs of classes that it does not have start at random.",
+        path=True,
+    )
+    backbone: str | None = option(None, "ImageNet weights of a ResNet in torchvision's layout; without `init` only.", path=True)
+    network: dict[str, Any] = option({}, "Fields of MambaConfig that differ from the full-size model; without `init` only.")
+    iterations: int | None = option(None, "Updates of the weights; default: 6 passes over the annotated frames.", ge=1)
+    batch: int = option(8, "Key frames per update; they are processed one after the other.", ge=1)
+    learning_rate: float = option(1e-3, "Of SGD, for a batch of 8; it falls to a tenth after two thirds.", gt=0)
+    validate_every: int = option(2000, "Updates between validations; there is always one at the end.", unit="iterations", ge=1)
+
+    def __post_init__(self) -> None:
+        OwnDataOptions.__post_init__(self)
+        if self.init is not None and (self.backbone is not None or self.network):
+            raise ConfigError("init brings its own network and backbone; remove 'network' and 'backbone', or 'init'")
 
 
 def train(
@@ -37,7 +96,8 @@ def train(
     *,
     recipe: str | None = None,
     seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+    progress: ProgressCallback | None = None,
     schedule: ShapesSchedule | None = None,
     **options: Any,
 ) -> TrainResult:
@@ -47,45 +107,172 @@ def train(
     ``<recipe>.safetensors``, ``<recipe>_base.safetensors`` and their mAP50. It runs on one thread whatever the setting, and
     the same seed gives the same weights, bit for bit on the same kind of processor with the same PyTorch.
 
-    Or ``annotations=FILE`` with any other field of :class:`FinetuneOptions`: fine-tuning on own videos; writes
-    ``model.safetensors``; called again it goes on where it was stopped.
+    Or ``annotations=FILE`` with any other field of :class:`Options`: fine-tuning on own videos; writes ``model.safetensors``:
+    the last weights, or those of the best validation where there is one.
 
-    ``progress`` is called some times per minute. Raises ``ConfigError`` for what cannot be used.
+    ``resume``: go on from the folder's checkpoint if there is one; a complete training is returned as it is. ``progress`` is
+    called some times per minute. Raises ``ConfigError`` for what cannot be used, ``CheckpointMismatch`` for unusable weights,
+    ``DeviceError``.
     """
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
-    folder = make_folder(out)
-    began = time.monotonic()
     if recipe is None:
-        done = finetune(FinetuneOptions(seed=seed, **options), folder, progress)
-        metrics = {"iterations": float(done.iterations), "loss": done.loss}
-        if done.map50 is not None:
-            metrics["map50"] = done.map50
-        result = TrainResult(done.weights, None, metrics, time.monotonic() - began)
-    else:
-        result = _run_recipe(recipe, folder, seed, schedule, progress, began)
-    write_report(folder, recipe, seed, result)
-    return result
-
-
-def _run_recipe(
-    recipe: str,
-    folder: Path,
-    seed: int,
-    schedule: ShapesSchedule | None,
-    progress: Callable[[Progress], None] | None,
-    began: float,
-) -> TrainResult:
-    shapes = RECIPES[recipe]
+        own = Options(seed=seed, **options)
+        return _finetune(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
     with one_thread():
-        models = train_shapes(seed=seed, shapes=shapes, schedule=schedule, progress=progress)
-        weights, control = folder / f"{recipe}.safetensors", folder / f"{recipe}_base.safetensors"
-        checkpoint.save(models.memory, weights)
-        checkpoint.save(models.control, control)
-        scenes = [make_scene(shapes, number) for number in range(_FRESH_CLIPS)]
-        metrics = {
-            "map50_base": evaluate_shapes(models.base, scenes, memory=False),
-            "map50_control": evaluate_shapes(models.control, scenes, memory=False),
-            "map50_memory": evaluate_shapes(models.memory, scenes, memory=True),
-        }
-    metrics |= {f"bank_{name}": float(value) for name, value in dataclasses.asdict(SHAPES_MEMORY).items()}
-    return TrainResult(weights, control, metrics, time.monotonic() - began)
+        return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
+
+
+def _finetune(options: Options, training: Training) -> TrainResult:
+    device = resolve_device(options.device, "training")
+    videos = read_annotations(options.annotations, options.images)
+    held_out = None
+    if options.validation is not None:
+        held_out = read_annotations(options.validation, options.validation_images).with_classes(videos.classes)
+    model = _build(options, videos.classes).to(device)
+    for part in (videos, held_out):
+        if part is not None:
+            _check_sizes(model, part)
+    store = FrameStore(videos, training.path / "frames")
+    validation = None if held_out is None else FrameStore(held_out, training.path / "validation_frames")
+    sampler = Sampler(store, options.seed)
+    iterations = options.iterations or max(1, _EPOCHS * len(sampler) // options.batch)
+    settings = {
+        "method": "mamba",
+        "recipe": None,
+        "seed": options.seed,
+        "iterations": iterations,
+        "batch": options.batch,
+        "learning_rate": options.learning_rate,
+        "annotations": _fingerprint(videos),
+        "network": model.config.to_json(),
+        "start": weights_checksum(model),
+    }
+    if (complete := training.open(settings)) is not None:
+        return complete
+    store.extract()
+    if validation is not None:
+        validation.extract()
+
+    weights = training.path / "model.safetensors"
+    state: dict[str, Any] = {"best": None}
+
+    def after(done: int) -> After | None:
+        if validation is None or (done < iterations and done % options.validate_every):
+            return None
+        map50 = validate(model, validation).mean
+        model.train()
+        if state["best"] is None or map50 >= state["best"]:
+            state["best"] = map50
+            checkpoint.save(model, weights)
+        return After(f"mAP50 {map50:.3f}")
+
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="frames") as pool:
+        training.run(
+            Stage(
+                name="finetune",
+                steps=iterations,
+                trained=model.train(),
+                optimizer=torch.optim.SGD(
+                    [parameter for parameter in model.parameters() if parameter.requires_grad],
+                    lr=options.learning_rate,
+                    momentum=_MOMENTUM,
+                    weight_decay=_WEIGHT_DECAY,
+                ),
+                losses=_Losses(model, sampler, options, iterations, pool),
+                rate=lambda step: options.learning_rate * _rate(step, iterations),
+                gradient_norm=_GRADIENT_NORM,
+                report_every=_REPORT_EVERY,
+                state=state,
+                after=after,
+            )
+        )
+    metrics = {"iterations": float(iterations), "loss": training.last_loss}
+    if state["best"] is None:
+        checkpoint.save(model, weights)
+    else:
+        metrics["map50"] = state["best"]
+    return training.finish(weights, metrics)
+
+
+class _Losses:
+    """Losses of the key frames of an update, one after the other; reads the pictures of the next update meanwhile."""
+
+    def __init__(self, model: Mamba, sampler: Sampler, options: Options, iterations: int, pool: ThreadPoolExecutor) -> None:
+        self._model, self._sampler, self._options, self._iterations, self._pool = model, sampler, options, iterations, pool
+        self._device = next(model.parameters()).device
+        self._waiting: list[Future[Drawn]] = []
+
+    def __call__(self, step: int) -> Iterator[Mapping[str, Tensor]]:
+        """Yield one loss per key frame, in parts."""
+        batch = self._options.batch
+        samples = [future.result() for future in self._waiting or self._ask(step)]
+        self._waiting = self._ask(step + 1) if step + 1 < self._iterations else []
+        generator = torch.Generator().manual_seed(_mix(self._options.seed, step))
+        for sample in samples:
+            parts = _sample_losses(self._model, sample, self._device, generator)
+            yield {name: loss / batch for name, loss in parts.items()}
+
+    def _ask(self, step: int) -> list[Future[Drawn]]:
+        batch = self._options.batch
+        return [self._pool.submit(self._sampler.draw, step * batch + k) for k in range(batch)]
+
+
+def _sample_losses(model: Mamba, sample: Drawn, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
+    keys = model.prepare([torch.from_numpy(sample.key)], device)
+    references = model.prepare([torch.from_numpy(image) for image in sample.references], device)
+    boxes_G4 = torch.from_numpy(sample.boxes_G4).to(device) * keys.scales_B2[0, [1, 0, 1, 0]]
+    truth = [Truth(boxes_G4, torch.from_numpy(sample.labels_G).to(device))]
+    return training_step(model, keys, references, truth, generator)
+
+
+def _rate(step: int, iterations: int) -> float:
+    """Return the factor of the published schedule: linear warm-up, a tenth after two thirds."""
+    warmup = min(_WARMUP_ITERATIONS, iterations // 10)
+    factor = 0.1 if step >= _DECAY_AT * iterations else 1.0
+    if step < warmup:
+        factor *= _WARMUP_FACTOR + (1.0 - _WARMUP_FACTOR) * step / warmup
+    return factor
+
+
+def _build(options: Options, classes: tuple[str, ...]) -> Mamba:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        if options.init is None:
+            model = Mamba(MambaConfig.from_json({**options.network, "classes": classes}))
+            if options.backbone is not None:
+                checkpoint.load_backbone(model, options.backbone)
+            return model
+        start = checkpoint.load(options.init)
+        if start.config.classes == classes:
+            return start
+        model = Mamba(dataclasses.replace(start.config, classes=classes))
+    state, own = start.state_dict(), model.state_dict()
+    known = {name: label for label, name in enumerate(start.config.classes)}
+    pairs = [(label, known[name]) for label, name in enumerate(classes) if name in known]
+    logger.info("init=%s classes=%d of which known=%d", options.init, len(classes), len(pairs))
+    for name in state:
+        if not name.startswith(("head.logits.", "head.deltas.")):
+            own[name] = state[name]
+            continue
+        rows = 4 if name.startswith("head.deltas.") else 1
+        for new, old in pairs:
+            own[name][new * rows : (new + 1) * rows] = state[name][old * rows : (old + 1) * rows]
+        if rows == 1:
+            own[name][-1] = state[name][-1]  # background
+    model.load_state_dict(own)
+    return model
+
+
+def _check_sizes(model: Mamba, videos: AnnotatedVideos) -> None:
+    for height, width in np.unique(videos.size_I2, axis=0).tolist():
+        if model.is_too_small(height, width):
+            raise ConfigError(f"images of {width}x{height} px are too small or too narrow after resizing; remove their entries")
+
+
+def _fingerprint(videos: AnnotatedVideos) -> str:
+    checksum = data_checksum((videos.video_I, videos.frame_I, videos.first_I, videos.boxes_N4, videos.labels_N))
+    return f"{len(videos)} frames, {len(videos.labels_N)} objects, checksum {checksum}"
+
+
+def _mix(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, 2, step]).generate_state(1)[0])

@@ -1,34 +1,93 @@
 """Training for ReKV, which has no weights of its own: the small video-language model from films that the project renders,
 or any supported model on a person's own videos. What ``streambank train rekv`` calls.
 
-Writes weights that the loaders take and ``training.json`` with the figures. Knows nothing about streams.
+Fine-tuning on own videos leaves the vision tower as it is; it starts from a checkpoint folder or a small model's file and
+writes the same form. Knows nothing about streams.
 """
+
+# B samples
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from models.rekv.film_quality import film_quality
-from models.rekv.films import make_film
-from models.rekv.films_recipe import FilmsSchedule, Progress, train_films
-from models.rekv.finetune import FinetuneOptions, finetune
-from models.rekv.loaders import load_model
-from models.rekv.small import save_small
-from models.training import TrainResult, check_choice, make_folder, one_thread, write_report
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-__all__ = ["OWN_DATA", "RECIPES", "FinetuneOptions", "Options", "Progress", "TrainResult", "train"]
+from connectors.errors import ConfigError
+from connectors.options import REQUIRED, option
+from models.devices import resolve_device
+from models.rekv.annotations import Sample, read_samples, sample_frames
+from models.rekv.checkpoint import load_checkpoint, read_model_type
+from models.rekv.loaders import FolderTokenizer, Tokenizer
+from models.rekv.losses import AnswerLoss, answer_loss, pack
+from models.rekv.prompts import PROMPTS, PromptTemplate
+from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
+from models.rekv.small import SMALL_WEIGHTS, SmallModel, WordTokenizer, load_small, save_small
+from models.rekv.vision import FrameEncoder
+from models.training import (
+    OwnDataOptions,
+    Progress,
+    ProgressCallback,
+    Stage,
+    Training,
+    TrainResult,
+    check_choice,
+    cosine,
+    data_checksum,
+    one_thread,
+    warm_up,
+    weights_checksum,
+)
 
-RECIPES = ("shapes",)
-"""Ready recipes by name."""
-
-Options = FinetuneOptions
+__all__ = ["OWN_DATA", "RECIPES", "FilmsSchedule", "Options", "Progress", "TrainResult", "train"]
 
 OWN_DATA = ("annotations", "own videos with questions and answers")
 """The option that brings one's own data, and what it is called in the help."""
+
+_WARMUP = 0.05  # of all iterations
+_GRADIENT_NORM = 1.0
+_REPORTS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OwnDataOptions):
+    """What can be set."""
+
+    annotations: str = option(
+        REQUIRED,
+        "JSON file: a list of {video_path, conversations: [{question, answer, start_time?, end_time?}]}, times in seconds.",
+        path=True,
+    )
+    checkpoint: str | None = option(
+        None, "Model to start from: a checkpoint folder or a small model's file; default: the one in the package.", path=True
+    )
+    trained: Literal["projector", "projector_and_decoder"] = option(
+        "projector_and_decoder", "Which parts learn; the vision tower never does."
+    )
+    frames: int = option(16, "Most frames of a sample, spread evenly over its time.", unit="frames", ge=1)
+    iterations: int = option(300, "Updates of the weights.", ge=1)
+    batch: int = option(4, "Samples per update.", ge=1)
+    learning_rate: float = option(1e-4, "Highest rate of AdamW; it rises and falls along a cosine.", gt=0)
+    validation: float = option(0.1, "Share of the samples, the last ones, that is held out and measured on.", ge=0, lt=1)
+
+
+@dataclass(slots=True, eq=False)
+class _Learner:
+    """A model in memory with its tokenizer, whatever it was read from."""
+
+    model: Any
+    family: str
+    tokenizer: Tokenizer
+    prompts: PromptTemplate
+    end: int
+    small: SmallModel | None
 
 
 def train(
@@ -36,7 +95,8 @@ def train(
     *,
     recipe: str | None = None,
     seed: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+    progress: ProgressCallback | None = None,
     schedule: FilmsSchedule | None = None,
     **options: Any,
 ) -> TrainResult:
@@ -46,33 +106,131 @@ def train(
     ``<recipe>.safetensors``. It runs on one thread whatever the setting, and the same seed gives the same weights, bit for bit
     on the same kind of processor with the same PyTorch.
 
-    Or ``annotations=FILE`` with any other field of :class:`FinetuneOptions`: fine-tuning on own videos.
+    Or ``annotations=FILE`` with any other field of :class:`Options`: fine-tuning on own videos; writes ``model.safetensors``
+    (small model) or the folder ``model``. Metrics: first and last mean loss, and where samples are held out the share of their
+    answers of which every token is the most likely one.
 
-    ``progress`` is called some times per minute. Raises ``ConfigError`` for what cannot be used.
+    ``resume``: go on from the folder's checkpoint if there is one; a complete training is returned as it is. ``progress`` is
+    called some times per minute. Raises ``ConfigError`` for what cannot be used, ``SourceError`` for a video that cannot be
+    read, ``CheckpointMismatch``, ``DeviceError``.
     """
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
-    folder = make_folder(out)
-    began = time.monotonic()
     if recipe is None:
-        done = finetune(FinetuneOptions(seed=seed, **options), folder, progress)
-        weights, metrics = done.weights, done.metrics
-    else:
-        weights = folder / f"{recipe}.safetensors"
-        metrics = _run_recipe(weights, seed, schedule or FilmsSchedule(), progress)
-    result = TrainResult(weights, None, metrics, time.monotonic() - began)
-    write_report(folder, recipe, seed, result)
-    return result
-
-
-def _run_recipe(
-    weights: Path, seed: int, schedule: FilmsSchedule, progress: Callable[[Progress], None] | None
-) -> dict[str, float]:
+        own = Options(seed=seed, **options)
+        return _finetune(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
     with one_thread():
-        small = train_films(seed=seed, schedule=schedule, progress=progress)
-        save_small(small, weights)
-        # Training draws single frames, not films, so films of every seed are unseen.
-        films = (make_film(number) for number in range(schedule.unseen_films))
-        quality = film_quality(load_model(weights, small.rekv), small.rekv, films)
-    accuracy = {f"accuracy_{mode}": value for mode, value in quality.accuracy.items()}
-    accuracy["accuracy_guess"] = quality.guess
-    return accuracy | {"retrieval_recall": quality.recall, "questions": float(quality.questions)}
+        return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
+
+
+def _finetune(options: Options, training: Training) -> TrainResult:
+    samples = read_samples(Path(options.annotations))
+    held_out = round(options.validation * len(samples))
+    shown, validation = samples[: len(samples) - held_out], samples[len(samples) - held_out :]
+    if not shown:
+        raise ConfigError(
+            f"validation is {options.validation:g} of {len(samples)} samples: none is left to learn from; lower it"
+        )
+    learner = _open(options)
+    _check_words(learner.tokenizer, samples)
+    settings = {
+        "method": "rekv",
+        "recipe": None,
+        "seed": options.seed,
+        **{
+            name: getattr(options, name) for name in ("trained", "frames", "iterations", "batch", "learning_rate", "validation")
+        },
+        "annotations": _fingerprint(samples),
+        "start": weights_checksum(learner.model),
+    }
+    if (complete := training.open(settings)) is not None:
+        return complete
+
+    core, steps = learner.model.model, options.iterations
+    learner.model.requires_grad_(False)
+    parts = [core.multi_modal_projector] + ([core.language_model] if options.trained == "projector_and_decoder" else [])
+    trained = nn.ModuleList(parts).train().requires_grad_(True)
+    rng = np.random.default_rng(options.seed)
+
+    def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
+        chosen = [shown[i] for i in rng.integers(len(shown), size=options.batch)]
+        yield {"answers": _loss(learner, chosen, options.frames).loss}
+
+    warm = max(1, round(_WARMUP * steps))
+    training.run(
+        Stage(
+            name="finetune",
+            steps=steps,
+            trained=trained,
+            optimizer=torch.optim.AdamW(trained.parameters(), lr=options.learning_rate),
+            losses=losses,
+            rate=lambda step: options.learning_rate * min(warm_up(step, warm), cosine(step, steps)),
+            gradient_norm=_GRADIENT_NORM,
+            report_every=max(1, steps // _REPORTS),
+            generators=(rng,),
+        )
+    )
+    learner.model.eval().requires_grad_(False)
+    metrics = {"loss_first": training.first_loss, "loss_last": training.last_loss}
+    if validation:
+        with torch.inference_mode():
+            starts = range(0, len(validation), options.batch)
+            right = [_loss(learner, validation[i : i + options.batch], options.frames).right_B for i in starts]
+        metrics["validation_accuracy"] = float(torch.cat(right).float().mean())
+    return training.finish(_save(learner, options, training.path), metrics)
+
+
+def _open(options: Options) -> _Learner:
+    path = Path(options.checkpoint) if options.checkpoint is not None else SMALL_WEIGHTS
+    device = resolve_device(options.device, "training")
+    if path.is_file():
+        small = load_small(path)
+        return _Learner(small.model.to(device), "llava_onevision", small.tokenizer, small.prompts, small.tokenizer.end, small)
+    family = read_model_type(path)
+    model: Any = load_checkpoint(path, device=device, dtype=torch.float32)
+    FrameEncoder.of(model, family)  # refuses families without a vision side
+    ends = model.generation_config.eos_token_id
+    end = ends if isinstance(ends, int) else (ends or [model.config.text_config.eos_token_id])[0]
+    return _Learner(model, family, FolderTokenizer(path), PROMPTS[family], end, None)
+
+
+def _check_words(tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
+    """The small model's words are fixed: an answer with another word cannot be learnt."""
+    if isinstance(tokenizer, WordTokenizer):
+        unknown = sorted({word for sample in samples for word in tokenizer.unknown(sample.answer)})
+        if unknown:
+            raise ConfigError(
+                f"annotations: the small model does not know the words {unknown[:8]} of the answers; it knows "
+                f"{', '.join(tokenizer.words[2:])}; give a checkpoint folder of a larger model"
+            )
+
+
+def _loss(learner: _Learner, samples: Sequence[Sample], frames: int) -> AnswerLoss:
+    encoder, tokenizer = FrameEncoder.of(learner.model, learner.family), learner.tokenizer
+    features = [encoder.tokens(sample_frames(sample, frames)).flatten(0, 1) for sample in samples]
+    prefix = tokenizer.encode(learner.prompts.prefix, start=True)
+    prompts = [tokenizer.encode(learner.prompts.open_ended(sample.question)) for sample in samples]
+    answers = [[*tokenizer.encode(sample.answer), learner.end] for sample in samples]
+    decoder = learner.model.model.language_model
+    return answer_loss(decoder, learner.model.lm_head, pack(decoder, prefix, features, prompts, answers))
+
+
+def _save(learner: _Learner, options: Options, folder: Path) -> Path:
+    if learner.small is not None:
+        save_small(learner.small, folder / "model.safetensors")
+        return folder / "model.safetensors"
+    target = folder / "model"
+    learner.model.save_pretrained(target)
+    for file in Path(str(options.checkpoint)).iterdir():
+        if (
+            file.suffix in (".json", ".txt", ".model", ".jinja")
+            and not (target / file.name).exists()
+            and "index" not in file.name
+        ):
+            shutil.copy(file, target / file.name)
+    return target
+
+
+def _fingerprint(samples: Sequence[Sample]) -> str:
+    """Say which questions are asked, so that a stopped training is not resumed with others. Videos may move."""
+    said = repr([(one.video.name, one.start_s, one.end_s, one.question, one.answer) for one in samples])
+    return f"{len(samples)} samples, checksum {data_checksum([list(said.encode())])}"

@@ -9,12 +9,12 @@ caller says which rows come when.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from connectors.errors import ConfigError
 from models.reloop2.base import CtrModel
 from models.reloop2.examples import Examples
+from models.reloop2.losses import click_loss
 
 __all__ = ["IncrementalTrainer"]
 
@@ -41,8 +41,7 @@ class IncrementalTrainer:
     def learn(self, examples: Examples) -> None:
         """Make one pass over these rows, in order."""
         for start in range(0, len(examples), self.batch):
-            part = examples.take(slice(start, start + self.batch)).to(self.model.hidden_mean.device)
-            loss = F.binary_cross_entropy_with_logits(self.model(part.columns).logit_B, part.label_R)
+            loss = click_loss(self.model, examples.take(slice(start, start + self.batch)))
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)

@@ -17,6 +17,9 @@ from pipelines.options import option_infos, parse_values, unknown_keys
 
 __all__ = ["methods", "parse_arguments", "train_help", "train_method"]
 
+_FLAGS = {"resume"}
+"""Options that may stand without a value."""
+
 
 def methods() -> list[str]:
     """Return the methods that can be trained. Imports none of them."""
@@ -30,8 +33,13 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
     given, problems = _checked(module, values)
     if problems:
         raise ConfigError("\n".join(f"train {method}: --{problem}" for problem in problems))
-    with training_progress(live=live) as progress:
-        result = module.train(given.pop("out", Path("runs") / method), progress=progress, **given)
+    from models.training import TrainingStopped
+
+    try:
+        with training_progress(live=live) as progress:
+            result = module.train(given.pop("out", Path("runs") / method), progress=progress, **given)
+    except TrainingStopped as stop:
+        return f"{method}: {stop}"
     lines = [f"{method}: trained in {result.seconds:.0f} s", f"  weights  {result.weights}"]
     lines += [f"  control  {result.control}"] if result.control is not None else []
     lines += [f"  {name}  {value:.4g}" for name, value in result.metrics.items()]
@@ -42,6 +50,7 @@ def train_help(method: str) -> str:
     """Return the options of a method's training."""
     module = _module(method)
     own = [info for info in option_infos(module.Options) if info.name != "seed"]
+    own.sort(key=lambda info: info.name not in vars(module.Options)["__annotations__"])  # what all methods share comes last
     recipes = ", ".join(module.RECIPES)
     brings, title = module.OWN_DATA
     return "\n".join(
@@ -67,7 +76,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         if not argument.startswith("--") or argument == "--":
             raise ConfigError(f"train: {argument!r} is no option; write --key value")
         key, equals, text = argument[2:].partition("=")
-        if not equals:
+        if not equals and key in _FLAGS:
+            text = "true"
+        elif not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"train: --{key} has no value; write --{key} value")
             text = rest.pop(0)
@@ -90,6 +101,7 @@ def _common(module: Any) -> type:
         ("out", str, option("runs/<method>", "Folder for the weights and training.json.", path=True)),
         ("recipe", str | None, option(None, "A ready recipe.", choices=tuple(module.RECIPES))),
         ("seed", int, option(0, "Seed of weights, data and draws.", ge=0)),
+        ("resume", bool, option(False, "Go on from the last checkpoint in the folder; from the beginning if there is none.")),
     ]
     return dataclasses.make_dataclass("Common", fields, frozen=True, kw_only=True)
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -241,6 +242,29 @@ def test_all_wrong_options_of_a_training_are_told_at_once() -> None:
     assert any("--annotatoins: unknown option 'annotatoins' (did you mean 'annotations'?)" in line for line in lines)
     assert any("--iterations: must be at least 1" in line for line in lines)
     assert any("--recipe: must be one of 'shapes'" in line for line in lines)
+
+
+def test_a_training_that_a_signal_stopped_says_where_and_goes_on(tmp_path: Path) -> None:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    rows = pa.table({"item": [f"item {i % 7}" for i in range(60)], "click": [i % 2 for i in range(60)]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    arguments = ["--data", str(tmp_path / "rows.parquet"), "--categorical", "[item]", "--out", str(tmp_path / "out")]
+    arguments += ["--epochs", "2", "--batch", "20"]
+    handle = register_optimizer_step_post_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        stopped = call("train", "reloop2", *arguments)
+    finally:
+        handle.remove()
+    assert (stopped.exit_code, stopped.stdout) == (0, "reloop2: stopped at fit 1/6; go on with --resume\n")
+    refused = call("train", "reloop2", *arguments)
+    assert refused.exit_code == 2
+    assert "a training was stopped here at fit, update 1" in refused.stderr
+    differing = call("train", "reloop2", "--resume", *arguments, "--patience", "5")
+    assert "is of another training: patience was 2, is 5" in differing.stderr
+    done = call("train", "reloop2", *arguments, "--resume")
+    assert done.exit_code == 0 and "validation_logloss" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors", "training.json"]
 
 
 # Start-up

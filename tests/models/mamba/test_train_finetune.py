@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from connectors.errors import ConfigError, DeviceError
 from models.mamba import checkpoint
 from models.mamba.annotations import read_annotations
-from models.mamba.finetune import FinetuneOptions, _Sampler, finetune
 from models.mamba.frames import FrameStore
 from models.mamba.model import Mamba
+from models.mamba.recipe import shapes_model_config
+from models.mamba.samples import Sampler
 from models.mamba.shapes import ShapesConfig, render_clips
-from models.mamba.shapes_recipe import shapes_model_config
 from models.mamba.train import Progress, train
 from models.mamba.validation import detect_with_references, validate
 
@@ -53,44 +54,41 @@ class _StoppedError(Exception):
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(clips: Path, tmp_path: Path) -> None:
-    def options(**changes: object) -> FinetuneOptions:
-        return FinetuneOptions(
-            annotations=str(clips), init=str(SHIPPED), iterations=6, batch=2, checkpoint_every=2, device="cpu", **changes
-        )
+    options: dict[str, Any] = {"annotations": str(clips), "init": str(SHIPPED), "iterations": 6, "batch": 2, "device": "cpu"}
 
     def stop(progress: Progress) -> None:
         raise _StoppedError
 
-    whole = finetune(options(), tmp_path / "whole")
+    whole = train(tmp_path / "whole", **options)
     # Reports come with a validation, before the checkpoint of that step: the run loses steps 3 and 4.
     with pytest.raises(_StoppedError):
-        finetune(options(validation=str(clips), validate_every=4), tmp_path / "stopped", stop)
-    assert not (tmp_path / "stopped" / "training.pt.partial").exists()
-    assert torch.load(tmp_path / "stopped" / "training.pt", weights_only=True)["done"] == 2
+        train(tmp_path / "stopped", progress=stop, validation=str(clips), validate_every=4, checkpoint_every=2, **options)
+    assert torch.load(tmp_path / "stopped" / "training.pt", weights_only=True)["position"]["done"] == 2
+    assert not list((tmp_path / "stopped").glob(".training.pt*"))
     seen: list[int] = []
-    resumed = finetune(options(), tmp_path / "stopped", lambda p: seen.append(p.step))
+    resumed = train(tmp_path / "stopped", resume=True, progress=lambda p: seen.append(p.step), **options)
     assert seen == [6]
     first, second = (checkpoint.load(run.weights).state_dict() for run in (whole, resumed))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(clips: Path, tmp_path: Path) -> None:
-    first = FinetuneOptions(annotations=str(clips), init=str(SHIPPED), iterations=1, batch=1, device="cpu")
-    finetune(first, tmp_path / "run")
-    other = FinetuneOptions(annotations=str(clips), init=str(SHIPPED), iterations=1, batch=2, device="cpu")
+    options: dict[str, Any] = {"annotations": str(clips), "init": str(SHIPPED), "iterations": 1, "batch": 1, "device": "cpu"}
+    done = train(tmp_path / "run", **options)
+    assert train(tmp_path / "run", resume=True, **options).metrics == done.metrics
     with pytest.raises(ConfigError, match="batch was 1, is 2"):
-        finetune(other, tmp_path / "run")
+        train(tmp_path / "run", resume=True, **(options | {"batch": 2}))
     document = json.loads(clips.read_text())
     document["annotations"][0]["bbox"][2] -= 1
     clips.write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"annotations was 10 frames.*checksum"):
-        finetune(first, tmp_path / "run")
+        train(tmp_path / "run", resume=True, **options)
 
 
 def test_a_damaged_checkpoint_of_a_run_is_named(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "training.pt").write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ConfigError, match=r"training\.pt is damaged"):
-        finetune(FinetuneOptions(annotations=str(clips), init=str(SHIPPED), iterations=1, device="cpu"), tmp_path)
+        train(tmp_path, resume=True, annotations=str(clips), init=str(SHIPPED), iterations=1, device="cpu")
 
 
 def test_twenty_frames_are_learned_from_random_weights(tmp_path: Path) -> None:
@@ -141,10 +139,9 @@ def test_known_classes_keep_their_outputs_and_new_ones_start_fresh(tmp_path: Pat
         {"id": 4, "name": "red"},
     ]
     path.write_text(json.dumps(document))
-    options = FinetuneOptions(
-        annotations=str(path), init=str(SHIPPED), iterations=1, batch=1, learning_rate=1e-12, device="cpu"
-    )
-    tuned, start = checkpoint.load(finetune(options, tmp_path / "out").weights), checkpoint.load(SHIPPED)
+    options: dict[str, Any] = {"iterations": 1, "batch": 1, "learning_rate": 1e-12, "device": "cpu"}
+    done = train(tmp_path / "out", annotations=str(path), init=str(SHIPPED), **options)
+    tuned, start = checkpoint.load(done.weights), checkpoint.load(SHIPPED)
     assert tuned.config.classes == ("van", "blue", "lorry", "red")
     old = {name: label for label, name in enumerate(start.config.classes)}
     for label, name in ((1, "blue"), (3, "red")):
@@ -189,7 +186,7 @@ def _coded_frames(folder: Path, frames: dict[str, list[int]]) -> FrameStore:
 def test_references_lie_on_both_sides_within_a_thousand_frames(tmp_path: Path) -> None:
     store = _coded_frames(tmp_path, {"long": [0, 5, 900, 1500, 1900, 4000], "still": [0]})
     allowed = {0: {1, 2}, 1: {0, 2}, 2: {0, 1, 3, 4}, 3: {2, 4}, 4: {2, 3}, 5: {5}, 6: {6}}
-    sampler = _Sampler(store, seed=0)
+    sampler = Sampler(store, seed=0)
     pairs: dict[int, set[tuple[int, ...]]] = {}
     for number in range(140):
         drawn = sampler.draw(number)
@@ -204,7 +201,7 @@ def test_references_lie_on_both_sides_within_a_thousand_frames(tmp_path: Path) -
 
 
 def test_key_references_and_boxes_are_flipped_together(tmp_path: Path) -> None:
-    sampler = _Sampler(_coded_frames(tmp_path, {"a": [0, 1, 2]}), seed=0)
+    sampler = Sampler(_coded_frames(tmp_path, {"a": [0, 1, 2]}), seed=0)
     flipped = 0
     for number in range(60):
         drawn = sampler.draw(number)
@@ -222,14 +219,14 @@ def test_key_references_and_boxes_are_flipped_together(tmp_path: Path) -> None:
         ({"init": "x", "network": {"heads": 2}}, ConfigError, "init brings its own network"),
         ({"batch": 0}, ConfigError, "batch is 0"),
         ({"network": {"head": 2}}, ConfigError, "did you mean 'heads'"),
-        ({"device": "gpu"}, ConfigError, "choose auto, cpu, cuda"),
+        ({"device": "gpu"}, ConfigError, "device must be cpu, cuda, cuda:N"),
         ({"device": "cuda:99"}, DeviceError, "cuda:99"),
         ({"network": {**SMALL, "max_long_side": 12}}, ConfigError, "96x96 px are too small"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(clips: Path, tmp_path: Path, changes: dict, error: type, part: str) -> None:
     with pytest.raises(error, match=part):
-        finetune(FinetuneOptions(**{"annotations": str(clips), "iterations": 1, **changes}), tmp_path)
+        train(tmp_path, **{"annotations": str(clips), "iterations": 1, **changes})
 
 
 def test_a_loss_that_leaves_the_numbers_stops_the_run_and_says_what_to_do(clips: Path, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 
 from connectors.errors import ConfigError
 from models.mamba import checkpoint
+from models.mamba.recipe import ShapesSchedule, evaluate_shapes, train_shapes
 from models.mamba.shapes import ShapesConfig, make_scene
-from models.mamba.shapes_recipe import ShapesSchedule, evaluate_shapes, train_shapes
 from models.mamba.train import RECIPES, Progress, train
+from models.training import Training
 
 WEIGHTS = Path(checkpoint.__file__).parent / "weights"
 TINY = ShapesSchedule(heads_steps=2, easy_steps=2, hard_steps=2, memory_steps=2, clips=1, clip_frames=3, batch=2)
@@ -21,12 +22,12 @@ TINY = ShapesSchedule(heads_steps=2, easy_steps=2, hard_steps=2, memory_steps=2,
 def test_a_hundred_steps_halve_the_loss() -> None:
     losses: list[float] = []
     schedule = ShapesSchedule(heads_steps=100, easy_steps=1, hard_steps=1, memory_steps=1, clips=1, clip_frames=2, batch=4)
-    train_shapes(seed=1, schedule=schedule, control=False, progress=lambda p: losses.append(p.loss))
+    train_shapes(seed=1, schedule=schedule, control=False, training=Training(progress=lambda p: losses.append(p.loss)))
     assert losses[1] < 0.6 * losses[0], "mean of steps 51-100 against that of steps 1-50"
 
 
 def test_a_seed_fixes_the_weights_whatever_the_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.mamba.train._FRESH_CLIPS", 1)
+    monkeypatch.setattr("models.mamba.recipe._FRESH_CLIPS", 1)
     threads = torch.get_num_threads()
     states = []
     try:
@@ -50,7 +51,7 @@ def test_a_seed_fixes_the_weights_whatever_the_number_of_threads(tmp_path: Path,
 
 def test_progress_names_every_stage_and_its_end() -> None:
     seen: list[Progress] = []
-    train_shapes(seed=0, schedule=TINY, progress=seen.append)
+    train_shapes(seed=0, schedule=TINY, training=Training(progress=seen.append))
     assert [(p.stage, p.step, p.steps) for p in seen] == [
         (stage, 2, 2) for stage in ("heads", "easy", "hard", "memory", "control")
     ]

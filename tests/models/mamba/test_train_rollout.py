@@ -17,9 +17,9 @@ from models.mamba import checkpoint
 from models.mamba.attention import Attention
 from models.mamba.losses import TrainingRules, Truth, rpn_loss
 from models.mamba.model import Mamba
+from models.mamba.recipe import shapes_model_config
 from models.mamba.rollout import MemoryRules, detect_clip, rollout_losses, separable_roi_align
 from models.mamba.shapes import Scene, ShapesConfig, make_scene
-from models.mamba.shapes_recipe import shapes_model_config
 from operators.base import Context
 from operators.mamba import MambaOperator, MambaOptions
 

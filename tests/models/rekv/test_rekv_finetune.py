@@ -9,12 +9,12 @@ import pytest
 import torch
 from test_rekv_loaders import checkpoint
 
-from connectors.errors import ConfigError, DeviceError, SourceError
+from connectors.errors import ConfigError, SourceError
+from models.rekv.annotations import Sample, read_samples, sample_frames
 from models.rekv.films import SIDE, make_film, questions, write_mp4
-from models.rekv.films_recipe import film_tokenizer
-from models.rekv.finetune import FinetuneOptions, Sample, finetune, read_samples, sample_frames
-from models.rekv.instruction import answer_loss, pack
 from models.rekv.loaders import load_model
+from models.rekv.losses import answer_loss, pack
+from models.rekv.recipe import film_tokenizer
 from models.rekv.small import SMALL_REKV, build_small, save_small
 from models.rekv.train import train
 
@@ -44,9 +44,9 @@ def small_file(tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
-def options(annotations: Path, **changes: Any) -> FinetuneOptions:
+def options(annotations: Path, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"annotations": str(annotations), "iterations": 30, "learning_rate": 3e-3, "frames": 4}
-    return FinetuneOptions(**(values | changes))
+    return values | changes
 
 
 def test_a_small_model_learns_from_own_videos_and_runs_afterwards(annotations: Path, small_file: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_checkpoint_folder_learns_its_projector_alone(annotations: Path, tmp_p
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<unknown>").save_pretrained(
         folder
     )
-    done = finetune(options(annotations, checkpoint=str(folder), trained="projector", iterations=2, validation=0.0), tmp_path)
+    done = train(tmp_path, **options(annotations, checkpoint=str(folder), trained="projector", iterations=2, validation=0.0))
     assert set(done.metrics) == {"loss_first", "loss_last"}
     before, after = load_model(folder, SMALL_REKV), load_model(done.weights, SMALL_REKV)
     changed = {
@@ -132,12 +132,12 @@ def test_annotations_that_cannot_be_used_are_named(annotations: Path, small_file
     entries[0]["conversations"][0]["answer"] = "a zebra"
     (annotations.parent / "zebra.json").write_text(json.dumps(entries))
     with pytest.raises(ConfigError, match=r"does not know the words \['a', 'zebra'\]"):
-        finetune(options(annotations.parent / "zebra.json", checkpoint=str(small_file)), tmp_path)
+        train(tmp_path, **options(annotations.parent / "zebra.json", checkpoint=str(small_file)))
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(SourceError, match=r"broken\.mp4: cannot be read as a video"):
         sample_frames(Sample(tmp_path / "broken.mp4", 0.0, None, "", ""), 4)
-    with pytest.raises(DeviceError, match="device: 'tpu' cannot be used"):
-        finetune(options(annotations, checkpoint=str(small_file), device="tpu"), tmp_path)
+    with pytest.raises(ConfigError, match=r"device must be .* got 'tpu'"):
+        train(tmp_path, **options(annotations, checkpoint=str(small_file), device="tpu"))
 
 
 def test_recipe_and_own_data_do_not_mix(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from benchmarks.rekv_memory_gain import bank_blocks
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.rekv.encoding import encode_prefix
-from models.rekv.film_quality import film_quality
+from models.rekv.evaluate import film_quality
 from models.rekv.films import COLOURS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
-from models.rekv.films_recipe import FilmsSchedule, Progress, _clip, _render_pool, film_tokenizer
 from models.rekv.loaders import load_model
+from models.rekv.recipe import FilmsSchedule, _clip, _render_pool, film_tokenizer
 from models.rekv.small import SMALL_PROMPTS, SMALL_REKV, WordTokenizer, build_small, load_small, save_small
-from models.rekv.train import train
+from models.rekv.train import Progress, train
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "rekv" / "weights" / "shapes.safetensors"
 SHORT = FilmsSchedule(

@@ -1,36 +1,47 @@
-"""What the trainings of all methods share: the choice between a recipe and own data, the folder, the report, one thread.
-
-Knows no network. A method's ``train.py`` names its ``RECIPES``, its ``Options`` (a dataclass) and ``OWN_DATA``.
-"""
+"""What every training is asked for: a recipe or own data, and the options that all kinds of own data share."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from connectors.errors import ConfigError, nearest
+from connectors.options import BOUNDS, option
 
-__all__ = ["TrainResult", "check_choice", "make_folder", "one_thread", "write_report"]
+__all__ = ["OwnDataOptions", "check_choice", "check_options", "one_thread"]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What one training made."""
+@dataclass(frozen=True, kw_only=True)
+class OwnDataOptions:
+    """Options of every training on own data. A method's ``Options`` add what it learns from and how."""
 
-    weights: Path
-    control: Path | None
-    """Weights that got the same training without the memory; None where there are none."""
-    metrics: dict[str, float]
-    """As in ``training.json``."""
-    seconds: float
+    seed: int = option(0, "Of new weights and all draws.", ge=0)
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto: the GPU where there is one.")
+    checkpoint_every: int = option(500, "Updates between checkpoints, from which --resume goes on.", unit="updates", ge=1)
+
+    def __post_init__(self) -> None:
+        """Check. Raises ``ConfigError``."""
+        check_options(self)
+
+
+def check_options(options: Any) -> None:
+    """Raise ``ConfigError`` unless the fields of a dataclass of options keep their bounds and choices."""
+    types = get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value is None:
+            continue
+        if get_origin(types[field.name]) is Literal and value not in get_args(types[field.name]):
+            raise ConfigError(f"{field.name} is {value!r}; it must be one of {list(get_args(types[field.name]))}")
+        bounds = field.metadata.get("bounds", {})
+        if not all(BOUNDS[kind][1](value, bound) for kind, bound in bounds.items()):
+            allowed = " and ".join(f"{BOUNDS[kind][0]} {bound:g}" for kind, bound in bounds.items())
+            raise ConfigError(f"{field.name} is {value}; it must be {allowed}")
 
 
 def check_choice(
@@ -62,22 +73,6 @@ def check_choice(
     set_ = sorted(name for name, value in options.items() if value is not None)
     if set_:
         raise ConfigError(f"recipe {recipe!r} brings its own data and settings; remove {set_}, or remove recipe")
-
-
-def make_folder(out: str | os.PathLike[str]) -> Path:
-    """Make the folder for the results. Raise ``ConfigError`` where that cannot be."""
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {folder} cannot be made: {error.strerror or error}; choose another folder") from error
-    return folder
-
-
-def write_report(folder: Path, recipe: str | None, seed: int, result: TrainResult) -> None:
-    """Write ``training.json``."""
-    report = {"recipe": recipe, "seed": seed, "metrics": result.metrics, "seconds": round(result.seconds, 1)}
-    (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

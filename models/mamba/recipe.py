@@ -7,26 +7,37 @@ steps and learning rate. Everything is a function of the seed (bit for bit for a
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from connectors.errors import ConfigError
+from models.mamba import checkpoint
 from models.mamba.config import MambaConfig
 from models.mamba.evaluate import Found, Objects, mean_average_precision
 from models.mamba.losses import TrainingRules, Truth
 from models.mamba.model import Mamba
-from models.mamba.progress import Progress, report
 from models.mamba.rollout import MemoryRules, detect_clip, rollout_losses
 from models.mamba.shapes import Scene, ShapesConfig, make_scene
+from models.training import Stage, Training, TrainResult, cosine, warm_up
 
-__all__ = ["SHAPES_MEMORY", "ShapesSchedule", "ShapesWeights", "evaluate_shapes", "shapes_model_config", "train_shapes"]
+__all__ = [
+    "RECIPES",
+    "SHAPES_MEMORY",
+    "ShapesSchedule",
+    "ShapesWeights",
+    "evaluate_shapes",
+    "run_recipe",
+    "shapes_model_config",
+    "train_shapes",
+]
+
+RECIPES: dict[str, ShapesConfig] = {"shapes": ShapesConfig(), "shapes_binding": ShapesConfig(mode="binding")}
+"""Ready recipes by name."""
 
 SHAPES_MEMORY = MemoryRules(write_topk=12, max_length=600, key_length=120)
 """Bank of the small recipe; the operator needs the same numbers."""
@@ -37,6 +48,7 @@ _WARMUP_STEPS, _LAST_FACTOR = 50, 0.02
 _REPORT_EVERY = 50
 _TRAINING_SEEDS = (1 << 31, 1 << 32)
 """Clips for training are drawn from here, so that every smaller seed is a fresh clip."""
+_FRESH_CLIPS = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,26 +102,54 @@ def shapes_model_config(shapes: ShapesConfig) -> MambaConfig:
     )
 
 
+def run_recipe(training: Training, recipe: str, seed: int, schedule: ShapesSchedule | None = None) -> TrainResult:
+    """Train a recipe and measure it on fresh clips; write ``<recipe>.safetensors`` and ``<recipe>_base.safetensors``."""
+    shapes, schedule = RECIPES[recipe], schedule or ShapesSchedule()
+    settings = {"method": "mamba", "recipe": recipe, "seed": seed, "schedule": dataclasses.asdict(schedule)}
+    if (complete := training.open(settings | {"shapes": dataclasses.asdict(shapes)})) is not None:
+        return complete
+    models = train_shapes(seed=seed, shapes=shapes, schedule=schedule, training=training)
+    weights, control = training.path / f"{recipe}.safetensors", training.path / f"{recipe}_base.safetensors"
+    checkpoint.save(models.memory, weights)
+    checkpoint.save(models.control, control)
+    scenes = [make_scene(shapes, number) for number in range(_FRESH_CLIPS)]
+    metrics = {
+        "map50_base": evaluate_shapes(models.base, scenes, memory=False),
+        "map50_control": evaluate_shapes(models.control, scenes, memory=False),
+        "map50_memory": evaluate_shapes(models.memory, scenes, memory=True),
+    }
+    bank = {f"bank_{name}": float(value) for name, value in dataclasses.asdict(SHAPES_MEMORY).items()}
+    return training.finish(weights, metrics | bank, control=control)
+
+
 def train_shapes(
     *,
     seed: int = 0,
     shapes: ShapesConfig | None = None,
     schedule: ShapesSchedule | None = None,
     control: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    training: Training | None = None,
 ) -> ShapesWeights:
     """Train all stages and return the three detectors. Without ``control`` that one is the untouched base."""
-    shapes, schedule = shapes or ShapesConfig(), schedule or ShapesSchedule()
+    shapes, schedule, training = shapes or ShapesConfig(), schedule or ShapesSchedule(), training or Training()
     if schedule.clip_frames > shapes.frames:
         raise ConfigError(f"clip_frames is {schedule.clip_frames}, but clips have {shapes.frames} frames; lower it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = Mamba(shapes_model_config(shapes))
+        base, with_memory, without = (Mamba(shapes_model_config(shapes)) for _ in range(3))
     for attention in base.head.attention:
         for parameter in attention.output.parameters():  # type: ignore[union-attr]
             nn.init.zeros_(parameter)
+    stages = {
+        "heads": (schedule.heads_steps, schedule.heads_rate),
+        "easy": (schedule.easy_steps, schedule.easy_rate),
+        "hard": (schedule.hard_steps, schedule.hard_rate),
+        "memory": (schedule.memory_steps, schedule.memory_rate),
+        "control": (schedule.memory_steps, schedule.memory_rate),
+    }
+    kept = nn.ModuleDict({"base": base, "memory": with_memory, "control": without})
 
-    def single_frames(config: ShapesConfig) -> Callable[[np.random.Generator], list[tuple[Scene, int]]]:
+    def single_frames(config: ShapesConfig) -> _Draw:
         return lambda rng: [(_training_scene(config, rng), int(rng.integers(config.frames))) for _ in range(schedule.batch)]
 
     def whole_clips(rng: np.random.Generator) -> list[tuple[Scene, int]]:
@@ -120,17 +160,23 @@ def train_shapes(
             chosen += [(scene, int(t)) for t in times]
         return chosen
 
+    def run(name: str, model: Mamba, draw: _Draw, clips: int, clip_frames: int = 1, memory: bool = False) -> None:
+        """``clips``: the number of the sequence of clips."""
+        steps, rate = stages[name]
+        rng = np.random.default_rng([seed, clips])
+        training.run(_stage(name, model.train(), kept, steps, rate, draw, rng, clip_frames, memory))
+
     easy = single_frames(dataclasses.replace(shapes, degraded=schedule.easy_degraded))
     base.backbone.requires_grad_(False)
-    _train(base, _Stage("heads", schedule.heads_steps, schedule.heads_rate, 0), easy, seed, progress)
+    run("heads", base, easy, 0)
     base.backbone.requires_grad_(True)
-    _train(base, _Stage("easy", schedule.easy_steps, schedule.easy_rate, 1), easy, seed, progress)
-    _train(base, _Stage("hard", schedule.hard_steps, schedule.hard_rate, 2), single_frames(shapes), seed, progress)
-    memory = _Stage("memory", schedule.memory_steps, schedule.memory_rate, 3, schedule.clip_frames, memory=True)
-    with_memory, without = copy.deepcopy(base), copy.deepcopy(base)
-    _train(with_memory, memory, whole_clips, seed, progress)
-    if control:
-        _train(without, dataclasses.replace(memory, name="control", memory=False), whole_clips, seed, progress)
+    run("easy", base, easy, 1)
+    run("hard", base, single_frames(shapes), 2)
+    for model in (with_memory, without):
+        model.load_state_dict(base.state_dict())
+    run("memory", with_memory, whole_clips, 3, schedule.clip_frames, memory=True)
+    if control:  # over the same clips
+        run("control", without, whole_clips, 3, schedule.clip_frames)
     return ShapesWeights(with_memory.eval(), without.eval(), base.eval())
 
 
@@ -156,52 +202,43 @@ def evaluate_shapes(model: Mamba, scenes: Sequence[Scene], *, memory: bool, seed
     return precision.mean
 
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    name: str
-    steps: int
-    rate: float
-    clips: int
-    """Number of the sequence of clips that the stage draws."""
-    clip_frames: int = 1
-    memory: bool = False
+_Draw = Callable[[np.random.Generator], list[tuple[Scene, int]]]
+"""Draws the frames of one update."""
 
 
 def _training_scene(config: ShapesConfig, rng: np.random.Generator) -> Scene:
     return make_scene(config, int(rng.integers(*_TRAINING_SEEDS)))
 
 
-def _train(
+def _stage(
+    name: str,
     model: Mamba,
-    stage: _Stage,
-    draw: Callable[[np.random.Generator], list[tuple[Scene, int]]],
-    seed: int,
-    progress: Callable[[Progress], None] | None,
-) -> None:
-    """Run one stage. Draws follow from the seed and ``stage.clips``, so memory and control go over the same frames."""
-    rng = np.random.default_rng([seed, stage.clips])
+    kept: nn.Module,
+    steps: int,
+    rate: float,
+    draw: _Draw,
+    rng: np.random.Generator,
+    clip_frames: int,
+    memory: bool,
+) -> Stage:
+    """Return a stage whose draws follow from ``rng`` alone, so that memory and control go over the same frames."""
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, stage.steps))
-    model.train()
-    total, since = 0.0, 0
-    for step in range(1, stage.steps + 1):
+
+    def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
         frames = draw(rng)
         images = model.prepare([torch.from_numpy(scene.frame(t)) for scene, t in frames], "cpu")
         truth = [Truth(torch.from_numpy(scene.boxes_TO4[t]), torch.from_numpy(scene.labels_O)) for scene, t in frames]
-        losses = rollout_losses(model, images, truth, stage.clip_frames, generator, _RULES, memory=stage.memory)
-        loss = torch.stack(list(losses.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
-        total, since = total + float(loss.detach()), since + 1
-        if step % _REPORT_EVERY == 0 or step == stage.steps:
-            report(Progress(stage.name, step, stage.steps, total / since), progress)
-            total, since = 0.0, 0
+        yield rollout_losses(model, images, truth, clip_frames, generator, _RULES, memory=memory)
 
-
-def _rate_factor(step: int, steps: int) -> float:
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(step, steps) / steps))
-    return min(1.0, (step + 1) / _WARMUP_STEPS) * (_LAST_FACTOR + (1.0 - _LAST_FACTOR) * cosine)
+    return Stage(
+        name=name,
+        steps=steps,
+        trained=model,
+        kept=kept,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4),
+        losses=losses,
+        rate=lambda step: rate * (warm_up(step, _WARMUP_STEPS) * cosine(step, steps, _LAST_FACTOR)),
+        gradient_norm=_GRADIENT_NORM,
+        report_every=_REPORT_EVERY,
+        generators=(rng, generator),
+    )

@@ -10,9 +10,9 @@ large models do the last unasked, a small one must be told. Everything is a func
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.rekv.films import COLOURS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, render, wording
-from models.rekv.instruction import answer_loss, pack
-from models.rekv.small import SMALL_PROMPTS, SmallModel, WordTokenizer, build_small
+from models.rekv.evaluate import film_quality
+from models.rekv.films import COLOURS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, render, wording
+from models.rekv.loaders import load_model
+from models.rekv.losses import answer_loss, pack
+from models.rekv.small import SMALL_PROMPTS, SmallModel, WordTokenizer, build_small, save_small
 from models.rekv.vision import FrameEncoder
+from models.training import Stage, Training, TrainResult, cosine, warm_up
 
-__all__ = ["FilmsSchedule", "Progress", "film_tokenizer", "train_films"]
+__all__ = ["RECIPES", "FilmsSchedule", "film_tokenizer", "run_recipe", "train_films"]
 
-logger = logging.getLogger(__name__)
+RECIPES = ("shapes",)
+"""Ready recipes by name."""
 
 _KINDS = ("colour", "shape", "when", "count")
 _REPORTS = 60  # of a stage
@@ -39,20 +43,6 @@ _RETRIEVAL_WEIGHT = 0.5
 _FIRST_LONGEST, _LONGEST_EVENT = 6, 10  # frames
 _GATHERED_FROM = 3  # frames of the clip for each that is left
 _INITIAL_STD = 0.1  # about 1 / sqrt(hidden size); with the library's 0.02 attention stays flat for hundreds of steps
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """State of one training stage."""
-
-    stage: str
-    step: int
-    """Steps done, 1..``steps``."""
-    steps: int
-    loss: float
-    """Mean since the last report."""
-    note: str = ""
-    """What else there is to say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,18 +76,35 @@ class _Pool:
     """(shape, colour, count, time) → rows."""
 
 
-def train_films(
-    *, seed: int = 0, schedule: FilmsSchedule | None = None, progress: Callable[[Progress], None] | None = None
-) -> SmallModel:
-    """Train a small model from nothing. About ten minutes on one core with the default schedule."""
+def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedule | None = None) -> TrainResult:
+    """Train a recipe, write ``<recipe>.safetensors`` and measure it on unseen films."""
     schedule = schedule or FilmsSchedule()
+    settings = {"method": "rekv", "recipe": recipe, "seed": seed, "schedule": dataclasses.asdict(schedule)}
+    if (complete := training.open(settings)) is not None:
+        return complete
+    small, weights = train_films(seed=seed, schedule=schedule, training=training), training.path / f"{recipe}.safetensors"
+    save_small(small, weights)
+    # Training draws single frames, not films, so films of every seed are unseen.
+    films = (make_film(number) for number in range(schedule.unseen_films))
+    quality = film_quality(load_model(weights, small.rekv), small.rekv, films)
+    metrics = {f"accuracy_{mode}": value for mode, value in quality.accuracy.items()}
+    metrics |= {"accuracy_guess": quality.guess, "retrieval_recall": quality.recall, "questions": float(quality.questions)}
+    return training.finish(weights, metrics)
+
+
+def train_films(*, seed: int = 0, schedule: FilmsSchedule | None = None, training: Training | None = None) -> SmallModel:
+    """Train a small model from nothing. About ten minutes on one core with the default schedule."""
+    schedule, training = schedule or FilmsSchedule(), training or Training()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         small = build_small(film_tokenizer(), SIDE)
         rng = np.random.default_rng([seed, 7])
         pool = _render_pool(schedule, rng)
-        _train_vision(small, pool, schedule, rng, progress)
-        _train_answers(small, pool, schedule, rng, progress)
+        width = small.model.config.vision_config.hidden_size
+        heads = nn.ModuleDict({name: nn.Linear(width, int(label.max()) + 1) for name, label in pool.labels.items()})
+        training.run(_vision_stage(small, heads, pool, schedule, rng))
+        small.model.model.vision_tower.eval().requires_grad_(False)
+        training.run(_answers_stage(small, heads, pool, schedule, rng))
     small.model.eval().requires_grad_(False)
     return small
 
@@ -134,68 +141,52 @@ def _render_pool(schedule: FilmsSchedule, rng: np.random.Generator) -> _Pool:
     return _Pool(torch.from_numpy(np.stack(frames)), named, rows)
 
 
-def _train_vision(
-    small: SmallModel,
-    pool: _Pool,
-    schedule: FilmsSchedule,
-    rng: np.random.Generator,
-    progress: Callable[[Progress], None] | None,
-) -> None:
+def _vision_stage(
+    small: SmallModel, heads: nn.ModuleDict, pool: _Pool, schedule: FilmsSchedule, rng: np.random.Generator
+) -> Stage:
     """Teach the tower to tell what a frame shows, read off the mean of its patches."""
     tower = small.model.model.vision_tower
     pixels = FrameEncoder.of(small.model, "llava_onevision").pixels
-    width = small.model.config.vision_config.hidden_size
-    heads = nn.ModuleDict({name: nn.Linear(width, int(label.max()) + 1) for name, label in pool.labels.items()})
-    tower.train()
-    parameters = [*tower.parameters(), *heads.parameters()]
-    optimiser, scheduler = _optimiser(parameters, schedule.vision_rate, schedule.vision_steps)
-    total, every = 0.0, max(1, schedule.vision_steps // _REPORTS)
-    for step in range(1, schedule.vision_steps + 1):
+
+    def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
         rows = torch.from_numpy(rng.integers(len(pool.frames_NHW3), size=schedule.vision_batch))
         patches_BPC = _patches(tower, pixels(pool.frames_NHW3[rows]))
-        losses = [cross_entropy(head(patches_BPC.mean(dim=1)), pool.labels[name][rows]) for name, head in heads.items()]
-        total += _update(sum(losses, torch.zeros(())), parameters, optimiser, scheduler)
-        if step % every == 0:
-            _report(Progress("vision", step, schedule.vision_steps, total / every), progress)
-            total = 0.0
-    tower.eval().requires_grad_(False)
+        yield {name: cross_entropy(head(patches_BPC.mean(dim=1)), pool.labels[name][rows]) for name, head in heads.items()}
+
+    trained = nn.ModuleList([tower, heads])
+    return _stage(
+        "vision", schedule.vision_steps, schedule.vision_rate, trained, losses, rng, kept=nn.ModuleList([small.model, heads])
+    )
 
 
-def _train_answers(
-    small: SmallModel,
-    pool: _Pool,
-    schedule: FilmsSchedule,
-    rng: np.random.Generator,
-    progress: Callable[[Progress], None] | None,
-) -> None:
+def _answers_stage(
+    small: SmallModel, heads: nn.ModuleDict, pool: _Pool, schedule: FilmsSchedule, rng: np.random.Generator
+) -> Stage:
     """Teach projector and decoder to answer from clips put together of rendered frames."""
     core = small.model.model
     pixels = FrameEncoder.of(small.model, "llava_onevision").pixels
     with torch.no_grad():
         chunks = [_patches(core.vision_tower, pixels(part)) for part in torch.split(pool.frames_NHW3, 512)]
     patches_NPC = torch.cat(chunks)
-    projector, decoder = core.multi_modal_projector.train(), core.language_model.train()
-    parameters = [*projector.parameters(), *decoder.parameters()]
-    for parameter in parameters:
+    trained = nn.ModuleList([core.multi_modal_projector, core.language_model])
+    for parameter in trained.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=_INITIAL_STD)
-    optimiser, scheduler = _optimiser(parameters, schedule.answer_rate, schedule.answer_steps)
-    total, every = 0.0, max(1, schedule.answer_steps // _REPORTS)
-    for step in range(1, schedule.answer_steps + 1):
-        grown = min(1.0, 2 * step / schedule.answer_steps)
+
+    def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
+        grown = min(1.0, 2 * (step + 1) / schedule.answer_steps)
         longest = round(_FIRST_LONGEST + (schedule.most_frames - _FIRST_LONGEST) * grown)
         gathered = bool(rng.random() < schedule.gathered)
         most = min(longest, small.rekv.retrieve_frames) if gathered else longest
         frames = int(rng.integers(schedule.least_frames, most + 1))
         clips = [_clip(pool, frames, rng, gathered=gathered) for _ in range(schedule.answer_batch)]
         rows_BF = torch.stack([clip.rows_F for clip in clips])
-        features = core.apply_pooling(projector(patches_NPC[rows_BF.flatten()]))
-        features_BnC = features.reshape(len(clips), -1, features.shape[-1])
-        loss = _clip_loss(small, clips, features_BnC, frames)
-        total += _update(loss, parameters, optimiser, scheduler)
-        if step % every == 0:
-            _report(Progress("answers", step, schedule.answer_steps, total / every), progress)
-            total = 0.0
+        features = core.apply_pooling(core.multi_modal_projector(patches_NPC[rows_BF.flatten()]))
+        yield _clip_losses(small, clips, features.reshape(len(clips), -1, features.shape[-1]), frames)
+
+    return _stage(
+        "answers", schedule.answer_steps, schedule.answer_rate, trained, losses, rng, kept=nn.ModuleList([small.model, heads])
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -249,8 +240,8 @@ def _draw_events(frames: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return owner_F
 
 
-def _clip_loss(small: SmallModel, clips: list[_Clip], features_BnC: Tensor, frames: int) -> Tensor:
-    """Return the loss of the answers plus that of the retrieval scores."""
+def _clip_losses(small: SmallModel, clips: list[_Clip], features_BnC: Tensor, frames: int) -> dict[str, Tensor]:
+    """Return the loss of the answers and that of the retrieval scores."""
     tokenizer, decoder = small.tokenizer, small.model.model.language_model
     prefix = tokenizer.encode(small.prompts.prefix)
     prompts = [tokenizer.encode(small.prompts.open_ended(clip.question)) for clip in clips]
@@ -266,7 +257,7 @@ def _clip_loss(small: SmallModel, clips: list[_Clip], features_BnC: Tensor, fram
     for layer, inputs in zip(decoder.layers, output.hidden_states, strict=False):
         scores_BF = _scores(layer, inputs, len(prefix), text_start, frames, asks_Bn)
         retrieval = retrieval + _retrieval_loss(scores_BF, holds_BF)
-    return output.loss + _RETRIEVAL_WEIGHT * retrieval / len(decoder.layers)
+    return {"answers": output.loss, "retrieval": _RETRIEVAL_WEIGHT * retrieval / len(decoder.layers)}
 
 
 def _scores(layer: Any, inputs_BnC: Tensor, prefix: int, text_start: int, frames: int, asks_Bn: Tensor) -> Tensor:
@@ -289,32 +280,32 @@ def _retrieval_loss(scores_BF: Tensor, holds_BF: Tensor) -> Tensor:
     return loss_BF[holds_BF].mean()
 
 
-def _report(said: Progress, callback: Callable[[Progress], None] | None) -> None:
-    logger.info("stage=%s step=%d/%d loss=%.4f", said.stage, said.step, said.steps, said.loss)
-    if callback is not None:
-        callback(said)
-
-
 def _patches(tower: Any, pixels_B3HW: Tensor) -> Tensor:
     """Return the tower's output [B, P, C] at the layer that the projector takes."""
     patches: Tensor = tower(pixels_B3HW, output_hidden_states=True).hidden_states[-1]
     return patches
 
 
-def _optimiser(parameters: list[nn.Parameter], rate: float, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / _WARMUP)
-        return warm * (_LAST_FACTOR + (1 - _LAST_FACTOR) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-
-
-def _update(loss: Tensor, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, scheduler: Any) -> float:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
-    optimiser.step()
-    scheduler.step()
-    return loss.item()
+def _stage(
+    name: str,
+    steps: int,
+    rate: float,
+    trained: nn.Module,
+    losses: Callable[[int], Iterator[Mapping[str, Tensor]]],
+    rng: np.random.Generator,
+    *,
+    kept: nn.Module,
+) -> Stage:
+    return Stage(
+        name=name,
+        steps=steps,
+        trained=trained.train(),
+        kept=kept,
+        optimizer=torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
+        losses=losses,
+        # The share of the way is rounded first: so it was when the weights in the package were trained.
+        rate=lambda step: rate * (warm_up(step, _WARMUP) * cosine(step / steps, 1.0, _LAST_FACTOR)),
+        gradient_norm=_GRADIENT_NORM,
+        report_every=max(1, steps // _REPORTS),
+        generators=(rng,),
+    )
