@@ -1,28 +1,19 @@
 """How many of the project's files a reader has to know to follow one frame; the figures stand in docs/architecture.md.
 
 Counted with ``sys.setprofile`` from the first ``VideoReader.read`` until ``SinkTask.commit`` has returned, in a run of five
-frames on the local runner: source ``video``, the small detector of the demo as operator ``mamba``, sink ``parquet``. Start-up
-and the report at the end are left out.
+frames on the local runner: source ``video``, the small detector of the demo as operator ``mamba``, sink ``parquet``. Start-up and
+what comes after the commit are left out. Version 0.1 came to 42 files by this measure, to 47 with the report at the end.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import cv2
 import numpy as np
-from touched_files import PACKAGES, ROOT, Touched, touched
+from touched_files import ROOT, Touched, documented, touched
 
 from pipelines.api import Pipeline
-
-DOCS = ROOT / "docs" / "architecture.md"
-
-
-def documented(title: str) -> dict[str, int]:
-    """Files by package, from the table below the line that begins with ``title``."""
-    table = DOCS.read_text(encoding="utf-8").partition(title)[2].split("\n\n")[1]
-    return {name: int(number) for name, number in re.findall(r"^\| `(\w+)` \| (\d+) \|", table, re.MULTILINE)}
 
 
 def follow_a_frame(folder: Path) -> Touched:
@@ -56,12 +47,8 @@ def follow_a_frame(folder: Path) -> Touched:
 
 def test_a_frame_passes_no_more_files_than_documented(tmp_path: Path) -> None:
     found = follow_a_frame(tmp_path)
-    allowed = documented("**A frame**")
-    assert allowed.keys() == set(PACKAGES)
-    over = {name: count for name, count in found.by_package.items() if count > allowed[name]}
-    assert not over, f"{over} are more than {allowed}:\n" + "\n".join(found.files)
     assert {"pipelines/runtime/operator_task.py", "connectors/sinks/parquet.py"} <= set(found.files)
-    assert sum(allowed.values()) - len(found.files) <= 3, f"only {dict(found.by_package)}: lower the figures of the page"
+    found.require_at_most(documented("**A frame**"))
 
 
 def test_only_what_runs_between_start_and_stop_is_counted() -> None:
@@ -73,6 +60,4 @@ def test_only_what_runs_between_start_and_stop_is_counted() -> None:
         shard_of("a", 2)
         schema_name(key_schema("between", 1))
     assert found.functions["pipelines/runtime/keys.py"] == {"shard_of"}
-    assert found.functions["connectors/records.py"] == {"key_schema", "key_schema.<locals>.<listcomp>"} or found.functions[
-        "connectors/records.py"
-    ] == {"key_schema"}
+    assert found.functions["connectors/records.py"] == {"key_schema"}

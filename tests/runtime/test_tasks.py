@@ -13,6 +13,7 @@ import torch
 from engine_workload import value_batch
 
 from connectors.base import Reader
+from connectors.errors import RecoveryError
 from operators.base import Context
 from operators.state import State
 from pipelines.runtime.inbox import Inbox
@@ -325,7 +326,7 @@ def test_an_error_in_an_operator_names_the_task_and_the_batch(tmp_path: Path) ->
 def test_a_snapshot_that_cannot_be_written_fails_the_task_and_not_the_epoch(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     (tmp_path / "snapshots").write_text("in the way")
-    with pytest.raises(OSError):
+    with pytest.raises(RecoveryError, match=r"snapshot .* cannot be written"):
         for _ in range(200):
             for edge in rig.edges:
                 rig.send(edge, Barrier(0)) if rig.sent[edge] == 0 else drive(rig.task)

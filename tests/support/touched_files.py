@@ -1,7 +1,11 @@
-"""Which of the project's own files run while something happens: for the tests that bound how many a reader has to know."""
+"""Which of the project's own files run while something happens: for the tests that bound how many a reader has to know.
+
+The bounds stand in tables of docs/architecture.md.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections import Counter
@@ -30,6 +34,19 @@ class Touched:
     def by_package(self) -> Counter[str]:
         """How many files of each package."""
         return Counter(file.partition("/")[0] for file in self.functions)
+
+    def require_at_most(self, allowed: dict[str, int]) -> None:
+        """Fail, with the list of files, where a package has more than it is allowed, or the figures could be much lower."""
+        listed = f"{dict(self.by_package)} against {allowed}:\n" + "\n".join(self.files)
+        assert all(count <= allowed.get(name, 0) for name, count in self.by_package.items()), listed
+        assert sum(allowed.values()) - len(self.functions) <= 3, f"lower the figures of docs/architecture.md; {listed}"
+
+
+def documented(title: str) -> dict[str, int]:
+    """Return package → files from the first table behind ``title`` in docs/architecture.md."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition(title)[2].split("\n\n")[1]
+    return {name: int(number) for name, number in re.findall(r"^\| `(\w+)` \| (\d+) \|", table, re.MULTILINE)}
 
 
 @contextmanager
