@@ -7,6 +7,7 @@ measures, since the other checkout may be from before it was written.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -93,7 +94,7 @@ def _inputs(name: str, folder: Path, scale: float) -> Iterator[Cases]:
             cases[f"decode_{label}"] = _always({"paths": [str(path) for path in paths]})
         yield cases
     else:
-        with _broker(folder) as cases:
+        with _broker(folder, scale) as cases:
             yield cases
 
 
@@ -102,7 +103,7 @@ def _always(given: dict[str, Any]) -> Callable[[str], AbstractContextManager[dic
 
 
 @contextlib.contextmanager
-def _broker(folder: Path) -> Iterator[Cases]:
+def _broker(folder: Path, scale: float) -> Iterator[Cases]:
     from kafka_broker import Broker, unavailable
 
     from benchmarks import kafka_throughput as bench  # puts the broker of the tests onto the path
@@ -116,10 +117,11 @@ def _broker(folder: Path) -> Iterator[Cases]:
     broker.start()
     try:
         cases: Cases = {}
-        for number, case in enumerate(bench.cases()):
+        for number in range(len(bench.cases())):
+            case = _case(number, scale)
             read = broker.create_topic(f"read-{case.name}", bench._PARTITIONS)
             bench.run_sink(case, broker, read, folder / read)
-            given = {"address": broker.address, "number": number}
+            given = {"address": broker.address, "number": number, "scale": scale}
             cases[f"kafka_source_{case.name}"] = _always({**given, "source": read})
             cases[f"kafka_sink_{case.name}"] = partial(_new_topic, broker, bench._PARTITIONS, given)
         yield cases
@@ -167,10 +169,18 @@ def _pipeline(name: str, run: Path, sources: dict[str, Any], operators: dict[str
 def _kafka(given: dict[str, Any]) -> float:
     from benchmarks import kafka_throughput as bench
 
-    case, broker = bench.cases()[given["number"]], SimpleNamespace(address=given["address"])
+    case, broker = _case(given["number"], given["scale"]), SimpleNamespace(address=given["address"])
     if "source" in given:
         return float(bench.run_source(case, broker, given["source"]))
     return float(bench.run_sink(case, broker, given["sink"], Path(given["run"])))
+
+
+def _case(number: int, scale: float) -> Any:
+    """Return a payload of the benchmark, or a part of it."""
+    from benchmarks import kafka_throughput as bench
+
+    case = bench.cases()[number]
+    return dataclasses.replace(case, batches=case.batches[: max(1, round(len(case.batches) * scale))])
 
 
 if __name__ == "__main__":

@@ -26,13 +26,17 @@ OLD_OPTIONS: dict[str, dict[str, str]] = {
 }
 """Method → name of an option → what it was called before."""
 
-NEW_STATUSES: dict[str, dict[str, str]] = {
+STATUSES: dict[str, dict[str, str]] = {
+    "mamba": {"duplicate": "late"},
     "reloop2": {"rejected": "rejected_corrupt"},
 }
-"""Method → status → what it is called now."""
+"""Method → status → what it counts as: of two names one, and one where a version tells two apart and the other does not."""
 
 NEW_COLUMNS: dict[str, dict[str, str]] = {}
 """Method → output column → what it is called now."""
+
+OLD_PLACES = {"pipelines.testing.running_mean": "benchmarks.running_mean"}
+"""Module → where it was before."""
 
 _TIMINGS = ("lag_s", "latency_ms")
 """Output columns that no run repeats."""
@@ -105,7 +109,7 @@ def _in_new_words(table: pa.Table, method: str) -> pa.Table:
     """Return rows with the columns and statuses of today, without timings and metadata."""
     columns = {name: column for name, column in zip(table.column_names, table.columns, strict=True) if name not in _TIMINGS}
     named = {NEW_COLUMNS.get(method, {}).get(name, name): column for name, column in columns.items()}
-    statuses = NEW_STATUSES.get(method, {})
+    statuses = STATUSES.get(method, {})
     plain = {name: _plain(column) for name, column in named.items()}
     if "status" in plain:
         plain["status"] = pa.array([statuses.get(value, value) for value in plain["status"].to_pylist()], pa.string())
@@ -125,7 +129,12 @@ def _read(path: Path) -> list[pa.RecordBatch]:
 
 def _load(name: str) -> Any:
     module, attribute = name.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError:
+        if module not in OLD_PLACES:
+            raise
+        return getattr(importlib.import_module(OLD_PLACES[module]), attribute)
 
 
 if __name__ == "__main__":

@@ -467,8 +467,34 @@ def _null(folder: Path) -> None:
     _write_steps(folder, "operators.null:NullOperator", {}, steps)
 
 
+def _running_mean(folder: Path) -> None:
+    """Values of 100 streams, some missing, and control rows that change the sums."""
+    draw = np.random.default_rng(20)
+    steps: list[tuple[str, Any]] = []
+    counts: dict[str, int] = {}
+    for number in range(40):
+        control = number % 8 == 5
+        names = [f"k{n:03d}" for n in draw.integers(0, 100, int(draw.integers(1, 400)))]
+        values = np.where(draw.random(len(names)) < 0.02, np.nan, draw.normal(size=len(names)))
+        sequences = []
+        for name in names:
+            sequences.append(counts.get(name, 0))
+            counts[name] = sequences[-1] + 1
+        added, given = pa.array(np.nan_to_num(values)), pa.array(values, mask=draw.random(len(names)) < 0.02)
+        columns = {
+            "stream_id": pa.array(names),
+            "sequence": pa.array(sequences, pa.int64()),
+            "event_time": pa.array([_START_US + number] * len(names), pa.int64()).cast(TIME_TYPE),
+            "add" if control else "v": added if control else given,
+        }
+        steps.append(("control" if control else "process", pa.RecordBatch.from_pydict(columns)))
+    steps.insert(20, ("close_stream", "k007"))
+    _write_steps(folder, "pipelines.testing.running_mean:RunningMean", {}, steps)
+
+
 _WORKLOADS: dict[str, Callable[[Path], None]] = {
     "null": _null,
+    "running_mean": _running_mean,
     "mamba_shapes": _mamba_shapes,
     "mamba_jpeg": _mamba_jpeg,
     "mamba_no_memory": _mamba_no_memory,

@@ -71,7 +71,7 @@ class Before:
 def test_renamed_options_columns_and_statuses_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker._in_old_words({"on_streams_full": "reject", "seed": 1}, Before, "mamba") == {"on_full": "reject", "seed": 1}
     monkeypatch.setitem(worker.NEW_COLUMNS, "method", {"x": "value"})
-    monkeypatch.setitem(worker.NEW_STATUSES, "method", {"broken": "rejected_corrupt"})
+    monkeypatch.setitem(worker.STATUSES, "method", {"broken": "rejected_corrupt"})
     table = rows(status=pa.array(["ok", "broken", "ok"]).dictionary_encode(), lag_s=[0.1, 0.2, 0.3])
     renamed = worker._in_new_words(table, "method")
     assert renamed.column_names == ["stream_id", "sequence", "value", "status"]
