@@ -13,14 +13,12 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
-from operators.banks.bank import Bank
 from operators.banks.blocks.budget import Budget, TierPlan
 from operators.banks.blocks.page_table import PageNumbers, PageTable
 from operators.banks.blocks.reader import BlockReader
@@ -456,10 +454,6 @@ class BlockBank:
             stream.readers.remove(reader)
             if stream.released and not stream.readers:
                 self._free_stream(stream)
-
-
-if TYPE_CHECKING:
-    _: type[Bank] = BlockBank
 
 
 def _ints(numbers: Tensor | Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from operators.banks import LshTable, PoolBank, PostingLists, RowRing, SignHash, SketchBank
+from operators.banks import BlockBank, BlockSpec, LshTable, PoolBank, PostingLists, RowRing, SignHash, SketchBank
 from operators.banks.bank import Bank, SharedBank
 
 
@@ -16,6 +16,7 @@ def banks(folder: Path) -> list[tuple[type, Any]]:
     ring = RowRing(10, 4)
     return [
         (Bank, SketchBank(2, 3, ("label",), slots=2)),
+        (Bank, BlockBank(BlockSpec(layers=1, groups=1, tokens=2, dim=4), slots=2, device_bytes=10_000)),
         (SharedBank, ring),
         (SharedBank, LshTable(ring, 2, 3, 4, SignHash(4, 2, 3, seed=0))),
         (SharedBank, PostingLists(folder, 4)),
