@@ -1,8 +1,8 @@
 """How many of the project's files a reader has to know to follow one frame; the figures stand in docs/architecture.md.
 
 Counted with ``sys.setprofile`` from the first ``VideoReader.read`` until ``SinkTask.commit`` has returned, in a run of five
-frames on the local runner: source ``video``, the small detector of the demo as operator ``mamba``, sink ``parquet``. Start-up and
-what comes after the commit are left out. Version 0.1 came to 42 files by this measure, to 47 with the report at the end.
+frames on the local runner: source ``video``, the small detector of the demo as operator ``mamba``, sink ``parquet``. Start-up
+and what comes after the commit are left out. Version 0.1 came to 42 files by this measure, to 47 with the report at the end.
 """
 
 from __future__ import annotations
