@@ -23,7 +23,7 @@ HASHED = ("cfg", r"in/.*", r"sd/random_rotations", "out/lsh_attention")
 KEYS = (r"(DCNv2|DIN)_\w+",)
 ERROR_MEMORY = ("cfg", "W", "H", "y_base")
 
-KINDS = [(".npz", NETWORK), (".npz", ERROR_MEMORY), (".json", KEYS)]
+KINDS = [(".npz", NETWORK), (".npz", HASHED), (".npz", ERROR_MEMORY), (".json", KEYS)]
 
 
 def settings(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
