@@ -40,7 +40,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=20
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-fast: setup
-	$(PYTEST) $(SPREAD) -m "not slow and not ray and not kafka and not training"
+	$(PYTEST) $(SPREAD) -m "not slow and not ray and not kafka and not training and not heavy"
 
 test: lint types
 	$(PYTEST) $(SPREAD) -m "not slow"

@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if "train" in item.path.stem or "finetune" in item.path.stem:
             item.add_marker("training")
+        if folder == "benchmarks" or item.path.stem == "test_wheel":
+            item.add_marker("heavy")
         if "ray_address" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
         if item.get_closest_marker("ray") and _together(item.nodeid) != "ray":

@@ -80,6 +80,7 @@ def test_a_file_that_is_not_a_small_model_is_named_with_the_reason(tmp_path: Pat
         load_small(file)
 
 
+@pytest.mark.training
 def test_a_short_training_lowers_both_losses_and_is_a_function_of_its_seed(tmp_path: Path) -> None:
     said: list[Progress] = []
     done = train(tmp_path / "a", recipe="shapes", seed=3, schedule=SHORT, progress=said.append)
