@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,9 @@ def test_no_file_is_longer_than_600_lines() -> None:
         if (n := len(path.read_text().splitlines())) > 600
     ]
     assert not long, "\n".join(long)
+
+
+def test_no_two_files_of_tests_have_the_same_name() -> None:
+    """They are imported by their names alone, as are the helpers beside them."""
+    names = Counter(path.name for path in files("tests") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
