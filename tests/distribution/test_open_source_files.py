@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 import streambank
+from pipelines import registry
+from pipelines.options import option_infos
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -118,3 +120,16 @@ def test_issue_forms_have_what_a_host_of_repositories_asks_for(form: Path) -> No
     for field in values["body"]:
         assert field["type"] in ("textarea", "input", "dropdown", "checkboxes", "markdown")
         assert field["attributes"]["label"]
+
+
+def test_every_option_that_was_renamed_stands_in_the_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    renamed = {
+        (entry.name, former, info.name)
+        for entry in registry.entries()
+        for info in option_infos(registry.load(entry.kind, entry.name).Options)
+        for former in info.was
+    }
+    assert renamed
+    missing = [row for row in renamed if "| `{}` | `{}` | `{}` |".format(*row) not in text]
+    assert missing == []
