@@ -28,6 +28,7 @@ OLD_OPTIONS: dict[str, dict[str, str]] = {
 
 STATUSES: dict[str, dict[str, str]] = {
     "mamba": {"duplicate": "late"},
+    "rekv": {"duplicate": "late"},
     "reloop2": {"rejected": "rejected_corrupt"},
 }
 """Method → status → what it counts as: of two names one, and one where a version tells two apart and the other does not."""

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +53,10 @@ class ShapesConfig:
     frames: int = option(16, "Frames of a clip.", ge=1)
     classes: int = option(4, "How many colours are in use.", ge=2, le=len(COLOURS))
     degraded: float = option(0.6, "Share of object-frames whose class cannot be seen.", ge=0.0, le=1.0)
-    mode: str = option(
+    mode: Literal["same_class", "binding"] = option(
         "same_class",
         "same_class: all objects of a clip share the class; binding: two objects of different class and shape, so that the "
         "memory must be read by shape.",
-        choices=("same_class", "binding"),
     )
     noise: float = option(0.05, "Standard deviation of the pixel noise, in units of the full range.", ge=0.0)
 

@@ -7,15 +7,16 @@ that stay as attention sinks is no setting: it is the length of the prompt prefi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from connectors.errors import ConfigError
 from connectors.options import option
 
 __all__ = ["ReKVConfig"]
 
-SINK_OVERLAPS = ("official", "exact")
-SCORES = ("dot", "cosine")
-ROPE_MODES = ("auto", "1d")
+Score = Literal["dot", "cosine"]
+SinkOverlap = Literal["official", "exact"]
+RopeMode = Literal["auto", "1d"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,19 +28,15 @@ class ReKVConfig:
     chunk_frames: int = option(
         1, "Neighbouring frames that are scored and retrieved together; must divide retrieve_frames.", unit="frames", ge=1
     )
-    score: str = option(
-        "dot", "dot: plain dot product, as published code computes it; cosine: as the paper's text names it.", choices=SCORES
-    )
-    sink_overlap: str = option(
+    score: Score = option("dot", "dot: plain dot product, as published code computes it; cosine: as the paper's text names it.")
+    sink_overlap: SinkOverlap = option(
         "official",
         "official: a prompt token that is inside the window and already a sink counts twice, as in the published code; "
         "exact: once.",
-        choices=SINK_OVERLAPS,
     )
-    rope_mode: str = option(
+    rope_mode: RopeMode = option(
         "auto",
         "auto: the decoder's own rotation, with 3-D positions for the Qwen-VL family (experimental); 1d: one running index.",
-        choices=ROPE_MODES,
     )
     encode_frames: int = option(
         64, "Most frames, of all streams together, in one pass of the decoder; no influence on results.", unit="frames", ge=1
@@ -49,9 +46,9 @@ class ReKVConfig:
         for name in ("window_tokens", "retrieve_frames", "chunk_frames", "encode_frames"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rekv: {name} is {getattr(self, name)}; it must be at least 1")
-        for name, allowed in (("score", SCORES), ("sink_overlap", SINK_OVERLAPS), ("rope_mode", ROPE_MODES)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"rekv: {name} is {getattr(self, name)!r}; choose one of {list(allowed)}")
+        for name, allowed in (("score", Score), ("sink_overlap", SinkOverlap), ("rope_mode", RopeMode)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigError(f"rekv: {name} is {getattr(self, name)!r}; choose one of {list(get_args(allowed))}")
         if self.retrieve_frames % self.chunk_frames:
             raise ConfigError(
                 f"rekv: retrieve_frames={self.retrieve_frames} is no multiple of chunk_frames={self.chunk_frames}; "
