@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from connectors.errors import ConfigError, nearest
 from connectors.options import option
@@ -97,9 +97,10 @@ def _module(method: str) -> Any:
 
 def _common(module: Any) -> type:
     """Return the options that every training has."""
+    one_of: Any = Literal  # of names that are known only here
     fields = [
         ("out", str, option("runs/<method>", "Folder for the weights and training.json.", path=True)),
-        ("recipe", str | None, option(None, "A ready recipe.", choices=tuple(module.RECIPES))),
+        ("recipe", one_of[tuple(module.RECIPES)] | None, option(None, "A ready recipe.")),
         ("seed", int, option(0, "Seed of weights, data and draws.", ge=0)),
         ("resume", bool, option(False, "Go on from the last checkpoint in the folder; from the beginning if there is none.")),
     ]
