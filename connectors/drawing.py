@@ -23,7 +23,7 @@ from connectors.extras import optional
 cv2 = optional("cv2")
 
 __all__ = [
-    "Boxes",
+    "LabeledBoxes",
     "Picture",
     "class_colour",
     "decode_image",
@@ -56,7 +56,7 @@ _RAW: dict[str, tuple[Any, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Boxes:
+class LabeledBoxes:
     """The detections of one picture. Boxes are x1, y1, x2, y2 in pixels of the original frame."""
 
     xyxy_N4: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -142,7 +142,7 @@ def class_colour(label: int) -> Colour:
 
 def draw_boxes(
     picture: Picture,
-    boxes: Boxes,
+    boxes: LabeledBoxes,
     classes: Sequence[str],
     *,
     min_score: float = 0.0,

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from connectors import durable
 from connectors.drawing import (
-    Boxes,
+    LabeledBoxes,
     Picture,
     decode_image,
     draw_boxes,
@@ -115,7 +115,7 @@ def class_names(schema: pa.Schema) -> list[str]:
     return names
 
 
-def boxes_of_rows(detections: pa.ListArray) -> Iterator[Boxes]:
+def boxes_of_rows(detections: pa.ListArray) -> Iterator[LabeledBoxes]:
     """Yield the boxes of each row of a ``detections`` column."""
     flat = detections.flatten()
     xyxy = np.stack(
@@ -128,7 +128,7 @@ def boxes_of_rows(detections: pa.ListArray) -> Iterator[Boxes]:
     for count in counts.tolist():
         part = slice(start, start + count)
         start += count
-        yield Boxes(xyxy[part], scores[part], labels[part])
+        yield LabeledBoxes(xyxy[part], scores[part], labels[part])
 
 
 @dataclass(slots=True)
@@ -147,7 +147,7 @@ class _Frame:
 class _Row:
     """What one node found in one frame."""
 
-    boxes: Boxes
+    boxes: LabeledBoxes
     status: str
     error: str | None
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.drawing import (
-    Boxes,
+    LabeledBoxes,
     Picture,
     class_colour,
     decode_image,
@@ -27,9 +27,9 @@ def black(height: int = 240, width: int = 320) -> Picture:
     return np.zeros((height, width, 3), np.uint8)
 
 
-def boxes(*rows: tuple[float, float, float, float, float, int]) -> Boxes:
+def boxes(*rows: tuple[float, float, float, float, float, int]) -> LabeledBoxes:
     table = np.array(rows, np.float64).reshape(-1, 6)
-    return Boxes(table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int64))
+    return LabeledBoxes(table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int64))
 
 
 def is_class(pixel: Picture, label: int) -> bool:
@@ -162,7 +162,7 @@ def test_boxes_that_cannot_be_drawn_are_left_out() -> None:
     )
     assert draw_boxes(picture, rows, [], min_score=0.3) == 0
     assert not picture.any()
-    assert draw_boxes(picture, Boxes(), []) == 0
+    assert draw_boxes(picture, LabeledBoxes(), []) == 0
 
 
 def test_the_best_box_lies_on_top_in_whatever_order_they_come() -> None:
