@@ -14,6 +14,7 @@ from models.rekv.config import ReKVConfig
 from operators.banks import BlockSpec
 from operators.rekv import ReKVOperator, ReKVOptions
 from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissorhands, ThinK, block_policy
+from pipelines import Pipeline
 from pipelines.commands.describe import describe
 from pipelines.options import parse_options
 
@@ -159,6 +160,33 @@ def test_combinations_that_cannot_be_are_refused_before_the_run(tiny_rekv: str) 
     with pytest.raises(ConfigError, match="watch: policy: block=16 with heads of 24"):
         ReKVOperator.examine(wide, "watch")
     ReKVOperator.examine(ReKVOptions(checkpoint=tiny_rekv, policy=BlockFloat(block=12)), "watch")
+
+
+def document(tmp_path: Path, **options: Any) -> dict[str, Any]:
+    (tmp_path / "films").mkdir(exist_ok=True)
+    return {
+        "name": "policies",
+        "state": str(tmp_path / "state"),
+        "sources": {"films": {"type": "images", "path": str(tmp_path / "films")}},
+        "operators": {"watch": {"type": "rekv", "input": "films", **options}},
+        "sinks": {"rows": {"type": "jsonl", "input": "watch", "path": str(tmp_path / "rows")}},
+    }
+
+
+def test_a_pipeline_file_gives_a_policy_and_is_printed_with_all_its_options(tmp_path: Path) -> None:
+    given = document(tmp_path, policy={"type": "kv_merger", "keep": 0.25})
+    spec = Pipeline.from_dict(given, overrides={"operators.watch.policy.scale_values": True}).spec
+    assert spec.operators[0].options.policy == KVMerger(keep=0.25, scale_values=True)
+    printed = spec.to_dict()
+    assert printed["operators"]["watch"]["policy"] == {"type": "kv_merger", "keep": 0.25, "heavy": 0.0, "scale_values": True}
+    assert Pipeline.from_dict(printed).spec == spec
+
+
+def test_errors_of_a_pipeline_file_name_the_key_within_the_policy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"operators\.watch\.policy\.kept: unknown option of kv_merger 'kept'"):
+        Pipeline.from_dict(document(tmp_path, policy={"type": "kv_merger", "kept": 0.25}))
+    with pytest.raises(ConfigError, match=r"operators\.watch\.on_full: was renamed to on_bank_full"):
+        Pipeline.from_dict(document(tmp_path, on_full="refuse"))
 
 
 def test_describe_shows_every_policy_with_its_options() -> None:
