@@ -119,6 +119,20 @@ def test_an_infinite_loss_is_told(stream):
         fit(model, examples.take(slice(0, 300)), examples.take(slice(300, 400)), QUICK)
 
 
+def test_a_last_batch_of_one_row_is_left_out_where_batches_are_normalized(stream):
+    table, examples = stream
+    feature_map = fit_feature_map(table.slice(0, 400), categorical=CATEGORICAL)
+    few, later = examples.take(slice(0, 129)), examples.take(slice(300, 400))
+    for batch_norm, steps in ((True, 1), (False, 2)):
+        seen: list[Progress] = []
+        model = build_model(dataclasses.replace(SMALL, batch_norm=batch_norm), feature_map)
+        fit(model, few, later, dataclasses.replace(QUICK, epochs=1), training=Training(progress=seen.append))
+        assert seen[-1].steps == steps
+    model = build_model(dataclasses.replace(SMALL, batch_norm=True), feature_map)
+    with pytest.raises(ConfigError, match="batch_norm needs two rows or more per update; batch is 1"):
+        fit(model, few, later, dataclasses.replace(QUICK, batch=1))
+
+
 def test_the_mean_of_no_rows_is_refused(stream, base):
     with pytest.raises(ValueError, match="mean of no rows"):
         measure_hidden_mean(base[0], stream[1].take(slice(0, 0)))
