@@ -32,7 +32,7 @@ KINDS = {"local": ("driver",), "ray": ("source", "operator", "sink", "coordinato
 _WINDOW_S = {"local": 2.0, "ray": 4.0}
 """The kills of a round fall within this time after its first commit: long enough for some to meet the recovery of others."""
 
-_ROUND_S = 90.0
+_ROUND_S = 240.0
 """How long a run may go without a commit; and an undisturbed run in all:"""
 
 _FINISH_S = 300.0

@@ -32,11 +32,12 @@ def test_driver_and_broker_killed_change_no_row(mortal_broker: Broker, tmp_path:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(1200)
 def test_on_ray_source_operator_sink_coordinator_and_broker_killed_change_no_row(
     mortal_broker: Broker, ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600  # its one round begins, whenever the cluster is ready
     result = soak(mortal_broker, tmp_path, "ray", rounds=1, broker_kills=1, draw=random.Random(1), until=until, hz=1.0)
     check(result, {"source", "operator", "sink", "coordinator"})
 
