@@ -20,6 +20,10 @@ HERE = Path(__file__).resolve().parent
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "240")
 
+# How the terminal of whoever starts the tests looks is of no matter to what is printed.
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
+    os.environ.pop(_name, None)
+
 # The same examples on every machine: a suite that guards a release does not draw. `make test-random` does.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.register_profile("random", deadline=None, database=None, print_blob=True)
