@@ -65,7 +65,7 @@ class SourceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class _ShardSettings:
-    shards: int = option(1, "Copies that work side by side; a stream belongs to one of them by its key.", ge=1, le=128)
+    shards: int = option(1, "Copies that run in parallel; a stream belongs to one of them by its key.", ge=1, le=128)
 
 
 @dataclass(frozen=True, kw_only=True)

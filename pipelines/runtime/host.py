@@ -116,7 +116,7 @@ class Host:
 
     def _drive(self, task: Task) -> None:
         about_thread(lambda: {"task": str(task.task), "epoch": task.stats.last_epoch})
-        logger.info("at work")
+        logger.info("started")
         try:
             while not self._closing:
                 self._obey()

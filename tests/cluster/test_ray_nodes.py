@@ -268,6 +268,6 @@ def check_lines(log: str) -> list[dict[str, Any]]:
     for lines in said.values():
         assert all({"time", "level", "logger", "message", "pipeline"} <= line.keys() for line in lines)
     assert {(line["pipeline"], line["attempt"]) for line in said["actor"]} == {("means", 1)}
-    at_work = {line["task"] for line in said["actor"] if line["message"] == "at work" and line["epoch"] == -1}
-    assert at_work == {*(f"{node}[{shard}]" for node in ("events", "mean") for shard in range(3)), "rows[0]", "rows[1]"}
+    started = {line["task"] for line in said["actor"] if line["message"] == "started" and line["epoch"] == -1}
+    assert started == {*(f"{node}[{shard}]" for node in ("events", "mean") for shard in range(3)), "rows[0]", "rows[1]"}
     return said["driver"]
