@@ -153,8 +153,8 @@ class ReKVOperator(Operator):
         if not call.answers:
             return refused
         numbers, answers = zip(*call.answers, strict=True)
-        batches = [*refused, answer_batch(answers, self.output_schema)]
-        order = np.argsort(np.concatenate([call.out.kept(), np.array(numbers)]), kind="stable")
+        batches = [answer_batch(answers, self.output_schema), *refused]  # a frame sets questions free before it is looked at
+        order = np.argsort(np.concatenate([np.array(numbers), call.out.kept()]), kind="stable")
         rows = pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks()
         return list(rows.to_batches())
 

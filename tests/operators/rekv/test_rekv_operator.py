@@ -171,6 +171,19 @@ def test_a_full_share_drops_the_oldest_or_refuses(tiny_rekv: str) -> None:
     assert answer(refusing, question("a", COLOR))[0]["frames_seen"] == 10
 
 
+def test_the_answer_that_a_frame_sets_free_comes_before_what_becomes_of_the_frame(tiny_rekv: str) -> None:
+    made = operator(tiny_rekv, on_bank_full="refuse")
+    made.process(frames(interleaved("a", 10)))
+    answer(made, question("a", COLOR, at_us=11 * STEP_US))
+    rows = rows_of(made.process(frames([("a", 11), ("a", 12), ("a", 13)])))
+    assert [(row["sequence"], row["status"]) for row in rows] == [
+        (11, "bank_full"),
+        (0, "ok"),
+        (12, "bank_full"),
+        (13, "bank_full"),
+    ]
+
+
 def test_one_stream_too_many_is_rejected_or_takes_the_place_of_the_idle_one(tiny_rekv: str) -> None:
     rejecting, evicting = (operator(tiny_rekv, max_streams=2, on_streams_full=rule) for rule in ("reject", "evict"))
     rows = frames([*interleaved("ab", 2), ("c", 0)])
