@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 OLD_OPTIONS: dict[str, dict[str, str]] = {
     "mamba": {"on_streams_full": "on_full", "bank_gib": "bank_budget_gib"},
@@ -32,6 +33,9 @@ STATUSES: dict[str, dict[str, str]] = {
     "reloop2": {"rejected": "rejected_corrupt"},
 }
 """Method → status → what it counts as: of two names one, and one where a version tells two apart and the other does not."""
+
+NEW_ROWS = {"rekv": "reset"}
+"""Method → status of rows that earlier versions did not give; they are left out."""
 
 NEW_COLUMNS: dict[str, dict[str, str]] = {}
 """Method → output column → what it is called now."""
@@ -114,7 +118,8 @@ def _in_new_words(table: pa.Table, method: str) -> pa.Table:
     plain = {name: _plain(column) for name, column in named.items()}
     if "status" in plain:
         plain["status"] = pa.array([statuses.get(value, value) for value in plain["status"].to_pylist()], pa.string())
-    return pa.table(plain)
+    rows = pa.table(plain)
+    return rows.filter(pc.not_equal(rows["status"], NEW_ROWS[method])) if method in NEW_ROWS else rows
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
