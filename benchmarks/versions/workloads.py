@@ -294,7 +294,7 @@ def _rekv_faults(folder: Path) -> None:
     rows = []
     for number, row in enumerate(_film_rows(4)):
         t, film = row["sequence"], int(row["stream"][4:])
-        if t > 60 or (film == 3 and t < 20):
+        if t > 60 or (film == 3 and not 20 <= t < 45) or (film == 0 and 20 <= t < 45):  # one takes the other's place, and back
             continue
         row = dict(row)
         if number % 19 == 3:
