@@ -16,6 +16,7 @@ import pyarrow as pa
 __all__ = ["OutputRows", "status_column"]
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class OutputRows:
@@ -28,6 +29,17 @@ class OutputRows:
         self._status_B = np.full(batch.num_rows, self._codes["ok"], np.int8)
         self._kept_B = np.ones(batch.num_rows, np.bool_)
         self._errors: dict[int, str] = {}
+
+    def refuse_errors(self) -> Bools:
+        """Refuse rows that their source could not read: those with text in a column ``error``. Return which they are, [B]."""
+        index = self._batch.schema.get_field_index("error")
+        if index < 0 or self._batch.column(index).null_count == self._batch.num_rows:
+            return np.zeros(self._batch.num_rows, np.bool_)
+        column = self._batch.column(index)
+        refused_B: Bools = column.is_valid().to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(refused_B)
+        self.set_rows(rows, "rejected_corrupt", column.take(pa.array(rows)).to_pylist())
+        return refused_B
 
     def set(self, row: int, status: str, error: str | None = None) -> None:
         """Give a row a status; ``error`` is added to earlier reasons."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from connectors.errors import RecoveryError
 
-__all__ = ["Patch", "Rows", "State"]
+__all__ = ["Patch", "Rows", "State", "from_shared", "to_shared"]
 
 
 @dataclass(slots=True)
@@ -207,3 +207,33 @@ def _patched(tensors: dict[str, Tensor], patches: dict[str, Patch]) -> dict[str,
 
 
 _ROW_PARTS = ("length_N", "count_N", "index_R", "values_R")
+
+_DENSE, _ROWS = "dense.", "rows."
+
+
+def to_shared(state: State) -> None:
+    """Make what ``state`` holds of one nameless stream belong to no stream; for operators with one memory for all streams.
+
+    ``dense`` and ``rows`` go into ``shared``, rows that do not all stand here into ``patches``.
+    """
+    for name, tensor in state.dense.items():
+        state.shared[_DENSE + name] = tensor
+    for name, rows in state.rows.items():
+        if int(rows.count_N[0]) == int(rows.length_N[0]):
+            state.shared[_ROWS + name] = rows.values_R
+        else:
+            state.patches[_ROWS + name] = Patch(rows.index_R, rows.values_R)
+    state.dense, state.rows = {}, {}
+
+
+def from_shared(state: State) -> State:
+    """Return what ``to_shared`` was given, from a full state. Shares its tensors."""
+    one = State(meta=state.meta, additive=state.additive)
+    for name, tensor in state.shared.items():
+        if name.startswith(_DENSE):
+            one.dense[name.removeprefix(_DENSE)] = tensor
+        elif name.startswith(_ROWS):
+            one.rows[name.removeprefix(_ROWS)] = Rows.full(torch.tensor([len(tensor)]), tensor)
+        else:
+            one.shared[name] = tensor
+    return one

@@ -60,6 +60,7 @@ _TOMBSTONES = 4096
 _PLAIN = {"int": torch.int64, "bool": torch.bool, "float": torch.float64}
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 _log = logging.getLogger(__name__)
 
@@ -200,6 +201,11 @@ class StreamTable(Generic[S]):
         """Say why a stream can get no slot; None if it has one, or one is free or can be made free."""
         if stream_id in self._streams or not (self._rejects and self.full):
             return None
+        return self.no_slot
+
+    @property
+    def no_slot(self) -> Refusal:
+        """What a row is told whose stream can get no slot."""
         return Refusal(
             "rejected_full", f"all {self._max_streams} slots are taken; raise max_streams or set on_streams_full='evict'"
         )
@@ -264,6 +270,20 @@ class StreamTable(Generic[S]):
 
     # Rows by the column
 
+    def no_room_rows(self, streams: pa.Array, opens_B: Bools) -> Bools:
+        """Return for which rows ``no_room`` would refuse their stream, [B]; ``opens_B`` are those that count and open one."""
+        if not self._rejects:
+            return np.zeros(len(opens_B), np.bool_)
+        names, codes_B = encode_streams(streams)
+        has_slot = np.array([name in self._streams for name in names], np.bool_)
+        opening = np.flatnonzero(opens_B & ~has_slot[codes_B])
+        distinct, first = np.unique(codes_B[opening], return_index=True)
+        order, free = np.argsort(first), len(self._free)
+        has_slot[distinct[order[:free]]] = True
+        full_after = -1 if free == 0 else opening[first[order[free - 1]]] if len(order) >= free else len(opens_B)
+        refused_B: Bools = ~has_slot[codes_B] & (np.arange(len(opens_B)) > full_after)
+        return refused_B
+
     def assign(self, streams: pa.Array, rows_B: Ints) -> Iterator[tuple[Ints, Ints, list[str]]]:
         """Yield ``rows_B`` with their slots, in order, in as many parts as it takes for every stream to have a slot.
 
@@ -299,22 +319,26 @@ class StreamTable(Generic[S]):
             yield rows_B[:stop], slot_of[codes], returned
             rows_B = rows_B[stop:]
 
-    def find(self, streams: pa.Array) -> Ints:
+    def find(self, streams: pa.Array) -> tuple[Ints, list[str]]:
         """Return the slot of each row's stream, [B]. A new stream takes a free slot; -1 where there is none, nobody gives way.
 
-        Marks the streams as changed; only one that is new counts as used.
+        The second item names new streams that had been evicted before. Marks the streams as changed; only one that is new
+        counts as used.
         """
         names, codes_B = encode_streams(streams)
+        returned: list[str] = []
         slot_of = np.full(len(names), -1, np.int64)
         for code, name in enumerate(names):
             if name not in self._streams and not self.full:
                 self._tick += 1
-                self.open(name).stream.used = self._tick
-            stream = self._streams.get(name)
-            if stream is not None:
-                slot_of[code] = stream.slot
+                stream, was_evicted = self.open(name)
+                stream.used = self._tick
+                if was_evicted:
+                    returned.append(name)
+            if name in self._streams:
+                slot_of[code] = self._streams[name].slot
                 self._touched.add(name)
-        return slot_of[codes_B]
+        return slot_of[codes_B], returned
 
     # Snapshots
 

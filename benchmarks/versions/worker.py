@@ -37,6 +37,9 @@ STATUSES: dict[str, dict[str, str]] = {
 NEW_ROWS = {"rekv": "reset"}
 """Method → status of rows that earlier versions did not give; they are left out."""
 
+ONCE_OK: dict[str, tuple[str, ...]] = {"reloop2": ("duplicate", "reset")}
+"""Method → statuses of today whose rows were ``ok`` before, without an error; the rest of such a row is compared as it is."""
+
 NEW_COLUMNS: dict[str, dict[str, str]] = {}
 """Method → output column → what it is called now."""
 
@@ -117,7 +120,13 @@ def _in_new_words(table: pa.Table, method: str) -> pa.Table:
     statuses = STATUSES.get(method, {})
     plain = {name: _plain(column) for name, column in named.items()}
     if "status" in plain:
-        plain["status"] = pa.array([statuses.get(value, value) for value in plain["status"].to_pylist()], pa.string())
+        found = plain["status"].to_pylist()
+        fine = [value in ONCE_OK.get(method, ()) for value in found]
+        found = ["ok" if is_fine else statuses.get(value, value) for value, is_fine in zip(found, fine, strict=True)]
+        plain["status"] = pa.array(found, pa.string())
+        if "error" in plain:
+            errors = zip(plain["error"].to_pylist(), fine, strict=True)
+            plain["error"] = pa.array([None if is_fine else text for text, is_fine in errors], pa.string())
     rows = pa.table(plain)
     return rows.filter(pc.not_equal(rows["status"], NEW_ROWS[method])) if method in NEW_ROWS else rows
 

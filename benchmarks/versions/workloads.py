@@ -397,7 +397,7 @@ def _reloop2_faults(folder: Path) -> None:
     paths[[2500, 4000]] = ["@FOLDER/other.safetensors", "@FOLDER/no_such_file.safetensors"]
     paths[[2500, 4000]] = [str(path).replace("@FOLDER", str(folder.resolve())) for path in paths[[2500, 4000]]]
     labels = labels.append_column("checkpoint", pa.array(paths, pa.string()))
-    chosen = {"checkpoint": "@FOLDER/model.safetensors", "label_timeout_s": 40.0, "late_correction_s": 60.0}
+    chosen = {"checkpoint": "@FOLDER/model.safetensors", "label_timeout_s": 40.0, "late_correction_s": 60.0, "max_jump_s": 60.0}
     steps = _by_time(impressions, labels, draw)
     _write_steps(folder, "operators.reloop2:ReLoop2Operator", {**chosen, "forgetting": "reset"}, steps)
 
@@ -517,7 +517,7 @@ _WORKLOADS: dict[str, Callable[[Path], None]] = {
     "reloop2_count": partial(_reloop2, similarity="count", prior_rows=20.0, gamma=0.0, strength=1.0, forget_rows=1000),
     "reloop2_slices": partial(_reloop2, forgetting="slices", forget_rows=2000, arrays=20, bits=10),
     "reloop2_reset": partial(_reloop2, forgetting="reset", forget_rows=1500, reset_every_s=45.0, center="none"),
-    "reloop2_partition": partial(_reloop2, partition="stream_id", on_timeout="drop", micro_batch=64),
+    "reloop2_drop": partial(_reloop2, on_timeout="drop", micro_batch=64),
     "reloop2_knn": partial(_reloop2, mode="knn", capacity=2000, sigma=0.1),
     "reloop2_lsh_table": partial(_reloop2, mode="lsh_table", capacity=2000, bits=6, arrays=10, keep_rate=0.5),
     "reloop2_posting_lists": partial(_reloop2, mode="posting_lists", capacity=2000, lists_path="@RUN/lists"),

@@ -22,7 +22,6 @@ from operators.banks.row_ring import Neighbours, RowRing
 from operators.banks.sign_hash import SignHash
 from operators.banks.sketch_bank import SketchBank, SketchRead, mean_direction
 from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
-from operators.banks.slots import SlotTable
 
 __all__ = [
     "REFUSED",
@@ -55,7 +54,6 @@ __all__ = [
     "SketchRead",
     "Slices",
     "SlotBank",
-    "SlotTable",
     "Writing",
     "append",
     "check_budget",

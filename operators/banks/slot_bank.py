@@ -1,6 +1,6 @@
 """SlotBank: rows of memory for many streams in preallocated tensors ``[slots, capacity, *row]``, one slot per stream.
 
-It knows slots, not stream ids (:class:`operators.banks.slots.SlotTable` maps those), and copies rows where a policy of
+It knows slots, not stream ids (:class:`operators.streams.StreamTable` maps those), and copies rows where a policy of
 :mod:`operators.banks.policies` says. Invariants: nothing is allocated after the constructor except results; positions
 ``0..fill-1`` of a slot hold its rows, the rest is garbage that reads mask; every call works on all its streams at once. The
 slots of one call must be distinct.

@@ -1,37 +1,47 @@
-"""Options of the operators ``reloop2`` and ``ctr_windows``. Standard library only."""
+"""Options of the operators ``reloop2`` and ``ctr_windows``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
+from operators.streams import StreamOptions
 
 __all__ = ["CtrWindowsOptions", "ReLoop2Options"]
 
+IdType = Literal["int64", "string"]
+OnTimeout = Literal["negative", "drop"]
+
+LATENESS = (
+    "Keep open for so much longer what is due: rows may be out of order by so much. With `align_s`, which puts them in order, "
+    "give it the same length, since labels come behind the impressions of their span."
+)
+JUMP = (
+    "Without `align_s`: an event time further ahead of all before it counts as this much ahead, for what is due, so that one "
+    "wrong clock times nothing out; a longer pause is caught up with in steps. Default: it counts as it is."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class ReLoop2Options:
+class ReLoop2Options(StreamOptions):
     """Error-memory correction of click-through-rate predictions (ReLoop2, arXiv 2306.08808)."""
 
     checkpoint: str = option(
         REQUIRED, "Base model: a safetensors file of `streambank train reloop2` or converted from FuxiCTR.", path=True
     )
-    id_type: str = option(
-        "int64", "Type of the column `impression_id`, in impressions, labels and predictions.", choices=("int64", "string")
-    )
-    scope: str = option(
+    id_type: IdType = option("int64", "Type of the column `impression_id`, in impressions, labels and predictions.")
+    scope: Literal["global", "per_key"] = option(
         "global",
         "`global`: one memory for all rows of a shard, as published. `per_key`: one per stream_id, for `max_streams` of them.",
-        choices=("global", "per_key"),
     )
     max_streams: int = option(1, "Streams with a memory at the same time; only with scope `per_key`.", unit="streams", ge=1)
 
-    mode: str = option(
+    mode: Literal["sketch", "knn", "lsh_table", "posting_lists"] = option(
         "sketch",
         "Memory: `sketch` (hashed sums of all labels), `knn` (the latest rows, exact search), `lsh_table` (the latest rows, "
         "search among those that share a bucket), `posting_lists` (the latest rows, on disk, search among the nearest lists).",
-        choices=("sketch", "knn", "lsh_table", "posting_lists"),
     )
     strength: float = option(
         0.4, "λ of the paper: 0 leaves the base prediction, 1 corrects by all of the estimated error. Tune it per model.", ge=0
@@ -43,11 +53,10 @@ class ReLoop2Options:
         le=1,
     )
     tau: float = option(0.1, "τ of the paper: temperature of the softmax over similarities.", gt=0)
-    similarity: str = option(
+    similarity: Literal["density", "count", "uniform"] = option(
         "density",
         "Sketch: how arrays are weighted: `density` (softmax of the share of all rows in the bucket, published), `count` (rows "
         "in the bucket; best where buckets are sparse), `uniform`.",
-        choices=("density", "count", "uniform"),
     )
     prior_rows: float = option(
         0.0,
@@ -80,19 +89,17 @@ class ReLoop2Options:
         lt=1,
     )
     keep_rate: float = option(1.0, "Not in mode sketch: share of the rows that is written, drawn at random.", gt=0, le=1)
-    center: str = option(
+    center: Literal["train_mean", "none"] = option(
         "train_mean",
         "Subtract the hidden vector's training mean before hashing (`train_mean`; a sketch of a ReLU layer needs it) or not "
         "(`none`, published).",
-        choices=("train_mean", "none"),
     )
     seed: int = option(0, "Seed of the random projections, fixed for the life of a memory, and of `keep_rate`.")
 
-    forgetting: str = option(
+    forgetting: Literal["half_life", "slices", "reset", "never"] = option(
         "half_life",
         "Sketch: `half_life`, `slices` (an exact sliding window of 8 slices, 9 times the memory), `reset` (published) or "
         "`never`.",
-        choices=("half_life", "slices", "reset", "never"),
     )
     forget_rows: int = option(
         10_000,
@@ -100,11 +107,10 @@ class ReLoop2Options:
         unit="rows",
         ge=8,
     )
-    on_swap: str = option(
+    on_swap: Literal["clear", "keep"] = option(
         "clear",
         "When a control row brings another model: `clear` the memory, whose rows are not comparable (published), or `keep` it, "
         "for a model that is the last one trained a little further.",
-        choices=("clear", "keep"),
     )
     reset_every_s: float | None = option(None, "Also forget everything whenever so much event time has passed.", unit="s", gt=0)
 
@@ -116,10 +122,8 @@ class ReLoop2Options:
         ge=1,
     )
     label_timeout_s: float = option(1800.0, "Wait for an impression's label for so much event time.", unit="s", gt=0)
-    on_timeout: str = option(
-        "negative",
-        "An impression without a label in time counts as not clicked (`negative`) or not at all (`drop`).",
-        choices=("negative", "drop"),
+    on_timeout: OnTimeout = option(
+        "negative", "An impression without a label in time counts as not clicked (`negative`) or not at all (`drop`)."
     )
     late_correction_s: float = option(
         0.0,
@@ -140,22 +144,14 @@ class ReLoop2Options:
         10_000, "Labels kept that came before their impression (per stream with scope `per_key`).", unit="rows", ge=1
     )
     soft_labels: bool = option(False, "Accept labels between 0 and 1, too.")
-    allowed_lateness_s: float = option(
-        10.0, "Event time may be out of order by so much: the watermark stays that far behind the latest row.", unit="s", ge=0
-    )
-    partition: str | None = option(
-        None,
-        "Column that names the source's partition (`stream_id`, say): the watermark then waits for the slowest one. Default: "
-        "the input is one partition.",
-    )
-    idle_timeout_s: float = option(
-        60.0, "A partition that is so far behind the others does not hold the watermark back.", unit="s", gt=0
-    )
-    max_jump_s: float = option(
-        60.0, "An event time further ahead of all before it counts as this much ahead, for timeouts; flagged.", unit="s", gt=0
-    )
-    memory_budget_gib: float = option(
-        4.0, "Upper bound of memory and waiting impressions of one shard; checked before the start.", unit="GiB", gt=0
+    allowed_lateness_s: float = option(10.0, LATENESS, unit="s", ge=0)
+    max_jump_s: float | None = option(None, JUMP, unit="s", gt=0)
+    bank_gib: float = option(
+        4.0,
+        "Upper bound of memory and waiting impressions of one shard; checked before the start.",
+        unit="GiB",
+        gt=0,
+        was=("memory_budget_gib",),
     )
 
     def __post_init__(self) -> None:
@@ -190,36 +186,29 @@ class ReLoop2Options:
                 f"late_correction_s={self.late_correction_s} corrects negatives, but on_timeout='drop' writes none; set "
                 "on_timeout='negative' or late_correction_s=0"
             )
-        if self.scope == "global" and self.max_streams != 1:
-            raise ConfigError(
-                f"max_streams={self.max_streams} does nothing with scope='global'; set scope='per_key' or remove it"
-            )
-        if self.scope == "per_key" and self.partition is not None:
-            raise ConfigError(
-                f"partition={self.partition!r} does nothing with scope='per_key', where every stream has its own watermark; "
-                "remove it"
-            )
+        if self.scope == "global":
+            for name, default in (("max_streams", 1), ("on_streams_full", "evict")):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} does nothing with scope='global'; set scope='per_key' or remove it"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CtrWindowsOptions:
     """Logloss, AUC and gAUC of click predictions with and without the memory, per window."""
 
-    id_type: str = option("int64", "Type of the column `impression_id`.", choices=("int64", "string"))
+    id_type: IdType = option("int64", "Type of the column `impression_id`.")
     window_s: float = option(600.0, "Length of a window.", unit="s", gt=0)
     label_timeout_s: float = option(1800.0, "Wait for an impression's label for so much event time.", unit="s", gt=0)
-    on_timeout: str = option(
-        "negative",
-        "Without a label in time an impression counts as not clicked (`negative`) or not at all (`drop`).",
-        choices=("negative", "drop"),
+    on_timeout: OnTimeout = option(
+        "negative", "Without a label in time an impression counts as not clicked (`negative`) or not at all (`drop`)."
     )
-    group: str = option(
-        "none",
-        "`stream_id`: also AUC per stream (user), averaged by impressions (gAUC); `none`: no gAUC.",
-        choices=("none", "stream_id"),
+    group: Literal["none", "stream_id"] = option(
+        "none", "`stream_id`: also AUC per stream (user), averaged by impressions (gAUC); `none`: no gAUC."
     )
     capacity: int = option(200_000, "Predictions that wait for the end of their window; of more the oldest is dropped.", ge=1)
     early_capacity: int = option(10_000, "Labels kept that came before their impression.", unit="rows", ge=1)
     early_label_s: float = option(600.0, "Keep a label that came before its impression for so much event time.", unit="s", ge=0)
-    allowed_lateness_s: float = option(10.0, "Event time may be out of order by so much.", unit="s", ge=0)
-    max_jump_s: float = option(60.0, "An event time further ahead of all before it counts as this much ahead.", unit="s", gt=0)
+    allowed_lateness_s: float = option(10.0, LATENESS, unit="s", ge=0)
+    max_jump_s: float | None = option(None, JUMP, unit="s", gt=0)

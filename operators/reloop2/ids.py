@@ -15,15 +15,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["MAX_ID_BYTES", "IdIndex", "Ints", "id_keys", "rank_within"]
+from connectors.errors import SchemaError
+
+__all__ = ["BAD_ID", "ID_TYPES", "MAX_ID_BYTES", "Bools", "IdIndex", "Ints", "first_of_each", "id_keys", "row_ids"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
+
 MAX_ID_BYTES = 256
 """Longer ids are refused: one huge text would blow up the memory of its whole batch."""
 
-# The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+BAD_ID = f"impression_id is null, or longer than {MAX_ID_BYTES} bytes"
+
+# The finalizer of SplitMix64 (Steele, Lea, Flood 2014).
 _GOLDEN, _MIX_1, _MIX_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -46,16 +52,26 @@ def id_keys(column: pa.Array, salt_B: Ints | None = None) -> tuple[Ints, Bools]:
     return hash_B.view(np.int64), missing_B | (length_B > MAX_ID_BYTES)
 
 
-def rank_within(group_B: Ints) -> Ints:
-    """Return for each row how many rows of its group stand before it."""
-    order_B = np.argsort(group_B, kind="stable")
-    sorted_B = group_B[order_B]
-    index_B = np.arange(len(group_B))
-    first_B = np.ones(len(group_B), np.bool_)
-    first_B[1:] = sorted_B[1:] != sorted_B[:-1]
-    rank_B = np.empty(len(group_B), np.int64)
-    rank_B[order_B] = index_B - np.maximum.accumulate(np.where(first_B, index_B, 0))
-    return rank_B
+def row_ids(batch: pa.RecordBatch, id_type: str, salt_B: Ints | None, where: str) -> tuple[Ints, Bools]:
+    """Return the ids of a batch as keys, and which rows have none. Raise ``SchemaError`` for a column of another type."""
+    index = batch.schema.get_field_index("impression_id")
+    kind = batch.schema.field(index).type if index >= 0 else None
+    if kind is None:
+        raise SchemaError(f"{where}: column 'impression_id' is missing; got {batch.schema.names}")
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not (is_text if ID_TYPES[id_type] == pa.string() else pa.types.is_integer(kind) and kind != pa.uint64()):
+        raise SchemaError(
+            f"{where}: column 'impression_id' is {kind}, but id_type is {id_type!r}; set id_type to what the column is, int64 "
+            "or string"
+        )
+    return id_keys(batch.column(index), salt_B)
+
+
+def first_of_each(keys_B: Ints) -> Bools:
+    """Return which rows are the first with their key, [B]."""
+    first_B = np.zeros(len(keys_B), np.bool_)
+    first_B[np.unique(keys_B, return_index=True)[1]] = True
+    return first_B
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

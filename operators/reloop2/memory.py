@@ -4,7 +4,7 @@ A memory knows keys, labels and base predictions; no ids, no time. A row's *key*
 read, and is kept until the label comes. Invariant: the answers depend on the order of the writes, not on their grouping.
 """
 
-# B rows of a call, D hidden width, W width of a key, K read-outs, L lanes of a call, S lanes, N lanes of a snapshot
+# B rows of a call, D hidden width, W width of a key, K read-outs, L slots of a call, S slots, N slots of a snapshot
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from models.reloop2.base import CtrModel
 from operators.banks import LshTable, RowRing
-from operators.reloop2.compensation import Recollection
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.disk_rows import DiskRows
 from operators.reloop2.ids import Bools, Ints
-from operators.reloop2.row_memory import RowMemory
+from operators.reloop2.row_memory import DiskRows, RowMemory
+from operators.reloop2.rules import Recollection
 from operators.reloop2.sketch_memory import SketchMemory
 from operators.state import State
 
@@ -29,7 +28,7 @@ __all__ = ["ErrorMemory", "bytes_needed", "key_bytes", "make_memory"]
 
 
 class ErrorMemory(Protocol):
-    """Past impressions: hidden vector, label, base prediction. Lanes are told apart where there is more than one."""
+    """Past impressions: hidden vector, label, base prediction. Slots are told apart where there is more than one."""
 
     key_width: int
     key_dtype: torch.dtype
@@ -38,36 +37,40 @@ class ErrorMemory(Protocol):
         """Return the keys of hidden vectors, [B, W]."""
         ...
 
-    def read(self, keys_BW: Tensor, lanes_B: Ints) -> Recollection:
+    def read(self, keys_BW: Tensor, slots_B: Ints) -> Recollection:
         """Return what is known about rows like these."""
         ...
 
-    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, lanes_B: Ints) -> Ints:
+    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
         """Take rows, in order; return for each where it stands, for ``holds``."""
         ...
 
-    def holds(self, written_B: Ints, lanes_B: Ints) -> Bools:
+    def holds(self, written_B: Ints, slots_B: Ints) -> Bools:
         """Return which rows still count as they were written, so that ``correct`` is exact."""
         ...
 
-    def correct(self, keys_BW: Tensor, label_B: Tensor, lanes_B: Ints) -> None:
+    def correct(self, keys_BW: Tensor, label_B: Tensor, slots_B: Ints) -> None:
         """Change rows that were written with label 0 to ``label_B``."""
         ...
 
     def written(self) -> npt.NDArray[np.float64]:
-        """Return how many rows each lane holds (under half-life their weight), [S]."""
+        """Return how many rows each slot holds (under half-life their weight), [S]."""
         ...
 
     def folded(self) -> Bools:
-        """Return which lanes have lost precision since their counters had come near their limit, [S]."""
+        """Return which slots have lost precision since their counters had come near their limit, [S]."""
         ...
 
-    def clear(self, lanes_L: Ints) -> None:
-        """Forget everything in these lanes, for good: what was written before can no longer be corrected."""
+    def clear(self, slots_L: Ints) -> None:
+        """Forget everything in these slots, for good: what was written before can no longer be corrected."""
         ...
 
-    def close(self, lane: int) -> None:
-        """Make a lane as new."""
+    def release(self, slots_N: Ints) -> None:
+        """Make slots as new, for other streams."""
+        ...
+
+    def close(self) -> None:
+        """Close files. Nothing else is called afterwards."""
         ...
 
     def adopt(self, model: CtrModel) -> None:
@@ -78,28 +81,28 @@ class ErrorMemory(Protocol):
         """Return the bytes of each tier."""
         ...
 
-    def export(self, lanes_N: Ints, state: State, *, incremental: bool) -> None:
-        """Add these lanes to ``state``; where incremental, what changed since ``mark_clean``."""
+    def export(self, slots_N: Ints, state: State, *, incremental: bool) -> None:
+        """Add these slots to ``state``; where incremental, what changed since ``mark_clean``."""
         ...
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
         ...
 
-    def load(self, lanes_N: Ints, state: State) -> None:
-        """Take these lanes from a full ``state``."""
+    def load(self, slots_N: Ints, state: State) -> None:
+        """Take these slots from a full ``state``."""
         ...
 
 
-def make_memory(options: ReLoop2Options, model: CtrModel, lanes: int, device: torch.device) -> ErrorMemory:
+def make_memory(options: ReLoop2Options, model: CtrModel, slots: int, device: torch.device) -> ErrorMemory:
     """Allocate the memory that ``options`` name."""
     if options.mode == "sketch":
-        return SketchMemory(options, model, lanes, device)
+        return SketchMemory(options, model, slots, device)
     return RowMemory(options, model, device)
 
 
 def bytes_needed(options: ReLoop2Options, hidden_dim: int) -> int:
-    """Return what the memory of one lane costs."""
+    """Return what the memory of one slot costs."""
     if options.mode == "sketch":
         return SketchMemory.bytes_needed(options)
     if options.mode == "posting_lists":

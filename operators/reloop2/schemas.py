@@ -1,7 +1,10 @@
-"""Schemas of ReLoop2's rows: impressions in, labels and model swaps in (control), predictions out. Knows no memory."""
+"""ReLoop2's rows: impressions in, labels and model swaps in (control), predictions out. Knows no memory, decides nothing."""
+
+# B rows of a batch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntFlag
 
 import numpy as np
@@ -9,10 +12,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors import records
+from operators.reloop2.ids import ID_TYPES
+from operators.reloop2.rules import Compensated
+from operators.streams import STREAM_STATUSES
 
-__all__ = ["CONTROL", "ID_TYPES", "IMPRESSION", "PREDICTION_FIELDS", "STATUSES", "Flag", "prediction_schema", "status_column"]
+__all__ = [
+    "CONTROL",
+    "DUPLICATE",
+    "IMPRESSION",
+    "PREDICTION_FIELDS",
+    "STATUSES",
+    "Flag",
+    "Predictions",
+    "bad_label",
+    "model_paths",
+    "prediction_schema",
+]
 
-ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 IMPRESSION = records.key_schema("impression", 1)
 """Besides the keys: ``impression_id`` (of the option ``id_type``) and the feature columns of the model."""
@@ -20,9 +38,19 @@ IMPRESSION = records.key_schema("impression", 1)
 CONTROL = records.key_schema("ctr_label", 1, [pa.field("label", pa.float32())])
 """Besides these: ``impression_id``, and where models are swapped ``checkpoint`` (string, null in rows that are labels)."""
 
-STATUSES = ("ok", "base_only", "rejected", "invalid_label", "model_swapped", "swap_failed")
-"""``base_only``: ``y_pred`` is ``y_base`` and the impression is not remembered, ``error`` says why. ``rejected``: no
-prediction. The last three answer control rows."""
+STATUSES: Mapping[str, str] = {
+    "ok": "a prediction",
+    "duplicate": "the impression's id is known: predicted, but the first one waits for the label",
+    "rejected_corrupt": "a feature is null or not finite, or the source could not read the row: no prediction",
+    "rejected_full": STREAM_STATUSES["rejected_full"] + ": `y_pred` is `y_base`, and the impression is not remembered",
+    "reset": "the first impression after the stream's memory was evicted, predicted with an empty one",
+    "base_only": "no usable id, or a hidden vector that is not finite: `y_pred` is `y_base`, the impression is not remembered",
+    "invalid_label": "answers a label that is null, out of range or without id; the impression goes on waiting",
+    "model_swapped": "answers a control row with a `checkpoint`: the operator goes on with that model",
+    "swap_failed": "answers a control row with a `checkpoint` that cannot be used; the model stays",
+}
+
+DUPLICATE = "an impression with this id has come before; that one waits for the label"
 
 
 class Flag(IntFlag):
@@ -60,9 +88,72 @@ def prediction_schema(id_type: str, fingerprint: str) -> pa.Schema:
     return records.output_schema("ctr_prediction", 1, fields, {"streambank.config": fingerprint})
 
 
-def status_column(codes_B: npt.NDArray[np.int8]) -> pa.DictionaryArray:
-    """Return the status column of indices into :data:`STATUSES`."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes_B, pa.int8()), _STATUSES)
+class Predictions:
+    """The columns of predictions for a batch of ``rows`` impressions, filled in any order; null where no prediction is set."""
+
+    def __init__(self, rows: int) -> None:
+        self._known_B = np.zeros(rows, np.bool_)
+        self._flags = np.zeros(rows, np.int32)
+        self._base, self._prediction, self._error, self._label_mean, self._base_mean = (
+            np.full(rows, np.nan, np.float32) for _ in range(5)
+        )
+        self._hits = np.zeros(rows, np.int16)
+        self._written, self._bank_version = (np.zeros(rows, np.int64) for _ in range(2))
+
+    def base(self, rows_B: Ints, base_B: npt.NDArray[np.float32]) -> None:
+        """Set the base prediction of rows as their prediction."""
+        self._known_B[rows_B] = True
+        self._base[rows_B] = self._prediction[rows_B] = base_B
+        self._error[rows_B] = 0.0
+
+    def corrected(self, rows_B: Ints, found: Compensated, written_B: npt.NDArray[np.float64], bank_version_B: Ints) -> None:
+        """Set what the memory made of rows that have a base prediction."""
+        read_B = (found.hits_B > 0).cpu().numpy()
+        # Where nothing was read the base prediction stays, to the bit.
+        self._prediction[rows_B[read_B]] = found.prediction_B.cpu().numpy()[read_B]
+        self._error[rows_B] = found.error_B.cpu().numpy()
+        self._label_mean[rows_B] = found.label_mean_B.cpu().numpy()
+        self._base_mean[rows_B] = found.base_mean_B.cpu().numpy()
+        self._hits[rows_B] = found.hits_B.cpu().numpy()
+        self._written[rows_B] = np.rint(written_B)
+        self._bank_version[rows_B] = bank_version_B
+        self.flag(rows_B[~read_B], Flag.NO_MEMORY)
+
+    def flag(self, rows_B: Ints, flag: Flag) -> None:
+        """Set a flag of rows."""
+        self._flags[rows_B] |= int(flag)
+
+    def columns(self) -> dict[str, pa.Array]:
+        """Return the columns by name."""
+        known_B, read_B = self._known_B, self._hits > 0
+        return {
+            "y_base": pa.array(self._base, mask=~known_B),
+            "y_pred": pa.array(self._prediction, mask=~known_B),
+            "y_err": pa.array(self._error, mask=~known_B),
+            "ybar": pa.array(self._label_mean, mask=~read_B),
+            "ybar_base": pa.array(self._base_mean, mask=~read_B),
+            "n_hit": pa.array(self._hits, mask=~known_B),
+            "n_mem": pa.array(self._written, mask=~known_B),
+            "bank_version": pa.array(self._bank_version, mask=~known_B),
+            "flags": pa.array(self._flags),
+        }
 
 
-_STATUSES = pa.array(STATUSES)
+def model_paths(batch: pa.RecordBatch, usable_B: Bools) -> dict[int, str]:
+    """Return the usable control rows that bring a model, in order, and its path."""
+    index = batch.schema.get_field_index("checkpoint")
+    if index < 0:
+        return {}
+    column = batch.column(index)
+    brings_B = column.is_valid().to_numpy(zero_copy_only=False) & usable_B
+    return {row: column[row].as_py() for row in np.flatnonzero(brings_B).tolist()}
+
+
+def bad_label(value: float | None, *, soft: bool) -> str:
+    """Say what is wrong with a label."""
+    if value is None:
+        return "label is null"
+    if soft:
+        return f"label is {value:g}; allowed are numbers from 0 to 1"
+    hint = "; for fractions set soft_labels" if 0 < value < 1 else ""
+    return f"label is {value:g}; allowed are 0 and 1{hint}"

@@ -37,6 +37,7 @@ __all__ = [
     "check_causal",
     "check_close",
     "check_close_stream",
+    "check_cuts",
     "check_interleaving",
     "check_operator",
     "check_resharding",
@@ -104,7 +105,8 @@ def check_operator(
     rows of their stream. ``bad_rows`` have the columns of ``rows``; their keys are replaced. Floats may differ by
     ``atol + rtol·|x|`` between batchings, since kernels differ; ``compare`` replaces the comparison of a column and ``ignore``
     leaves columns out (wall times). ``causal=False`` is for operators whose documentation says so; ``reshard`` is by default
-    what ``Operator.keyed`` says. ``fill_after``: after how many repetitions of ``rows`` all memories are full.
+    what ``Operator.keyed`` says. Where one memory serves all streams, cuts must not matter; other streams of course do.
+    ``fill_after``: after how many repetitions of ``rows`` all memories are full.
     """
     case = Case(
         make=make,
@@ -118,17 +120,22 @@ def check_operator(
         rtol=rtol,
         seed=seed,
     )
-    check_interleaving(case)
+    keyed = _keyed(make())
+    if keyed:
+        check_interleaving(case)
+    else:
+        check_cuts(case)
     if causal:
         check_causal(case)
     check_snapshot(case)
-    if reshard if reshard is not None else _keyed(make()):
+    if reshard if reshard is not None else keyed:
         check_resharding(case)
     if bad_rows is not None:
         check_bad_rows(case)
         check_admission(case)
     check_advance(case)
-    check_close_stream(case)
+    if keyed:
+        check_close_stream(case)
     check_close(case)
     check_bounded(case, fill_after=fill_after)
 
@@ -143,6 +150,18 @@ def check_interleaving(case: Case, *, tries: int = 4) -> None:
     for attempt in range(tries):
         steps = _cut(_interleave(case, rng), rng, 1 if attempt == 0 else len(case.streams) * 2)
         _expect(case, "interleaving", alone, _run(case.make(), case, steps))
+
+
+def check_cuts(case: Case, *, tries: int = 4) -> None:
+    """Where one memory serves all streams the output depends on the one order of all rows, not on where batches are cut."""
+    rng = case.rng()
+    events = _interleave(case, rng)
+    wanted = _table(_run(case.make(), case, [[event] for event in events]))
+    for attempt in range(tries):
+        steps = _cut(events, rng, 2 * 4**attempt)
+        _expect_equal(
+            case, f"cuts: one row at a time against {len(steps)} batches", wanted, _table(_run(case.make(), case, steps))
+        )
 
 
 def check_causal(case: Case) -> None:
@@ -259,7 +278,8 @@ def check_bad_rows(case: Case) -> None:
     together = pa.Table.from_batches([rows, named]).take(pa.array(order)).combine_chunks().to_batches()[0]
     found = _table(_process(case.make(), together))
     inputs = np.array(together.column("stream_id").to_pylist())
-    for stream, wanted in _alone_data(case).items():
+    whole = {} if _keyed(operator) else _by_stream(case, _process(case.make(), rows))
+    for stream, wanted in (whole or _alone_data(case)).items():
         mine = found.filter(pc.equal(found.column("stream_id"), stream))
         is_bad = (order >= rows.num_rows)[inputs == stream]
         if wanted.num_rows == len(is_bad) - is_bad.sum() and mine.num_rows == len(is_bad):  # one row out per row in
@@ -272,13 +292,14 @@ def check_bad_rows(case: Case) -> None:
 def check_admission(case: Case) -> None:
     """Rows are refused in one order: an error of the source, then late or duplicate, then what is wrong with the content.
 
-    Only for operators that tell late rows; what they say of a row that comes twice shows it.
+    Only for operators that tell late rows by their keys; what they say of keys that come twice, with fresh content, shows it.
     """
     assert case.bad_rows is not None
     operator = case.make()
     half = case.rows.slice(0, case.rows.num_rows // 2)
     _process(operator, half)
-    again = half.slice(half.num_rows - 1, 1)
+    last, fresh = half.slice(half.num_rows - 1, 1), case.rows.slice(half.num_rows, 1)
+    again = pa.RecordBatch.from_arrays([*last.columns[:3], *fresh.columns[3:]], schema=case.rows.schema)
     told = _statuses(_process(operator, again))
     if told.isdisjoint(("late", "duplicate")):
         return
@@ -561,6 +582,11 @@ def _alone_data(case: Case) -> dict[str, pa.Table]:
         stream: _table(_process(case.make(), case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
         for stream in case.streams
     }
+
+
+def _by_stream(case: Case, batches: Sequence[pa.RecordBatch]) -> dict[str, pa.Table]:
+    table = _table(batches)
+    return {stream: table.filter(pc.equal(table.column("stream_id"), stream)) for stream in case.streams}
 
 
 def _shifted(rows: pa.RecordBatch, sequence: int, time_us: int) -> pa.RecordBatch:

@@ -145,5 +145,5 @@ def test_columns_get_the_slots_that_rows_get_one_by_one(names: list[str], slots:
 
 def test_finding_slots_lets_nobody_make_room():
     streams = table(2)
-    slots_B = streams.find(pa.array(["a", "b", "c", "a"]))
+    slots_B, _ = streams.find(pa.array(["a", "b", "c", "a"]))
     assert slots_B.tolist() == [0, 1, -1, 0] and streams.get("c") is None

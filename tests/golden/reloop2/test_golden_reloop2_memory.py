@@ -17,9 +17,9 @@ from golden_cases import golden, read_npz
 from torch import Tensor
 
 from operators.banks import SignHash
-from operators.reloop2.compensation import Recollection, compensate
 from operators.reloop2.config import ReLoop2Options
 from operators.reloop2.memory import ErrorMemory, make_memory
+from operators.reloop2.rules import Recollection, compensate
 
 TOLERANCE = 1e-6  # the README's, for fp32 implementations
 ERROR_MEMORY = ("cfg", "W", "H", r"bucket_[HQ]", r"sk0/.*", "sk_final")

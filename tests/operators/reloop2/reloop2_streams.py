@@ -15,7 +15,7 @@ from models.reloop2 import checkpoint
 from models.reloop2.config import DCNv2Config
 from models.reloop2.feature_map import Feature, FeatureMap
 from models.reloop2.model import build_model
-from operators.base import Context
+from operators.base import Context, Operator
 from operators.reloop2 import ReLoop2Operator, ReLoop2Options
 
 FEATURES = FeatureMap(
@@ -42,9 +42,10 @@ def save_model(path: Path, seed: int = 0, *, hidden: tuple[int, ...] = (8,)) -> 
     return str(path)
 
 
-def make(checkpoint_path: str, **options: Any) -> ReLoop2Operator:
+def make(checkpoint_path: str, *, aligned: bool = False, **options: Any) -> ReLoop2Operator:
     """Build an operator with small settings."""
-    return ReLoop2Operator(ReLoop2Options(checkpoint=checkpoint_path, **{**SMALL, **options}), Context("ctr"))
+    chosen = ReLoop2Options(checkpoint=checkpoint_path, **{**SMALL, **options})
+    return ReLoop2Operator(chosen, Context("ctr", aligned=aligned))
 
 
 def impressions(
@@ -107,9 +108,7 @@ class Events:
     labels: pa.RecordBatch
     order: Sequence[tuple[bool, int]]
 
-    def run(
-        self, operator: ReLoop2Operator, cuts: np.random.Generator | None = None, start: int = 0, stop: int | None = None
-    ) -> Any:
+    def run(self, operator: Operator, cuts: np.random.Generator | None = None, start: int = 0, stop: int | None = None) -> Any:
         """Hand rows ``start`` to ``stop`` over, cut at random where ``cuts`` is given; return the output as one table."""
         outputs: list[pa.RecordBatch] = []
         group: list[tuple[bool, int]] = []

@@ -14,8 +14,9 @@ from reloop2_streams import drifting, impressions, labels, make, rows_of, save_m
 from connectors.errors import CheckpointMismatch, ConfigError, RecoveryError, SchemaError
 from models.reloop2 import checkpoint
 from operators.base import Context
-from operators.reloop2 import ReLoop2Operator, ReLoop2Options
+from operators.reloop2 import CtrWindows, CtrWindowsOptions, ReLoop2Operator, ReLoop2Options
 from operators.reloop2.schemas import Flag
+from operators.state import State
 from pipelines.testing._compare import clone_state, state_difference
 
 
@@ -26,15 +27,23 @@ def test_no_rows_give_no_rows(ctr_model: str):
     assert operator.output_schema.names[:5] == ["stream_id", "sequence", "event_time", "impression_id", "y_base"]
 
 
+def without_counters(operator: ReLoop2Operator) -> State:
+    """The state without the counters, which bad rows change."""
+    state = clone_state(operator.snapshot())
+    del state.additive["counters"]
+    return state
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
 def test_number_that_is_none_rejects_the_row(ctr_model: str, value: float | None):
     operator = make(ctr_model)
     operator.process(impressions([1, 2]))
-    before = clone_state(operator.snapshot())
+    before = without_counters(operator)
     (row,) = rows_of(operator.process(impressions([3], price=pa.array([value], pa.float32()))))
-    assert (row["status"], row["y_base"], row["y_pred"]) == ("rejected", None, None)
+    assert (row["status"], row["y_base"], row["y_pred"]) == ("rejected_corrupt", None, None)
     assert "price" in row["error"]
-    assert state_difference(before, operator.snapshot()) is None
+    assert state_difference(before, without_counters(operator)) is None
+    assert operator.metrics()["rejected"] == 1
     operator.control(labels([3], [1.0]))
     assert operator.metrics()["early"] == 1  # it was never there
 
@@ -64,7 +73,7 @@ def test_impression_without_id_keeps_its_base_prediction(ctr_model: str):
 def test_error_of_the_source_rejects_the_row(ctr_model: str):
     rows = impressions([1, 2]).append_column("error", pa.array(["unreadable line", None]))
     first, second = rows_of(make(ctr_model).process(rows))
-    assert (first["status"], first["error"], second["status"]) == ("rejected", "unreadable line", "ok")
+    assert (first["status"], first["error"], second["status"]) == ("rejected_corrupt", "unreadable line", "ok")
 
 
 def test_prediction_that_is_not_finite_rejects_the_row(tmp_path: Path):
@@ -77,7 +86,7 @@ def test_prediction_that_is_not_finite_rejects_the_row(tmp_path: Path):
     checkpoint.save(model, path)
     operator = make(path)
     first, second = rows_of(operator.process(impressions([1, 2], user=[0, 5])))
-    assert (first["status"], first["y_pred"], second["status"]) == ("rejected", None, "ok")
+    assert (first["status"], first["y_pred"], second["status"]) == ("rejected_corrupt", None, "ok")
     assert "not finite" in first["error"]
 
 
@@ -111,18 +120,55 @@ def test_clock_jump_is_flagged_and_times_nothing_out(ctr_model: str):
     assert operator.metrics()["clock_jumps"] == 1
 
 
-def test_slow_partition_holds_timeouts_back(ctr_model: str):
-    options: dict[str, Any] = {"micro_batch": 1, "label_timeout_s": 10.0, "allowed_lateness_s": 0.0, "idle_timeout_s": 50.0}
-    rows = impressions([1, 2, 3, 4], times_s=[0, 0, 30, 30], shard=["x", "y", "x", "x"])
-    waits = make(ctr_model, partition="shard", **options)
-    waits.process(rows)
-    goes_on = make(ctr_model, **options)
-    goes_on.process(rows)
-    assert (waits.metrics()["timeouts"], goes_on.metrics()["timeouts"]) == (0, 2)
-    waits.process(impressions([5, 6], times_s=[51, 51], shard=["x", "x"]))
-    assert waits.metrics()["timeouts"] == 4
-    with pytest.raises(SchemaError, match="partition='shard'"):
-        waits.process(impressions([7]))
+def test_without_a_limit_a_clock_counts_as_it_is(ctr_model: str):
+    operator = make(ctr_model, micro_batch=1, label_timeout_s=100.0)
+    operator.process(impressions([1]))
+    (row,) = rows_of(operator.process(impressions([2], times_s=[1e9])))
+    assert not row["flags"] & Flag.CLOCK_JUMP
+    operator.process(impressions([3], times_s=[1]))
+    assert operator.metrics()["timeouts"] == 1
+
+
+# Streams that find no slot, or come back
+
+
+def test_evicted_stream_is_told_that_it_starts_afresh(ctr_model: str):
+    operator = make(ctr_model, scope="per_key", max_streams=1)
+    rows = rows_of(operator.process(impressions([1, 2, 3, 4], streams=["a", "b", "a", "a"])))
+    assert [row["status"] for row in rows] == ["ok", "ok", "reset", "ok"]
+    assert "evicted" in rows[2]["error"]
+    assert (operator.metrics()["evictions"], operator.metrics()["reset"]) == (2, 1)
+
+
+def test_label_that_reopens_an_evicted_stream_leaves_the_news_to_its_next_impression(ctr_model: str):
+    operator = make(ctr_model, scope="per_key", max_streams=1)
+    operator.process(impressions([1, 2], streams=["a", "b"]))
+    operator.close_stream("b")
+    operator.control(labels([3], [1.0], streams=["a"]))
+    second = make(ctr_model, scope="per_key", max_streams=1)
+    second.restore(operator.snapshot())
+    (row,) = rows_of(second.process(impressions([3], streams=["a"])))
+    assert (row["status"], row["flags"] & Flag.EARLY_LABEL) == ("reset", Flag.EARLY_LABEL)
+
+
+def test_stream_without_a_slot_gets_the_base_prediction(ctr_model: str):
+    operator = make(ctr_model, scope="per_key", max_streams=1, on_streams_full="reject")
+    rows = rows_of(operator.process(impressions([1, 2, 3], streams=["a", "b", "a"])))
+    assert [row["status"] for row in rows] == ["ok", "rejected_full", "ok"]
+    assert rows[1]["y_pred"] == rows[1]["y_base"] is not None
+    assert "raise max_streams" in rows[1]["error"]
+    operator.control(labels([2], [1.0], streams=["b"]))
+    counts = operator.metrics()
+    assert (counts["rejected"], counts["early_refused"], counts["streams"]) == (1, 1, 1)
+    operator.close_stream("a")
+    assert rows_of(operator.process(impressions([4], streams=["b"])))[0]["status"] == "ok"
+
+
+def test_bad_row_takes_no_slot(ctr_model: str):
+    operator = make(ctr_model, scope="per_key", max_streams=1, on_streams_full="reject")
+    prices = pa.array([float("nan"), 0.0, float("nan")], pa.float32())
+    rows = rows_of(operator.process(impressions([1, 2, 3], streams=["a", "b", "a"], price=prices)))
+    assert [row["status"] for row in rows] == ["rejected_corrupt", "ok", "rejected_full"]
 
 
 # Model swaps
@@ -239,12 +285,17 @@ def test_incremental_snapshot_alone_is_refused(ctr_model: str):
         operator.restore(operator.snapshot(incremental=True))
 
 
-def test_global_memory_is_not_cut_over_shards(ctr_model: str):
+def test_snapshot_of_an_earlier_version_is_refused(ctr_model: str):
     state = make(ctr_model).snapshot()
-    for shards in (0, 3):
-        state.additive["shards"] = torch.tensor([shards])
-        with pytest.raises(RecoveryError, match="number of shards of the first run"):
-            make(ctr_model).restore(state)
+    del state.meta["version"]
+    with pytest.raises(RecoveryError, match=r"earlier version of this operator.*new state folder"):
+        make(ctr_model).restore(state)
+
+
+def test_only_a_memory_per_stream_may_move_between_shards():
+    assert not ReLoop2Operator.keyed(ReLoop2Options(checkpoint="m"))
+    assert ReLoop2Operator.keyed(ReLoop2Options(checkpoint="m", scope="per_key"))
+    assert not CtrWindows.keyed(CtrWindowsOptions())
 
 
 def test_more_streams_than_slots_are_refused(ctr_model: str):
@@ -272,8 +323,8 @@ def test_examine_tells_the_schema_and_what_is_wrong(ctr_model: str, tmp_path: Pa
     assert ReLoop2Operator.examine(options, "ctr") == ReLoop2Operator(options, Context("ctr")).output_schema
     with pytest.raises(CheckpointMismatch, match="missing"):
         ReLoop2Operator.examine(ReLoop2Options(checkpoint=str(tmp_path / "missing.safetensors")), "ctr")
-    with pytest.raises(ConfigError, match="raise memory_budget_gib"):
-        ReLoop2Operator.examine(ReLoop2Options(checkpoint=ctr_model, memory_budget_gib=0.01), "ctr")
+    with pytest.raises(ConfigError, match="raise bank_gib"):
+        ReLoop2Operator.examine(ReLoop2Options(checkpoint=ctr_model, bank_gib=0.01), "ctr")
 
 
 def test_missing_feature_column_is_named(ctr_model: str):
@@ -295,4 +346,4 @@ def test_memory_stays_flat(ctr_model: str):
         operator.control(labels(list(range(-20 * turn - 20, -20 * turn)), [1.0] * 20))
         sizes.append((operator.snapshot().bytes() - 24 * int(operator.metrics()["early"]), operator.metrics()["bank_bytes"]))
     assert len(set(sizes[1:])) == 1
-    assert operator.metrics()["pending_dropped"] > 100
+    assert operator.metrics()["waiting_dropped"] > 100

@@ -22,7 +22,7 @@ def show(operator: ReLoop2Operator, ids: list[Any], at_s: float = 0.0, **columns
 
 def sums(operator: ReLoop2Operator) -> tuple[float, float]:
     """Labels and rows in the memory, as the next impression would find them."""
-    operator._turn(np.array([0]))
+    operator._turn(np.array([0]), np.array([0]))
     counts = operator.metrics()
     return counts["bank_rows"], counts["labels"]
 
@@ -72,7 +72,7 @@ def test_timed_out_impression_is_dropped_where_so_configured(ctr_model: str):
     assert sums(operator)[0] == 0
     operator.control(labels([1], [1.0]))
     assert sums(operator)[0] == 0
-    assert operator.metrics()["late_labels"] == operator.metrics()["timeouts"] == 1
+    assert operator.metrics()["late"] == operator.metrics()["timeouts"] == 1
 
 
 def test_late_positive_corrects_the_negative(ctr_model: str):
@@ -85,7 +85,7 @@ def test_late_positive_corrects_the_negative(ctr_model: str):
     operator.control(labels([1], [1.0]))
     assert mean_label(operator, 12.0) == 0.5
     counts = operator.metrics()
-    assert (counts["corrections"], counts["late_labels"], counts["duplicate_labels"]) == (1, 1, 1)
+    assert (counts["corrections"], counts["late"], counts["duplicate_labels"]) == (1, 1, 1)
 
 
 def test_positive_after_the_time_for_corrections_is_counted_only(ctr_model: str):
@@ -95,7 +95,7 @@ def test_positive_after_the_time_for_corrections_is_counted_only(ctr_model: str)
     show(operator, [4], 15.1)
     operator.control(labels([1], [1.0]))
     assert mean_label(operator, 15.1) == 0.0
-    assert operator.metrics()["late_labels"] == 1
+    assert operator.metrics()["late"] == 1
 
 
 def test_correction_after_a_clear_is_not_made(ctr_model: str):
@@ -115,7 +115,7 @@ def test_correction_after_a_clear_is_not_made(ctr_model: str):
     operator.control(labels([1], [1.0]))
     show(operator, [6], 31.0)
     assert operator.metrics()["corrections"] == 0
-    assert operator.metrics()["late_labels"] == 1
+    assert operator.metrics()["late"] == 1
 
 
 def test_label_before_its_impression_waits_for_it(ctr_model: str):
@@ -164,7 +164,7 @@ def test_oldest_pending_impression_gives_way(ctr_model: str):
     show(operator, [1, 2, 3, 4, 5])
     operator.control(labels([1, 2, 3, 4, 5], [1.0] * 5))
     assert sums(operator)[0] == 4  # 5 is not over the capacity before the next one comes
-    assert operator.metrics()["pending_dropped"] == 1
+    assert operator.metrics()["waiting_dropped"] == 1
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_error_of_the_source_is_passed_on(ctr_model: str):
     operator = make(ctr_model)
     bad = labels([1], [1.0]).append_column("error", pa.array(["unreadable line"]))
     (row,) = rows_of(operator.control(bad))
-    assert (row["status"], row["error"]) == ("invalid_label", "unreadable line")
+    assert (row["status"], row["error"]) == ("rejected_corrupt", "unreadable line")
 
 
 def test_text_ids_join_too(ctr_model: str):
@@ -259,7 +259,7 @@ def test_stream_idle_longest_gives_way_per_key(ctr_model: str):
         ({"late_correction_s": 1.0, "forgetting": "never", "on_timeout": "drop"}, "writes none"),
         ({"sigma": 0.5}, "a sketch holds every row"),
         ({"max_streams": 3}, "does nothing"),
-        ({"scope": "per_key", "partition": "stream_id"}, "watermark of its own|own watermark"),
+        ({"on_streams_full": "reject"}, "does nothing"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str):

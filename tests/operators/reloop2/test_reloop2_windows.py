@@ -113,12 +113,12 @@ def test_answers_and_rejected_rows_are_passed_over(ctr_model: str):
     assert windows().control(labels([1, 2, None], [5.0, None, 1.0])) == []
 
 
-def test_snapshot_of_other_sizes_or_shards_is_refused():
+def test_snapshot_of_other_sizes_or_of_an_earlier_version_is_refused():
     with pytest.raises(RecoveryError, match="'capacity': 7"):
         windows(capacity=7).restore(windows().snapshot())
     state = windows().snapshot()
-    state.additive["shards"] += 1
-    with pytest.raises(RecoveryError, match="number of shards"):
+    del state.meta["version"]
+    with pytest.raises(RecoveryError, match="earlier version"):
         windows().restore(state)
     with pytest.raises(RecoveryError, match="incremental"):
         windows().restore(windows().snapshot(incremental=True))

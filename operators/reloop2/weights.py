@@ -1,14 +1,23 @@
-"""From options to a model that can be used with them, and what two runs must have in common. No streams, no memory."""
+"""The frozen base model: loaded, checked against the options, and run; and what two runs must have in common. No streams.
+
+Invariant: a row's numbers are the same bits whatever else is in its batch. Kernels round differently for different shapes, so
+the network only ever sees batches of one size, padded.
+"""
+
+# B rows of a call, D hidden width
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from connectors.errors import ConfigError, StreambankError
 from models.reloop2 import checkpoint
@@ -16,11 +25,23 @@ from models.reloop2.base import CtrModel
 from models.reloop2.model import build_model
 from operators.banks import check_budget
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.early import EarlyLabels
-from operators.reloop2.join import JoinTable
+from operators.reloop2.join import EarlyLabels, JoinTable
 from operators.reloop2.memory import bytes_needed, key_bytes
 
-__all__ = ["check_memory", "fingerprint", "hidden_dim", "load_model", "require_same_setup", "setup_of"]
+__all__ = [
+    "ROWS",
+    "Scored",
+    "Scorer",
+    "check_memory",
+    "fingerprint",
+    "hidden_dim",
+    "load_model",
+    "require_same_setup",
+    "setup_of",
+]
+
+ROWS = 128
+"""Rows of every forward pass: large enough to be efficient, small enough that a single row does not wait long."""
 
 _SHAPING = (
     "mode",
@@ -55,16 +76,16 @@ def load_model(path: str, options: ReLoop2Options, name: str) -> CtrModel:
 
 
 def check_memory(options: ReLoop2Options, name: str, hidden_dim: int) -> None:
-    """Raise ``ConfigError`` unless the memory and the tables of waiting rows fit into ``memory_budget_gib``."""
-    per_lane = bytes_needed(options, hidden_dim)
-    per_lane += JoinTable.bytes_needed(1, options.pending_capacity, options.micro_batch, key_bytes(options, hidden_dim))
-    per_lane += EarlyLabels.bytes_needed(1, options.early_capacity)
+    """Raise ``ConfigError`` unless the memory and the tables of waiting rows fit into ``bank_gib``."""
+    per_slot = bytes_needed(options, hidden_dim)
+    per_slot += JoinTable.bytes_needed(1, options.pending_capacity, options.micro_batch, key_bytes(options, hidden_dim))
+    per_slot += EarlyLabels.bytes_needed(1, options.early_capacity)
     check_budget(
         name,
-        bytes_per_stream=per_lane,
+        bytes_per_stream=per_slot,
         streams=options.max_streams,
-        budget=int(options.memory_budget_gib * 2**30),
-        hint="Lower bits, arrays, capacity, pending_capacity or max_streams, or raise memory_budget_gib.",
+        budget=int(options.bank_gib * 2**30),
+        hint="Lower bits, arrays, capacity, pending_capacity or max_streams, or raise bank_gib.",
     )
 
 
@@ -92,3 +113,44 @@ def hidden_dim(header: checkpoint.Header) -> int:
     """Return the hidden width of a checkpoint's model, without its weights."""
     with torch.device("meta"):
         return build_model(header.config, header.feature_map).hidden_dim
+
+
+class Scored(NamedTuple):
+    """Base predictions of B rows."""
+
+    keys_BW: Tensor
+    """What the memory knows a row by, on the device."""
+    base_B: npt.NDArray[np.float32]
+    finite_B: npt.NDArray[np.bool_]
+    """The hidden vector is finite."""
+
+
+class Scorer:
+    """Runs ``model`` on ``device``; ``keys`` turns hidden vectors into the keys of a memory."""
+
+    def __init__(self, model: CtrModel, device: torch.device, keys: Callable[[Tensor], Tensor]) -> None:
+        self.model = model.to(device).eval()
+        self._device = device
+        self._keys = keys
+
+    @torch.inference_mode()
+    def score(self, columns: Mapping[str, Tensor]) -> Scored:
+        """Score the columns of ``models.reloop2.features.encode``, at least one row."""
+        rows = next(iter(columns.values())).shape[0]
+        keys, bases, finites = [], [], []
+        for start in range(0, rows, ROWS):
+            block = {name: _padded(column[start : start + ROWS]).to(self._device) for name, column in columns.items()}
+            hidden_BD, logit_B = self.model(block)
+            finites.append(hidden_BD.isfinite().all(1))
+            keys.append(self._keys(hidden_BD))
+            bases.append(logit_B.sigmoid())
+        return Scored(
+            torch.cat(keys)[:rows],
+            torch.cat(bases)[:rows].float().cpu().numpy(),
+            torch.cat(finites)[:rows].cpu().numpy(),
+        )
+
+
+def _padded(block_BX: Tensor) -> Tensor:
+    missing = ROWS - block_BX.shape[0]
+    return block_BX if missing == 0 else torch.cat([block_BX, block_BX[-1:].expand(missing, *block_BX.shape[1:])])

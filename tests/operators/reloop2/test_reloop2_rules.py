@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.reloop2.compensation import Recollection, compensate, count_weights, softmax_weights
+from operators.reloop2.rules import Recollection, compensate, count_weights, softmax_weights
 
 
 def recollection(seed: int = 0, rows: int = 5, arrays: int = 7) -> Recollection:
