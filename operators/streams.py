@@ -222,6 +222,8 @@ class StreamTable(Generic[S]):
         stream = self._streams[stream_id] = self._make(stream_id, self._free.pop())
         was_evicted = stream_id in self._tombstones
         self._tombstones.pop(stream_id, None)
+        if was_evicted:
+            self._closed.add(stream_id)  # an increment is laid over what was before, and nothing of that is left
         self._touched.add(stream_id)
         self._opened(stream_id, stream)
         return Opened(stream, was_evicted)

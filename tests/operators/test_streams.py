@@ -147,3 +147,34 @@ def test_finding_slots_lets_nobody_make_room():
     streams = table(2)
     slots_B, _ = streams.find(pa.array(["a", "b", "c", "a"]))
     assert slots_B.tolist() == [0, 1, -1, 0] and streams.get("c") is None
+
+
+def test_stream_that_was_evicted_and_came_back_between_snapshots_is_told_to_have_ended():
+    streams = table(1)
+    streams.open("a")
+    with streams.snapshot(incremental=False):
+        pass
+    streams.open("b")
+    streams.open("a")
+    with streams.snapshot(incremental=True) as (change, _):
+        pass
+    assert "a" in change.closed and "a" in change.streams
+
+
+def test_streams_beyond_the_slots_are_refused_row_by_row():
+    streams = table(2, "reject")
+    streams.open("a")
+    names = pa.array(["a", "b", "c", "b", "d", "c", "a"])
+    good = np.array([True, False, True, True, True, True, True])
+    refused = streams.no_room_rows(names, good)
+    assert refused.tolist() == [False, False, False, True, True, False, False]  # the bad row of b comes while there is room
+    assert table(2).no_room_rows(names, good).tolist() == [False] * 7
+    assert streams.no_slot == ("rejected_full", streams.no_slot.error) and "raise max_streams" in streams.no_slot.error
+
+
+def test_found_stream_that_had_been_evicted_is_named():
+    streams = table(1)
+    streams.open("a")
+    streams.open("b")
+    streams.close("b")
+    assert streams.find(pa.array(["a", "a"]))[1] == ["a"]
