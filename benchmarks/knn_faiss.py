@@ -1,4 +1,4 @@
-"""Neighbours for a stream that adds as often as it searches, ours against faiss, one core: ``python -m benchmarks.knn_faiss``.
+"""Neighbors for a stream that adds as often as it searches, ours against faiss, one core: ``python -m benchmarks.knn_faiss``.
 
 A ring of the last C rows takes blocks of 512 rows and answers 512 queries after each. faiss has no ring, so each of its indexes
 does what a user would do: Flat, IVF and LSH remove the oldest block by ``remove_ids``; HNSW cannot remove, so three graphs of
@@ -9,7 +9,7 @@ once and is a query once, in processor time of the one thread, so that other pro
 of faiss is set against the fastest of ours with at least its recall.
 """
 
-# B rows of a block, C capacity, D dim, k neighbours
+# B rows of a block, C capacity, D dim, k neighbors
 
 from __future__ import annotations
 
@@ -148,23 +148,23 @@ class Graphs:
 
 
 class Stream:
-    """Rows of one kind, of length 1. ``moved``: clusters around other centres than those that IVF was trained on."""
+    """Rows of one kind, of length 1. ``moved``: clusters around other centers than those that IVF was trained on."""
 
     def __init__(self, kind: str, dim: int) -> None:
         self.kind, self.dim = kind, dim
         self.generator = torch.Generator().manual_seed(0)
-        self.centre_CD = torch.randn(CLUSTERS, dim, generator=self.generator)
+        self.center_CD = torch.randn(CLUSTERS, dim, generator=self.generator)
 
     def move(self) -> None:
-        """Go to other centres, where the kind says so."""
+        """Go to other centers, where the kind says so."""
         if self.kind == "moved":
-            self.centre_CD = torch.randn(CLUSTERS, self.dim, generator=self.generator)
+            self.center_CD = torch.randn(CLUSTERS, self.dim, generator=self.generator)
 
     def rows(self, number: int) -> Tensor:
         rows_BD = torch.randn(number, self.dim, generator=self.generator)
         if self.kind != "gaussian":
             which_B = torch.randint(CLUSTERS, (number,), generator=self.generator)
-            rows_BD = self.centre_CD[which_B] + SPREAD * rows_BD
+            rows_BD = self.center_CD[which_B] + SPREAD * rows_BD
         return torch.nn.functional.normalize(rows_BD, dim=1)
 
 
@@ -189,7 +189,7 @@ def inverted(capacity: int, dim: int, sample_BD: Tensor) -> Engine:
 
 
 def recall(found_Bk: np.ndarray, exact_Bk: np.ndarray) -> float:
-    """Return the share of true neighbours that were found."""
+    """Return the share of true neighbors that were found."""
     return float(np.mean([np.isin(exact, found).mean() for found, exact in zip(found_Bk, exact_Bk, strict=True)]))
 
 

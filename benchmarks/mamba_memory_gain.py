@@ -138,7 +138,7 @@ def _show(progress: Progress) -> None:
         print(f"  {progress.stage} {progress.step}/{progress.steps} loss {progress.loss:.3f}", end=end, file=sys.stderr)
 
 
-def summarise(table: list[dict[str, float]]) -> tuple[dict[str, Any], list[str]]:
+def summarize(table: list[dict[str, float]]) -> tuple[dict[str, Any], list[str]]:
     """Return means, margins with their standard errors, and what does not hold."""
     mean = {mode: statistics.mean(row[mode] for row in table) for mode in MODES}
     failures, margins = [], {}
@@ -184,7 +184,7 @@ def main() -> int:
                 row[mode] = precision(scenes, detect(weights, mode, scenes))
             table.append(row)
             print(f"{seed:>4} " + " ".join(f"{row[mode]:8.3f}" for mode in MODES), flush=True)
-    summary, failures = summarise(table)
+    summary, failures = summarize(table)
     print("mean " + " ".join(f"{summary['mean'][mode]:8.3f}" for mode in MODES))
     for name, margin in summary["margins"].items():
         print(

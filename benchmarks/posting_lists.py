@@ -1,4 +1,4 @@
-"""Neighbours beyond memory: recall, time and bytes of posting lists on one core: ``python -m benchmarks.posting_lists``.
+"""Neighbors beyond memory: recall, time and bytes of posting lists on one core: ``python -m benchmarks.posting_lists``.
 
 Rows go to lists on disk; queries read the lists nearest to them. Recall@10 is against the exact ring, which holds all rows in
 memory. The files are small enough to stay in the system's page cache, so that the figures are those of the processor: on a disk
@@ -30,8 +30,8 @@ def rows(kind: str, number: int, generator: torch.Generator) -> torch.Tensor:
     """Return rows of one kind."""
     rows_ND = torch.randn(number, DIM, generator=generator)
     if kind == "clusters":
-        centre_CD = torch.randn(CLUSTERS, DIM, generator=torch.Generator().manual_seed(1))
-        rows_ND = centre_CD[torch.randint(CLUSTERS, (number,), generator=generator)] + SPREAD * rows_ND
+        center_CD = torch.randn(CLUSTERS, DIM, generator=torch.Generator().manual_seed(1))
+        rows_ND = center_CD[torch.randint(CLUSTERS, (number,), generator=generator)] + SPREAD * rows_ND
     return rows_ND
 
 

@@ -313,7 +313,7 @@ def plot(stream: Stream, run: dict[str, Any], path: Path) -> None:
     """Draw the logloss over windows of one run as PNG."""
     height, width, left, right, top, bottom = 560, 1100, 70, 190, 40, 50
     image = np.full((height, width, 3), 255, np.uint8)
-    colours = [(60, 60, 60), (180, 105, 30), (80, 160, 60), (40, 110, 220), (150, 60, 150), (160, 160, 160)]  # BGR
+    colors = [(60, 60, 60), (180, 105, 30), (80, 160, 60), (40, 110, 220), (150, 60, 150), (160, 160, 160)]  # BGR
     curves = {way: np.array(values) for way, values in run["windows"].items()}
     low, high = (f(np.concatenate(list(curves.values()))) for f in (np.min, np.max))
     count = len(next(iter(curves.values())))
@@ -323,8 +323,8 @@ def plot(stream: Stream, run: dict[str, Any], path: Path) -> None:
         y = top + (height - top - bottom) * (high - value) / (high - low)
         return round(float(x)), round(float(y))
 
-    def write(text: str, x: int, y: int, colour: tuple[int, int, int] = (0, 0, 0)) -> None:
-        cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+    def write(text: str, x: int, y: int, color: tuple[int, int, int] = (0, 0, 0)) -> None:
+        cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, 1, cv2.LINE_AA)
 
     for value in np.linspace(low, high, 6):
         y = point(0, value)[1]
@@ -336,10 +336,10 @@ def plot(stream: Stream, run: dict[str, Any], path: Path) -> None:
         cv2.line(image, (x, top), (x, height - bottom), (0, 0, 0), 1)
         write(f"phase {phase[change]}", x + 4, top + 12)
     for number, (way, values) in enumerate(curves.items()):
-        colour = colours[number % len(colours)]
+        color = colors[number % len(colors)]
         points = np.array([point(i, value) for i, value in enumerate(values)], np.int32)
-        cv2.polylines(image, [points], False, colour, 2, cv2.LINE_AA)
-        write(way, width - right + 15, top + 20 + 22 * number, colour)
+        cv2.polylines(image, [points], False, color, 2, cv2.LINE_AA)
+        write(way, width - right + 15, top + 20 + 22 * number, color)
     write(f"{stream.name}, seed {run['seed']}: logloss over windows of {WINDOW:,} impressions", left, 22)
     write("impressions since the training rows", left, height - 12)
     for rows in range(0, len(phase) + 1, 10_000 if len(phase) < 50_000 else 20_000):

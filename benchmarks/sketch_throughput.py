@@ -60,8 +60,8 @@ def measure(dim: int, rows: int, batch: int, repeat: int) -> dict[str, dict[str,
     bank, plain = SketchBank(_ARRAYS, _BITS, ("label", "base")), Plain(hash_.weights())
     draw = torch.Generator().manual_seed(1)
     # Clusters, so that buckets repeat as they do on real hidden vectors.
-    centres = torch.randn(500, dim, generator=draw)
-    x = centres[torch.randint(0, 500, (rows,), generator=draw)] + 0.3 * torch.randn(rows, dim, generator=draw)
+    centers = torch.randn(500, dim, generator=draw)
+    x = centers[torch.randint(0, 500, (rows,), generator=draw)] + 0.3 * torch.randn(rows, dim, generator=draw)
     values = torch.rand(rows, 2, generator=draw)
     buckets = hash_.hash(x)
     agree = (plain.hash(x) == buckets).float().mean().item()

@@ -25,7 +25,7 @@ cv2 = optional("cv2")
 __all__ = [
     "LabeledBoxes",
     "Picture",
-    "class_colour",
+    "class_color",
     "decode_image",
     "draw_boxes",
     "draw_header",
@@ -38,13 +38,13 @@ __all__ = [
 
 Picture = NDArray[np.uint8]
 """[H, W, 3], blue, green, red."""
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-_DARK: Colour = (38, 32, 28)
-_LIGHT: Colour = (245, 245, 245)
-_MUTED: Colour = (190, 180, 170)
-_WARNING: Colour = (40, 60, 200)
-_GREY: Colour = (128, 128, 128)
+_DARK: Color = (38, 32, 28)
+_LIGHT: Color = (245, 245, 245)
+_MUTED: Color = (190, 180, 170)
+_WARNING: Color = (40, 60, 200)
+_GRAY: Color = (128, 128, 128)
 _GAP_PX = 4
 # encoding → (type, channels)
 _RAW: dict[str, tuple[Any, int]] = {
@@ -93,10 +93,10 @@ def decode_image(data: bytes | pa.Buffer | None, encoding: str | None, height: i
 
 
 def placeholder(height: int, width: int, text: str) -> Picture:
-    """Return a grey picture that says why there is no frame."""
+    """Return a gray picture that says why there is no frame."""
     picture: Picture = np.full((height, width, 3), 96, np.uint8)
-    cv2.line(picture, (0, 0), (width - 1, height - 1), _GREY, 1, cv2.LINE_AA)
-    cv2.line(picture, (0, height - 1), (width - 1, 0), _GREY, 1, cv2.LINE_AA)
+    cv2.line(picture, (0, 0), (width - 1, height - 1), _GRAY, 1, cv2.LINE_AA)
+    cv2.line(picture, (0, height - 1), (width - 1, 0), _GRAY, 1, cv2.LINE_AA)
     scale, thickness, text_height = _text_style(height)
     line = _shorten(text, width - 16, scale, thickness)
     text_width = _text_width(line, scale, thickness)
@@ -132,8 +132,8 @@ def resize_into(picture: Picture, height: int, width: int) -> tuple[Picture, flo
 
 
 @lru_cache(maxsize=1024)
-def class_colour(label: int) -> Colour:
-    """Return the BGR colour of a class number: the same in every frame and run, neighbours far apart in hue."""
+def class_color(label: int) -> Color:
+    """Return the BGR color of a class number: the same in every frame and run, neighbors far apart in hue."""
     hue = (0.58 + label * 0.618033988749895) % 1.0  # the golden ratio spreads any number of hues
     lightness = (0.62, 0.52, 0.70)[label // 8 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
@@ -164,11 +164,11 @@ def draw_boxes(
     corners_N4 = np.clip(boxes.xyxy_N4[chosen] * factor + np.array([left, top, left, top]), 0, limit).astype(int)
     labels = boxes.label_N[chosen].tolist()
     for label, (x1, y1, x2, y2) in zip(labels, corners_N4.tolist(), strict=True):
-        cv2.rectangle(picture, (x1, y1), (x2, y2), class_colour(label), line)
+        cv2.rectangle(picture, (x1, y1), (x2, y2), class_color(label), line)
     # Words last, so that no box crosses them.
     for label, score, (x1, y1, _, y2) in zip(labels, boxes.score_N[chosen].tolist(), corners_N4.tolist(), strict=True):
         name = classes[label] if 0 <= label < len(classes) else f"class {label}"
-        _tag(picture, f"{name} {score:.2f}", x1, y1, y2, class_colour(label), line)
+        _tag(picture, f"{name} {score:.2f}", x1, y1, y2, class_color(label), line)
     return len(chosen)
 
 
@@ -210,7 +210,7 @@ def panel_row(panels: Sequence[Picture]) -> Picture:
     return np.concatenate(joined, axis=1)
 
 
-def _tag(picture: Picture, text: str, x1: int, y1: int, y2: int, colour: Colour, line: int) -> None:
+def _tag(picture: Picture, text: str, x1: int, y1: int, y2: int, color: Color, line: int) -> None:
     """Draw a filled label on top of a box, or inside it where there is no room above; always within the picture."""
     height, width = picture.shape[:2]
     scale, thickness, text_height = _text_style(height)
@@ -219,8 +219,8 @@ def _tag(picture: Picture, text: str, x1: int, y1: int, y2: int, colour: Colour,
     left = int(np.clip(x1 - line // 2, 0, max(0, width - tag_width)))
     top = y1 - tag_height if y1 >= tag_height else min(y1, max(0, y2 - tag_height))
     top = int(np.clip(top, 0, max(0, height - tag_height)))
-    cv2.rectangle(picture, (left, top), (left + tag_width - 1, top + tag_height - 1), colour, cv2.FILLED)
-    bright = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 120
+    cv2.rectangle(picture, (left, top), (left + tag_width - 1, top + tag_height - 1), color, cv2.FILLED)
+    bright = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 120
     _put(picture, text, (left + 3, top + text_height + 1), scale, (20, 20, 20) if bright else (255, 255, 255), thickness)
 
 
@@ -251,5 +251,5 @@ def _drawable(text: str) -> str:
     return "".join(c if " " <= c <= "~" else "?" for c in " ".join(text.split()))
 
 
-def _put(picture: Picture, text: str, at: tuple[int, int], scale: float, colour: Colour, thickness: int) -> None:
-    cv2.putText(picture, _drawable(text), at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
+def _put(picture: Picture, text: str, at: tuple[int, int], scale: float, color: Color, thickness: int) -> None:
+    cv2.putText(picture, _drawable(text), at, cv2.FONT_HERSHEY_SIMPLEX, scale, color, thickness, cv2.LINE_AA)

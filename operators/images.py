@@ -28,7 +28,7 @@ _RAW = {"raw_rgb8": ("u1", 3), "raw_bgr8": ("u1", 3), "raw_gray8": ("u1", 1), "r
 def decode_image(data: pa.Buffer | bytes, encoding: str | None, height: int | None, width: int | None) -> Image:
     """Decode one image to a new RGB array: uint8, or float32 for ``raw_f32_rgb``.
 
-    Grey becomes three equal channels, alpha is dropped, 16-bit PNG is scaled to 8 bit, EXIF orientation is applied. Raises
+    Gray becomes three equal channels, alpha is dropped, 16-bit PNG is scaled to 8 bit, EXIF orientation is applied. Raises
     ``ValueError`` for whatever cannot be used, saying why.
     """
     if encoding in _RAW:

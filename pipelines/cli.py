@@ -114,10 +114,10 @@ def check(file: str, sets: tuple[str, ...], runner: str | None, print_resolved: 
         import yaml
 
         click.echo(yaml.safe_dump(pipeline.spec.to_dict(), sort_keys=False, allow_unicode=True, width=120).rstrip())
-    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    colors = {"ok": "green", "warning": "yellow", "error": "red"}
     findings = pipeline.check()
     for finding in findings:
-        click.secho(f"{finding.level:<8}", fg=colours[finding.level], nl=False, err=True)
+        click.secho(f"{finding.level:<8}", fg=colors[finding.level], nl=False, err=True)
         click.echo(f"{finding.where}:{_indented(finding.message)}", err=True)
     if any(finding.level == "error" for finding in findings):
         raise click.exceptions.Exit(2)

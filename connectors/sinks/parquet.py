@@ -234,7 +234,7 @@ class _PartitionFile:
 
     def abort(self) -> None:
         if self.staged is not None:
-            self._writer.is_open = False  # else its finaliser writes a footer to the dropped file and complains
+            self._writer.is_open = False  # else its finalizer writes a footer to the dropped file and complains
             self.staged.abort()
 
 

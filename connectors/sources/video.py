@@ -42,7 +42,7 @@ _BATCH_BYTES = 8 << 20
 """Pixels per batch at most: larger batches fall out of the processor's cache and cost a tenth of the frame rate."""
 
 _DECODER_THREADS = 4
-"""Each holds frames of its own; converting colours, on the reader's thread, is slower than four of them."""
+"""Each holds frames of its own; converting colors, on the reader's thread, is slower than four of them."""
 
 _SEEK_FROM_FRAME = 600
 """Positions before this frame are reached by decoding from the start: always exact, and not slower than seeking."""
@@ -182,7 +182,7 @@ class VideoReader(Reader):
         return batch.finish()
 
     def position(self) -> Position:
-        """Return the next frame, the file's stamp and how to recognise the frame before."""
+        """Return the next frame, the file's stamp and how to recognize the frame before."""
         return {
             "frame": self._frame,
             "time_us": self._time_us,

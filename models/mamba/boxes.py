@@ -21,7 +21,7 @@ MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def base_anchors(base: float, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Return ``[A, 4]`` anchors centred on the origin, ratio (h / w) as the outer loop, scale as the inner one."""
+    """Return ``[A, 4]`` anchors centered on the origin, ratio (h / w) as the outer loop, scale as the inner one."""
     root_R = torch.tensor(ratios, dtype=torch.float32).sqrt()
     scale_S = torch.tensor(scales, dtype=torch.float32)
     width_A = (base / root_R[:, None] * scale_S).flatten()
@@ -30,7 +30,7 @@ def base_anchors(base: float, scales: Sequence[float], ratios: Sequence[float]) 
 
 
 def grid_anchors(base_A4: Tensor, height: int, width: int, stride: float) -> Tensor:
-    """Return ``[H·W·A, 4]`` anchors of a map, row by row: the cell (row, col) is centred on (stride·col, stride·row)."""
+    """Return ``[H·W·A, 4]`` anchors of a map, row by row: the cell (row, col) is centered on (stride·col, stride·row)."""
     x_W = torch.arange(width, device=base_A4.device, dtype=base_A4.dtype) * stride
     y_H = torch.arange(height, device=base_A4.device, dtype=base_A4.dtype) * stride
     y_HW, x_HW = torch.meshgrid(y_H, x_W, indexing="ij")
@@ -41,9 +41,9 @@ def grid_anchors(base_A4: Tensor, height: int, width: int, stride: float) -> Ten
 def decode_boxes(boxes_N4: Tensor, deltas_N4: Tensor) -> Tensor:
     """Move boxes ``[..., 4]`` by deltas (dx, dy, dw, dh) ``[..., 4]``; leading dimensions broadcast."""
     size_N2 = boxes_N4[..., 2:] - boxes_N4[..., :2]
-    centre_N2 = (boxes_N4[..., :2] + boxes_N4[..., 2:]) * 0.5 + deltas_N4[..., :2] * size_N2
+    center_N2 = (boxes_N4[..., :2] + boxes_N4[..., 2:]) * 0.5 + deltas_N4[..., :2] * size_N2
     half_N2 = size_N2 * deltas_N4[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * 0.5
-    return torch.cat([centre_N2 - half_N2, centre_N2 + half_N2], dim=-1)
+    return torch.cat([center_N2 - half_N2, center_N2 + half_N2], dim=-1)
 
 
 def encode_boxes(boxes_N4: Tensor, targets_N4: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def mean_average_precision(
 ) -> Precision:
     """Return the average precision over all objects, all-point interpolated, at one overlap threshold.
 
-    ``published`` grows boxes as the published evaluator does, which favours small ones; False takes the plain overlap.
+    ``published`` grows boxes as the published evaluator does, which favors small ones; False takes the plain overlap.
     """
     still = np.zeros(len(truth.image_N), dtype=bool)
     return _evaluate(truth, found, still, 0.0, classes, iou, grow=1.0 if published else 0.0)
@@ -110,7 +110,7 @@ def motion_iou(video_N: _Ints, frame_N: _Ints, track_N: _Ints, boxes_N4: _Floats
     video, track, frame = video_N[order], track_N[order], frame_N[order]
     boxes = np.asarray(boxes_N4, dtype=np.float64)[order]
     total, number = np.zeros(len(order)), np.zeros(len(order))
-    # Sorted by track and frame, a neighbour within `window` frames stands at most `window` rows away.
+    # Sorted by track and frame, a neighbor within `window` frames stands at most `window` rows away.
     for step in range(1, min(window, len(order) - 1) + 1):
         near = (video[step:] == video[:-step]) & (track[step:] == track[:-step]) & (frame[step:] - frame[:-step] <= window)
         overlap = _overlap(boxes[step:], boxes[:-step], grow=0.0) * near

@@ -33,7 +33,7 @@ class BoxHead(nn.Module):
         self.attention = nn.ModuleList(Attention(config.fc_channels, config.heads) for _ in range(config.stages))
         self.logits = nn.Linear(config.fc_channels, self.classes + 1)
         self.deltas = nn.Linear(config.fc_channels, self.classes * 4)
-        # Attention keeps PyTorch's default Linear initialisation, as the official run did.
+        # Attention keeps PyTorch's default Linear initialization, as the official run did.
         for layer in self.fc:
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)

@@ -1,9 +1,9 @@
-"""From camera images to the network's input: resize, normalise, pad.
+"""From camera images to the network's input: resize, normalize, pad.
 
-Works on tensors of any device, knows nothing about codecs. Padding is added after normalising, so padded pixels are 0.
+Works on tensors of any device, knows nothing about codecs. Padding is added after normalizing, so padded pixels are 0.
 """
 
-# B batch, C colour, H height, W width
+# B batch, C color, H height, W width
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Prepared(NamedTuple):
     """Images of one padded size, ready for the backbone."""
 
     pixels_BCHW: Tensor
-    """float32, RGB, normalised; zeros below and right of each image."""
+    """float32, RGB, normalized; zeros below and right of each image."""
     sizes_B2: Tensor
     """float32 (h, w) in px after resizing, without padding."""
     scales_B2: Tensor
@@ -53,7 +53,7 @@ def is_too_small(config: MambaConfig, height: int, width: int) -> bool:
 
 
 def prepare_images(config: MambaConfig, images: Sequence[Tensor], device: torch.device | str) -> Prepared:
-    """Resize, normalise, pad and stack RGB images (uint8, ``[H, W, 3]``) on ``device``.
+    """Resize, normalize, pad and stack RGB images (uint8, ``[H, W, 3]``) on ``device``.
 
     Bilinear without antialiasing and rounded to whole levels, as the official input pipeline did on uint8 images. Images may
     differ in size but must share ``padded_size``; raises ``ValueError`` otherwise.
@@ -73,7 +73,7 @@ def prepare_images(config: MambaConfig, images: Sequence[Tensor], device: torch.
     sizes_B2, scales_B2 = torch.empty(len(images), 2), torch.empty(len(images), 2)
     for shape, members in sizes.items():
         h, w = resized_size(config, shape[0], shape[1])
-        # Colour to the front while it is still one byte per value: arithmetic with colour innermost is several times slower.
+        # Color to the front while it is still one byte per value: arithmetic with color innermost is several times slower.
         raw_BCHW = torch.stack([images[i] for i in members]).to(device).permute(0, 3, 1, 2).contiguous().float()
         if (h, w) != (shape[0], shape[1]):
             raw_BCHW = F.interpolate(raw_BCHW, size=(h, w), mode="bilinear", align_corners=False).round_()

@@ -1,6 +1,6 @@
 """The four losses of MAMBA and one training step with references (paper §3.5; released configuration).
 
-Covers instance and pixel level, one key frame or a batch. Knows nothing about data sets, optimisers or banks: in training
+Covers instance and pixel level, one key frame or a batch. Knows nothing about data sets, optimizers or banks: in training
 the keys of the attention are the plain features of reference frames, and gradients flow through them.
 """
 
@@ -65,7 +65,7 @@ def training_step(
     proposals: Proposals | None = None,
     reference_proposals: Proposals | None = None,
 ) -> dict[str, Tensor]:
-    """Return ``loss_rpn_cls``, ``loss_rpn_bbox``, ``loss_cls`` and ``loss_bbox``; their sum is what is minimised.
+    """Return ``loss_rpn_cls``, ``loss_rpn_bbox``, ``loss_cls`` and ``loss_bbox``; their sum is what is minimized.
 
     ``references`` holds B·R images, those of the first key image first; None trains the plain detector. The key gives all
     four losses; references give keys only. ``proposals`` of the keys and ``reference_proposals`` replace the RPN's (to repeat

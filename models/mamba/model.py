@@ -72,7 +72,7 @@ class Mamba(nn.Module):
         return is_too_small(self.config, height, width)
 
     def prepare(self, images: Sequence[Tensor], device: torch.device | str) -> Prepared:
-        """Resize, normalise, pad and stack RGB images (uint8, ``[H, W, 3]``) that share a padded size."""
+        """Resize, normalize, pad and stack RGB images (uint8, ``[H, W, 3]``) that share a padded size."""
         return prepare_images(self.config, images, device)
 
     def encode(self, pixels_BCHW: Tensor) -> Tensor:

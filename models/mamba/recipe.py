@@ -56,7 +56,7 @@ class ShapesSchedule:
     """Steps, batches and learning rates of the recipe. Each stage: AdamW, 50 steps of warm-up, cosine decay to 2 %."""
 
     heads_steps: int = 300
-    """With the random backbone frozen: from free features the proposal loss, strong at first, drives all colour out."""
+    """With the random backbone frozen: from free features the proposal loss, strong at first, drives all color out."""
     heads_rate: float = 1e-3
     easy_steps: int = 1000
     easy_degraded: float = 0.15

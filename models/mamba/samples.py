@@ -58,7 +58,7 @@ class Sampler:
 
     def _key(self, number: int) -> int:
         epoch, place = divmod(number, len(self.keys))
-        order = self._order  # a local name: threads of neighbouring epochs replace the attribute under each other
+        order = self._order  # a local name: threads of neighboring epochs replace the attribute under each other
         if order[0] != epoch:
             order = self._order = (epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.keys))
         return int(order[1][place])

@@ -1,6 +1,6 @@
 """Moving shapes: seeded clips on which a memory of the past is worth something, with their ground truth.
 
-An object's class is its colour. In a share of its frames the colour is destroyed (grey, motion blur, sometimes an occluder),
+An object's class is its color. In a share of its frames the color is destroyed (gray, motion blur, sometimes an occluder),
 so that no detector can name the class from that frame alone; another frame of the same clip can. NumPy and OpenCV only; it
 knows nothing of networks. The same configuration and seed give the same pixels.
 """
@@ -24,9 +24,9 @@ from connectors.options import option
 
 cv2 = optional("cv2")
 
-__all__ = ["COLOURS", "SHAPES", "Scene", "ShapesConfig", "make_scene", "render_clips", "render_mp4"]
+__all__ = ["COLORS", "SHAPES", "Scene", "ShapesConfig", "make_scene", "render_clips", "render_mp4"]
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 35, 35),
     "green": (40, 190, 50),
     "blue": (45, 70, 225),
@@ -51,7 +51,7 @@ class ShapesConfig:
 
     size: int = option(96, "Width and height of a frame.", unit="px", ge=64)
     frames: int = option(16, "Frames of a clip.", ge=1)
-    classes: int = option(4, "How many colours are in use.", ge=2, le=len(COLOURS))
+    classes: int = option(4, "How many colors are in use.", ge=2, le=len(COLORS))
     degraded: float = option(0.6, "Share of object-frames whose class cannot be seen.", ge=0.0, le=1.0)
     mode: Literal["same_class", "binding"] = option(
         "same_class",
@@ -63,8 +63,8 @@ class ShapesConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("same_class", "binding"):
             raise ConfigError(f"shapes: mode is {self.mode!r}; choose 'same_class' or 'binding'")
-        if not 2 <= self.classes <= len(COLOURS):
-            raise ConfigError(f"shapes: classes is {self.classes}; choose 2 to {len(COLOURS)}")
+        if not 2 <= self.classes <= len(COLORS):
+            raise ConfigError(f"shapes: classes is {self.classes}; choose 2 to {len(COLORS)}")
         if self.size < 64 or self.frames < 1:
             raise ConfigError(f"shapes: size {self.size} px and {self.frames} frames; at least 64 px and 1 frame are needed")
         if not 0.0 <= self.degraded <= 1.0 or self.noise < 0.0:
@@ -73,7 +73,7 @@ class ShapesConfig:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in label order."""
-        return tuple(COLOURS)[: self.classes]
+        return tuple(COLORS)[: self.classes]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,10 +91,10 @@ class Scene:
     """x1, y1, x2, y2 of the whole object (also where it is occluded), pixel edges: a frame spans 0..size."""
     degraded_TO: NDArray[np.bool_]
     """True where the class cannot be seen."""
-    centres_TO2: NDArray[np.float64]
+    centers_TO2: NDArray[np.float64]
     velocities_TO2: NDArray[np.float64]
     radii_O: NDArray[np.float64]
-    greys_TO: NDArray[np.float64]
+    grays_TO: NDArray[np.float64]
     occluders_TO2: NDArray[np.float64]
     """Left and right edge of the occluder in x; both 0 where there is none."""
 
@@ -103,12 +103,12 @@ class Scene:
         config = self.config
         image_HW3 = _background(config.size, np.random.default_rng([self.seed, 1]))
         for o, shape in enumerate(self.shapes):
-            alpha_HW1 = _coverage(config.size, shape, self.centres_TO2[t, o], self.radii_O[o])
-            colour_3 = np.array(COLOURS[config.class_names[self.labels_O[o]]], np.float32) / 255.0
+            alpha_HW1 = _coverage(config.size, shape, self.centers_TO2[t, o], self.radii_O[o])
+            color_3 = np.array(COLORS[config.class_names[self.labels_O[o]]], np.float32) / 255.0
             if self.degraded_TO[t, o]:
-                colour_3 = np.full(3, self.greys_TO[t, o], np.float32)
+                color_3 = np.full(3, self.grays_TO[t, o], np.float32)
                 alpha_HW1 = cv2.filter2D(alpha_HW1, -1, _blur_kernel(self.velocities_TO2[t, o]))[..., None]
-            image_HW3 += alpha_HW1 * (colour_3 - image_HW3)
+            image_HW3 += alpha_HW1 * (color_3 - image_HW3)
             left, right = self.occluders_TO2[t, o]
             if right > left:
                 _, top, _, bottom = self.boxes_TO4[t, o]
@@ -140,8 +140,8 @@ def make_scene(config: ShapesConfig, seed: int) -> Scene:
     start_O2 = rng.uniform(radii_O[:, None], size - radii_O[:, None], (count, 2))
     angle_O, speed_O = rng.uniform(0.0, 2.0 * np.pi, count), rng.uniform(1.0, 5.0, count)
     velocity_O2 = speed_O[:, None] * np.stack([np.cos(angle_O), np.sin(angle_O)], axis=1)
-    centres_TO2, velocities_TO2 = _bounce(start_O2, velocity_O2, radii_O, size, T)
-    boxes_TO4 = np.concatenate([centres_TO2, centres_TO2], axis=2)
+    centers_TO2, velocities_TO2 = _bounce(start_O2, velocity_O2, radii_O, size, T)
+    boxes_TO4 = np.concatenate([centers_TO2, centers_TO2], axis=2)
     boxes_TO4 += np.stack([_extent(shape) for shape in shapes]) * radii_O[:, None]
 
     degraded_TO = rng.random((T, count)) < config.degraded
@@ -156,10 +156,10 @@ def make_scene(config: ShapesConfig, seed: int) -> Scene:
         shapes=shapes,
         boxes_TO4=np.clip(boxes_TO4, 0.0, size).astype(np.float32),
         degraded_TO=degraded_TO,
-        centres_TO2=centres_TO2,
+        centers_TO2=centers_TO2,
         velocities_TO2=velocities_TO2,
         radii_O=radii_O,
-        greys_TO=rng.uniform(0.7, 0.95, (T, count)),
+        grays_TO=rng.uniform(0.7, 0.95, (T, count)),
         occluders_TO2=np.stack([left_TO, left_TO + cover_TO], axis=2) * occluded_TO[..., None],
     )
 
@@ -236,23 +236,23 @@ def _background(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     return background
 
 
-def _coverage(size: int, shape: str, centre_2: NDArray[np.float64], radius: float) -> NDArray[np.float32]:
+def _coverage(size: int, shape: str, center_2: NDArray[np.float64], radius: float) -> NDArray[np.float32]:
     """Return the share of each pixel that the shape covers, [H, W, 1]."""
     mask = np.zeros((size, size), np.uint8)
     scale = 1 << _SUBPIXEL_BITS
-    centre_2 = centre_2 - 0.5  # OpenCV's coordinates name pixel centres, ours pixel edges
+    center_2 = center_2 - 0.5  # OpenCV's coordinates name pixel centers, ours pixel edges
     if shape == "circle":
-        x, y = np.rint(centre_2 * scale).astype(int).tolist()
+        x, y = np.rint(center_2 * scale).astype(int).tolist()
         cv2.circle(mask, (x, y), round(radius * scale), 255, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
     else:
-        corners = np.rint((centre_2 + radius * _OUTLINE[shape]) * scale).astype(np.int32)
+        corners = np.rint((center_2 + radius * _OUTLINE[shape]) * scale).astype(np.int32)
         cv2.fillConvexPoly(mask, corners, 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     coverage: NDArray[np.float32] = (mask.astype(np.float32) / 255.0)[..., None]
     return coverage
 
 
 def _extent(shape: str) -> NDArray[np.float64]:
-    """Return x1, y1, x2, y2 of the shape around its centre, in units of the radius."""
+    """Return x1, y1, x2, y2 of the shape around its center, in units of the radius."""
     outline = _OUTLINE.get(shape, np.array([[-1.0, -1.0], [1.0, 1.0]]))
     extent: NDArray[np.float64] = np.concatenate([outline.min(axis=0), outline.max(axis=0)])
     return extent
@@ -264,17 +264,17 @@ def _blur_kernel(velocity_2: NDArray[np.float64]) -> NDArray[np.float32]:
     middle = _BLUR_PX // 2
     dx, dy = np.rint(velocity_2 / max(float(np.hypot(*velocity_2)), 1e-9) * middle).astype(int).tolist()
     cv2.line(kernel, (middle - dx, middle - dy), (middle + dx, middle + dy), 255, 1, cv2.LINE_AA)
-    normalised: NDArray[np.float32] = kernel.astype(np.float32) / float(kernel.sum())
-    return normalised
+    normalized: NDArray[np.float32] = kernel.astype(np.float32) / float(kernel.sum())
+    return normalized
 
 
 def _bounce(
     start_O2: NDArray[np.float64], velocity_O2: NDArray[np.float64], radii_O: NDArray[np.float64], size: int, frames: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Move at constant velocity between walls; return centres and velocities, [T, O, 2] each."""
+    """Move at constant velocity between walls; return centers and velocities, [T, O, 2] each."""
     room_O1 = size - 2.0 * radii_O[:, None]
     free_TO2 = start_O2 - radii_O[:, None] + np.arange(frames)[:, None, None] * velocity_O2
     phase_TO2 = np.mod(free_TO2, 2.0 * room_O1)  # a path between two walls, unfolded, has twice their distance as its period
     back_TO2 = phase_TO2 > room_O1
-    centres_TO2 = np.where(back_TO2, 2.0 * room_O1 - phase_TO2, phase_TO2) + radii_O[:, None]
-    return centres_TO2, np.where(back_TO2, -velocity_O2, velocity_O2)
+    centers_TO2 = np.where(back_TO2, 2.0 * room_O1 - phase_TO2, phase_TO2) + radii_O[:, None]
+    return centers_TO2, np.where(back_TO2, -velocity_O2, velocity_O2)

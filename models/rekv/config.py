@@ -26,7 +26,7 @@ class ReKVConfig:
     window_tokens: int = option(15000, "Sliding attention window while encoding and answering.", unit="tokens", ge=1)
     retrieve_frames: int = option(64, "Frames each layer retrieves for a question.", unit="frames", ge=1)
     chunk_frames: int = option(
-        1, "Neighbouring frames that are scored and retrieved together; must divide retrieve_frames.", unit="frames", ge=1
+        1, "Neighboring frames that are scored and retrieved together; must divide retrieve_frames.", unit="frames", ge=1
     )
     score: Score = option("dot", "dot: plain dot product, as published code computes it; cosine: as the paper's text names it.")
     sink_overlap: SinkOverlap = option(

@@ -1,6 +1,6 @@
-"""Films of coloured shapes for the small model: long, mostly empty, with short events that questions are asked about.
+"""Films of colored shapes for the small model: long, mostly empty, with short events that questions are asked about.
 
-An event is a few seconds of one, two or three equal objects; within a film no two events share shape or colour. The light
+An event is a few seconds of one, two or three equal objects; within a film no two events share shape or color. The light
 tells the time of day. NumPy and OpenCV only; the same seed gives the same pixels, and any frame can be rendered by itself.
 """
 
@@ -20,7 +20,7 @@ from connectors.extras import optional
 cv2 = optional("cv2")
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "COUNTS",
     "SHAPES",
     "SIDE",
@@ -36,7 +36,7 @@ __all__ = [
 
 SIDE = 48
 """Rows and columns of a frame, px."""
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 25, 25),
     "green": (30, 175, 40),
     "blue": (40, 60, 230),
@@ -56,10 +56,10 @@ TIMES: dict[str, tuple[int, int, int]] = {
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses", "ring": "rings"}
 
 _WORDINGS = {
-    "colour": ("what colour was the {shape}?", "which colour did the {shape} have?"),
-    "shape": ("which shape was {colour}?", "what shape was the {colour} thing?"),
-    "when": ("when did the {shape} appear?", "when was the {colour} thing there?"),
-    "count": ("how many {plural} were there?", "how many {colour} things were there?"),
+    "color": ("what colour was the {shape}?", "which colour did the {shape} have?"),
+    "shape": ("which shape was {color}?", "what shape was the {color} thing?"),
+    "when": ("when did the {shape} appear?", "when was the {color} thing there?"),
+    "count": ("how many {plural} were there?", "how many {color} things were there?"),
 }
 _OUTLINES = {
     "square": np.array([[-0.8, -0.8], [0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]]),
@@ -75,10 +75,10 @@ _SPEED = 0.8  # px per frame
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Some equal objects for some frames; ``shape``, ``colour``, ``count`` and ``time`` are words of the answers."""
+    """Some equal objects for some frames; ``shape``, ``color``, ``count`` and ``time`` are words of the answers."""
 
     shape: str
-    colour: str
+    color: str
     count: str
     time: str
     start: int
@@ -137,7 +137,7 @@ def make_film(seed: int, *, length: int = 600, events: int = 5, shortest: int = 
     lengths = rng.integers(shortest, longest + 1, events)
     gaps = np.sort(rng.choice(length - int(lengths.sum()), events, replace=False))
     starts = gaps + np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(COLOURS))
+    shapes, colors = rng.permutation(len(SHAPES)), rng.permutation(len(COLORS))
     made = []
     for i in range(events):
         # An event belongs to the time of day in which it begins; the light changes with it at the latest at its end.
@@ -148,7 +148,7 @@ def make_film(seed: int, *, length: int = 600, events: int = 5, shortest: int = 
         made.append(
             Event(
                 SHAPES[shapes[i]],
-                list(COLOURS)[colours[i]],
+                list(COLORS)[colors[i]],
                 COUNTS[rng.integers(len(COUNTS))],
                 list(TIMES)[quarter[0]],
                 start,
@@ -168,14 +168,14 @@ def questions(film: Film, rng: np.random.Generator) -> list[FilmQuestion]:
 
 
 def wording(kind: str, event: Event, rng: np.random.Generator) -> str:
-    """Return a question of a kind ("colour", "shape", "when", "count") about an event."""
+    """Return a question of a kind ("color", "shape", "when", "count") about an event."""
     text = _WORDINGS[kind][rng.integers(len(_WORDINGS[kind]))]
-    return text.format(shape=event.shape, colour=event.colour, plural=PLURALS[event.shape])
+    return text.format(shape=event.shape, color=event.color, plural=PLURALS[event.shape])
 
 
 def answer_of(kind: str, event: Event) -> str:
     """Return the right answer to a question of a kind."""
-    return {"colour": event.colour, "shape": event.shape, "when": event.time, "count": event.count}[kind]
+    return {"color": event.color, "shape": event.shape, "when": event.time, "count": event.count}[kind]
 
 
 def render(
@@ -188,13 +188,13 @@ def render(
     if event is not None:
         count = COUNTS.index(event.count) + 1
         for spot in places.permutation(len(_SPOTS))[:count]:
-            centre = _SPOTS[spot] + places.uniform(-_JITTER_PX, _JITTER_PX, 2)
+            center = _SPOTS[spot] + places.uniform(-_JITTER_PX, _JITTER_PX, 2)
             angle, radius = places.uniform(0, 2 * np.pi), places.uniform(6.0, 8.5)
             # To and fro, so that an object stays on its spot for an event of any length.
             swing = _SPEED * (2 - abs(step % 8 - 4))
-            centre = centre + swing * np.array([np.cos(angle), np.sin(angle)])
-            alpha = _coverage(event.shape, centre, radius)
-            image += alpha[..., None] * (np.array(COLOURS[event.colour], np.float32) - image)
+            center = center + swing * np.array([np.cos(angle), np.sin(angle)])
+            alpha = _coverage(event.shape, center, radius)
+            image += alpha[..., None] * (np.array(COLORS[event.color], np.float32) - image)
     image += _NOISE * noise.standard_normal(image.shape, np.float32)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
@@ -213,15 +213,15 @@ def write_mp4(film: Film, path: str | Path, *, fps: float = 1.0, scale: int = 5)
         writer.release()
 
 
-def _coverage(shape: str, centre_2: NDArray[np.float64], radius: float) -> NDArray[np.float32]:
+def _coverage(shape: str, center_2: NDArray[np.float64], radius: float) -> NDArray[np.float32]:
     """Return the share of each pixel that the shape covers, [H, W]."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     scale = 1 << _SUBPIXEL_BITS
     if shape in _OUTLINES:
-        corners_P2 = np.rint((centre_2 - 0.5 + radius * _OUTLINES[shape]) * scale).astype(np.int32)
+        corners_P2 = np.rint((center_2 - 0.5 + radius * _OUTLINES[shape]) * scale).astype(np.int32)
         cv2.fillPoly(mask, [corners_P2], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     else:
-        x, y = np.rint((centre_2 - 0.5) * scale).astype(int).tolist()
+        x, y = np.rint((center_2 - 0.5) * scale).astype(int).tolist()
         cv2.circle(mask, (x, y), round(radius * scale), 255, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)
         if shape == "ring":
             cv2.circle(mask, (x, y), round(0.55 * radius * scale), 0, cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -1,6 +1,6 @@
 """The small recipe: a video-language model that answers about films of shapes, trained from nothing on one CPU core.
 
-Stage ``vision``: the tower learns shape, colour, number and light of single frames, and is frozen. Stage ``answers``:
+Stage ``vision``: the tower learns shape, color, number and light of single frames, and is frozen. Stage ``answers``:
 projector and decoder learn to answer from short clips (next-token cross-entropy on the answer, full causal attention), half
 of them whole and half as retrieval leaves them, and to score the frames that hold the answer above the others in every layer:
 large models do the last unasked, a small one must be told. Everything is a function of the seed.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.rekv.evaluate import film_quality
-from models.rekv.films import COLOURS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, render, wording
+from models.rekv.films import COLORS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, render, wording
 from models.rekv.loaders import load_model
 from models.rekv.losses import answer_loss, pack
 from models.rekv.small import SMALL_PROMPTS, SmallModel, WordTokenizer, build_small, save_small
@@ -35,7 +35,7 @@ __all__ = ["RECIPES", "FilmsSchedule", "film_tokenizer", "run_recipe", "train_fi
 RECIPES = ("shapes",)
 """Ready recipes by name."""
 
-_KINDS = ("colour", "shape", "when", "count")
+_KINDS = ("color", "shape", "when", "count")
 _REPORTS = 60  # of a stage
 _WARMUP, _LAST_FACTOR = 100, 0.02
 _GRADIENT_NORM = 1.0
@@ -68,12 +68,12 @@ class FilmsSchedule:
 
 @dataclass(slots=True, eq=False)
 class _Pool:
-    """Rendered frames and what they show; index 0 of shape, colour and count means nothing."""
+    """Rendered frames and what they show; index 0 of shape, color and count means nothing."""
 
     frames_NHW3: Tensor
     labels: dict[str, Tensor]
     rows: dict[tuple[int, int, int, int], Tensor]
-    """(shape, colour, count, time) → rows."""
+    """(shape, color, count, time) → rows."""
 
 
 def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedule | None = None) -> TrainResult:
@@ -113,7 +113,7 @@ def film_tokenizer() -> WordTokenizer:
     """Return a tokenizer of every word of the questions, answers and prompts."""
     rng = np.random.default_rng(0)
     event = Event("circle", "red", "one", "at noon", 0, 1)
-    texts = [*SHAPES, *PLURALS.values(), *COLOURS, *COUNTS, *TIMES, SMALL_PROMPTS.prefix, SMALL_PROMPTS.suffix]
+    texts = [*SHAPES, *PLURALS.values(), *COLORS, *COUNTS, *TIMES, SMALL_PROMPTS.prefix, SMALL_PROMPTS.suffix]
     # Wordings are drawn; twenty draws of each kind leave none out.
     texts += [wording(kind, event, rng) for kind in _KINDS for _ in range(20)]
     return WordTokenizer.of(texts)
@@ -121,23 +121,23 @@ def film_tokenizer() -> WordTokenizer:
 
 def _render_pool(schedule: FilmsSchedule, rng: np.random.Generator) -> _Pool:
     frames, labels = [], []
-    colours, times = list(COLOURS), list(TIMES)
+    colors, times = list(COLORS), list(TIMES)
     for time in range(len(times)):
         kinds = [(0, 0, 0)] * (10 * schedule.variants // 2)
         kinds += [
             (s + 1, c + 1, n + 1)
             for s in range(len(SHAPES))
-            for c in range(len(COLOURS))
+            for c in range(len(COLORS))
             for n in range(len(COUNTS))
             for _ in range(schedule.variants)
         ]
         for s, c, n in kinds:
-            event = Event(SHAPES[s - 1], colours[c - 1], COUNTS[n - 1], times[time], 0, 1) if s else None
+            event = Event(SHAPES[s - 1], colors[c - 1], COUNTS[n - 1], times[time], 0, 1) if s else None
             frames.append(render(event, times[time], int(rng.integers(8)), rng, rng))
             labels.append((s, c, n, time))
     labels_N4 = torch.tensor(labels)
     rows = {tuple(kind.tolist()): (labels_N4 == kind).all(dim=1).nonzero().flatten() for kind in torch.unique(labels_N4, dim=0)}
-    named = dict(zip(("shape", "colour", "count", "when"), labels_N4.unbind(1), strict=True))
+    named = dict(zip(("shape", "color", "count", "when"), labels_N4.unbind(1), strict=True))
     return _Pool(torch.from_numpy(np.stack(frames)), named, rows)
 
 
@@ -200,13 +200,13 @@ class _Clip:
 
 
 def _clip(pool: _Pool, frames: int, rng: np.random.Generator, *, gathered: bool) -> _Clip:
-    """Draw one to five events of different shapes and colours among empty frames, and a question about one of them.
+    """Draw one to five events of different shapes and colors among empty frames, and a question about one of them.
 
     ``gathered``: what retrieval leaves of a longer clip: the event asked about, frames of others, and then empty ones.
     """
     owner_F = _draw_events(_GATHERED_FROM * frames if gathered else frames, rng)
     length, number = len(owner_F), int(owner_F.max()) + 1
-    shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(COLOURS))
+    shapes, colors = rng.permutation(len(SHAPES)), rng.permutation(len(COLORS))
     counts, asked = rng.integers(1, len(COUNTS) + 1, number), int(rng.integers(number))
     # The light changes as time goes on, in up to four parts of any length.
     time_F = np.searchsorted(np.sort(rng.integers(0, length + 1, len(TIMES) - 1)), np.arange(length), side="right")
@@ -219,11 +219,11 @@ def _clip(pool: _Pool, frames: int, rng: np.random.Generator, *, gathered: bool)
         kept_F = np.sort(np.argsort(order_F)[:frames])
         owner_F, time_F = owner_F[kept_F], time_F[kept_F]
     keys = [
-        (int(shapes[e]) + 1, int(colours[e]) + 1, int(counts[e]), int(t)) if e >= 0 else (0, 0, 0, int(t))
+        (int(shapes[e]) + 1, int(colors[e]) + 1, int(counts[e]), int(t)) if e >= 0 else (0, 0, 0, int(t))
         for e, t in zip(owner_F, time_F, strict=True)
     ]
     rows = [int(pool.rows[key][rng.integers(len(pool.rows[key]))]) for key in keys]
-    event = Event(SHAPES[shapes[asked]], list(COLOURS)[colours[asked]], COUNTS[counts[asked] - 1], time, 0, 1)
+    event = Event(SHAPES[shapes[asked]], list(COLORS)[colors[asked]], COUNTS[counts[asked] - 1], time, 0, 1)
     kind = _KINDS[rng.integers(len(_KINDS))]
     return _Clip(torch.tensor(rows), wording(kind, event, rng), answer_of(kind, event), torch.from_numpy(owner_F == asked))
 

@@ -1,6 +1,6 @@
-"""Frames to tokens: resize and normalise as each family's processor does, vision tower, projector.
+"""Frames to tokens: resize and normalize as each family's processor does, vision tower, projector.
 
-Pure function of the frames; a frame's tokens do not depend on the other frames of the call. Colour order is RGB.
+Pure function of the frames; a frame's tokens do not depend on the other frames of the call. Color order is RGB.
 """
 
 # F frames, T tokens per frame, C hidden size, H rows, W columns
@@ -19,7 +19,7 @@ __all__ = ["FrameEncoder"]
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PIXELS = {  # family → mean, standard deviation, keep the aspect ratio and cut out the centre
+_PIXELS = {  # family → mean, standard deviation, keep the aspect ratio and cut out the center
     "llava_onevision": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), False),
     "video_llava": (_CLIP_MEAN, _CLIP_STD, True),
     "internvl": (_IMAGENET_MEAN, _IMAGENET_STD, False),
@@ -63,8 +63,8 @@ class FrameEncoder:
             # Processors resize images of whole numbers.
             pixels = pixels[..., top : top + rows, left : left + columns].round().clamp(0, 255)
         shape = (1, 3, 1, 1)
-        centre, spread = (torch.tensor(v, device=pixels.device).view(shape) for v in (mean, std))
-        return (pixels / 255 - centre) / spread
+        center, spread = (torch.tensor(v, device=pixels.device).view(shape) for v in (mean, std))
+        return (pixels / 255 - center) / spread
 
     @torch.inference_mode()
     def __call__(self, frames_FHW3: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ class SDIMConfig(CtrConfig):
     sequence_fields: tuple[str, ...] = ("item_history", "cate_history")
     num_hashes: int = 16
     hash_bits: int = 3
-    l2_norm: bool = True  # normalise the vector sum of every signature (paper; off by default in FuxiCTR)
+    l2_norm: bool = True  # normalize the vector sum of every signature (paper; off by default in FuxiCTR)
     short_seq_len: int = 50
     attention_dim: int = 64
     num_heads: int = 1

@@ -1,4 +1,4 @@
-"""Arrow columns to tensors by a feature map: vectorised, with bad rows flagged instead of raised.
+"""Arrow columns to tensors by a feature map: vectorized, with bad rows flagged instead of raised.
 
 A value outside the vocabulary is the unknown row of its table. A row is bad where a feature is null or a number is not finite;
 its tensors then hold harmless values, so that it can go through the network with the rest. Columns that are missing or of

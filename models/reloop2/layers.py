@@ -13,7 +13,7 @@ __all__ = ["MLP", "CrossNet", "Dice", "make_activation", "reset_linears"]
 
 
 class Dice(nn.Module):
-    """Data-adaptive activation (DIN, KDD 2018, eq. 8): p·x + (1 - p)·alpha·x with p = sigmoid(batch-normalised x)."""
+    """Data-adaptive activation (DIN, KDD 2018, eq. 8): p·x + (1 - p)·alpha·x with p = sigmoid(batch-normalized x)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """SDIM (Cao et al., CIKM 2022, arXiv 2205.10249): long histories read by hash collisions with the target.
 
 An entry counts for a target where one of its hash signatures equals the target's: the interest is the mean, over signatures, of
-the (normalised) sum of the colliding entries. Recent entries are read by multi-head attention as well. Here a whole history
+the (normalized) sum of the colliding entries. Recent entries are read by multi-head attention as well. Here a whole history
 comes with every row; the streaming form that keeps bucket sums per user is the operator's bank.
 """
 
@@ -34,7 +34,7 @@ def signatures(x: Tensor, rotations_DHL: Tensor) -> Tensor:
 
 
 def hash_interest(target_BH: Tensor, history_BTH: Tensor, history_BTD: Tensor, held_BT: Tensor, *, l2_norm: bool) -> Tensor:
-    """Return the mean over signatures of the sum of colliding entries, [B, D] (eq. 9; ``l2_norm``: of normalised sums)."""
+    """Return the mean over signatures of the sum of colliding entries, [B, D] (eq. 9; ``l2_norm``: of normalized sums)."""
     hit_BTH = ((history_BTH == target_BH[:, None]) & held_BT[:, :, None]).to(history_BTD.dtype)
     sums_BHD = torch.einsum("bth,btd->bhd", hit_BTH, history_BTD)
     if l2_norm:

@@ -11,14 +11,14 @@ from operators.banks.policies import (
     Policy,
     Writing,
     append,
-    drop_redundant_neighbour,
+    drop_redundant_neighbor,
     fifo_pinned,
     random_replacement,
     ring,
 )
 from operators.banks.pool_bank import PoolBank, PoolRead
 from operators.banks.posting_lists import PostingLists, PostingRules
-from operators.banks.row_ring import Neighbours, RowRing
+from operators.banks.row_ring import Neighbors, RowRing
 from operators.banks.sign_hash import SignHash
 from operators.banks.sketch_bank import SketchBank, SketchRead, mean_direction
 from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
@@ -33,7 +33,7 @@ __all__ = [
     "Forgetting",
     "HalfLife",
     "LshTable",
-    "Neighbours",
+    "Neighbors",
     "Never",
     "PlainCodec",
     "Plan",
@@ -57,7 +57,7 @@ __all__ = [
     "Writing",
     "append",
     "check_budget",
-    "drop_redundant_neighbour",
+    "drop_redundant_neighbor",
     "fifo_pinned",
     "mean_direction",
     "random_numbers",

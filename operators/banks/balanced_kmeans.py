@@ -14,7 +14,7 @@ __all__ = ["cluster", "representatives", "split_evenly"]
 
 _BRANCHES = 8
 _ITERATIONS = 8
-_BALANCE = 0.5  # weight of the size penalty, in units of the mean squared distance to the own centre
+_BALANCE = 0.5  # weight of the size penalty, in units of the mean squared distance to the own center
 
 
 def cluster(x_ND: Tensor, most: int, *, seed: int) -> Tensor:
@@ -41,17 +41,17 @@ def split_evenly(x_ND: Tensor, parts: int, *, seed: int) -> Tensor:
     number = len(x_ND)
     generator = torch.Generator().manual_seed(seed)
     first_P = torch.randperm(number, generator=generator)[:parts].to(x_ND.device)
-    centre_PD = x_ND[first_P].clone()
+    center_PD = x_ND[first_P].clone()
     count_P = torch.full((parts,), number / parts, device=x_ND.device)
     part_N = torch.zeros(number, dtype=torch.int64, device=x_ND.device)
     spread = x_ND.new_zeros(())
     for _ in range(_ITERATIONS):
-        distance_NP = (centre_PD.square().sum(1) - 2 * x_ND @ centre_PD.T) + x_ND.square().sum(1, keepdim=True)
+        distance_NP = (center_PD.square().sum(1) - 2 * x_ND @ center_PD.T) + x_ND.square().sum(1, keepdim=True)
         part_N = (distance_NP + _BALANCE * spread * (count_P * parts / number)).argmin(1)
         spread = distance_NP.amin(1).clamp_min(0).mean()
         count_P = torch.bincount(part_N, minlength=parts).to(x_ND.dtype)
-        sum_PD = torch.zeros_like(centre_PD).index_add_(0, part_N, x_ND)
-        centre_PD = torch.where(count_P[:, None] > 0, sum_PD / count_P.clamp_min(1)[:, None], centre_PD)
+        sum_PD = torch.zeros_like(center_PD).index_add_(0, part_N, x_ND)
+        center_PD = torch.where(count_P[:, None] > 0, sum_PD / count_P.clamp_min(1)[:, None], center_PD)
     if int(count_P.max()) == number:
         return torch.arange(number, device=x_ND.device) * parts // number
     used_P = count_P > 0

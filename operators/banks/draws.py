@@ -1,4 +1,4 @@
-"""Random numbers for banks: a counter-based generator (SplitMix64's finaliser) in int64 tensor operations.
+"""Random numbers for banks: a counter-based generator (SplitMix64's finalizer) in int64 tensor operations.
 
 A number is a pure function of (seed, step, purpose, index). There is no generator state, so a draw cannot depend on what
 else stands in the batch, is the same on every device, and a snapshot needs the seed and the step only.

@@ -1,11 +1,11 @@
 """LshTable: buckets of row numbers over a RowRing, whose candidates are ranked exactly.
 
 It knows hashes and row numbers; keys and values lie in the ring. A slot holds a row's sequence number, which is its generation
-stamp too: a row that the ring has overwritten is recognised by it. Invariants: the content depends on the order of the rows,
+stamp too: a row that the ring has overwritten is recognized by it. Invariants: the content depends on the order of the rows,
 not on how they were cut into calls; a search equals ``RowRing.search`` restricted to the candidates.
 """
 
-# B rows or queries of a call, D dim, K arrays, R slots per bucket, V value columns, M candidates, k neighbours, E entries
+# B rows or queries of a call, D dim, K arrays, R slots per bucket, V value columns, M candidates, k neighbors, E entries
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
 from operators.banks.draws import random_numbers
-from operators.banks.row_ring import Neighbours, RowRing
+from operators.banks.row_ring import Neighbors, RowRing
 from operators.banks.slot_bank import check_budget
 from operators.state import Patch, State
 
@@ -96,7 +96,7 @@ class LshTable:
     def write(self, h_BD: Tensor, values_BV: Tensor, *, buckets_BK: Tensor | None = None) -> Tensor:
         """Append rows to the ring and to their buckets; return their sequence numbers, int64 [B].
 
-        ``buckets_BK``: the hashes, where the caller has them or hashes something else than the key (a centred one, say).
+        ``buckets_BK``: the hashes, where the caller has them or hashes something else than the key (a centered one, say).
         """
         if buckets_BK is None:
             buckets_BK = self._hash.hash(h_BD.to(self.ring.device))
@@ -112,10 +112,10 @@ class LshTable:
         return sequence_B
 
     @torch.no_grad()
-    def search(self, q_BD: Tensor, k: int, *, buckets_BK: Tensor | None = None) -> Neighbours:
+    def search(self, q_BD: Tensor, k: int, *, buckets_BK: Tensor | None = None) -> Neighbors:
         """Return the ``k`` rows of highest cosine among those that share a bucket with the query, in any array."""
         if k < 1:
-            raise ConfigError(f"k={k}: the number of neighbours must be at least 1")
+            raise ConfigError(f"k={k}: the number of neighbors must be at least 1")
         if buckets_BK is None:
             buckets_BK = self._hash.hash(q_BD.to(self.ring.device))
         step = max(1, _CANDIDATES // (self.arrays * self.slots))
@@ -123,7 +123,7 @@ class LshTable:
         for i in range(0, max(len(q_BD), 1), step):
             sequence_BM, valid_BM = self.candidates(buckets_BK[i : i + step])
             parts.append(self.ring.rank(q_BD[i : i + step], sequence_BM, valid_BM, k))
-        return Neighbours(
+        return Neighbors(
             similarity_Bk=torch.cat([p.similarity_Bk for p in parts]),
             sequence_Bk=torch.cat([p.sequence_Bk for p in parts]),
             values_BkV=torch.cat([p.values_BkV for p in parts]),

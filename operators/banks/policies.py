@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from operators.banks.slot_bank import SlotBank
 
-__all__ = ["Plan", "Policy", "Writing", "append", "drop_redundant_neighbour", "fifo_pinned", "random_replacement", "ring"]
+__all__ = ["Plan", "Policy", "Writing", "append", "drop_redundant_neighbor", "fifo_pinned", "random_replacement", "ring"]
 
 _LAST = torch.iinfo(torch.int64).max
 
@@ -133,16 +133,16 @@ def fifo_pinned(order: str = "order", pinned: str = "pinned") -> Policy:
     return plan
 
 
-def drop_redundant_neighbour(feature: str = "feature", order: str = "order") -> Policy:
-    """Once full, drop the older of the two time-neighbours that are most alike (4D-VLA, memory bank sampling).
+def drop_redundant_neighbor(feature: str = "feature", order: str = "order") -> Policy:
+    """Once full, drop the older of the two time-neighbors that are most alike (4D-VLA, memory bank sampling).
 
-    Likeness is the cosine of the rows ``feature``; neighbours are adjacent in ``order`` (int64 scalar rows), the new row being
+    Likeness is the cosine of the rows ``feature``; neighbors are adjacent in ``order`` (int64 scalar rows), the new row being
     the newest; ties go to the oldest pair. The newest row always stays. Takes one new row per stream and call.
     """
 
     def plan(writing: Writing) -> Plan:
         if writing.width != 1:
-            raise ValueError(f"drop_redundant_neighbour takes 1 row per stream and call, got {writing.width}")
+            raise ValueError(f"drop_redundant_neighbor takes 1 row per stream and call, got {writing.width}")
         bank, slots_B = writing.bank, writing.slots_B
         fill_B = bank.fill(slots_B)
         sorted_BC = bank.rows[order][slots_B].argsort(dim=1)

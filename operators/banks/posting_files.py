@@ -1,7 +1,7 @@
 """Files of posting lists: written once, then only mapped. They know rows and list numbers, no clustering and no search.
 
 A file is a safetensors file: ``records`` [n, D + V + 2] int32 (key, values and sequence number of a row side by side, so that a
-list is one contiguous read), ``offsets`` [L + 1] and the ``centres`` [L, D] and ``alive`` [L] of all lists of the slice at that
+list is one contiguous read), ``offsets`` [L + 1] and the ``centers`` [L, D] and ``alive`` [L] of all lists of the slice at that
 time. Invariant: a name that ends in ``.lists`` belongs to a complete file, on disk.
 """
 
@@ -58,12 +58,12 @@ def write_posting_file(
     path: Path,
     records: Records,
     offsets: NDArray[np.int64],
-    centres: NDArray[np.float32],
+    centers: NDArray[np.float32],
     alive: NDArray[np.bool_],
 ) -> None:
     """Write a file so that its name appears only when all of it is on disk."""
     with durable.replacing(path) as temporary:
-        save_file({"records": records, "offsets": offsets, "centres": centres, "alive": alive}, temporary)
+        save_file({"records": records, "offsets": offsets, "centers": centers, "alive": alive}, temporary)
 
 
 class PostingFile:
@@ -77,7 +77,7 @@ class PostingFile:
             start = 8 + int.from_bytes(data[:8].tobytes(), "little")
             header = json.loads(data[8:start].tobytes())
             arrays: dict[str, NDArray[Any]] = {}
-            for name in ("records", "offsets", "centres", "alive"):
+            for name in ("records", "offsets", "centers", "alive"):
                 begin, end = header[name]["data_offsets"]
                 flat = data[start + begin : start + end].view(_TYPES[header[name]["dtype"]])
                 arrays[name] = flat.reshape(header[name]["shape"])
@@ -88,7 +88,7 @@ class PostingFile:
         self._bytes = len(data)
         self.records: Records = arrays["records"]
         self.offsets: NDArray[np.int64] = np.array(arrays["offsets"])
-        self.centres: NDArray[np.float32] = arrays["centres"]
+        self.centers: NDArray[np.float32] = arrays["centers"]
         self.alive: NDArray[np.bool_] = arrays["alive"]
 
     @property

@@ -1,12 +1,12 @@
-"""PostingLists: nearest neighbours of more rows than memory holds. Centres in memory, rows in lists on disk (SPANN).
+"""PostingLists: nearest neighbors of more rows than memory holds. Centers in memory, rows in lists on disk (SPANN).
 
 It knows no labels and no models. Rows gather in a tail in memory; a full tail goes to the lists of the current time slice; the
 oldest slice is dropped as whole files. Invariants: rows written once never change; a file is complete or does not count; memory
-is the centres and the tail; with pruning off a search equals the exact one. What is written depends on the order of the rows,
+is the centers and the tail; with pruning off a search equals the exact one. What is written depends on the order of the rows,
 not on how they were cut into calls.
 """
 
-# B rows or queries, b queries of a block, D dim, V value columns, k neighbours, P lists read per query, M candidates,
+# B rows or queries, b queries of a block, D dim, V value columns, k neighbors, P lists read per query, M candidates,
 # U lists of a block, R records, N pairs of query and list
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from connectors.errors import ConfigError, RecoveryError
 from operators.banks.posting_files import SUFFIX, PostingFile, keys_of, pack, remove_leftovers, sequences_of, values_of
 from operators.banks.posting_slice import AssignmentRules, PostingSlice
-from operators.banks.row_ring import Neighbours
+from operators.banks.row_ring import Neighbors
 from operators.banks.row_search import NOTHING, KeyScan, age_of, best, order_keys, similarities, similarity_of, unit_rows
 from operators.state import State
 
@@ -38,14 +38,14 @@ class PostingRules:
 
     list_bytes: int = 48 * 1024
     """Limit of a list on disk; a list that passes it splits."""
-    rows_per_centre: int = 8
-    """Rows per cluster when a slice begins; 6 to 10 give the paper's 10-16 % of rows as centres in memory."""
+    rows_per_center: int = 8
+    """Rows per cluster when a slice begins; 6 to 10 give the paper's 10-16 % of rows as centers in memory."""
     replicas: int = 8
     """Lists that a row is written to, at most."""
     eps1: float = 10.0
     """A row goes to lists up to 1 + eps1 times as far as its nearest one."""
     eps2: float = 7.0
-    """A query reads lists up to 1 + eps2 times as far as its nearest one: 0.6 for 1 neighbour, 7 for 10; inf: all."""
+    """A query reads lists up to 1 + eps2 times as far as its nearest one: 0.6 for 1 neighbor, 7 for 10; inf: all."""
     lists_per_query: int | None = 64
     """Lists that a query reads, at most; None: all that eps2 allows."""
     tail_rows: int = 2048
@@ -61,7 +61,7 @@ class PostingRules:
 
     def __post_init__(self) -> None:
         """Check each rule and how they fit together."""
-        for name in ("rows_per_centre", "replicas", "tail_rows", "slice_rows", "slices", "snapshots_kept"):
+        for name in ("rows_per_center", "replicas", "tail_rows", "slice_rows", "slices", "snapshots_kept"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         if not (self.eps1 >= 0 and self.eps2 >= 0):
@@ -73,7 +73,7 @@ class PostingRules:
 
 
 class PostingLists:
-    """Rows on disk with cosine neighbours. One object per folder; used by one thread at a time."""
+    """Rows on disk with cosine neighbors. One object per folder; used by one thread at a time."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class PostingLists:
                 f"set list_bytes to at least {2 * record}"
             )
         self._assignment = AssignmentRules(
-            most, self.rules.rows_per_centre, self.rules.replicas, self.rules.eps1, self.rules.seed
+            most, self.rules.rows_per_center, self.rules.replicas, self.rules.eps1, self.rules.seed
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._tail = KeyScan(self.rules.tail_rows, dim, device=self.device, coarse="float32")
@@ -123,7 +123,7 @@ class PostingLists:
         return self._slices[0].first if self._slices else self._tail_first
 
     def bytes(self) -> dict[str, int]:
-        """Return bytes per tier: ``device`` (centres and tail) and ``disk`` (all files, those kept for snapshots included)."""
+        """Return bytes per tier: ``device`` (centers and tail) and ``disk`` (all files, those kept for snapshots included)."""
         parts = [part.bytes() for part in self._slices]
         tail = self._tail.bytes() + self._tail_values.numel() * 4
         retired = sum(path.stat().st_size for _, path in self._retired)
@@ -151,19 +151,19 @@ class PostingLists:
         return sequence_B
 
     @torch.no_grad()
-    def search(self, q_BD: Tensor, k: int) -> Neighbours:
+    def search(self, q_BD: Tensor, k: int) -> Neighbors:
         """Return the ``k`` best rows among the tail and the lists read for each query, best first, equal ones newest first.
 
         A query reads the lists that ``eps2`` and ``lists_per_query`` allow, and always as many as hold ``k`` records.
         """
         if k < 1:
-            raise ConfigError(f"k={k}: the number of neighbours must be at least 1")
+            raise ConfigError(f"k={k}: the number of neighbors must be at least 1")
         unit_BD = unit_rows(q_BD.to(self.device))
         parts = [self._search_block(unit_BD[i : i + _BLOCK], k) for i in range(0, max(1, len(unit_BD)), _BLOCK)]
         key_Bk, values_BkV = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         valid_Bk = key_Bk != NOTHING
         sequence_Bk = torch.where(valid_Bk, age_of(key_Bk) + self.oldest, -1)
-        return Neighbours(similarity_of(key_Bk), sequence_Bk, values_BkV.masked_fill_(~valid_Bk[:, :, None], 0.0), valid_Bk)
+        return Neighbors(similarity_of(key_Bk), sequence_Bk, values_BkV.masked_fill_(~valid_Bk[:, :, None], 0.0), valid_Bk)
 
     def drop_before(self, sequence: int) -> None:
         """Drop the slices whose rows are all older than ``sequence``: for eviction by event time."""
@@ -342,7 +342,7 @@ class PostingLists:
         wanted_bP = distance_bP / (1 + self.rules.eps2) <= distance_bP[:, :1]
         length_U = torch.from_numpy(np.concatenate([part.lengths for part in self._slices])).to(self.device)
         length_bP = length_U[list_bP]
-        # A query that is a centre itself would read that list only.
+        # A query that is a center itself would read that list only.
         return list_bP, wanted_bP | (length_bP.cumsum(1) - length_bP < k)
 
 

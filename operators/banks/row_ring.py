@@ -1,11 +1,11 @@
-"""RowRing: the last C rows (key, values) of a stream of rows, with exact cosine nearest neighbours.
+"""RowRing: the last C rows (key, values) of a stream of rows, with exact cosine nearest neighbors.
 
 It knows no labels, filters or models: what to write is the operator's rule. Invariants: row number s lies at position
 ``(s - origin) mod C``, so the live rows are always the first ``len(ring)`` positions; sequence numbers only rise, also over
 ``clear``; nothing is allocated after the constructor except results and a bounded scratch.
 """
 
-# B rows or queries of a call, C capacity, D dim, V value columns, k neighbours
+# B rows or queries of a call, C capacity, D dim, V value columns, k neighbors
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from operators.banks.row_search import NOTHING, KeyScan, age_of, half_type, padd
 from operators.banks.slot_bank import check_budget
 from operators.state import Patch, State
 
-__all__ = ["Neighbours", "RowRing"]
+__all__ = ["Neighbors", "RowRing"]
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
+class Neighbors:
     """What a search found, best first; where fewer than k rows were found, the last columns are not valid."""
 
     similarity_Bk: Tensor
@@ -111,25 +111,25 @@ class RowRing:
         return sequence_B
 
     @torch.no_grad()
-    def search(self, q_BD: Tensor, k: int) -> Neighbours:
+    def search(self, q_BD: Tensor, k: int) -> Neighbors:
         """Return the ``k`` rows of highest cosine for each query, best first, equal ones newest first.
 
         On the CPU the result of a query does not depend, bit for bit, on the other queries of the call.
         """
         if k < 1:
-            raise ConfigError(f"k={k}: the number of neighbours must be at least 1")
+            raise ConfigError(f"k={k}: the number of neighbors must be at least 1")
         unit_BD = unit_rows(q_BD.to(self.device))
-        return self._neighbours(self._scan.nearest(unit_BD, k, rows=len(self), oldest=self._first()))
+        return self._neighbors(self._scan.nearest(unit_BD, k, rows=len(self), oldest=self._first()))
 
     @torch.no_grad()
-    def rank(self, q_BD: Tensor, sequence_BM: Tensor, valid_BM: Tensor, k: int) -> Neighbours:
+    def rank(self, q_BD: Tensor, sequence_BM: Tensor, valid_BM: Tensor, k: int) -> Neighbors:
         """Return the best ``k`` of these rows for each query, by the same numbers as ``search``.
 
         Valid ones must be distinct per query and still there.
         """
         position_BM = torch.where(valid_BM, self.positions(sequence_BM), 0)
         unit_BD = unit_rows(q_BD.to(self.device))
-        return self._neighbours(self._scan.rank(unit_BD, position_BM, valid_BM, k, rows=len(self), oldest=self._first()))
+        return self._neighbors(self._scan.rank(unit_BD, position_BM, valid_BM, k, rows=len(self), oldest=self._first()))
 
     @torch.no_grad()
     def correct(self, sequence_B: Tensor, delta_BV: Tensor) -> Tensor:
@@ -194,9 +194,9 @@ class RowRing:
     def _first(self) -> int:
         return (self.oldest - self._origin) % self.capacity
 
-    def _neighbours(self, key_Bk: Tensor) -> Neighbours:
+    def _neighbors(self, key_Bk: Tensor) -> Neighbors:
         valid_Bk = key_Bk != NOTHING
         sequence_Bk = torch.where(valid_Bk, age_of(key_Bk) + self.oldest, -1)
         position_Bk = torch.where(valid_Bk, self.positions(sequence_Bk), 0)
         values_BkV = self._values_CV[position_Bk].masked_fill_(~valid_Bk[:, :, None], 0.0)
-        return Neighbours(similarity_of(key_Bk), sequence_Bk, values_BkV, valid_Bk)
+        return Neighbors(similarity_of(key_Bk), sequence_Bk, values_BkV, valid_Bk)

@@ -6,7 +6,7 @@ row; memory beside the keys is bounded, whatever the number of rows and queries.
 """
 
 # B queries, b queries of a block, R rows, D dim, n columns of a score tile, W rows per group, G groups of rows, M candidates,
-# k neighbours
+# k neighbors
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SketchBank: sums over all rows that were ever hashed into a bucket; constant memory, O(1) reads and writes.
 
 A RACE sketch (Coleman & Shrivastava 2020) with value sums: per slot K arrays of 2**L buckets, each with a count and V sums, as
-ReLoop2 (arXiv 2306.08808, §3.2.3) uses it with V = 2 and SDIM (arXiv 2205.10249, §4.2) with V = the width of a behaviour. It
+ReLoop2 (arXiv 2306.08808, §3.2.3) uses it with V = 2 and SDIM (arXiv 2205.10249, §4.2) with V = the width of a behavior. It
 knows buckets, not vectors (:class:`operators.banks.SignHash` makes them). Invariants: values are fixed-point integers, so the
 content is the same, bit for bit, whatever the order, batching, device or merging of writes; what is forgotten depends on the
 number of rows written to a slot alone; nothing is allocated after the constructor except results.

@@ -68,7 +68,7 @@ class MambaOptions(TimedStreamOptions):
         "At a scene cut `keep` the memory (published) or `reset` it (needed for edited video).",
     )
     cut_correlation: float = option(
-        0.5, "A cut is where the colour histograms of neighbouring frames correlate less than this; for `on_cut: reset`.", le=1
+        0.5, "A cut is where the color histograms of neighboring frames correlate less than this; for `on_cut: reset`.", le=1
     )
     max_long_side: int | None = option(
         None, "Scale frames to at most this long side; default: the weights' own (1000). Smaller is faster.", unit="px", ge=16

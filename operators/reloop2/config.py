@@ -69,7 +69,7 @@ class ReLoop2Options(StreamOptions):
         70, "K: hash arrays of the sketch or tables of lsh_table; more lower the variance and cost time.", ge=1
     )
     bits: int = option(16, "L: sign bits per hash, so 2^L buckets per array; below 12 is too coarse.", unit="bits", ge=0, le=24)
-    top_k: int = option(70, "Neighbours read; not in mode sketch.", unit="rows", ge=1)
+    top_k: int = option(70, "Neighbors read; not in mode sketch.", unit="rows", ge=1)
     capacity: int = option(
         20_000, "Rows kept, the oldest goes; in mode posting_lists up to an eighth more. Not in mode sketch.", unit="rows", ge=1
     )
@@ -79,7 +79,7 @@ class ReLoop2Options(StreamOptions):
         path=True,
     )
     lists_per_query: int = option(
-        64, "Mode posting_lists: lists that a prediction reads at most; more find more of the true neighbours.", ge=1
+        64, "Mode posting_lists: lists that a prediction reads at most; more find more of the true neighbors.", ge=1
     )
     slots_per_bucket: int = option(64, "Rows that a bucket of lsh_table names; the oldest goes.", unit="rows", ge=1)
     sigma: float = option(

@@ -38,7 +38,7 @@ class RowState(IntEnum):
     STAGED = 2
     """Its label is known; the write waits for the end of the micro-batch."""
     DONE = 3
-    """Written, dropped or made with an older model; kept to recognise duplicates."""
+    """Written, dropped or made with an older model; kept to recognize duplicates."""
     NEGATIVE = 4
     """Timed out and written as a negative; a late positive may correct it."""
     CORRECTING = 5

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
 from models.reloop2.base import CtrModel
-from operators.banks import LshTable, Neighbours, PostingLists, PostingRules, RowRing, SignHash, random_numbers
+from operators.banks import LshTable, Neighbors, PostingLists, PostingRules, RowRing, SignHash, random_numbers
 from operators.reloop2.config import ReLoop2Options
 from operators.reloop2.ids import Bools, Ints
 from operators.reloop2.rules import Recollection, softmax_weights
@@ -181,12 +181,12 @@ class DiskRows:
             self._lists = self._open()
         return self._lists.write(h_BD, values_BV)
 
-    def search(self, q_BD: Tensor, k: int) -> Neighbours:
+    def search(self, q_BD: Tensor, k: int) -> Neighbors:
         """Return the best rows of the lists read for each query."""
         if self._lists is not None:
             return self._lists.search(q_BD, k)
         empty_Bk = torch.zeros((len(q_BD), k), device=self._device)
-        return Neighbours(empty_Bk, empty_Bk.long() - 1, empty_Bk[:, :, None].expand(-1, -1, 2), empty_Bk.bool())
+        return Neighbors(empty_Bk, empty_Bk.long() - 1, empty_Bk[:, :, None].expand(-1, -1, 2), empty_Bk.bool())
 
     def clear(self) -> None:
         """Forget all rows."""

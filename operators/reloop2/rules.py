@@ -3,7 +3,7 @@
 Knows no bank. Everything is float64 on whole batches; a row without anything to read keeps its base prediction bit for bit.
 """
 
-# B queries, K read-outs of a query (sketch arrays or neighbours)
+# B queries, K read-outs of a query (sketch arrays or neighbors)
 
 from __future__ import annotations
 

@@ -159,9 +159,9 @@ class CtrWindows(Operator):
         return rows
 
     def _row(self, window: int, judged: Judged) -> pa.RecordBatch:
-        unlabelled_B = np.isnan(judged.label_B)
-        self._since["timeouts"] = int(unlabelled_B.sum())
-        used_B: Bools = np.ones_like(unlabelled_B) if self.options.on_timeout == "negative" else ~unlabelled_B
+        unlabeled_B = np.isnan(judged.label_B)
+        self._since["timeouts"] = int(unlabeled_B.sum())
+        used_B: Bools = np.ones_like(unlabeled_B) if self.options.on_timeout == "negative" else ~unlabeled_B
         label_B, group_B = np.nan_to_num(judged.label_B)[used_B], judged.group_B[used_B]
         base, pred = (
             evaluate(label_B, column[used_B], group_B if self.options.group != "none" else None)

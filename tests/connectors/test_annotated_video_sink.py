@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from connectors.drawing import class_colour, decode_image
+from connectors.drawing import class_color, decode_image
 from connectors.errors import ConfigError, SinkError
 from connectors.records import FRAME, TIME_TYPE, output_schema
 from connectors.sinks.annotated_video import AnnotatedVideoOptions, AnnotatedVideoSink, Mp4Writer
@@ -27,12 +27,12 @@ HEIGHT, WIDTH = 96, 128
 
 def frames(stream: str, count: int, *, first: int = 0, step_us: int = 40_000, bad: tuple[int, ...] = ()) -> pa.RecordBatch:
     numbers = range(first, first + count)
-    grey = [np.full((HEIGHT, WIDTH, 3), (60 + n) % 128, np.uint8).tobytes() for n in numbers]
+    gray = [np.full((HEIGHT, WIDTH, 3), (60 + n) % 128, np.uint8).tobytes() for n in numbers]
     columns: list[Any] = [
         [stream] * count,
         list(numbers),
         pa.array([n * step_us for n in numbers]).cast(TIME_TYPE),
-        [None if n in bad else image for n, image in zip(numbers, grey, strict=True)],
+        [None if n in bad else image for n, image in zip(numbers, gray, strict=True)],
         ["raw_bgr8"] * count,
         pa.array([HEIGHT] * count, pa.int32()),
         pa.array([WIDTH] * count, pa.int32()),
@@ -82,10 +82,10 @@ def read(path: Path) -> list[np.ndarray]:
 
 
 def has_box(picture: np.ndarray, left: int = 0) -> bool:
-    """Tell whether the box's colour stands at the lower edge of the box that ``found`` reports."""
+    """Tell whether the box's color stands at the lower edge of the box that ``found`` reports."""
     header = picture.shape[0] - HEIGHT
     edge = picture[header + 80, left + 40 : left + 90].astype(int)
-    return bool((np.abs(edge - np.array(class_colour(0))).max(axis=1) < 60).mean() > 0.8)
+    return bool((np.abs(edge - np.array(class_color(0))).max(axis=1) < 60).mean() > 0.8)
 
 
 def test_each_frame_becomes_one_picture_with_its_boxes(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_drawn_frames_do_not_wait_in_memory(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_a_frame_that_cannot_be_decoded_becomes_a_grey_picture(tmp_path: Path) -> None:
+def test_a_frame_that_cannot_be_decoded_becomes_a_gray_picture(tmp_path: Path) -> None:
     sink = open_sink(tmp_path / "out")
     sink.write("clips", frames("cam", 3, bad=(1,)))
     sink.write("detect", found("cam", [0, 1, 2], status="rejected_corrupt"))

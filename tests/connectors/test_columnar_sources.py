@@ -82,7 +82,7 @@ def test_restart_at_any_position_delivers_exactly_the_rest(tmp_path, kind, monke
     assert_every_restart_is_exact(lambda: make(source, tmp_path / name), rows=7)
 
 
-def test_an_unreadable_file_is_one_row_with_an_error_and_its_neighbours_are_read(tmp_path, kind):
+def test_an_unreadable_file_is_one_row_with_an_error_and_its_neighbors_are_read(tmp_path, kind):
     source, name, write = kind
     write(tmp_path / f"a{name}", readings(5))
     (tmp_path / f"b{name}").write_bytes(b"no table at all, whatever the name says")

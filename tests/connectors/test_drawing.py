@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from connectors.drawing import (
     LabeledBoxes,
     Picture,
-    class_colour,
+    class_color,
     decode_image,
     draw_boxes,
     draw_header,
@@ -33,7 +33,7 @@ def boxes(*rows: tuple[float, float, float, float, float, int]) -> LabeledBoxes:
 
 
 def is_class(pixel: Picture, label: int) -> bool:
-    return bool((pixel == class_colour(label)).all())
+    return bool((pixel == class_color(label)).all())
 
 
 # -- decoding
@@ -53,7 +53,7 @@ def test_raw_pixels_become_blue_green_red(data: bytes, encoding: str) -> None:
     assert picture.flags.writeable
 
 
-def test_grey_pixels_get_three_channels() -> None:
+def test_gray_pixels_get_three_channels() -> None:
     picture = decode_image(RGB[:, :, 0].tobytes(), "raw_gray8", 4, 6)
     assert picture is not None
     np.testing.assert_array_equal(picture, np.stack([RGB[:, :, 0]] * 3, 2))
@@ -135,7 +135,7 @@ def test_panels_stand_side_by_side_in_their_order() -> None:
 # -- boxes
 
 
-def test_a_box_is_drawn_in_the_colour_of_its_class_at_its_place() -> None:
+def test_a_box_is_drawn_in_the_color_of_its_class_at_its_place() -> None:
     picture = black()
     assert draw_boxes(picture, boxes((100, 100, 200, 180, 0.9, 3)), ["a", "b", "c", "d"]) == 1
     assert is_class(picture[140, 100], 3)
@@ -177,7 +177,7 @@ def test_a_label_at_the_edge_stays_in_the_picture() -> None:
     for x, y in ((0, 0), (319, 0), (0, 239), (300, 230)):
         picture = black()
         draw_boxes(picture, boxes((x, y, x + 15, y + 8, 0.5, 0)), ["a name that is rather long"])
-        drawn = (picture == class_colour(0)).all(2)
+        drawn = (picture == class_color(0)).all(2)
         assert drawn.sum() > 500  # the filled label, not only the outline
 
 
@@ -197,14 +197,14 @@ def test_no_box_name_or_size_breaks_a_picture(rows: list[tuple[float, ...]], nam
     assert draw_header(width, height, name, name).shape == (height, width, 3)
 
 
-# -- colours and bars
+# -- colors and bars
 
 
-def test_neighbouring_classes_have_colours_far_apart() -> None:
-    colours = np.array([class_colour(label) for label in range(32)], float)
-    apart = np.abs(np.diff(colours, axis=0)).max(1)
+def test_neighboring_classes_have_colors_far_apart() -> None:
+    colors = np.array([class_color(label) for label in range(32)], float)
+    apart = np.abs(np.diff(colors, axis=0)).max(1)
     assert apart.min() > 60
-    assert len({class_colour(label) for label in range(80)}) == 80
+    assert len({class_color(label) for label in range(80)}) == 80
 
 
 def test_a_header_shows_its_title_left_and_its_note_right() -> None:
@@ -228,7 +228,7 @@ def test_a_status_is_drawn_along_the_lower_edge_only() -> None:
     assert picture[-2, 1].any()
 
 
-def test_a_missing_frame_is_grey_and_says_why() -> None:
+def test_a_missing_frame_is_gray_and_says_why() -> None:
     silent, spoken = placeholder(120, 160, ""), placeholder(120, 160, "no frame")
     assert silent.shape == spoken.shape == (120, 160, 3)
     assert int(np.median(silent)) == 96

@@ -262,7 +262,7 @@ def test_a_file_that_vanishes_while_it_waits_is_one_row_with_an_error(tmp_path):
     assert reader.read(9, 1 << 30).to_pylist()[0]["error"] == "a.mp4: cannot be read: No such file or directory"
 
 
-def test_a_bad_file_leaves_its_neighbours_alone(tmp_path):
+def test_a_bad_file_leaves_its_neighbors_alone(tmp_path):
     write_video(tmp_path / "a.mp4", 5)
     (tmp_path / "b.mp4").write_bytes(b"nothing")
     write_video(tmp_path / "c.mp4", 6)
@@ -303,7 +303,7 @@ def test_streams_are_called_like_files_and_may_not_collide(tmp_path):
     assert source(tmp_path / "*" / "*.mp4", stream_names="path").splits() == ["left/cam", "right/cam"]
 
 
-def test_a_missing_file_is_named_with_its_nearest_neighbour(tmp_path):
+def test_a_missing_file_is_named_with_its_nearest_neighbor(tmp_path):
     write_video(tmp_path / "street_1.mp4", 2)
     with pytest.raises(SourceError, match=r"no such file or folder: .*street1\.mp4.* nearest in .*'street_1\.mp4'"):
         source(tmp_path / "street1.mp4").splits()

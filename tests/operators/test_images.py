@@ -10,7 +10,7 @@ from operators.frames import decode_row
 from operators.images import decode_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-GREY = RGB[..., 0].copy()
+GRAY = RGB[..., 0].copy()
 
 
 def png(array: np.ndarray) -> bytes:
@@ -24,7 +24,7 @@ def png(array: np.ndarray) -> bytes:
         ("raw_bgr8", RGB[..., ::-1].tobytes()),
         ("raw_f32_rgb", RGB.astype("<f4").tobytes()),
         ("png", png(RGB[..., ::-1])),
-        ("png", png(np.dstack([RGB[..., ::-1], GREY]))),
+        ("png", png(np.dstack([RGB[..., ::-1], GRAY]))),
         ("png", png(RGB[..., ::-1].astype(np.uint16) * 257)),
     ],
     ids=["rgb", "bgr", "float", "png", "png with alpha", "16-bit png"],
@@ -37,11 +37,11 @@ def test_encodings_give_the_same_pixels(encoding: str, data: bytes):
 
 @pytest.mark.parametrize(
     ("encoding", "data"),
-    [("raw_gray8", GREY.tobytes()), ("png", png(GREY)), ("png", png(GREY.astype(np.uint16) * 257))],
+    [("raw_gray8", GRAY.tobytes()), ("png", png(GRAY)), ("png", png(GRAY.astype(np.uint16) * 257))],
     ids=["raw", "png", "16-bit png"],
 )
-def test_grey_becomes_three_equal_channels(encoding: str, data: bytes):
-    assert np.array_equal(decode_image(data, encoding, 12, 10), np.repeat(GREY[..., None], 3, axis=2))
+def test_gray_becomes_three_equal_channels(encoding: str, data: bytes):
+    assert np.array_equal(decode_image(data, encoding, 12, 10), np.repeat(GRAY[..., None], 3, axis=2))
 
 
 def test_16_bit_values_are_rounded_to_8_bit():

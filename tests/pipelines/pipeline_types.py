@@ -46,7 +46,7 @@ class LabelOperator(Operator):
     Options = LabelOptions
     input_schema = NUMBERS
     control_schema = LABELS
-    output_schema = records.output_schema("labelled", 1, [pa.field("label", pa.string())])
+    output_schema = records.output_schema("labeled", 1, [pa.field("label", pa.string())])
 
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         return []

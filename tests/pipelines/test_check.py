@@ -34,7 +34,7 @@ def problems(found: list[Finding]) -> list[tuple[str, str, str]]:
 def test_a_sound_pipeline_is_said_to_be_ok_node_by_node(tmp_path: Path) -> None:
     assert findings(tmp_path) == [
         Finding("ok", "sources.numbers", "pipeline_types:NumberSource, 1 split (only), rows of numbers.v1"),
-        Finding("ok", "operators.label", "pipeline_types:LabelOperator on auto, gives labelled.v1"),
+        Finding("ok", "operators.label", "pipeline_types:LabelOperator on auto, gives labeled.v1"),
         Finding("ok", "sinks.rows", f"parquet into {tmp_path}/rows"),
     ]
 

@@ -1,4 +1,4 @@
-"""EM-LLM: a stream is cut into events where it surprises, and events are read with their neighbours (arXiv 2407.09450).
+"""EM-LLM: a stream is cut into events where it surprises, and events are read with their neighbors (arXiv 2407.09450).
 
 For video a frame is what a token is for text: surprise is 1 - cosine of consecutive representatives (our reading). Functions of
 one stream; nothing here looks ahead except the refinement, which sees one event further.

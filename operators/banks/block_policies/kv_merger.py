@@ -1,4 +1,4 @@
-"""KVMerger: neighbouring tokens with similar keys become one, weighted around a pivot (arXiv 2407.08454).
+"""KVMerger: neighboring tokens with similar keys become one, weighted around a pivot (arXiv 2407.08454).
 
 Works on raw keys. A merged token stands for several, but attention gives it the weight of one.
 """
@@ -24,9 +24,9 @@ __all__ = ["KVMergerCodec", "merge_sets", "merge_tokens"]
 
 
 def merge_sets(keys_GTD: Tensor, protected_GT: Tensor, kept: int) -> Tensor:
-    """Return which of ``kept`` sets each token belongs to, int64 [..., T], ascending from 0: runs of similar neighbours.
+    """Return which of ``kept`` sets each token belongs to, int64 [..., T], ascending from 0: runs of similar neighbors.
 
-    Neighbours join where the cosine of their keys is at least a threshold, except ``protected`` ones (heavy hitters). The paper
+    Neighbors join where the cosine of their keys is at least a threshold, except ``protected`` ones (heavy hitters). The paper
     looks for the threshold that gives a wanted size by bisection; here the ``T - kept`` most similar pairs join, which is that
     threshold, and still exact where similarities are equal. Protected tokens join only where too few others are left.
     """

@@ -25,7 +25,7 @@ __all__ = ["PagePool", "runs"]
 
 
 _FEW = 4
-"""Runs of neighbouring pages up to which copying run by run beats one indexed copy."""
+"""Runs of neighboring pages up to which copying run by run beats one indexed copy."""
 
 
 def runs(numbers: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -89,7 +89,7 @@ class PagePool:
         return out
 
     def view(self, layer: int, start: int, stop: int) -> dict[str, Tensor]:
-        """Return neighbouring pages of a layer in place. Do not write to them."""
+        """Return neighboring pages of a layer in place. Do not write to them."""
         if self._copied is not None:
             self._copied.synchronize()
         return {name: pool_LP[layer, start:stop] for name, pool_LP in self.rows.items()}

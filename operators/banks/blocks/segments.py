@@ -1,6 +1,6 @@
 """Blocks in files: the disk tier, and what snapshots name. Written once, read through memory maps by any number of processes.
 
-A *segment* is one file of a stream: up to S blocks, field by field, layer by layer, so that one layer of neighbouring blocks is
+A *segment* is one file of a stream: up to S blocks, field by field, layer by layer, so that one layer of neighboring blocks is
 one run of bytes. Its size is that of a full segment from the start (sparse). Invariant: a row below the number of blocks that a
 snapshot or a reader names is complete and never written again; rows above it do not count.
 """

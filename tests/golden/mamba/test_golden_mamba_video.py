@@ -119,7 +119,7 @@ def reference_rows(model: Mamba, arrays: Mapping[str, np.ndarray], settings: Map
 
 
 def cells_of(box: np.ndarray, height: int, width: int) -> set[int]:
-    """Return the cells whose centre lies in the box, else the one that holds the centre of the box."""
+    """Return the cells whose center lies in the box, else the one that holds the center of the box."""
     inside = {
         row * width + column
         for row in range(height)

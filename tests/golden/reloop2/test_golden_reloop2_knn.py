@@ -1,6 +1,6 @@
-"""Exact neighbours, weights and corrections against the float64 reference of ReLoop2's raw memory."""
+"""Exact neighbors, weights and corrections against the float64 reference of ReLoop2's raw memory."""
 
-# n rows, Q queries, k neighbours
+# n rows, Q queries, k neighbors
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def kept_rows(name: str, case: dict[str, np.ndarray], cfg: dict[str, int]) -> tu
 
 @golden("reloop2", ".npz", *KNN)
 @pytest.mark.parametrize("coarse", ["float32", "bfloat16"])
-def test_neighbours_weights_and_corrections(path: Path, coarse: str):
+def test_neighbors_weights_and_corrections(path: Path, coarse: str):
     case = read_npz(path)
     cfg = json.loads(case["cfg"].tobytes())
     names = sorted({key.split("/")[0] for key in case if key.startswith("knn_")})

@@ -1,6 +1,6 @@
 """Golden: what the operator's memories say and how they correct, as a float64 reference of the paper's formulas recorded it."""
 
-# K arrays or neighbours, B queries
+# K arrays or neighbors, B queries
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROWS = ("cfg", "H", r"knn_\w.*/idx")
 
 
 def memory_of(case: dict[str, np.ndarray], **options: Any) -> ErrorMemory:
-    """Make the memory of a case, centred nowhere, that forgets nothing."""
+    """Make the memory of a case, centered nowhere, that forgets nothing."""
     settings = json.loads(case["cfg"].tobytes())
     common = {"checkpoint": "none", "center": "none", "forgetting": "never", "tau": settings["tau"]}
     model: Any = SimpleNamespace(hidden_dim=settings["d"], hidden_mean=torch.zeros(settings["d"]))

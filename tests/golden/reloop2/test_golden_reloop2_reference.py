@@ -63,6 +63,6 @@ def test_memories_networks_and_hashes_of_other_sizes(tmp_path: Path):
             check(path)
         if "H" in read_npz(path):
             for coarse in ("float32", "bfloat16"):
-                test_golden_reloop2_knn.test_neighbours_weights_and_corrections(path, coarse)
+                test_golden_reloop2_knn.test_neighbors_weights_and_corrections(path, coarse)
         seen |= {check.__name__ for check in checks}
     assert len(seen) == 6, seen  # all that take arrays: two of memories, two of networks, two of banks

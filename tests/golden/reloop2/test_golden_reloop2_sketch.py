@@ -65,7 +65,7 @@ def test_interest_is_that_of_the_official_code(path: Path):
         user_b = held_BT[:, entry].nonzero()[:, 0]
         bank.write(history_BTK[user_b, entry], history_BTD[user_b, entry], slots_B=user_b)
     found = bank.read(target_BK, slots_B=torch.arange(users))
-    normalised = json.loads(case["cfg"].tobytes())["l2_norm"]
-    interest_BV = mean_direction(found) if normalised else found.sums_BKV.mean(1)
+    normalized = json.loads(case["cfg"].tobytes())["l2_norm"]
+    interest_BV = mean_direction(found) if normalized else found.sums_BKV.mean(1)
     wanted = case["out/lsh_attention"]
     np.testing.assert_allclose(interest_BV.numpy(), wanted, rtol=0, atol=INTEREST * max(1.0, np.abs(wanted).max()))

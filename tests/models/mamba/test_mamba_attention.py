@@ -95,7 +95,7 @@ def test_invalid_keys_are_ignored(attention):
 
 
 @torch.inference_mode()
-def test_stream_without_valid_keys_gets_zeros_and_its_neighbour_is_untouched(attention):
+def test_stream_without_valid_keys_gets_zeros_and_its_neighbor_is_untouched(attention):
     x, keys = rows(6, batch=2), rows(9, batch=2, seed=1)
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[1] = False

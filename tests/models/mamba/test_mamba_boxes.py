@@ -27,10 +27,10 @@ def test_anchors_are_neither_rounded_nor_shifted_by_half_a_cell():
     torch.testing.assert_close(base, torch.tensor(wanted))
     assert float(base[0, 2]) == pytest.approx(45.2548, abs=1e-4)
     grid = grid_anchors(base, 2, 3, 16.0).reshape(2, 3, 12, 4)
-    centres = (grid[..., :2] + grid[..., 2:]) / 2
+    centers = (grid[..., :2] + grid[..., 2:]) / 2
     for row in range(2):
         for column in range(3):
-            torch.testing.assert_close(centres[row, column], torch.tensor([16.0 * column, 16.0 * row]).expand(12, 2))
+            torch.testing.assert_close(centers[row, column], torch.tensor([16.0 * column, 16.0 * row]).expand(12, 2))
     generator = AnchorGenerator(sizes=(tuple(16 * s for s in SCALES),), aspect_ratios=(RATIOS,))
     trapped = generator(ImageList(torch.zeros(1, 3, 32, 48), [(32, 48)]), [torch.zeros(1, 1, 2, 3)])[0]
     assert float(trapped[0, 2]) == 45.0

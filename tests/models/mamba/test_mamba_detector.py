@@ -142,7 +142,7 @@ def test_resize_follows_the_long_and_short_side_rule():
     assert model.is_too_small(0, 10)
 
 
-def test_pixels_are_normalised_before_padding_so_that_padding_is_zero():
+def test_pixels_are_normalized_before_padding_so_that_padding_is_zero():
     model = small_model()
     picture = torch.full((85, 120, 3), 7, dtype=torch.uint8)
     ready = model.prepare([picture], "cpu")
@@ -154,7 +154,7 @@ def test_pixels_are_normalised_before_padding_so_that_padding_is_zero():
     padding = ready.pixels_BCHW.clone()
     padding[:, :, :h, :w] = 0
     assert torch.count_nonzero(padding) == 0
-    trapped = -torch.tensor(model.config.mean_rgb) / torch.tensor(model.config.std_rgb)  # padded, then normalised
+    trapped = -torch.tensor(model.config.mean_rgb) / torch.tensor(model.config.std_rgb)  # padded, then normalized
     assert float(trapped.abs().min()) > 1
 
 

@@ -236,13 +236,13 @@ def test_steps_with_the_same_generator_repeat_and_training_lowers_the_loss():
 
     def train(steps: int) -> list[float]:
         model = small_model()
-        optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
         draws, totals = generator(), []
         for _ in range(steps):
             total = torch.stack(list(training_step(model, keys, references, truth, draws, RULES).values())).sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             total.backward()
-            optimiser.step()
+            optimizer.step()
             totals.append(float(total.detach()))
         return totals
 

@@ -10,10 +10,10 @@ import pytest
 
 from connectors.errors import ConfigError, SinkError
 from models.mamba.annotations import read_annotations
-from models.mamba.shapes import COLOURS, ShapesConfig, make_scene, render_clips, render_mp4
+from models.mamba.shapes import COLORS, ShapesConfig, make_scene, render_clips, render_mp4
 
 
-def _colour_at_centre(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+def _color_at_center(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
     x, y = ((box[:2] + box[2:]) / 2).astype(int)
     return frame[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3).astype(float).mean(axis=0)
 
@@ -44,18 +44,18 @@ def test_a_clean_object_shows_its_class_and_a_degraded_one_does_not() -> None:
     clean, degraded = ShapesConfig(degraded=0.0, frames=1), ShapesConfig(degraded=1.0, frames=1)
     for seed in range(40):
         scene = make_scene(clean, seed)
-        shown = _colour_at_centre(scene.frame(0), scene.boxes_TO4[0, -1])
-        nearest = min(clean.class_names, key=lambda name: float(np.abs(shown - COLOURS[name]).sum()))
+        shown = _color_at_center(scene.frame(0), scene.boxes_TO4[0, -1])
+        nearest = min(clean.class_names, key=lambda name: float(np.abs(shown - COLORS[name]).sum()))
         assert nearest == clean.class_names[scene.labels_O[-1]]
         hidden = make_scene(degraded, seed)
-        colour = _colour_at_centre(hidden.frame(0), hidden.boxes_TO4[0, -1])
-        assert np.ptp(colour) < 30  # grey or black up to the noise of nine pixels
+        color = _color_at_center(hidden.frame(0), hidden.boxes_TO4[0, -1])
+        assert np.ptp(color) < 30  # gray or black up to the noise of nine pixels
 
 
 def test_objects_stay_inside_and_move_at_most_five_pixels_per_frame() -> None:
     scene = make_scene(ShapesConfig(frames=200), 5)
     assert scene.boxes_TO4.min() >= 0.0 and scene.boxes_TO4.max() <= 96.0
-    steps = np.linalg.norm(np.diff(scene.centres_TO2, axis=0), axis=2)
+    steps = np.linalg.norm(np.diff(scene.centers_TO2, axis=0), axis=2)
     assert steps.max() <= 5.0 + 1e-9
     turned = np.any(np.diff(np.sign(scene.velocities_TO2), axis=0) != 0)
     assert turned, "in 200 frames an object meets a wall"
@@ -74,7 +74,7 @@ def test_an_unusable_setting_is_refused_with_its_value(setting: dict) -> None:
         ShapesConfig(**setting)
 
 
-def test_mp4_files_keep_frames_times_and_colours_and_their_annotations_fit(tmp_path: Path) -> None:
+def test_mp4_files_keep_frames_times_and_colors_and_their_annotations_fit(tmp_path: Path) -> None:
     config = ShapesConfig(frames=8, degraded=0.0)
     annotations = read_annotations(render_clips(tmp_path, config=config, seeds=[11, 12], fps=25.0, scale=4))
     assert annotations.classes == config.class_names
@@ -90,7 +90,7 @@ def test_mp4_files_keep_frames_times_and_colours_and_their_annotations_fit(tmp_p
             boxes, labels = annotations.objects(i)
             assert np.allclose(boxes, scene.boxes_TO4[t] * 4) and np.array_equal(labels, scene.labels_O)
             # The object drawn last is covered by no other.
-            difference = _colour_at_centre(image[..., ::-1], boxes[-1]) - COLOURS[config.class_names[labels[-1]]]
+            difference = _color_at_center(image[..., ::-1], boxes[-1]) - COLORS[config.class_names[labels[-1]]]
             assert np.abs(difference).max() < 30
         assert not capture.read()[0] and len(positions) == 8
         capture.release()

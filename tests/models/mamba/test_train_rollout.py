@@ -153,12 +153,12 @@ def test_attention_learns_to_read_the_class_from_remembered_rows() -> None:
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    classes_KC, grey_C, empty_C = noise(K, C), noise(C), noise(C)
+    classes_KC, gray_C, empty_C = noise(K, C), noise(C), noise(C)
 
     def clips(B: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         label_B = torch.randint(K, (B,), generator=generator)
         hidden_BT = torch.rand(B, frames + 1, generator=generator) < degraded
-        object_BTC = torch.where(hidden_BT[..., None], grey_C, classes_KC[label_B][:, None]) + 0.3 * noise(B, frames + 1, C)
+        object_BTC = torch.where(hidden_BT[..., None], gray_C, classes_KC[label_B][:, None]) + 0.3 * noise(B, frames + 1, C)
         rows_BTRC = torch.cat([object_BTC[:, :frames, None], empty_C + 0.3 * noise(B, frames, background, C)], dim=2)
         return object_BTC[:, -1:], rows_BTRC.flatten(1, 2), label_B, hidden_BT[:, -1]
 

@@ -19,9 +19,9 @@ def test_the_same_seed_gives_the_same_pixels_and_any_frame_by_itself() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_events_differ_in_shape_and_colour_lie_apart_and_keep_their_light(seed: int) -> None:
+def test_events_differ_in_shape_and_color_lie_apart_and_keep_their_light(seed: int) -> None:
     film = make_film(seed)
-    assert len({event.shape for event in film.events}) == len({event.colour for event in film.events}) == 5
+    assert len({event.shape for event in film.events}) == len({event.color for event in film.events}) == 5
     for event, following in zip(film.events, film.events[1:], strict=False):
         assert event.stop <= following.start
     for event in film.events:
@@ -29,9 +29,9 @@ def test_events_differ_in_shape_and_colour_lie_apart_and_keep_their_light(seed: 
         assert {list(TIMES)[t * len(TIMES) // film.length] for t in event.frames} == {event.time}
 
 
-def test_an_event_shows_its_colour_and_an_empty_frame_does_not() -> None:
-    film = next(f for f in map(make_film, range(99)) if any(e.colour == "magenta" for e in f.events))
-    event = next(e for e in film.events if e.colour == "magenta")
+def test_an_event_shows_its_color_and_an_empty_frame_does_not() -> None:
+    film = next(f for f in map(make_film, range(99)) if any(e.color == "magenta" for e in f.events))
+    event = next(e for e in film.events if e.color == "magenta")
 
     def magenta(t: int) -> int:
         red, green, blue = film.frame(t).astype(int).transpose(2, 0, 1)
@@ -50,7 +50,7 @@ def test_there_are_as_many_objects_as_are_said_to_be(shape: str, count: str) -> 
         (f, e)
         for f in films
         for e in f.events
-        if (e.shape, e.count, e.colour) == (shape, count, "cyan") and e.time == "at night"
+        if (e.shape, e.count, e.color) == (shape, count, "cyan") and e.time == "at night"
     )
     red, green, _ = film.frame(event.start).astype(int).transpose(2, 0, 1)
     found, _ = cv2.connectedComponents(((green > 130) & (red < 110)).astype(np.uint8))
@@ -62,12 +62,12 @@ def test_every_event_is_asked_about_in_four_ways() -> None:
     asked = questions(film, np.random.default_rng(0))
     assert len(asked) == 20
     for one in asked:
-        expected = {"colour": one.event.colour, "shape": one.event.shape, "when": one.event.time, "count": one.event.count}
+        expected = {"color": one.event.color, "shape": one.event.shape, "when": one.event.time, "count": one.event.count}
         assert one.answer == expected[one.kind]
         assert one.answer not in one.text
-        names = [name for e in film.events for name in (e.shape, e.colour) if name.rstrip("s") in one.text]
+        names = [name for e in film.events for name in (e.shape, e.color) if name.rstrip("s") in one.text]
         assert names, one.text
-        assert all(name in (one.event.shape, one.event.colour) for name in names)
+        assert all(name in (one.event.shape, one.event.color) for name in names)
 
 
 def test_a_film_becomes_an_mp4_of_its_length(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_frames_are_resized_by_the_rule_of_their_family(tmp_path: Path) -> None:
     assert isinstance(encoder, FrameEncoder)
     processor = transformers.LlavaOnevisionVideoProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     wanted = processor([film.permute(0, 3, 1, 2)], return_tensors="pt").pixel_values_videos[0]
-    off = (encoder.pixels(film) - wanted).abs() * 127.5  # in grey levels; the processor rounds between rows and columns
+    off = (encoder.pixels(film) - wanted).abs() * 127.5  # in gray levels; the processor rounds between rows and columns
     assert off.max() < 3.5
     assert off.mean() < 0.3
 

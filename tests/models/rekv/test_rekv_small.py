@@ -15,7 +15,7 @@ from benchmarks.rekv_memory_gain import bank_blocks
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.rekv.encoding import encode_prefix
 from models.rekv.evaluate import film_quality
-from models.rekv.films import COLOURS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
+from models.rekv.films import COLORS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
 from models.rekv.loaders import load_model
 from models.rekv.recipe import FilmsSchedule, _clip, _render_pool, film_tokenizer
 from models.rekv.small import SMALL_PROMPTS, SMALL_REKV, WordTokenizer, build_small, load_small, save_small
@@ -109,10 +109,10 @@ def test_training_needs_a_recipe_that_exists(tmp_path: Path) -> None:
         train(tmp_path, recipe="shape")
 
 
-def test_a_clip_shows_what_is_asked_about_and_nothing_else_of_that_shape_or_colour() -> None:
+def test_a_clip_shows_what_is_asked_about_and_nothing_else_of_that_shape_or_color() -> None:
     rng = np.random.default_rng(4)
     pool = _render_pool(SHORT, rng)
-    colours, times = list(COLOURS), list(TIMES)
+    colors, times = list(COLORS), list(TIMES)
     for number in range(400):
         gathered = bool(number % 2)
         clip = _clip(pool, 4 + number % 13, rng, gathered=gathered)
@@ -121,16 +121,16 @@ def test_a_clip_shows_what_is_asked_about_and_nothing_else_of_that_shape_or_colo
         assert any(holds)
         words = set()
         for i, inside in enumerate(holds):
-            shape, colour = shown["shape"][i], shown["colour"][i]
+            shape, color = shown["shape"][i], shown["color"][i]
             if inside:
-                names = (SHAPES[shape - 1], colours[colour - 1], COUNTS[shown["count"][i] - 1], times[shown["when"][i]])
+                names = (SHAPES[shape - 1], colors[color - 1], COUNTS[shown["count"][i] - 1], times[shown["when"][i]])
                 words.add(names)
                 assert names[0] in clip.question or names[1] in clip.question
                 assert clip.answer in names
             else:
                 asked = holds.index(True)
                 assert shape != shown["shape"][asked]
-                assert colour != shown["colour"][asked]
+                assert color != shown["color"][asked]
         assert len(words) == 1
         assert not gathered or len(holds) <= SMALL_REKV.retrieve_frames
 
@@ -145,7 +145,7 @@ def test_quality_is_the_same_from_a_bank_and_says_what_guessing_gives(tmp_path: 
     assert plain.questions == 40
     assert set(plain.accuracy) == {"memory", "uniform", "recent", "blind"}
     commonest = 0
-    for name in ("colour", "shape", "time", "count"):
+    for name in ("color", "shape", "time", "count"):
         said = [getattr(event, name) for film in films for event in film.events]
         commonest += max(said.count(word) for word in said)
     assert plain.guess == commonest / 40

@@ -60,7 +60,7 @@ def test_scissorhands_counts_steps_of_little_attention_per_token(seed: int, step
 
 
 def sets_by_threshold(keys: Tensor, protected: Tensor, threshold: float) -> list[list[int]]:
-    """Scan from last to first and join neighbours above a threshold: the published procedure, one head."""
+    """Scan from last to first and join neighbors above a threshold: the published procedure, one head."""
     sets = [[len(keys) - 1]]
     for i in range(len(keys) - 2, -1, -1):
         alike = float(torch.nn.functional.cosine_similarity(keys[i], keys[i + 1], dim=0))
@@ -110,7 +110,7 @@ def test_kv_merger_weights_tokens_around_the_pivot(seed: int, tokens: int, data)
                 assert got[2][g, k] == len(members)
 
 
-def test_kv_merger_loses_nothing_where_neighbours_are_equal():
+def test_kv_merger_loses_nothing_where_neighbors_are_equal():
     keys, values = (drawn(seed, 1, 2, 5, 4).repeat_interleave(3, dim=2) for seed in (1, 2))
     codec, query = KVMergerCodec(5), drawn(3, 2, 6, 4)
     merged_keys, merged_values = codec.decode(codec.encode(keys, values, {"attention": drawn(4, 1, 2, 15).abs()}))

@@ -1,6 +1,6 @@
 """LshTable against buckets kept as Python lists, and against the exact search of its ring."""
 
-# B rows of a call, D dim, K arrays, k neighbours
+# B rows of a call, D dim, K arrays, k neighbors
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
-from operators.banks import LshTable, Neighbours, RowRing
+from operators.banks import LshTable, Neighbors, RowRing
 from operators.state import State
 
 DIM = 6
@@ -60,7 +60,7 @@ def rows(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(number, DIM, generator=generator), torch.rand(number, 2, generator=generator)
 
 
-def assert_same(a: Neighbours, b: Neighbours) -> None:
+def assert_same(a: Neighbors, b: Neighbors) -> None:
     for name in ("similarity_Bk", "sequence_Bk", "values_BkV", "valid_Bk"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 

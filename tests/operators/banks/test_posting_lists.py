@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
-from operators.banks import Neighbours, PostingLists, PostingRules, RowRing
+from operators.banks import Neighbors, PostingLists, PostingRules, RowRing
 from operators.banks.balanced_kmeans import cluster, representatives
 from operators.banks.posting_files import sequences_of
 from operators.banks.posting_slice import closure
@@ -41,13 +41,13 @@ def rules(**changes: object) -> PostingRules:
 def rows(number: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rows around 12 directions, so that some lists grow much faster than others."""
     generator = torch.Generator().manual_seed(seed)
-    centre_CD = torch.randn(12, DIM, generator=torch.Generator().manual_seed(77))
+    center_CD = torch.randn(12, DIM, generator=torch.Generator().manual_seed(77))
     which_B = (torch.rand(number, generator=generator) ** 3 * 12).long()
-    h_BD = centre_CD[which_B] + 0.3 * torch.randn(number, DIM, generator=generator)
+    h_BD = center_CD[which_B] + 0.3 * torch.randn(number, DIM, generator=generator)
     return h_BD, torch.rand(number, 2, generator=generator)
 
 
-def assert_same(a: Neighbours, b: Neighbours) -> None:
+def assert_same(a: Neighbors, b: Neighbors) -> None:
     for name in ("similarity_Bk", "sequence_Bk", "values_BkV", "valid_Bk"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
@@ -102,7 +102,7 @@ def test_a_query_reads_the_same_lists_alone_and_among_others(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("pruning", "recall"), [({"eps2": 0.6}, 0.75), ({"lists_per_query": 24}, 0.9)])
-def test_pruning_loses_few_neighbours(tmp_path: Path, pruning: dict[str, float], recall: float):
+def test_pruning_loses_few_neighbors(tmp_path: Path, pruning: dict[str, float], recall: float):
     bank, ring = PostingLists(tmp_path, DIM, rules=rules(slices=9, **pruning)), RowRing(4000, DIM)
     h_BD, values_BV = rows(2000)
     bank.write(h_BD, values_BV)
@@ -113,7 +113,7 @@ def test_pruning_loses_few_neighbours(tmp_path: Path, pruning: dict[str, float],
     assert recall < hits < 1
 
 
-def test_a_query_that_is_a_centre_still_finds_k_rows(tmp_path: Path):
+def test_a_query_that_is_a_center_still_finds_k_rows(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(eps2=0.0))
     h_BD, values_BV = rows(400)
     bank.write(h_BD, values_BV)
@@ -330,9 +330,9 @@ def test_representatives_are_the_rows_nearest_to_the_mean_of_their_cluster():
 
 
 def test_closure_follows_the_rule_row_by_row():
-    x_ND, centres_LD = unit_rows(rows(150)[0]), unit_rows(rows(40, seed=5)[0])
+    x_ND, centers_LD = unit_rows(rows(150)[0]), unit_rows(rows(40, seed=5)[0])
     replicas, eps1 = 3, 0.5
-    row_P, list_P = closure(x_ND, centres_LD, replicas=replicas, eps1=eps1)
+    row_P, list_P = closure(x_ND, centers_LD, replicas=replicas, eps1=eps1)
     got: dict[int, list[int]] = {n: [] for n in range(150)}
     for row, place in zip(row_P.tolist(), list_P.tolist(), strict=True):
         got[row].append(place)
@@ -341,11 +341,11 @@ def test_closure_follows_the_rule_row_by_row():
         return float((a_D.double() - b_D.double()).norm())
 
     for n, x_D in enumerate(x_ND):
-        order = sorted(range(40), key=lambda j: distance(x_D, centres_LD[j]))[: 2 * replicas]
+        order = sorted(range(40), key=lambda j: distance(x_D, centers_LD[j]))[: 2 * replicas]
         kept: list[int] = []
         for j in order:
-            here = distance(x_D, centres_LD[j])
-            near = here <= (1 + eps1) * distance(x_D, centres_LD[order[0]])
-            if near and len(kept) < replicas and all(here <= distance(centres_LD[i], centres_LD[j]) for i in kept):
+            here = distance(x_D, centers_LD[j])
+            near = here <= (1 + eps1) * distance(x_D, centers_LD[order[0]])
+            if near and len(kept) < replicas and all(here <= distance(centers_LD[i], centers_LD[j]) for i in kept):
                 kept.append(j)
         assert got[n] == kept

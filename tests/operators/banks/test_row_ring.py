@@ -1,6 +1,6 @@
 """RowRing against a float64 brute force over a Python list of rows."""
 
-# B rows of a call, Q queries, D dim, V value columns, k neighbours
+# B rows of a call, Q queries, D dim, V value columns, k neighbors
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
-from operators.banks import Neighbours, RowRing, row_search
+from operators.banks import Neighbors, RowRing, row_search
 from operators.state import State
 
 COARSE = ["float32", "bfloat16", "float16"]
@@ -40,7 +40,7 @@ class RowList:
         lengths = float(np.linalg.norm(q) * np.linalg.norm(h))
         return float(q @ h) / lengths if lengths else 0.0
 
-    def check(self, found: Neighbours, q_QD: Tensor, k: int, tolerance: float = FLOAT32) -> None:
+    def check(self, found: Neighbors, q_QD: Tensor, k: int, tolerance: float = FLOAT32) -> None:
         """Fail unless these are the k best, best first; rows closer than the tolerance may change places."""
         for i, q_D in enumerate(q_QD):
             similarity = {row: self.similarity(q_D, row) for row in self.live()}
@@ -280,7 +280,7 @@ def test_float32_products_of_lower_precision_change_no_result():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("coarse", ["float32", "float16"])
-def test_on_a_gpu_the_neighbours_are_those_of_the_cpu(coarse: str):
+def test_on_a_gpu_the_neighbors_are_those_of_the_cpu(coarse: str):
     ring, reference = filled(2000, 32, 2500)
     on_gpu = RowRing(2000, 32, device="cuda", coarse=coarse)
     state = State()
@@ -288,7 +288,7 @@ def test_on_a_gpu_the_neighbours_are_those_of_the_cpu(coarse: str):
     on_gpu.load(state)
     q_QD = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     found = on_gpu.search(q_QD, 15)
-    reference.check(Neighbours(*(getattr(found, name).cpu() for name in Neighbours.__slots__)), q_QD, 15)
+    reference.check(Neighbors(*(getattr(found, name).cpu() for name in Neighbors.__slots__)), q_QD, 15)
 
 
 def test_order_keys_sort_by_similarity_then_by_newness():

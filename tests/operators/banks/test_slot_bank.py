@@ -18,7 +18,7 @@ from operators.banks import (
     SlotBank,
     append,
     check_budget,
-    drop_redundant_neighbour,
+    drop_redundant_neighbor,
     fifo_pinned,
     random_replacement,
     ring,
@@ -227,7 +227,7 @@ def test_fifo_spares_pinned_rows(writes: list[tuple[int, bool]]):
     assert sorted(held(bank, 1)) == sorted(r[0] for r in reference)
 
 
-def test_drop_redundant_neighbour_equals_the_list_version():
+def test_drop_redundant_neighbor_equals_the_list_version():
     torch.manual_seed(3)
     bank = make(slots=3, capacity=5, feature=RowSpec((6,)), order=RowSpec((), torch.int64))
     slots, lists = torch.tensor([2, 0]), {2: [], 0: []}
@@ -236,7 +236,7 @@ def test_drop_redundant_neighbour_equals_the_list_version():
         if t % 5 == 0 and t:
             feature[0] = lists[2][-1][1]  # an exact repeat
         rows = {"feature": feature, "order": torch.full((2, 1), t)}
-        bank.write(slots, rows, torch.tensor([1, 1]), drop_redundant_neighbour())
+        bank.write(slots, rows, torch.tensor([1, 1]), drop_redundant_neighbor())
         for b, slot in enumerate((2, 0)):
             kept = lists[slot]
             kept.append((t, feature[b, 0]))

@@ -91,7 +91,7 @@ def test_cells_of_a_big_box_are_drawn_anew_at_every_step_and_all_get_their_turn(
 def test_cut_detector_tells_a_cut_from_motion():
     frames = [color_histogram(mamba_streams.image("cam", n)) for n in range(3)]
     assert correlation(frames[0], frames[0]) > 0.999
-    red, blue = (np.full((40, 40, 3), colour, np.uint8) for colour in ((200, 20, 20), (20, 20, 200)))
+    red, blue = (np.full((40, 40, 3), color, np.uint8) for color in ((200, 20, 20), (20, 20, 200)))
     assert correlation(color_histogram(red), color_histogram(blue)) < 0.1
     shifted = np.roll(mamba_streams.image("cam", 0), 5, axis=1)
     assert correlation(frames[0], color_histogram(shifted)) > 0.9

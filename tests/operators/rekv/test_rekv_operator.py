@@ -97,8 +97,8 @@ def test_only_so_many_questions_wait(tiny_rekv: str) -> None:
         (question("a", None), "bad_question"),
         (question("a", COLOR, max_tokens=0), "bad_question"),
         (question("a", COLOR, max_tokens=6), "bad_question"),
-        (question("a", "colour " * 40), "question_too_long"),
-        (question("a", "colour" * 10_000), "question_too_long"),
+        (question("a", "color " * 40), "question_too_long"),
+        (question("a", "color" * 10_000), "question_too_long"),
         (question("a", COLOR, at_us=-1), "no_frames"),
     ],
 )

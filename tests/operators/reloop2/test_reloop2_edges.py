@@ -48,7 +48,7 @@ def test_number_that_is_none_rejects_the_row(ctr_model: str, value: float | None
     assert operator.metrics()["early"] == 1  # it was never there
 
 
-def test_bad_row_does_not_touch_its_neighbours(ctr_model: str):
+def test_bad_row_does_not_touch_its_neighbors(ctr_model: str):
     good = rows_of(make(ctr_model).process(impressions(range(6))))
     prices = impressions(range(6)).column("price").to_pylist()
     prices[2] = float("nan")

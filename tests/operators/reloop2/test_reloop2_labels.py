@@ -155,7 +155,7 @@ def test_duplicate_impression_is_predicted_and_flagged(ctr_model: str):
     assert (first, second, third) == (0, Flag.DUPLICATE, 0)
     operator.control(labels([1], [1.0]))
     assert sums(operator)[0] == 1
-    assert show(operator, [1])[0]["flags"] & Flag.DUPLICATE  # also once it is labelled
+    assert show(operator, [1])[0]["flags"] & Flag.DUPLICATE  # also once it is labeled
     assert operator.metrics()["duplicate_impressions"] == 2
 
 
