@@ -103,7 +103,7 @@ def questions() -> list[list[Tensor]]:
 def measure(name: str, kwargs: Mapping[str, Any], device: str, expected: Published | None) -> dict[str, Any]:
     """Return rates of one arrangement of tiers, and whether it returned the bytes of ``expected``."""
     bank = BlockBank(SPEC, slots=1, device=device, **kwargs)
-    for _ in range(2):  # the second time, memory is not fresh from the system any more
+    for _ in range(2):  # the second time, memory is not fresh from the system anymore
         bank.release([0])
         bank.open([0], [1])
         wrote = 0.0

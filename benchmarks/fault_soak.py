@@ -1,7 +1,7 @@
 """Claim: ``kill -9`` of any actor, of the driver, or of everything, at 30 random moments per runner, loses and doubles nothing.
 
 A real command line (``streambank run --resume``) is killed again and again: in ``local`` the process; on ``ray`` in turn one of
-the actors (the run must go on by itself), the driver, or driver, cluster and actors together. Then the run is finished, and its
+the actors (the run must go on), the driver, or driver, cluster and actors together. Then the run is finished, and its
 rows are compared with those of an undisturbed run, stream by stream and in order; no staged file may be left.
 
     python -m benchmarks.fault_soak [--kills 30] [--runners local,ray] [--seed 0] [--rows 400000]
@@ -34,7 +34,7 @@ _STREAMS = 6
 _ACTORS = ("SourceActor", "OperatorActor", "SinkActor")
 _KINDS = {"local": ("driver",), "ray": ("actor", "driver", "everything")}
 _LONGEST_S = {"local": 6.0, "ray": 12.0}
-"""Kills fall at random within this time after the run has begun (for an actor: after all of them are there)."""
+"""Kills fall at random within this time after the run has started (for an actor: after all of them are there)."""
 
 
 def write_lines(folder: Path, rows: int) -> None:
@@ -136,7 +136,7 @@ def soak(runner: str, folder: Path, lines: Path, kills: int, draw: random.Random
         if driver.poll() is not None:
             log = (file.parent / "log.txt").read_text(errors="replace")
             if driver.returncode != 0:
-                raise SystemExit(f"the run failed by itself with {driver.returncode} after {done} kills:\n{log[-3000:]}")
+                raise SystemExit(f"the run failed on its own with {driver.returncode} after {done} kills:\n{log[-3000:]}")
             early = kills - done
             break
         if kind == "actor":

@@ -87,7 +87,7 @@ def soak(
 ) -> dict[str, Any]:
     """Kill each kind once a round, and the broker in ``broker_kills`` rounds, then compare with an undisturbed run.
 
-    ``until`` is the time (``time.monotonic``) after which no round begins. Raise ``RuntimeError`` where the run ends by itself.
+    ``until`` is the time (``time.monotonic``) after which no round starts. Raise ``RuntimeError`` where the run ends.
     """
     began = time.monotonic()
     topics = {name: broker.create_topic(f"{runner}-{name}", PARTITIONS) for name in ("frames", "rows", "undisturbed")}

@@ -1,6 +1,6 @@
 """A real ``streambank run --resume`` over Kafka frames, whose processes are found by what they do, killed, and started again.
 
-Knows nothing of rounds and rows; a run that ends by itself is an error with the end of its log.
+Knows nothing of rounds and rows; a run that ends on its own is an error with the end of its log.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class PipelineRun:
         if self._driver is None:
             raise RuntimeError("the run was not started")
         if self._driver.poll() not in (None, 0):
-            raise RuntimeError(f"the run ended by itself with {self._driver.returncode}:\n{self._tail()}")
+            raise RuntimeError(f"the run ended on its own with {self._driver.returncode}:\n{self._tail()}")
         return self._driver
 
     def _tail(self) -> str:

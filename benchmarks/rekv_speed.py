@@ -2,7 +2,7 @@
 
 8 layers, hidden 256, 196 tokens per frame, window 5,000, 16 retrieved frames, one thread, random weights; the same decoder and
 the same rules on both sides, so both give the same numbers (checked first). The plain side (spec: sections 3 and 4) keeps
-un-rotated keys, puts window and frame together anew for every frame, repeats the shared heads, rotates all of it, attends in
+un-rotated keys, puts window and frame together again for every frame, repeats the shared heads, rotates all of it, attends in
 the stages of the published PyTorch attention (logits of window and of sinks, each masked and scaled; one softmax; masked again
 and summed up), runs the vocabulary head on every token, and loads blocks one by one for the question and again for the prompt.
 Both sides take turns, so that a busy machine slows both, and the processor's time counts.

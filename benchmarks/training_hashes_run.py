@@ -176,7 +176,7 @@ def run_case(name: str, out: Path, **given: Any) -> Any:
 
 
 def checkpoints_every(updates: int, name: str) -> dict[str, Any]:
-    """Let a case write checkpoints so often: return its option, or set what recipes go by, which have none."""
+    """Set how often a case writes checkpoints: return its option, or patch the interval of recipes, which have none."""
     if " recipe " not in name:
         return {"checkpoint_every": updates}
     importlib.import_module("models.training.loop").CHECKPOINT_EVERY = updates

@@ -73,7 +73,7 @@ class Source(ABC):
 
     Options: ClassVar[type]
     bounded: bool = True
-    """True when every split ends by itself and no more will appear: the run ends when all have been read."""
+    """True when every split ends on its own and no more will appear: the run ends when all have been read."""
     splits_end: bool = True
     """False when splits go on for ever (a camera, a topic): all of them are then read at the same time."""
     replayable: bool = True

@@ -1,7 +1,7 @@
 """Files that are there as a whole or not at all, also after a power cut: the one place that flushes and renames.
 
 A file is written under a temporary name in its own folder, flushed to the device, renamed, and the folder flushed. ``OSError``
-passes through: whoever calls knows what the file is and what to tell its user. Standard library only.
+passes through: the caller knows what the file is and what to tell its user. Standard library only.
 """
 
 from __future__ import annotations

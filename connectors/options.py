@@ -2,7 +2,7 @@
 
 An options class is a keyword-only frozen dataclass whose fields are made by :func:`option`. The pipeline file, ``check`` and
 ``describe`` read the metadata from there, so a default, a unit or a bound is written once. Checks across fields belong into
-``__post_init__`` and raise ``ConfigError``. A renamed option says what it ``was``; where one is gone for good, the class
+``__post_init__`` and raise ``ConfigError``. A renamed option says what it ``was``; where one is gone permanently, the class
 variable ``removed: ClassVar[Mapping[str, str]]`` says what to write now. Standard library only: operators run where pydantic is
 not installed.
 """
@@ -48,7 +48,7 @@ def option(
     values are allowed, the field is annotated as ``Literal[...]``, or as a list of it. ``secret`` options take only
     ``{env: NAME}`` or ``{file: PATH}`` in a pipeline file and are never printed. ``path`` options (and all of type ``Path``)
     hold paths or globs; in a pipeline file they are relative to it.
-    ``was`` lists former names of the option: who still writes one is told the new one.
+    ``was`` lists former names of the option: using one is an error that gives the new name.
     A list or dict default is copied for every instance. Where options depend on a choice, the field is annotated as a union of
     options classes, each with a ``ClassVar`` called ``type``; a pipeline file then has a mapping with ``type`` and its options.
     """

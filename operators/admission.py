@@ -53,7 +53,7 @@ def admit_rows(
 
     Each must be dealt with before the next is asked for. ``read(row, stream, time_us)`` returns a row's content and the
     reason where it is ``rejected_corrupt``; ``stream`` is None for a new one. ``refusal`` has more to say about rows of known
-    streams. Rows in ``timeless`` have no event time that counts. With ``read_late`` late rows of streams that have begun are
+    streams. Rows in ``timeless`` have no event time that counts. With ``read_late`` late rows of streams that have started are
     yielded, too, with their status set and not accepted.
     """
     columns = [batch.column(name).to_pylist() for name in ("stream_id", "sequence")]

@@ -1,6 +1,6 @@
 """A pool of processes that answer questions while their operator goes on. Knows no method: a function that loads one is given.
 
-Each process loads what it answers with by itself, so weights are there once per process. They end with the process that made
+Each process loads what it answers with on its own, so weights are there once per process. They end with the process that made
 them, also when it is killed.
 """
 
@@ -53,7 +53,7 @@ class Answerers(Generic[Asked, Result]):
             raise self._broken() from error
 
     def close(self) -> None:
-        """End the processes; what has not been begun is not answered. May be called twice."""
+        """End the processes; what has not been started is not answered. May be called twice."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _broken(self) -> StreambankError:

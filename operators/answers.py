@@ -118,7 +118,7 @@ class Answers(Generic[View, Result]):
         return [rows[number] for number in sorted(rows)]
 
     def due(self, stream_id: str, time_us: int, prepare: Callable[[], None] = lambda: None) -> list[Row]:
-        """Answer what a row of this time sets free, before the row is written; ``prepare`` writes what came before it."""
+        """Answer what a row of this time releases, before the row is written; ``prepare`` writes what came before it."""
         items = self._waiting.due(stream_id, time_us)
         if not items:
             return []

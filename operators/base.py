@@ -31,7 +31,7 @@ __all__ = ["Context", "Operator"]
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an operator is told about the place it runs in."""
+    """Where an operator runs."""
 
     name: str = "operator"
     """The node's name in the pipeline file, for messages."""
@@ -104,7 +104,7 @@ class Operator(ABC):
 
     @abstractmethod
     def close_stream(self, stream_id: str) -> None:
-        """Forget a stream and free its slot. An unknown stream is no error; the same id may start afresh later."""
+        """Forget a stream and free its slot. An unknown stream is no error; the same id may start over later."""
 
     def metrics(self) -> dict[str, float]:
         """Return gauges for the progress line and Prometheus: ``bank_bytes``, ``streams``, counters of the whole run."""

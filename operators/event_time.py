@@ -1,4 +1,4 @@
-"""How far event time has come, per slot: what operators with timeouts and windows go by. Knows no clock and no labels.
+"""How far event time has advanced, per slot, for operators with timeouts and windows. Knows no clock and no labels.
 
 In an aligned run (``Context.aligned``) rows come in the order of event time, so event time has reached a row when the row
 comes, whether or not ``advance`` has said so before: the steps in which ``advance`` comes change nothing. Without alignment

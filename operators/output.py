@@ -1,4 +1,4 @@
-"""What becomes of each row of a batch: its status and error, made into an output batch with the method's columns at the end.
+"""Status and error of each row of a batch, and the output batch built from them and the method's columns.
 
 Knows no streams and no memory. Rows keep their order; a row may also be dropped.
 """

@@ -37,11 +37,11 @@ class Pending:
         return True
 
     def due(self, stream_id: str, time_us: int) -> list[Item]:
-        """Take the items out that a row of this time sets free: it is behind what they may see. In the order of their times."""
+        """Take the items out that a row of this time releases: it is behind what they may see. In the order of their times."""
         return [item for _, item in self._take(stream_id, time_us)]
 
     def due_everywhere(self, time_us: int) -> list[tuple[str, Item]]:
-        """Take the items of all streams out that rows of this time would set free, with their streams.
+        """Take the items of all streams out that rows of this time would release, with their streams.
 
         In the order of their times, then streams: the same in whatever steps event time gets there.
         """

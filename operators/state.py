@@ -33,7 +33,7 @@ class Rows:
     length_N: Tensor
     """int64: how many rows each stream has in all."""
     count_N: Tensor
-    """int64: how many of them stand here."""
+    """int64: how many of them are in this state."""
     index_R: Tensor
     """int64: the position of each stored row within its stream."""
     values_R: Tensor
@@ -61,7 +61,7 @@ class Patch:
     index_C: Tensor
     """int64: positions along the first dimension, each at most once."""
     values_C: Tensor
-    """[C, ...]: what stands there now (not the difference)."""
+    """[C, ...]: the present values (not differences)."""
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ class State:
         old = self.rows.get(name)
         # Zeros: of a table of fixed size, a stream that is new names only the rows that are not zero.
         values_R = new.values_R.new_zeros((int(new.length_N.sum()), *new.values_R.shape[1:]))
-        ended = set(change.closed)  # and has started afresh, if it is here
+        ended = set(change.closed)  # and has started over, if it is here
         start = taken = 0
         # Per stream, not per row: recovery is the only caller, and streams of one shard are at most thousands.
         starts = (torch.cumsum(old.count_N, 0) - old.count_N).tolist() if old is not None else []
@@ -214,7 +214,7 @@ _DENSE, _ROWS = "dense.", "rows."
 def to_shared(state: State) -> None:
     """Make what ``state`` holds of one nameless stream belong to no stream; for operators with one memory for all streams.
 
-    ``dense`` and ``rows`` go into ``shared``, rows that do not all stand here into ``patches``.
+    ``dense`` and ``rows`` go into ``shared``, rows that are not all in this state into ``patches``.
     """
     for name, tensor in state.dense.items():
         state.shared[_DENSE + name] = tensor

@@ -2,7 +2,7 @@
 
 All bookkeeping that an operator with a memory per stream needs to keep the promises of ``operators.base``, and nothing else: no
 content of rows, no banks, no models. A method subclasses :class:`Stream`; fields that are plain numbers or flags are part of
-snapshots by themselves. An evicted stream is remembered as a *tombstone*, so that its next row can say so.
+snapshots on their own. An evicted stream is remembered as a *tombstone*, so that its next row can say so.
 """
 
 # B rows of a call, N streams of a snapshot
@@ -72,7 +72,7 @@ def on_streams_full(*, was: Sequence[str] = ()) -> Any:
     """Declare the option ``on_streams_full``; ``was``: what an operator called it before."""
     return option(
         "evict",
-        "When one stream more arrives: `evict` the one idle longest (it starts afresh later), or `reject` the new one's rows.",
+        "When one stream more arrives: `evict` the one idle longest (it starts over later), or `reject` the new one's rows.",
         was=was,
     )
 
@@ -144,9 +144,9 @@ class Opened(NamedTuple, Generic[S]):
 class StreamTable(Generic[S]):
     """Streams with a slot, and tombstones.
 
-    ``make`` builds a stream for a slot; after a restore the fields of plain type are set on what it built. ``opened`` is told
-    of every stream that is new, not of restored ones, whose banks are loaded; ``ended`` of every one that gives its slot back,
-    while it still stands in the table.
+    ``make`` builds a stream for a slot; after a restore the fields of plain type are set on what it built. ``opened`` is
+    called for every new stream, not for restored ones, whose banks are loaded; ``ended`` for every stream that gives its slot
+    back, while it is still in the table.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class StreamTable(Generic[S]):
 
     @property
     def no_slot(self) -> Refusal:
-        """What a row is told whose stream can get no slot."""
+        """The refusal of a row whose stream can get no slot."""
         return Refusal(
             "rejected_full", f"all {self._max_streams} slots are taken; raise max_streams or set on_streams_full='evict'"
         )
@@ -213,7 +213,7 @@ class StreamTable(Generic[S]):
     def open(self, stream_id: str, before_eviction: Callable[[S], None] = lambda stream: None) -> Opened[S]:
         """Give a slot to a stream that has none and need not be refused (``no_room``).
 
-        ``before_eviction`` is told of the stream that makes room while it still has its slot: its waiting rows come first.
+        ``before_eviction`` gets the stream to be evicted while it still has its slot, so that its waiting rows come first.
         """
         if self.full:
             idle = next(iter(self._streams))
@@ -309,7 +309,7 @@ class StreamTable(Generic[S]):
             codes = codes[:stop]
             distinct, back = np.unique(codes[::-1], return_index=True)
             slot_of = np.zeros(len(names), np.int64)
-            # The stream of the last row comes last: that is the order in which they will have to give way.
+            # The stream of the last row comes last: that is the order in which they will have to go.
             for code, behind in sorted(zip(distinct.tolist(), back.tolist(), strict=True), key=lambda pair: -pair[1]):
                 name = names[code]
                 stream = self._streams[name]
@@ -322,7 +322,7 @@ class StreamTable(Generic[S]):
             rows_B = rows_B[stop:]
 
     def find(self, streams: pa.Array) -> tuple[Ints, list[str]]:
-        """Return the slot of each row's stream, [B]. A new stream takes a free slot; -1 where there is none, nobody gives way.
+        """Return the slot of each row's stream, [B]. A new stream takes a free slot; -1 where none is free: none is evicted.
 
         The second item names new streams that had been evicted before. Marks the streams as changed; only one that is new
         counts as used.

@@ -148,7 +148,7 @@ def unknown_keys(
     """Return a problem for every key that is not ``allowed``.
 
     ``what`` is what messages call a key: option, section. ``hint``, if given, are the ones that a message lists. ``former``
-    says what has become of keys that were allowed once (``former_names``).
+    says what replaced keys of earlier versions (``former_names``).
     """
     names = sorted(allowed)
     listed = ", ".join(names if hint is None else hint) or "none"

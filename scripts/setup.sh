@@ -50,7 +50,7 @@ if [ "$(cat "$venv/.made-from" 2>/dev/null || true)" = "$want" ]; then
   exit 0
 fi
 echo "setup: making $venv with $("$python" --version) (about 2 minutes, 7.4 GB)" >&2
-# Made in place, marked complete only at the end: an interrupted set-up starts afresh.
+# Made in place, marked complete only at the end: an interrupted set-up starts over.
 rm -rf "$venv"
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'

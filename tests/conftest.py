@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "240")
 
-# How the terminal of whoever starts the tests looks is of no matter to what is printed.
+# The terminal of whoever starts the tests must not change what is printed.
 for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
     os.environ.pop(_name, None)
 

@@ -7,7 +7,7 @@ options, columns and statuses that were renamed count as equal (tables in ``work
     python -m benchmarks.versions OTHER_CHECKOUT [--only NAME ...] [--keep FOLDER]
     python -m benchmarks.versions OTHER_CHECKOUT --speed [--repeat 5] [--scale 1.0] [--only keyed decode kafka]
 
-With ``--speed`` keyed running mean, decoding and Kafka (where Java is at hand) of both versions take turns in one go.
+With ``--speed`` keyed running mean, decoding and Kafka (where Java is available) of both versions take turns in one go.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def package(module: str = "kafka") -> Any:
 
 
 def consumer(options: ConnectionOptions, **settings: Any) -> KafkaConsumer:
-    """Return a consumer outside of all groups, which commits no offsets and never resets one by itself."""
+    """Return a consumer outside of all groups, which commits no offsets and never resets one on its own."""
     return package().KafkaConsumer(
         **_connection(options),
         metrics_enabled=False,

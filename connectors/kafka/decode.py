@@ -56,7 +56,7 @@ class Messages:
         return len(self.offsets)
 
     def header(self, name: str) -> list[bytes | None]:
-        """Return one header of every message, the last one where it stands there twice."""
+        """Return one header of every message, the last one where there are two."""
         return [dict(headers).get(name) for headers in self.headers]
 
     def column(self, name: str) -> pa.Array:

@@ -70,7 +70,7 @@ class Feed:
         return self._clock() - self._data_at < _LIVELY_S
 
     def partitions(self, topic: str) -> list[int]:
-        """Return the numbers of a topic's partitions; they are asked for anew every ``refresh_s``."""
+        """Return the numbers of a topic's partitions; they are asked for again every ``refresh_s``."""
         with kafka_errors(self._options, SourceError, f"cannot list the partitions of topic {topic!r}"):
             return sorted(self._consumer.partitions_for_topic(topic))
 
@@ -175,8 +175,8 @@ class Feed:
         name = _name(partition)
         if offset > end:  # nothing that on_gap could mean: these messages are of another topic
             raise SourceError(
-                f"{name} ends at offset {end}, before offset {offset} where this run goes on: the topic was deleted and made "
-                "anew, or brokers lost messages. Start afresh in another state folder"
+                f"{name} ends at offset {end}, before offset {offset} where this run goes on: the topic was deleted and "
+                "recreated, or brokers lost messages. Start over in another state folder"
             )
         if self._on_gap == "fail":
             raise SourceError(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADERS_KEY", "TRANSACTION_S", "Publisher"]
 
 TRANSACTION_S = 120
-"""After this the brokers abort a transaction by themselves, for producers that are gone."""
+"""After this the brokers abort a transaction on their own, for producers that are gone."""
 
 HEADERS_KEY = b"streambank.headers"
 """Metadata of a staged file: the headers of messages that have none of their own, as JSON with latin-1 text."""
@@ -128,7 +128,7 @@ class Publisher:
     def close(self) -> None:
         """Let go of the producer; an open transaction is aborted by the next one of its name, or in time by the brokers."""
         if self._producer is not None:
-            # Of a producer that has failed nothing is wanted any more, whatever it says about it.
+            # Of a producer that has failed nothing is wanted anymore, whatever it says about it.
             with contextlib.suppress(Exception):
                 self._producer.close(timeout=0)
             self._producer = None

@@ -35,7 +35,7 @@ def require_kept(columns: Sequence[str] | Mapping[str, str] | None, exclude: Seq
 class Columns:
     """A selection of columns: a list of names, a mapping ``{column: new name}``, or all but some.
 
-    Batches whose schema changes on the way are looked up anew; a chosen column that has gone is a ``SchemaError``.
+    Batches whose schema changes on the way are looked up again; a chosen column that has gone is a ``SchemaError``.
     """
 
     def __init__(self, columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str], schema: pa.Schema) -> None:

@@ -46,7 +46,7 @@ class FlightOptions:
     client_ca: Path | None = option(None, "Certificates, PEM: subscribers must bear one that these have signed (mutual TLS).")
     columns: list[str] | None = option(None, "Columns to send, in this order; with a single input. Default: all.")
     exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
-    queue_mib: float = option(64.0, "Rows that may wait for one subscriber; the oldest give way.", unit="MiB", gt=0)
+    queue_mib: float = option(64.0, "Rows that may wait for one subscriber; the oldest are dropped.", unit="MiB", gt=0)
     max_subscribers: int = option(32, "Subscriptions at the same time, per input; each takes a thread.", ge=1)
 
     def __post_init__(self) -> None:

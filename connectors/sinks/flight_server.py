@@ -42,7 +42,7 @@ class _Subscriber:
         self._closed = False
 
     def put(self, batch: pa.RecordBatch, note: dict[str, Any]) -> None:
-        """Append a message; the oldest ones give way."""
+        """Append a message; the oldest ones are dropped."""
         with self._change:
             self._waiting.append((batch, note))
             self._bytes += batch.nbytes

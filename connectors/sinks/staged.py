@@ -90,7 +90,7 @@ class StagedFile:
     All ``OSError`` become ``SinkError``. ``close`` does nothing, because Arrow's writers call it: use ``finish`` or ``abort``.
     """
 
-    # Buffers by itself: io.BufferedWriter would try to write the rest to a full disk again when it is collected.
+    # Buffers on its own: io.BufferedWriter would try to write the rest to a full disk again when it is collected.
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -214,7 +214,7 @@ class FileSink(Sink):
         self._finished_file(file.path, partition=partition, rows=rows, size=file.bytes, sha256=file.sha256)
 
     def _finished_file(self, path: Path, *, partition: str, rows: int, size: int, sha256: str) -> None:
-        """Report a file that a library wrote by itself; it must be flushed to the device."""
+        """Report a file that a library wrote on its own; it must be flushed to the device."""
         self._done.append(_Finished(path, partition, rows, size, sha256))
 
     # -- contract
@@ -278,7 +278,7 @@ class FileSink(Sink):
                     if not target.exists():
                         raise SinkError(
                             f"{self.root}: {file.final} of epoch {epoch} is neither staged nor published. Was it deleted, or "
-                            "has the sink's 'path' changed since the last run? Put it back, or start afresh without --resume"
+                            "has the sink's 'path' changed since the last run? Put it back, or start over without --resume"
                         )
                     continue
                 if target.exists() and _sha256(target) != file.sha256:
@@ -331,7 +331,7 @@ class FileSink(Sink):
         return path
 
     def _foreign(self, path: Path, epoch: int) -> str:
-        ours = f"this run's newest epoch is {epoch}" if epoch >= 0 else "this run starts afresh"
+        ours = f"this run's newest epoch is {epoch}" if epoch >= 0 else "this run starts over"
         return (
             f"{self.root} holds {path.relative_to(self.root)}, which this run did not write ({ours}). "
             "Set the sink's 'path' to another folder, empty this one, or resume (--resume) the run that wrote it"

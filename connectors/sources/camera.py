@@ -64,7 +64,7 @@ class CameraOptions:
     transport: Literal["tcp", "udp"] = option("tcp", "Of RTSP; one per process. udp loses packets rather than time.")
     mode: Literal["latest", "every_frame"] = option(
         "latest",
-        "latest: a frame that is not taken gives way to the next; every_frame: keep_frames wait, then the oldest gives way.",
+        "latest: a frame that is not taken is replaced by the next; every_frame: keep_frames wait, then the oldest is dropped.",
     )
     keep_frames: int = option(64, "With mode every_frame: frames of a camera that may wait.", ge=1, le=4096)
     max_lag_s: float | None = option(None, "Frames older than this when they are taken are dropped.", unit="s", gt=0)
@@ -236,7 +236,7 @@ class CameraReader(Reader):
             self._ending.append(self._grabber)
             self._grabber = None
         for grabber in self._ending:
-            grabber.join(_JOIN_S)  # it may be waiting for a frame; it ends by itself at its timeout
+            grabber.join(_JOIN_S)  # it may be waiting for a frame; it ends on its own at its timeout
 
     def _follow(self) -> None:
         """Connect, disconnect or connect elsewhere, as the list of cameras says."""

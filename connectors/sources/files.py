@@ -106,7 +106,7 @@ class FileStamp:
             )
             raise SourceError(
                 f"{str(path)!r} has changed since the position was recorded ({changed}); "
-                "put the old file back, or start afresh with another state folder"
+                "put the old file back, or start over with another state folder"
             )
 
 

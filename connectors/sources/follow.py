@@ -42,7 +42,7 @@ class FollowOptions(ReplayOptions):
 
 
 class Folder:
-    """The files that a pattern names, as time goes by."""
+    """The files that match a pattern, as they appear over time."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Folder:
         self._roots = [_root(item) for item in ([path] if isinstance(path, str) else path)]
 
     def settled(self) -> list[Path]:
-        """Return all files that nobody is writing any more, in natural order."""
+        """Return all files that nobody is writing anymore, in natural order."""
         now = time.time()
         return [
             path for path in expand(self._path, self._wanted, "", may_be_empty=True) if now - _changed(path) >= self._settle_s

@@ -1,7 +1,7 @@
 """Building one Arrow batch of frames. Knows nothing of files or decoders.
 
 Raw pixels are written once, straight into the Arrow buffer that the batch will hold: :meth:`FrameBatch.slot` hands out the
-memory of the next frame as a numpy view. :class:`FrameMemory` reuses memory whose batch nobody holds any more: fresh pages
+memory of the next frame as a numpy view. :class:`FrameMemory` reuses memory whose batch nobody holds anymore: fresh pages
 cost a quarter of the frame rate.
 """
 
@@ -37,7 +37,7 @@ class FrameMemory:
         self._free: list[Bytes] = []
 
     def take(self, size: int) -> Bytes:
-        """Return at least ``size`` bytes. They come back by themselves when nobody holds the returned array any more."""
+        """Return at least ``size`` bytes. They come back on their own when nobody holds the returned array anymore."""
         block = self._free.pop() if self._free else np.empty(size, np.uint8)
         if block.size < size:
             block = np.empty(size, np.uint8)

@@ -1,7 +1,7 @@
 """A thread that keeps one camera open: grabs frames as they come, says when it is lost, and connects again.
 
 Knows nothing of Arrow or of the pipeline. Invariant: the thread never waits for whoever takes the frames; what is not taken in
-time gives way to what is newer.
+time is replaced by what is newer.
 """
 
 # H height, W width
@@ -84,7 +84,7 @@ Connect = Callable[[str | int, Timing], Capture | None]
 
 
 class Grabber:
-    """One camera. ``keep`` frames wait at most; the oldest gives way.
+    """One camera. ``keep`` frames wait at most; the oldest is dropped.
 
     ``clock`` gives monotonic seconds and ``wall_clock`` those of the day; ``connect`` opens the camera.
     """

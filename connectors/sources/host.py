@@ -1,4 +1,4 @@
-"""Telemetry of the machine that runs the source, as a sensor feed that is at hand everywhere: load, memory, disk, network.
+"""Telemetry of the machine that runs the source, as a sensor feed that is available everywhere: load, memory, disk, network.
 
 One row per interval. Cannot replay: what was not committed when something died is gone (at most once).
 """

@@ -137,7 +137,7 @@ class ImagesReader(Reader):
         self._memory = FrameMemory()
         self._folder: Folder | None = None
         self._done: str | None = None
-        self._gone = 0  # files that are not in the list any more
+        self._gone = 0  # files that are not in the list anymore
         if options.follow:
             self._folder = Folder(str(files[0].parent), _is_image, options.settle_s)
             if position is not None:
@@ -151,7 +151,7 @@ class ImagesReader(Reader):
                 raise SourceError(
                     f"the images of stream {stream_id!r} in {str(files[0].parent)!r} have changed since the position was "
                     f"recorded ({position['files']} files then, {len(files)} now; next was {position['name']!r}); "
-                    "put the old files back, or start afresh with another state folder"
+                    "put the old files back, or start over with another state folder"
                 )
             self._next = int(position["frame"])
         self.exhausted = self._next >= len(files)

@@ -62,7 +62,7 @@ class KafkaSourceOptions(ConnectionOptions):
     )
     max_ahead_s: float | None = option(
         3600.0,
-        "An event_time further than this ahead of its message's timestamp gives way to that; null: any time is taken.",
+        "An event_time further than this ahead of its message's timestamp is replaced by that; null: any time is taken.",
         unit="s",
         ge=0,
     )

@@ -90,7 +90,7 @@ def _by_decord(path: Path, indices: Sequence[int]) -> list[Bytes] | None:
 
 
 def _by_opencv(capture: Any, indices: Sequence[int]) -> list[Bytes]:
-    """Seek to each index; where nothing decodes any more, repeat the last frame that did."""
+    """Seek to each index; where nothing decodes anymore, repeat the last frame that did."""
     frames: list[Bytes] = []
     for index in indices:
         capture.set(cv2.CAP_PROP_POS_FRAMES, index)

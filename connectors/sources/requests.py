@@ -1,7 +1,7 @@
 """Source: a folder into which people and programs put requests (questions, prompts) while a pipeline runs.
 
 A file is moved to ``taken/`` under the next number before its rows go out. From then on the numbers are the order, so a
-position is a number and a replay is exact, whatever the clocks of those who ask say. Files that no kept epoch needs any more
+position is a number and a replay is exact, whatever the clocks of those who ask say. Files that no kept epoch needs anymore
 are deleted: neither folder grows with the number of requests.
 """
 
@@ -107,7 +107,7 @@ class RequestsSource(Source):
         return [_SPLIT]
 
     def discover(self) -> list[str]:
-        """Return nothing new; delete what no epoch needs any more."""
+        """Return nothing new; delete what no epoch needs anymore."""
         if self._reader is not None:
             self._reader.delete_passed()
         return []
@@ -318,7 +318,7 @@ def _lock(taken: Path) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether nobody seems to be writing a file any more."""
+    """Return whether nobody seems to be writing a file anymore."""
     try:
         status = path.stat()
         if time.time() - status.st_mtime >= _SETTLE_S:

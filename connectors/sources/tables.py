@@ -291,7 +291,7 @@ class TableReader(Reader):
         )
         self._batch, self._after = batch, (*after, time_us)
         if self._skip >= batch.num_rows:
-            raise SourceError(f"{str(path)!r} holds fewer rows than the recorded position says; start afresh")
+            raise SourceError(f"{str(path)!r} holds fewer rows than the recorded position says; start over")
 
     def _pass(self) -> None:
         """Leave the current chunk behind."""
@@ -334,7 +334,7 @@ class TableReader(Reader):
             gone, new = [name for name in then if name not in now], [name for name in now if name not in then]
             raise SourceError(
                 f"the files of this source have changed since the position was recorded: gone {gone}, new {new}; "
-                "put the old files back, or start afresh with another state folder"
+                "put the old files back, or start over with another state folder"
             )
         for path, stamp, (_, size, mtime_ns) in zip(self._paths, self._stamps, recorded, strict=self._folder is None):
             stamp.require(path, {"size": size, "mtime_ns": mtime_ns})

@@ -343,7 +343,7 @@ class VideoReader(Reader):
             if self._grab_any() is None:
                 raise SourceError(
                     f"{str(self._path)!r} ends after {self._grabbed} frames but the position says {self._frame}; "
-                    "put the old file back, or start afresh with another state folder"
+                    "put the old file back, or start over with another state folder"
                 )
 
     def _seek(self) -> bool:

@@ -78,7 +78,7 @@ class ShapesConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """One clip as geometry; any frame of it can be rendered by itself, in any order.
+    """One clip as geometry; any frame of it can be rendered on its own, in any order.
 
     A track id is the object's position in ``labels_O``.
     """

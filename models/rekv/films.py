@@ -1,7 +1,7 @@
 """Films of colored shapes for the small model: long, mostly empty, with short events that questions are asked about.
 
 An event is a few seconds of one, two or three equal objects; within a film no two events share shape or color. The light
-tells the time of day. NumPy and OpenCV only; the same seed gives the same pixels, and any frame can be rendered by itself.
+tells the time of day. NumPy and OpenCV only; the same seed gives the same pixels, and any frame can be rendered on its own.
 """
 
 # F frames, H rows, W columns, P corners

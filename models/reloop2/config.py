@@ -1,6 +1,6 @@
 """Shapes and settings of the click-through-rate networks: one frozen dataclass per network.
 
-Defaults are those of the published AmazonElectronics runs (BARS; FuxiCTR 2.3). What features there are is told by the
+Defaults are those of the published AmazonElectronics runs (BARS; FuxiCTR 2.3). The features come from the
 ``FeatureMap``; what depends on a stream (memory, labels) belongs to the operator's options.
 """
 

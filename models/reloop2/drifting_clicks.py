@@ -1,7 +1,7 @@
-"""A made-up click stream with known truth and known shifts: something to train on and to replay where no data is at hand.
+"""A made-up click stream with known truth and known shifts: something to train on and to replay where no data is available.
 
 Users belong to groups and items to categories; the log-odds of a click are bias + user + item + affinity(group, category). The
-affinities of one third of the categories are drawn anew at the first shift, the bias rises at the second, and both go back at
+affinities of one third of the categories are redrawn at the first shift, the bias rises at the second, and both go back at
 the third. Everything comes from a seed.
 """
 
@@ -29,7 +29,7 @@ class DriftConfig:
     steady_rows: int = 10_000
     """After the training rows, unchanged."""
     shifted_rows: int = 40_000
-    """One third of the categories drawn anew."""
+    """One third of the categories redrawn."""
     raised_rows: int = 30_000
     """The bias raised as well."""
     back_rows: int = 30_000

@@ -261,7 +261,7 @@ def fit_feature(
     seen = values.cast(pa.int64() if is_integer else pa.string()).drop_null().value_counts()
     vocabulary = tuple(sorted(seen.field("values").filter(pc.greater_equal(seen.field("counts"), min_count)).to_pylist()))
     if not vocabulary:
-        raise ConfigError(f"column {name!r} has no value that stands there {min_count} times or more; lower min_count")
+        raise ConfigError(f"column {name!r} has no value that occurs {min_count} times or more; lower min_count")
     return Feature(name=name, kind=kind, vocab_size=len(vocabulary) + 2, vocabulary=vocabulary, max_len=length)
 
 

@@ -100,7 +100,7 @@ class BlockBank:
         The lowest tier with a budget holds all blocks, so its budget bounds them. ``representatives`` says in which budget the
         mean keys lie, ``device`` or ``host``. ``codec`` says how keys and values are stored (as they are). ``on_full``:
         ``refuse`` new blocks, or ``drop_oldest`` blocks of the stream that holds most. ``blocks_per_stream`` bounds one stream
-        the same way; without it streams compete for the room. Files that one of the last ``snapshots_kept`` snapshots names
+        the same way; without it streams compete for space. Files that one of the last ``snapshots_kept`` snapshots names
         are not deleted; they come on top of ``disk_bytes``.
 
         Raises ``ConfigError`` where the budgets do not hold one block per stream and all representatives.
@@ -217,7 +217,7 @@ class BlockBank:
         """Write one layer of F new blocks per stream; return their numbers, int64 [B, F], ``REFUSED`` where there was no room.
 
         Layers come in order, 0 first, with the same slots and F; the blocks count when the last layer is there. Starting again
-        at layer 0 gives up what was begun. Blocks are raw keys (before rotation) and values; the representatives are the means
+        at layer 0 gives up what it started. Blocks are raw keys (before rotation) and values; the representatives are the means
         of the keys over the tokens in float32 unless given (ReKV, spec of the bank: [G, D] per layer, which for grouped heads
         scores as the repeated [H, D] does). ``stats``: name → [B, F, ...], what the codec needs besides.
         """

@@ -40,7 +40,7 @@ class BucketHash(Protocol):
 class LshTable:
     """K tables of 2^bits buckets of R slots (locality-sensitive hashing, exact cosine re-rank).
 
-    ``policy``: which row gives way in a full bucket. ``fifo``: the oldest. ``reservoir``: the slots are a uniform sample of the
+    ``policy``: which row leaves a full bucket. ``fifo``: the oldest. ``reservoir``: the slots are a uniform sample of the
     bucket's rows since the ring's last full turn (a sample of all rows ever would be of rows that the ring has lost).
     """
 

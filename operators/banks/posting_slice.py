@@ -1,7 +1,7 @@
 """One time slice of posting lists: its centers in memory, its lists in immutable files, appending and splitting.
 
 It knows how rows are assigned to lists; which lists a query reads, and when a slice begins or is dropped, is decided by
-:mod:`operators.banks.posting_lists`. Invariants: a file is written once; a list that splits gives way to new ones with new
+:mod:`operators.banks.posting_lists`. Invariants: a file is written once; a list that splits is replaced by new ones with new
 numbers; no list holds more than ``most`` records after an append.
 """
 

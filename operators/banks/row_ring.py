@@ -133,7 +133,7 @@ class RowRing:
 
     @torch.no_grad()
     def correct(self, sequence_B: Tensor, delta_BV: Tensor) -> Tensor:
-        """Add to the values of rows that are still there; return which were, bool [B]. A row may stand there twice."""
+        """Add to the values of rows that are still there; return which were, bool [B]. A row may be named twice."""
         sequence_B = sequence_B.to(self.device)
         there_B = self.alive(sequence_B)
         position_B = self.positions(sequence_B[there_B])

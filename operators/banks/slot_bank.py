@@ -57,7 +57,7 @@ class ReadBuffer:
     """Memory that reads of one or several banks share, as large as the largest read so far.
 
     For the CPU: memory fresh from the system costs a page fault per 4 KiB, up to ten times the copy itself. On a GPU the
-    allocator keeps memory by itself, and banks do without a buffer.
+    allocator keeps memory on its own, and banks do without a buffer.
     """
 
     def __init__(self) -> None:

@@ -299,7 +299,7 @@ class _Looked:
 
     def add(self, members: list[int], frames: Frames, scales_B2: Tensor) -> None:
         """Take the frames of these images."""
-        # Maps stack only if they have one size; without the pixel level there are no maps any more, and everything stacks.
+        # Maps stack only if they have one size; without the pixel level there are no maps anymore, and everything stacks.
         key = None if frames.map_BCHW is None else tuple(frames.map_BCHW.shape[2:])
         parts = self._parts.setdefault(key, [])
         start = sum(part.sizes_B2.shape[0] for part in parts)

@@ -36,7 +36,7 @@ class FrameEncoding:
         bank = self._bank(device)
         plan, slots = bank.plan, options.max_streams
         share = plan.blocks // slots
-        if plan.home == "disk":  # oldest blocks go by files: one of them may be needed for a few blocks only
+        if plan.home == "disk":  # oldest blocks are read by file: one of them may be needed for a few blocks only
             share = max(plan.blocks // plan.segment_blocks // slots - 1, 0) * plan.segment_blocks
         if self.frames_per_stream > share:
             raise ConfigError(

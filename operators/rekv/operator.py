@@ -147,7 +147,7 @@ class ReKVOperator(Operator):
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self.options.sample_fps)
 
     def _rows_of(self, call: _Call) -> list[pa.RecordBatch]:
-        """Return the rows of a call in the order of its frames: of those that cannot be used, and the answers they set free."""
+        """Return the rows of a call in the order of its frames: of those that cannot be used, and the answers they release."""
         call.out.drop_rest()
         refused = call.out.batches({})
         if not call.answers:

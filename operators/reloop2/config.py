@@ -15,7 +15,7 @@ IdType = Literal["int64", "string"]
 OnTimeout = Literal["negative", "drop"]
 
 LATENESS = (
-    "Keep open for so much longer what is due: rows may be out of order by so much. With `align_s`, which puts them in order, "
+    "Keep what is due open this much longer: rows may be out of order by that much. With `align_s`, which puts them in order, "
     "give it the same length, since labels come behind the impressions of their span."
 )
 JUMP = (

@@ -92,7 +92,7 @@ class JoinTable:
         return slots * _rows(capacity, slack) * per_row
 
     def find(self, ids_B: Ints) -> Ints:
-        """Return the row of each id, -1 where the table does not hold it (any more)."""
+        """Return the row of each id, -1 where the table does not hold it (anymore)."""
         return self._index.find(ids_B)
 
     def add(self, new: Waiting) -> tuple[Ints, Bools]:

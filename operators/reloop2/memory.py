@@ -28,7 +28,7 @@ __all__ = ["ErrorMemory", "bytes_needed", "key_bytes", "make_memory"]
 
 
 class ErrorMemory(Protocol):
-    """Past impressions: hidden vector, label, base prediction. Slots are told apart where there is more than one."""
+    """Past impressions: hidden vector, label, base prediction. Slots are kept apart where there is more than one."""
 
     key_width: int
     key_dtype: torch.dtype
@@ -62,7 +62,7 @@ class ErrorMemory(Protocol):
         ...
 
     def clear(self, slots_L: Ints) -> None:
-        """Forget everything in these slots, for good: what was written before can no longer be corrected."""
+        """Forget everything in these slots, permanently: what was written before can no longer be corrected."""
         ...
 
     def release(self, slots_N: Ints) -> None:

@@ -317,7 +317,7 @@ class ReLoop2Operator(Operator):
         count("early_expired", self._early.expire(slots_L, earlier(due_us_L, microseconds(options.early_label_s))))
 
     def _write(self, rows_B: Ints) -> Ints:
-        """Write rows of the table into the memory; return where they stand there."""
+        """Write rows of the table into the memory; return their places."""
         join = self._join
         slots_B = rows_B // join.rows
         keys_BW = join.keys_RW[torch.from_numpy(rows_B).to(join.keys_RW.device)]

@@ -143,7 +143,7 @@ class SketchMemory:
         self._clears_S[slots_N] = state.dense["memory.clears"].numpy()
 
     def _emptied(self) -> Ints:
-        """Return how often each slot has been emptied, by ``clear`` or by itself."""
+        """Return how often each slot has been emptied, by ``clear`` or on its own."""
         emptied: Ints = self._clears_S + (self._rows_S - 1).clip(0) // self._period
         return emptied
 

@@ -1,6 +1,6 @@
 """The way of a question through a pipeline: which operator takes it, which source brings it there, which sink shows the answer.
 
-Knows the pipeline file only, not whether the pipeline runs. What is missing is told as lines to add to the file.
+Knows the pipeline file only, not whether the pipeline runs. What is missing is reported as lines to add to the file.
 """
 
 from __future__ import annotations

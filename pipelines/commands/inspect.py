@@ -73,7 +73,7 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
         splits = source["splits"]
         lines.append(f"source      {node}: {source['rows']:,} rows, {source['done']} of {len(splits)} splits at their end")
         for name, split in list(splits.items())[:most]:
-            where = "done" if split["done"] else "not begun" if split["position"] is None else json.dumps(split["position"])
+            where = "done" if split["done"] else "not started" if split["position"] is None else json.dumps(split["position"])
             lines.append(f"              {name}: {where}")
         lines += _more(len(splits), most)
     for node, shards in state["operators"].items():

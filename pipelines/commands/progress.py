@@ -28,7 +28,7 @@ class RateMeter:
         self._seen: deque[tuple[float, int]] = deque()
 
     def add(self, seconds: float, rows: int) -> None:
-        """Take a reading. Counts that fall (a new attempt) begin the window anew."""
+        """Take a reading. Counts that fall (a new attempt) restart the window."""
         if self._seen and (rows < self._seen[-1][1] or seconds < self._seen[-1][0]):
             self._seen.clear()
         self._seen.append((seconds, rows))
@@ -82,7 +82,7 @@ def run_progress(*, live: bool) -> Iterator[Callable[[Progress], None]]:
 def training_progress(*, live: bool) -> Iterator[Callable[[Any], None] | None]:
     """Yield a function that takes what a training reports (``stage``, ``step``, ``steps``, ``loss``, ``note``)."""
     if not live:
-        yield None  # training logs by itself
+        yield None  # training logs on its own
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -39,7 +39,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorPlan:
-    """What an actor is told when it is made."""
+    """The arguments of an actor."""
 
     pipeline: str
     """Its name, for metrics."""

@@ -80,7 +80,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def check_local_gpus(graph: Graph) -> None:
-    """Raise ``DeviceError`` before Ray is started where the cluster will be this machine and a GPU is asked for in vain."""
+    """Raise ``DeviceError`` before Ray is started where the cluster will be this machine and has no GPU that is asked for."""
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
         return
     wanting = [node for node in graph.spec.operators if node.device.startswith("cuda")]

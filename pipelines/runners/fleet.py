@@ -142,7 +142,7 @@ class Fleet:
             ray.wait([actor.close.remote() for actor in self._actors], num_returns=len(self._actors), timeout=timeout_s)
 
     def kill(self) -> None:
-        """End all actors at once; return when they are dead, so that none of them touches a file any more."""
+        """End all actors at once; return when they are dead, so that none of them touches a file anymore."""
         for actor in self._actors:
             ray.kill(actor)
         deadline = monotonic() + _DEATH_TIMEOUT_S
@@ -200,7 +200,7 @@ class Fleet:
             self._get_started(answer, task)
 
     def _get_started(self, answer: Any, task: TaskId) -> Any:
-        """Wait for a step of the start, which may take long (weights), but not for one that nobody wants any more."""
+        """Wait for a step of the start, which may take long (weights), but not for one that nobody wants anymore."""
         deadline = monotonic() + START_TIMEOUT_S
         while not ray.wait([answer], timeout=_LOOK_S)[0]:
             if self._stop.is_set():

@@ -1,6 +1,6 @@
 """One process, one loop: every message is driven through all tasks before a source reads the next one.
 
-So nothing queues up: a slow sink slows the sources by itself. Only an operator that aligns its inputs leaves messages where
+So nothing queues up: a slow sink slows the sources on its own. Only an operator that aligns its inputs leaves messages where
 they are; their senders then wait. Snapshots are written by one more thread.
 """
 

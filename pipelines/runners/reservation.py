@@ -57,7 +57,7 @@ class Reservation:
 
 
 def reserve(graph: Graph, actors: Sequence[tuple[TaskId, ...]], *, again: bool, stop: threading.Event) -> Reservation:
-    """Reserve what ``actors`` ask for, worked out anew whenever a node comes or goes; wait ``resources_wait_s`` for it.
+    """Reserve what ``actors`` ask for, recomputed whenever a node comes or goes; wait ``resources_wait_s`` for it.
 
     ``again``: an earlier attempt had its resources, so a GPU that is not there is waited for as well. Raise ``DeviceError`` or
     ``StreambankError`` where they are not there in time, ``Stopped`` when ``stop`` is set.
@@ -102,7 +102,7 @@ def _wait(
     group = placement_group(list(bundles), strategy=graph.spec.placement.upper())
     began = monotonic()
     while not group.wait(_LOOK_S):
-        # After a while it is asked for anew, so that the log tells what is missing.
+        # After a while it is asked for again, so that the log tells what is missing.
         waited_s = monotonic() - began
         if stop.is_set() or monotonic() >= deadline or waited_s > _TELL_AFTER_S or alive_nodes() != tuple(nodes):
             remove_placement_group(group)

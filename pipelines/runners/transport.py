@@ -40,7 +40,7 @@ Messages = Sequence[tuple[Edge, int, Body]]
 
 
 class PeerLost(Exception):
-    """A receiver has died or failed; the cause is told by itself or by its death."""
+    """A receiver has died or failed; the receiver or its death reports the cause."""
 
 
 class CreditTransport:

@@ -233,7 +233,7 @@ class Aligner:
     def restore(self, alignments: Sequence[Alignment], held: Iterable[HeldRows]) -> None:
         """Go on from the snapshots of however many shards there were; ``held`` and the closes are those of this shard.
 
-        Watermarks are not restored: their senders may have other splits now, and send them anew.
+        Watermarks are not restored: their senders may have other splits now, and send them again.
         """
         if not alignments:
             return

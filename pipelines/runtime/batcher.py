@@ -22,7 +22,7 @@ _BATCH_BYTES = 64 << 20
 """A batch of this size is worth a step, however few its rows."""
 
 _COPY_BYTES = 1 << 20
-"""Where rows are not to wait, a message of this size is a batch by itself: putting it together with others is a copy."""
+"""Where rows are not to wait, a message of this size is a batch on its own: putting it together with others is a copy."""
 
 _LOOK_AHEAD = 2
 """How many batches' worth of rows may wait, so that there is a choice among streams."""

@@ -133,7 +133,7 @@ class Coordinator:
                 self._fleet.request_barrier(self._epoch, final=final)
 
     def idle_s(self) -> float:
-        """Return the seconds until ``tick`` has something to do by itself."""
+        """Return the seconds until ``tick`` has something to do on its own."""
         if self._epoch is None and (self._stopping or not self._reading):
             return 0.0
         wait_s = self._timeout_s if self._epoch is not None else self._graph.spec.epoch_s

@@ -134,7 +134,7 @@ def _from_ipc(buffer: pa.Buffer, watermark_us: int | None) -> Data:
 
 @dataclass(frozen=True, slots=True)
 class SplitState:
-    """How far a split has been read: ``position`` names the next row (None: not begun)."""
+    """How far a split has been read: ``position`` names the next row (None: not started)."""
 
     position: Position | None = None
     done: bool = False

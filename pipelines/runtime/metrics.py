@@ -51,5 +51,5 @@ class TaskStats:
         return None if self.total_rows is None else max(0, self.total_rows - self.rows_in)
 
     def copy(self) -> TaskStats:
-        """Return a reading that does not change any more."""
+        """Return a reading that does not change anymore."""
         return dataclasses.replace(self, dropped=Counter(self.dropped), gauges=dict(self.gauges))

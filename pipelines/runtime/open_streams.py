@@ -25,7 +25,7 @@ class OpenStreams:
             self._open[stream] = self._open.get(stream, 0) | bit
 
     def close(self, node: str, streams: Iterable[str]) -> list[str]:
-        """Note that ``node`` has ended ``streams``; return those that no input has open any more."""
+        """Note that ``node`` has ended ``streams``; return those that no input has open anymore."""
         ended = []
         for stream in streams:
             left = self._open.get(stream, 0) & ~self._bit[node]

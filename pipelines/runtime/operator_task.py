@@ -188,7 +188,7 @@ class OperatorTask:
                 self._pass_on(least)
 
     def _hold(self, aligner: Aligner, edge: Edge, body: Data | Close | Watermark) -> None:
-        """Give a message to the aligner; make ready what it sets free."""
+        """Give a message to the aligner; make ready what it releases."""
         if isinstance(body, Close):
             aligner.close(edge, body.streams)
             return
@@ -249,7 +249,7 @@ class OperatorTask:
             if self._open is not None:
                 self._open.seen(node, streams)
             if not set(self._closing).isdisjoint(streams):
-                self._flush()  # the stream starts afresh: its old rows and its end come first
+                self._flush()  # the stream starts over: its old rows and its end come first
         self._batchers[node].add(batch, self._clock())
 
     def _close_streams(self, node: str, streams: Sequence[str]) -> None:

@@ -74,12 +74,10 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
     manifest = folder.newest()
     if manifest is None:
         if any((folder.root / "epochs").glob("[0-9]*.json")):
-            raise RecoveryError(
-                f"state folder {folder.root} has manifests, but none is readable; start afresh in another folder"
-            )
+            raise RecoveryError(f"state folder {folder.root} has manifests, but none is readable; start over in another folder")
         return None
     if not resume:
-        stands = f"of pipeline {manifest.name!r} that stands at epoch {manifest.epoch}. Go on with --resume, or start afresh"
+        stands = f"of pipeline {manifest.name!r} that stands at epoch {manifest.epoch}. Go on with --resume, or start over"
         if manifest.finished:
             stands = f"of pipeline {manifest.name!r} that is finished. To run it again"
         raise RecoveryError(
@@ -100,7 +98,7 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
     if changed:
         raise RecoveryError(
             f"cannot resume from {folder.root}: options have changed since epoch {manifest.epoch}: {'; '.join(changed)}. Put "
-            "them back, or start afresh in another state folder"
+            "them back, or start over in another state folder"
         )
     for node in spec.operators:
         problem = reshard_problem(node, manifest)
@@ -146,7 +144,7 @@ def assign_splits(
     if gone and replayable:
         raise SourceError(
             f"source {node!r}: {gone[0]!r} was being read when the last epoch was committed and is no longer there; put it "
-            "back, or start afresh in another state folder"
+            "back, or start over in another state folder"
         )
     names = [*listed, *(name for name in recorded if name not in present and name not in gone)]
     new = SplitState(appeared_at if manifest is not None else None)

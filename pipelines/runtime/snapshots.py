@@ -92,9 +92,9 @@ def verify(root: Path, file: SnapshotFile) -> Path:
         with path.open("rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        raise RecoveryError(f"snapshot {path} of the manifest cannot be read: {error.strerror}; start afresh") from error
+        raise RecoveryError(f"snapshot {path} of the manifest cannot be read: {error.strerror}; start over") from error
     if sha256 != file.sha256:
-        raise RecoveryError(f"snapshot {path} has changed since its epoch was committed (SHA-256 differs); start afresh")
+        raise RecoveryError(f"snapshot {path} has changed since its epoch was committed (SHA-256 differs); start over")
     return path
 
 

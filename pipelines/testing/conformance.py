@@ -380,7 +380,7 @@ def check_close(case: Case, *, patience_s: float = 10.0) -> None:
 
 
 def check_close_stream(case: Case) -> None:
-    """A closed stream is forgotten and may start afresh; other streams do not notice; closing an unknown one is no error."""
+    """A closed stream is forgotten and may start over; other streams do not notice; closing an unknown one is no error."""
     alone = _alone_data(case)
     operator = case.make()
     operator.close_stream("a stream that never was")

@@ -30,7 +30,7 @@ class RunningMeanOptions:
     """Options of :class:`RunningMean`."""
 
     slow_s: float = option(0.0, "Seconds to sleep per batch, to play a slow model.", unit="s", ge=0)
-    slow_until: str = option("", "A file; once it is there, nothing is slow any more. Default: always slow.")
+    slow_until: str = option("", "A file; once it is there, nothing is slow anymore. Default: always slow.")
 
     def play(self) -> None:
         """Sleep for a batch."""

@@ -92,7 +92,7 @@ def at_epoch(run: Path, epoch: int) -> Callable[[], bool]:
 
 
 def lose_a_node(nodes: Nodes, how: str, lines: Path, run: Path) -> float:
-    """Lose a node at a random moment of a run; return the seconds to the next commit. The run goes on to its end by itself."""
+    """Lose a node at a random moment of a run; return the seconds to the next commit. The run goes on to its end on its own."""
     driver = start(nodes, spread(lines, run), run)
     await_that(at_epoch(run, 1), run, driver)
     time.sleep(random.uniform(0.0, 1.0))

@@ -61,7 +61,7 @@ def wait(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
         got = what()
         if got:
             return got
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "nothing came in time"
         time.sleep(0.005)
 
 

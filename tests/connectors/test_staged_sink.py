@@ -222,7 +222,7 @@ def test_recovering_a_folder_that_does_not_exist_is_fine(make: Make, tmp_path: P
 def test_a_fresh_run_refuses_a_folder_with_rows_of_another(make: Make, tmp_path: Path) -> None:
     Run(make, tmp_path).go()
     before = contents(tmp_path)
-    with pytest.raises(SinkError, match=r"this run starts afresh.*another folder"):
+    with pytest.raises(SinkError, match=r"this run starts over.*another folder"):
         make(tmp_path).recover(-1, [])
     assert contents(tmp_path) == before
 

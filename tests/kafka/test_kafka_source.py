@@ -327,7 +327,7 @@ def test_messages_deleted_while_a_reader_waits_are_noticed(broker: Broker, topic
 def test_a_topic_that_was_made_anew_is_an_error(broker: Broker, topic: Topic) -> None:
     name = topic()
     send(broker, name, numbers(0, 2))
-    with pytest.raises(SourceError, match=r"ends at offset 2, before offset 30 .* made anew"):
+    with pytest.raises(SourceError, match=r"ends at offset 2, before offset 30 .* recreated"):
         source(broker, name, on_gap="earliest").open(f"{name}/0", {"offset": 30, "row": 0, "time_us": 0, "end": None})
 
 

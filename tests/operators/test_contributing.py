@@ -1,4 +1,4 @@
-"""The operator of CONTRIBUTING.md is short, and it keeps every promise as it stands there."""
+"""The operator of CONTRIBUTING.md is short, and keeps every promise as printed."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_a_signal_stops_with_status_0_and_resume_goes_on(folder: Path, runner: s
     arguments = ["-m", "pipelines.cli", "run", "copy.yaml", "--runner", runner, "--log-level", "info"]
     process = python([*arguments, "--set", "events.pace=2.0", "--set", "epoch_s=0.2"], folder)
     assert process.stderr is not None
-    for line in process.stderr:  # the run has begun once it logs its attempt
+    for line in process.stderr:  # the run has started once it logs its attempt
         if "attempt=1" in line:
             break
     process.send_signal(number)

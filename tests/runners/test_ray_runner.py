@@ -1,4 +1,4 @@
-"""The same pipelines on Ray: equal rows, recovery by itself, devices that are not there."""
+"""The same pipelines on Ray: equal rows, recovery on its own, devices that are not there."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def with_timeout(driver: subprocess.Popen[bytes], seconds: float) -> None:
         driver.wait(seconds)
     except subprocess.TimeoutExpired:
         return
-    raise AssertionError(f"the driver ended by itself with {driver.returncode}")
+    raise AssertionError(f"the driver ended on its own with {driver.returncode}")
 
 
 def test_one_shard_stopped_in_local_and_resumed_on_ray_with_three_gives_the_same_rows(

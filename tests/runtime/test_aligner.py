@@ -193,7 +193,7 @@ def test_a_stream_ends_after_its_last_row_and_the_control_rows_of_that_time() ->
     aligner.close(LEFT, ["a"])
     aligner.advance(LEFT, 31)
     aligner.add(LABELS, batch_of([(26, "a", 10), (30, "a", 11)]))
-    aligner.close(LABELS, ["a"])  # the end of a control stream is of no interest
+    aligner.close(LABELS, ["a"])  # the end of a control stream does not matter
     aligner.advance(LABELS, 40)
     assert [(kind, sequence) for kind, _, _, sequence in rows_of(aligner.release())] == [
         ("data", 0),

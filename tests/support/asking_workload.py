@@ -31,7 +31,7 @@ class Options:
     """How fast it is."""
 
     slow_s: float = option(0.0, "Seconds that it takes to answer.", unit="s", ge=0)
-    slow_until: str = option("", "A file; once it is there, nothing is slow any more.")
+    slow_until: str = option("", "A file; once it is there, nothing is slow anymore.")
 
 
 class Counting(Operator):

@@ -1,6 +1,6 @@
 """Finds reference outputs ("golden" cases) on disk, for every method.
 
-A case is a file in a folder named after its method; what it holds is told by the names of its entries, never by its size,
+A case is a file in a folder named after its method; the names of its entries say what it holds, never its size,
 seed or full name. ``$STREAMBANK_GOLDEN`` names the only folder to look in; else ``tests/golden`` and ``../shared/golden``.
 """
 

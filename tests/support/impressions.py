@@ -33,7 +33,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 def write_impressions(folder: Path, rows: int, *, streams: int = 4, seed: int = 0) -> None:
-    """Write ``impressions.parquet`` and ``labels.parquet``. The click rate of every category is drawn anew half-way."""
+    """Write ``impressions.parquet`` and ``labels.parquet``. The click rate of every category is redrawn half-way."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     writers: dict[str, pq.ParquetWriter] = {}

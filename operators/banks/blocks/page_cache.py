@@ -28,7 +28,7 @@ Load = Callable[[NDArray[np.int64]], Mapping[str, Tensor]]
 
 
 class PageCache:
-    """Least recently used copies, per layer: a layer never takes the room of another.
+    """Least recently used copies, per layer: a layer never takes the space of another.
 
     ``keeps_new``: pages just appended replace old copies (a tier of recent blocks); else they take free places only, so that
     writing does not push out what questions use.

@@ -1,4 +1,4 @@
-"""Reading CocoVID files: what a good one becomes, and that a bad one is told all its faults at once."""
+"""Reading CocoVID files: good ones are parsed, bad ones are refused with all their faults at once."""
 
 from __future__ import annotations
 

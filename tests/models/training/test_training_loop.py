@@ -1,4 +1,4 @@
-"""The loop by itself, on a line that is fitted: reports, clipping, rates, the end of a stage, losses that are not numbers."""
+"""The loop on its own, on a line that is fitted: reports, clipping, rates, the end of a stage, losses that are not numbers."""
 
 from __future__ import annotations
 

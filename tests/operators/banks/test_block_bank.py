@@ -263,7 +263,7 @@ def test_a_block_counts_when_its_last_layer_is_there(tiers):
     assert bank.count([0]).tolist() == [2]
     with pytest.raises(ValueError, match="out of order"):
         bank.append_layer(1, [0], keys[None, :, 1], values[None, :, 1])
-    append(bank, {0: 7}, 3)  # what was begun is given up
+    append(bank, {0: 7}, 3)  # what was started is given up
     check_all(bank, 0, 7)
     bank.close()
 

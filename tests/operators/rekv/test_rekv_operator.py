@@ -1,4 +1,4 @@
-"""What a question sees, what comes of questions and frames that cannot be used, and who answers."""
+"""What a question sees, how unusable questions and frames are answered, and by whom."""
 
 from __future__ import annotations
 

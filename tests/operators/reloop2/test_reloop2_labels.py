@@ -1,4 +1,4 @@
-"""What becomes of labels and of impressions without one: timeouts, corrections, early, late, twice, out of range, no id."""
+"""How labels, and impressions without one, are handled: timeouts, corrections, early, late, twice, out of range, no id."""
 
 from __future__ import annotations
 
