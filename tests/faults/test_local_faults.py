@@ -99,7 +99,7 @@ def test_a_signal_ends_the_run_with_a_commit_and_it_can_be_resumed(
     values = pipeline(lines, tmp_path, **SLOW)
     process = start_process(values)
     deadline = time.monotonic() + PATIENCE_S
-    while not list((tmp_path / "state" / "epochs").glob("0*.json")) and time.monotonic() < deadline:
+    while not list((tmp_path / "rows").glob("part-*")) and time.monotonic() < deadline:
         process.join(0.01)
     os.kill(process.pid, number)
     process.join(PATIENCE_S)
