@@ -26,13 +26,19 @@ from connectors.sources.jsonl import JsonlFormat
 __all__ = ["FRAME_MESSAGE", "Decoder", "FrameDecoder", "Messages", "TableDecoder"]
 
 FRAME_MESSAGE = FRAME.append(pa.field("time_source", pa.string()))
-"""``frame.v1`` and ``time_source``: ``broker`` where a message lacked its capture time, null where it told it.
+"""``frame.v1`` and ``time_source``: ``broker`` where a message lacked its capture time, null where it told it, ``none`` where
+it had no timestamp either: the row then has the time of the row before, and an ``error``.
 
 A capture time too far ahead of the message's timestamp counts as missing."""
 
 KEY, TIMESTAMP, OFFSET = "message key", "message timestamp", "message offset"
 _HEADER = "header:"
 _NO_LIMIT = 1 << 62
+_END_MS = 253_402_300_800_000
+"""The year 10000."""
+_NO_TIME_NS = {-1, -(1 << 63)}
+"""What clients and decoders write for a capture time that they do not know."""
+_NO_TIMESTAMP = "the message has no timestamp; the time of the row before stands in for it"
 _ROWS_BITS = 20
 """An Arrow message numbers its rows ``offset << 20 | row``, unless a column does."""
 
@@ -59,12 +65,17 @@ class Messages:
         """Return one header of every message, the last one where there are two."""
         return [dict(headers).get(name) for headers in self.headers]
 
+    def timestamps(self) -> pa.Array:
+        """Return the timestamps in milliseconds; null for those that are none: -1 stands for a message without one."""
+        stamps = np.asarray(self.timestamps_ms, np.int64)
+        return pa.array(stamps, mask=(stamps < 0) | (stamps >= _END_MS))
+
     def column(self, name: str) -> pa.Array:
-        """Return what messages carry besides their values; bytes that are no UTF-8 are null."""
+        """Return what messages carry besides their values; bytes that are no UTF-8, and missing timestamps, are null."""
         if name == OFFSET:
             return pa.array(self.offsets, pa.int64())
         if name == TIMESTAMP:
-            return pa.array(self.timestamps_ms, pa.int64())
+            return self.timestamps()
         if name == KEY:
             keys = pa.array(self.keys, pa.binary())
             return convert(keys.fill_null(self.where.encode()) if keys.null_count else keys, pa.string())
@@ -151,9 +162,12 @@ class TableDecoder(Decoder):
             first = np.repeat(ends - np.diff(ends, prepend=0), np.diff(ends, prepend=0))
             rows = (columns[OFFSET].to_numpy() << _ROWS_BITS) | (np.arange(ends[-1]) - first)
             columns[OFFSET] = pa.array(rows)
+        if self._layout.event_time == TIMESTAMP and columns[TIMESTAMP].null_count:
+            missing = pc.if_else(columns[TIMESTAMP].is_null(), _NO_TIMESTAMP, pa.scalar(None, pa.string()))
+            errors = missing if errors is None else pc.coalesce(errors, missing)
         raw = pa.RecordBatch.from_arrays([columns[name] for name in self._layout.raw.names], names=self._layout.raw.names)
         batch, _ = self._layout.apply(raw, errors, stream=messages.where, first_row=messages.offsets[0], time_us=time_us)
-        stamps_us = np.asarray(messages.timestamps_ms) * 1000
+        stamps_us = messages.timestamps().fill_null(-1).to_numpy() * 1000
         if counts is not None:
             stamps_us = np.repeat(stamps_us, counts)
         return _without_future(batch, stamps_us, self._max_ahead_us), ends
@@ -172,25 +186,29 @@ class FrameDecoder(Decoder):
         rows = len(messages)
         parsed = [_parse_frame(value, headers) for value, headers in zip(messages.values, messages.headers, strict=True)]
         encodings, heights, widths, told, numbers, errors = zip(*parsed, strict=True)
-        limits = [stamp * 1000 + self._max_ahead_us if stamp >= 0 else _NO_LIMIT for stamp in messages.timestamps_ms]
-        times = [None if time is None or time > limit else time for time, limit in zip(told, limits, strict=True)]
+        stamps = messages.timestamps()
+        limits = [_NO_LIMIT if stamp is None else stamp * 1000 + self._max_ahead_us for stamp in stamps.to_pylist()]
+        captured = pa.array([None if t is None or t > limit else t for t, limit in zip(told, limits, strict=True)], pa.int64())
+        times = pc.coalesce(captured, pc.multiply(stamps, 1000))
+        timeless = times.is_null()
+        times = pc.fill_null_forward(pa.concat_arrays([pa.array([time_us], pa.int64()), times])).slice(1)
+        none = pa.scalar(None, pa.string())
         streams = messages.column(KEY)
         bad_keys = streams.is_null()
         columns = {
             "stream_id": streams.fill_null(messages.where),
             "sequence": pc.coalesce(pa.array(numbers, pa.int64()), messages.column(OFFSET)),
-            "event_time": pc.coalesce(pa.array(times, pa.int64()), pc.multiply(messages.column(TIMESTAMP), 1000)).view(
-                TIME_TYPE
-            ),
+            "event_time": times.view(TIME_TYPE),
             "image": pa.array([v if e is None else None for v, e in zip(messages.values, errors, strict=True)], pa.binary()),
             "encoding": pa.array(encodings, pa.string()),
             "height": pa.array(heights, pa.int32()),
             "width": pa.array(widths, pa.int32()),
             "error": pc.coalesce(
                 pa.array(errors, pa.string()),
-                pc.if_else(bad_keys, "the message's key is no UTF-8", pa.scalar(None, pa.string())),
+                pc.if_else(bad_keys, "the message's key is no UTF-8", none),
+                pc.if_else(timeless, _NO_TIMESTAMP, none),
             ),
-            "time_source": pa.array([None if time is not None else "broker" for time in times], pa.string()),
+            "time_source": pc.if_else(timeless, "none", pc.if_else(captured.is_null(), "broker", none)),
         }
         batch = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
         return batch, np.arange(1, rows + 1)
@@ -207,7 +225,7 @@ def _without_future(batch: pa.RecordBatch, stamps_us: npt.NDArray[np.int64], max
     replay must give the same rows.
     """
     times_us = batch.column("event_time").view(pa.int64()).to_numpy()
-    ahead = (times_us - stamps_us > max_ahead_us) & (stamps_us >= 0)  # -1 stands for a message without a timestamp
+    ahead = (times_us - stamps_us > max_ahead_us) & (stamps_us >= 0)  # negative: the message has none
     if not ahead.any():
         return batch
     problem = f"event_time is more than {max_ahead_us / 1e6:g} s ahead of the message's timestamp, which stands in for it"
@@ -307,7 +325,7 @@ _Frame = tuple[str | None, int | None, int | None, int | None, int | None, str |
 def _parse_frame(value: bytes, headers: Sequence[tuple[str, bytes]]) -> _Frame:
     named = dict(headers)
     time_ns, number = _whole(named.get("ts_ns")), _whole(named.get("seq"))
-    time_us = None if time_ns is None else time_ns // 1000
+    time_us = None if time_ns is None or time_ns in _NO_TIME_NS else time_ns // 1000
     try:
         header = parse_header(value)
         if header is not None:

@@ -18,7 +18,7 @@ from connectors.kafka.client import package
 from connectors.kafka.messages import CONTENT_TYPE, MEDIA_TYPES, SCHEMA, content_type
 from connectors.records import FRAME, schema_name
 from connectors.sinks.columns import Columns
-from connectors.sinks.json_text import json_values
+from connectors.sinks.json_text import json_objects
 
 __all__ = ["MESSAGE", "Encoder", "make_encoder", "standard_headers"]
 
@@ -81,8 +81,7 @@ class JsonEncoder(Encoder):
     def encode(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """See the contract."""
         chosen = self._columns.apply(batch)
-        objects = pa.StructArray.from_arrays(chosen.columns, fields=list(chosen.schema))
-        values = json_values(objects).view(pa.binary())
+        values = json_objects(chosen).view(pa.binary())
         self._check_sizes(values, batch)
         yield _messages(batch, values, self._partition_of(batch.column("stream_id")), None)
 

@@ -1,64 +1,134 @@
-"""Arrow arrays to JSON text by Arrow's kernels: no Python per row for numbers, strings, times, lists and structs.
+"""Arrow arrays to JSON text by Arrow's kernels: no Python per row, except for binary values.
 
-Only types that JSON has no word for (binary, map, union, ...) take the slow path through Python objects. Every text is valid
-JSON: NaN and infinities are null, times are ISO 8601 strings, binary is base64.
+Every text is valid JSON in valid UTF-8: NaN and infinities are null, times are ISO 8601 strings, durations are exact numbers of
+seconds, maps are lists of pairs, binary is base64. A value that JSON has no text for (text that is not UTF-8, a time outside of
+the years 1 to 9999) is null, and the ``error`` of its row says so.
 """
 
 from __future__ import annotations
 
 import base64
-import datetime
-import decimal
 import json
-import math
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["json_lines", "json_values"]
+__all__ = ["json_lines", "json_objects", "json_values"]
 
 _ESCAPES = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_DAY_S = 86_400
+_MIN_S, _END_S = -62_135_596_800, 253_402_300_800
+"""The years 1 to 9999, since 1970: what ISO 8601 texts of four digits hold and common readers take."""
+_NO_TEXT = pa.scalar(None, pa.string())
+
+_Note = Callable[[str], None]
+"""Called with what is wrong, where values were replaced by null."""
+
+logger = logging.getLogger(__name__)
 
 
 def json_lines(batch: pa.RecordBatch) -> memoryview:
-    """Return one JSON object per row, each ended by a newline, as UTF-8 bytes. Keys stand in column order."""
-    parts: list[Any] = []
-    literal = "{"
-    for position, field in enumerate(batch.schema):
-        literal += ("," if position else "") + json.dumps(field.name, ensure_ascii=False) + ":"
-        before, values, after = _quoted(batch.column(position))
-        parts += [literal + before, values]
-        literal = after
-    if not parts:
+    """Return one JSON object per row, each ended by a newline, as UTF-8 bytes. Keys stand in column order.
+
+    What cannot be written is null; it is named in the column ``error``, where there is one of text, else in the log.
+    """
+    if not batch.num_columns:
         return memoryview(b"{}\n" * batch.num_rows)
-    lines = pc.binary_join_element_wise(*parts, literal + "}\n", "")
-    return _bytes(lines)
+    return _bytes(_objects(batch, "}\n"))
+
+
+def json_objects(batch: pa.RecordBatch) -> pa.StringArray:
+    """Return the object of each row, as ``json_lines`` does."""
+    if not batch.num_columns:
+        return pa.array(["{}"] * batch.num_rows, pa.string())
+    return _objects(batch, "}")
 
 
 def json_values(array: pa.Array) -> pa.StringArray:
-    """Return the JSON text of every element; null becomes the text ``null``."""
-    before, values, after = _quoted(array)
+    """Return the JSON text of every element; null, and what cannot be written, become the text ``null``."""
+    return _values(array, _ignore)
+
+
+def _objects(batch: pa.RecordBatch, end: str) -> pa.StringArray:
+    columns = []
+    problems: list[pa.Array] = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        found: list[str] = []
+        columns.append(_quoted(column, found.append))
+        if found:
+            problems.append(_complain(column, f"column {name!r} {found[0]}; written as null"))
+    if problems:
+        at = batch.schema.get_field_index("error")
+        if at >= 0 and batch.schema.field(at).type == pa.string():
+            told = _valid_text(batch.column(at), _ignore)
+            for problem in problems:
+                told = pc.coalesce(pc.binary_join_element_wise(told, problem, "; "), told, problem)
+            columns[at] = _quoted(told, _ignore)
+        for problem in problems:
+            logger.warning("json rows=%d %s", len(problem) - problem.null_count, problem.drop_null()[0].as_py())
+    parts: list[Any] = []
+    literal = "{"
+    for position, (name, (before, values, after)) in enumerate(zip(batch.schema.names, columns, strict=True)):
+        parts += [literal + ("," if position else "") + json.dumps(name, ensure_ascii=False) + ":" + before, values]
+        literal = after
+    return pc.binary_join_element_wise(*parts, literal + end, "")
+
+
+def _complain(column: pa.Array, text: str) -> pa.StringArray:
+    """Return ``text`` in the rows that hold a value without a JSON text, found by halving."""
+
+    def bad(part: pa.Array) -> list[bool]:
+        found: list[str] = []
+        _quoted(part, found.append)
+        if not found or len(part) == 1:
+            return [bool(found)] * len(part)
+        half = len(part) // 2
+        return [*bad(part[:half]), *bad(part[half:])]
+
+    return pc.if_else(pa.array(bad(column), pa.bool_()), text, _NO_TEXT)
+
+
+def _ignore(_: str) -> None:
+    return
+
+
+def _values(array: pa.Array, note: _Note) -> pa.StringArray:
+    before, values, after = _quoted(array, note)
     return pc.binary_join_element_wise(before, values, after, "") if before or after else values
 
 
-def _quoted(array: pa.Array) -> tuple[str, pa.Array, str]:
+def _quoted(array: pa.Array, note: _Note) -> tuple[str, pa.Array, str]:
     """Return (prefix, texts without null, suffix). The quotes of a column without nulls go into the constant parts."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _quoted(array.storage)
+        return _quoted(array.storage, note)
     if pa.types.is_dictionary(kind):
-        return _quoted(array.dictionary_decode())
+        return _quoted(array.dictionary_decode(), note)
+    if pa.types.is_run_end_encoded(kind):
+        ends = array.run_ends.to_numpy()
+        places = np.searchsorted(ends, np.arange(array.offset, array.offset + len(array)), side="right")
+        return _quoted(array.values.take(pa.array(places)), note)
     quotes = True
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        texts = _escaped(array.cast(pa.string()))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        texts = _escaped(_valid_text(array, note))
     elif pa.types.is_timestamp(kind):
-        texts = _times(array)
-    elif pa.types.is_date(kind) or pa.types.is_time(kind):
-        texts = array.cast(pa.string())
+        texts = _times(array, note)
+    elif pa.types.is_date(kind):
+        texts = _dates(array, note)
+    elif pa.types.is_time(kind):
+        day = _DAY_S * _PER_SECOND[kind.unit]
+        texts = _within(array, 0, day, "holds a time of day that is not within 24 hours", note).cast(pa.string())
+    elif pa.types.is_decimal(kind):
+        texts = array.cast(pa.string())  # in quotes: most readers would make a float of it
+    elif _is_binary(kind):
+        texts = pa.array([None if v is None else base64.b64encode(v).decode("ascii") for v in array.to_pylist()], pa.string())
     else:
-        texts, quotes = _unquoted(array), False
+        texts, quotes = _unquoted(array, note), False
     if not texts.null_count:
         return ('"', texts, '"') if quotes else ("", texts, "")
     if quotes:
@@ -66,20 +136,27 @@ def _quoted(array: pa.Array) -> tuple[str, pa.Array, str]:
     return "", pc.fill_null(texts, "null"), ""
 
 
-def _unquoted(array: pa.Array) -> pa.Array:
+def _unquoted(array: pa.Array, note: _Note) -> pa.Array:
     """Return texts that need no quotes; null where the value is null."""
     kind = array.type
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return array.cast(pa.string())
     if pa.types.is_floating(kind):
         return _floats(array)
-    if pa.types.is_null(kind):
-        return array.cast(pa.string())
+    if pa.types.is_duration(kind):
+        return _durations(array)
+    if pa.types.is_interval(kind):  # months, days, nanoseconds
+        texts = [None if value is None else f"[{','.join(map(str, value))}]" for value in array.to_pylist()]
+        return pa.array(texts, pa.string())
     if pa.types.is_struct(kind):
-        return _structs(array)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _lists(array)
-    return pa.array([None if value is None else _dump(value) for value in array.to_pylist()], pa.string())
+        return _structs(array, note)
+    if pa.types.is_union(kind):
+        return _unions(array, note)
+    if pa.types.is_map(kind):
+        return _maps(array, note)
+    if pa.types.is_nested(kind):
+        return _lists(array, note)
+    raise AssertionError(f"no JSON text is defined for {kind}")
 
 
 def _floats(array: pa.Array) -> pa.Array:
@@ -96,36 +173,126 @@ def _floats(array: pa.Array) -> pa.Array:
     return texts
 
 
-def _times(array: pa.Array) -> pa.Array:
+def _times(array: pa.Array, note: _Note) -> pa.Array:
     """Return ISO 8601 text; instants (with a time zone) in UTC."""
+    per_second = _PER_SECOND[array.type.unit]
     # Without its zone first: the cast to text is 20 times slower with one.
-    texts = array.cast(pa.timestamp(array.type.unit)).cast(pa.string())
-    return pc.binary_join_element_wise(pc.replace_substring(texts, " ", "T"), "Z" if array.type.tz else "", "")
+    array, zone = array.cast(pa.timestamp(array.type.unit)), array.type.tz
+    if array.type.unit != "ns":  # which do not reach beyond the years 1677 to 2262
+        array = _within(array, _MIN_S * per_second, _END_S * per_second, "holds a time outside of the years 1 to 9999", note)
+    return pc.binary_join_element_wise(pc.replace_substring(array.cast(pa.string()), " ", "T"), "Z" if zone else "", "")
 
 
-def _structs(array: pa.StructArray) -> pa.Array:
+def _dates(array: pa.Array, note: _Note) -> pa.Array:
+    day = 1 if pa.types.is_date32(array.type) else _DAY_S * 1000
+    array = _within(array, _MIN_S // _DAY_S * day, _END_S // _DAY_S * day, "holds a date outside of the years 1 to 9999", note)
+    return array.cast(pa.string())
+
+
+def _within(array: pa.Array, first: int, end: int, problem: str, note: _Note) -> pa.Array:
+    """Return the array with null for values outside of ``first`` to ``end``, which is not included."""
+    numbers = array.view(pa.int32() if array.type.bit_width == 32 else pa.int64())
+    ends = pc.min_max(numbers)
+    if ends["min"].as_py() is None or (ends["min"].as_py() >= first and ends["max"].as_py() < end):
+        return array
+    note(problem)
+    fine = pc.and_(pc.greater_equal(numbers, first), pc.less(numbers, end))
+    return pc.if_else(fine, array, pa.scalar(None, array.type))
+
+
+def _durations(array: pa.Array) -> pa.Array:
+    """Return seconds, exact to the last digit; whole ones end in ``.0``."""
+    per_second = _PER_SECOND[array.type.unit]
+    numbers = array.view(pa.int64())
+    missing = numbers.is_null().to_numpy(zero_copy_only=False)
+    signed = numbers.fill_null(0).to_numpy()
+    size = np.where(signed < 0, -signed.view(np.uint64), signed.view(np.uint64))  # the smallest int64 has no negative
+    whole, part = np.divmod(size, np.uint64(per_second))
+    digits = pc.utf8_lpad(pa.array(part).cast(pa.string()), len(str(per_second)) - 1, "0")
+    digits = pc.utf8_rtrim(digits, "0")
+    digits = pc.if_else(pc.equal(digits, ""), "0", digits)
+    sign = pc.if_else(pa.array(signed < 0), "-", "")
+    texts = pc.binary_join_element_wise(sign, pa.array(whole).cast(pa.string()), ".", digits, "")
+    return pc.if_else(pa.array(missing), _NO_TEXT, texts) if missing.any() else texts
+
+
+def _structs(array: pa.StructArray, note: _Note) -> pa.Array:
     parts: list[Any] = []
+    children = array.flatten()  # null where the struct is: what stands there may be anything
     literal = "{"
     for position, field in enumerate(array.type):
         literal += ("," if position else "") + json.dumps(field.name, ensure_ascii=False) + ":"
-        before, values, after = _quoted(array.field(position))
+        before, values, after = _quoted(children[position], note)
         parts += [literal + before, values]
         literal = after
-    if not parts:
-        return pa.array(["{}"] * len(array), pa.string())
-    texts = pc.binary_join_element_wise(*parts, literal + "}", "")
-    return pc.if_else(array.is_valid(), texts, pa.scalar(None, pa.string())) if array.null_count else texts
+    texts = pc.binary_join_element_wise(*parts, literal + "}", "") if parts else pa.repeat("{}", len(array))
+    return pc.if_else(array.is_valid(), texts, _NO_TEXT) if array.null_count else texts
 
 
-def _lists(array: pa.Array) -> pa.Array:
+def _unions(array: pa.UnionArray, note: _Note) -> pa.Array:
+    """Return the text of the child that each element chooses."""
+    # Not by array.type_codes and .offsets, which do not know that the array is a slice.
+    _, type_codes, offsets = array.buffers()[:3]
+    part = slice(array.offset, array.offset + len(array))
+    codes = np.frombuffer(type_codes, np.int8)[part]
+    places = np.frombuffer(offsets, np.int32)[part] if array.type.mode == "dense" else np.arange(len(array))
+    texts = pa.array([""] * len(array), pa.string())
+    for position, code in enumerate(array.type.type_codes):
+        chosen = codes == code
+        if chosen.any():
+            child = _values(array.field(position).take(pa.array(places[chosen])), note)
+            texts = pc.replace_with_mask(texts, pa.array(chosen), child)
+    return texts
+
+
+def _maps(array: pa.MapArray, note: _Note) -> pa.Array:
+    """Return lists of pairs: the keys of a map need not be text."""
+    kind = array.type
+    entries = pa.struct([pa.field("key", kind.key_type, nullable=False), pa.field("value", kind.item_type)])
+    pairs = array.cast(pa.list_(pa.field("entries", entries, nullable=False)))
+    flat = pairs.flatten()
+    texts = pc.binary_join_element_wise("[", _values(flat.field(0), note), ",", _values(flat.field(1), note), "]", "")
+    return _joined(pairs, texts)
+
+
+def _lists(array: pa.Array, note: _Note) -> pa.Array:
     if pa.types.is_fixed_size_list(array.type):
         # Its flatten() leaves out null lists, and a slice keeps the whole child: the cast handles both.
         array = array.cast(pa.list_(array.type.value_type))
+    return _joined(array, _values(array.flatten(), note))
+
+
+def _joined(array: pa.Array, children: pa.StringArray) -> pa.Array:
+    """Return the lists of ``array``, whose elements have the texts ``children``."""
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)
-    children = pa.ListArray.from_arrays(pa.array(offsets), json_values(array.flatten()))
-    texts = pc.binary_join_element_wise("[", pc.binary_join(children, ","), "]", "")
-    return pc.if_else(array.is_valid(), texts, pa.scalar(None, pa.string())) if array.null_count else texts
+    lists = pa.ListArray.from_arrays(pa.array(offsets), children)
+    texts = pc.binary_join_element_wise("[", pc.binary_join(lists, ","), "]", "")
+    return pc.if_else(array.is_valid(), texts, _NO_TEXT) if array.null_count else texts
+
+
+def _valid_text(array: pa.Array, note: _Note) -> pa.StringArray:
+    """Return the column as strings, with null for what is not UTF-8: files of other writers may hold any bytes as text."""
+    try:
+        array.validate(full=True)
+        return array.cast(pa.string())
+    except pa.ArrowInvalid:
+        note("is not UTF-8")
+        kind = pa.binary_view() if pa.types.is_string_view(array.type) else pa.large_binary()
+        values = [None if value is None else _decode(value) for value in array.cast(kind).to_pylist()]
+        return pa.array(values, pa.string())
+
+
+def _decode(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
 
 
 def _escaped(array: pa.StringArray) -> pa.StringArray:
@@ -147,25 +314,3 @@ def _bytes(array: pa.StringArray) -> memoryview:
         return memoryview(b"")
     starts = np.frombuffer(offsets, np.int32)
     return memoryview(data)[starts[array.offset] : starts[array.offset + len(array)]]
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

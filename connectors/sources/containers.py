@@ -25,7 +25,8 @@ def missing_bytes(path: Path) -> int:
         if head[4:8] in _BOXES:
             end = _end_of_boxes(file, size)
         elif head[:4] == b"RIFF" and len(head) == 12:
-            end = 8 + int(struct.unpack("<I", head[4:8])[0])
+            length = int(struct.unpack("<I", head[4:8])[0])
+            end = 0 if length == 0xFFFFFFFF else 8 + length  # a recording that never was finished has no length
         elif head[:4] == _EBML:
             end = _end_of_segment(file)
         else:
@@ -39,15 +40,13 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
     while start + 8 <= size:
         file.seek(start)
         length, kind = struct.unpack(">I4s", file.read(8))
-        if kind not in _BOXES and not kind.isalnum():
-            return start  # padding or foreign data behind the last box
         if length == 0:  # up to the end of the file
-            return size
+            return size if kind in _BOXES else start
         if length == 1:
             wide = file.read(8)
             length = int(struct.unpack(">Q", wide)[0]) if len(wide) == 8 else 16
-        if length < 8:
-            return start
+        if length < 8 or (kind not in _BOXES and start + length > size):
+            return start  # padding or foreign data behind the last box
         start += length
     return start
 

@@ -1,6 +1,7 @@
 """Size of a JPEG or PNG image from its header, and whether the file is cut short. Decodes nothing.
 
-A file that passes here can still hold damaged pixel data: the operator that decodes it says so in its own row.
+Bytes behind the end of the image, and between the segments of a JPEG, are skipped, as decoders do. A file that passes here can
+still hold damaged pixel data: the operator that decodes it says so in its own row.
 """
 
 from __future__ import annotations
@@ -44,20 +45,26 @@ def _parse_png(data: bytes) -> ImageHeader:
     width, height = struct.unpack(">II", data[16:24])
     if not width or not height:
         raise ValueError(f"PNG of size {width}x{height}")
-    if _PNG_END not in data[-4096:]:
+    if data.find(_PNG_END, 33) < 0:
         raise ValueError("PNG is cut short: no end chunk")
     return ImageHeader("png", height, width)
 
 
 def _parse_jpeg(data: bytes) -> ImageHeader:
     """Walk the segments up to the first scan."""
+    if data[2:3] not in (b"\xff", b""):
+        raise ValueError("JPEG is damaged at byte 2: no marker")
     at = 2
     size: tuple[int, int] | None = None
+    scan: int | None = None  # where its data begin
     while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            raise ValueError(f"JPEG is damaged at byte {at}: no marker")
+        if data[at] != 0xFF:  # foreign bytes: decoders skip them
+            at = data.find(b"\xff", at)
+            if at < 0:
+                break
+            continue
         marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
+        if marker in (0xFF, 0x00):  # a fill byte, or a value that is no marker
             at += 1
             continue
         if marker in _WITHOUT_LENGTH:
@@ -68,11 +75,12 @@ def _parse_jpeg(data: bytes) -> ImageHeader:
             size = struct.unpack_from(">HH", data, at + 5)
         at += 2 + length
         if marker == _START_OF_SCAN:
+            scan = at
             break
-    else:
+    if scan is None:
         raise ValueError("JPEG is cut short: no image data")
     if size is None or not all(size):
         raise ValueError("JPEG without an image size")
-    if data.rfind(_JPEG_END) < at:
+    if data.rfind(_JPEG_END) < scan:
         raise ValueError("JPEG is cut short: no end marker")
     return ImageHeader("jpeg", *size)

@@ -32,7 +32,7 @@ cv2 = optional("cv2")
 
 __all__ = ["ImagesOptions", "ImagesReader", "ImagesSource"]
 
-_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif"}
 
 _MAX_FILE_BYTES = 256 << 20
 """A larger file is taken for no image: one row must never fill the memory."""

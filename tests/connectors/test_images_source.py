@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from reading import assert_every_restart_is_exact, read_all
 
 from connectors.errors import ConfigError, SourceError
@@ -96,6 +98,40 @@ def test_other_formats_are_decoded_to_raw_pixels(tmp_path):
     for row in read_all(source(tmp_path)).to_pylist():
         assert (row["encoding"], row["height"], row["width"]) == ("raw_bgr8", 10, 20)
         assert row["image"] == image.tobytes()
+
+
+TAILS = st.binary(max_size=60) | st.sampled_from(
+    [b"\0" * 10_000, b"\xff\xd9" * 9, b"\xff" * 5000, bytes(range(256)) * 40, b"IEND"]
+)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tiff", ".webp", ".gif", ".ppm"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tail=TAILS)
+@example(tail=b"")
+def test_bytes_behind_the_end_of_an_image_do_not_refuse_it(tmp_path, suffix, tail):
+    data = cv2.imencode(suffix, picture(90))[1].tobytes()
+    folder = tmp_path / "cam"
+    folder.mkdir(exist_ok=True)
+    (folder / f"1{suffix}").write_bytes(data + tail)
+    (row,) = read_all(source(folder)).to_pylist()
+    assert (row["error"], row["height"], row["width"]) == (None, 24, 32)
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert row["image"] == (data + tail if suffix in (".jpg", ".png") else decoded.tobytes())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(max_size=40).filter(lambda junk: b"\xff" not in junk), st.integers(1, 3))
+def test_bytes_between_the_segments_of_a_jpeg_are_skipped_as_decoders_do(junk, segments):
+    data = cv2.imencode(".jpg", picture(90))[1].tobytes()
+    at = 2
+    for _ in range(segments):
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    mixed = data[:at] + junk + data[at:]
+    decoded = cv2.imdecode(np.frombuffer(mixed, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (24, 32, 3)
+    header = parse_header(mixed)
+    assert (header.encoding, header.height, header.width) == ("jpeg", 24, 32)
 
 
 def test_sizes_may_change_from_image_to_image(tmp_path):

@@ -185,3 +185,45 @@ def test_connection_options_are_checked() -> None:
         ConnectionOptions(bootstrap_servers=" ,")
     with pytest.raises(ConfigError, match="ssl_certfile: must come together with ssl_keyfile"):
         ConnectionOptions(bootstrap_servers="a:1", security_protocol="SSL", ssl_certfile="c.pem")  # type: ignore[arg-type]
+
+
+STAMPS = st.sampled_from([-1, -2, -(2**63), 2**63 - 1, 253_402_300_800_000]) | st.integers(0, 253_402_300_799_999)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STAMPS, min_size=1, max_size=8), st.sampled_from(["json", "arrow", "frame"]))
+def test_a_message_without_a_timestamp_takes_the_time_of_the_row_before_and_says_so(stamps: list[int], format: str) -> None:
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, pa.schema([("x", pa.int64())])) as writer:
+        writer.write_batch(pa.record_batch({"x": pa.array([1, 2])}))
+    value = {"json": b'{"x": 1}', "arrow": stream.getvalue().to_pybytes(), "frame": b"12"}[format]
+    raw = [("ct", b"application/vnd.streambank.raw_gray8"), ("w", b"2"), ("h", b"1")]
+    given_messages = messages([value] * len(stamps), timestamps_ms=stamps, headers=[raw] * len(stamps))
+    decoder = FrameDecoder(3600) if format == "frame" else table(format, {"x": "int64"}, max_ahead_s=3600)
+    decoded, _ = decoder.decode(given_messages, 7_000)
+    before, expected = 7_000, []
+    for stamp in stamps:
+        known = 0 <= stamp < 253_402_300_800_000
+        before = stamp * 1000 if known else before
+        expected += [(before, known)] * (2 if format == "arrow" else 1)
+    rows = list(
+        zip(decoded.column("event_time").cast(pa.int64()).to_pylist(), decoded.column("error").to_pylist(), strict=True)
+    )
+    assert [time for time, _ in rows] == [time for time, _ in expected]
+    assert [error is None or "no timestamp" not in error for _, error in rows] == [known for _, known in expected]
+    if format == "frame":
+        assert decoded.column("time_source").to_pylist() == ["broker" if known else "none" for _, known in expected]
+
+
+def test_a_capture_time_of_minus_one_counts_as_missing() -> None:
+    raw = [("ct", b"application/vnd.streambank.raw_gray8"), ("w", b"2"), ("h", b"1"), ("ts_ns", b"-1")]
+    decoded, _ = FrameDecoder(3600).decode(messages([b"12"], timestamps_ms=[5], headers=[raw]), 0)
+    assert decoded.column("event_time").cast(pa.int64()).to_pylist() == [5_000]
+    assert decoded.column("time_source").to_pylist() == ["broker"]
+
+
+def test_a_time_that_rows_tell_themselves_needs_no_timestamp() -> None:
+    told = table("json", {"x": "int64", "event_time": "string"}, max_ahead_s=3600)
+    decoded, _ = told.decode(messages([b'{"x": 1, "event_time": "2026-01-01T00:00:00Z"}'], timestamps_ms=[-1]), 0)
+    assert decoded.column("error").null_count == 1
+    assert decoded.column("event_time").cast(pa.int64()).to_pylist() == [1_767_225_600_000_000]

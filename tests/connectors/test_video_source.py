@@ -286,6 +286,37 @@ def test_cut_avi_and_matroska_files_are_noticed(tmp_path, suffix):
     assert "ends 700 bytes early" in read_all(source(path))["error"].to_pylist()[-1]
 
 
+TAILS = [
+    b"\0" * 9000,
+    b"abcdefgh" * 900,
+    bytes(range(256)) * 30,
+    b"\0\0\xff\xffmdaX" * 20,
+    b"\0\0\0\0abcd",
+    b"\0\0\0\x01wxyz" + b"\xff" * 8,
+]
+
+
+@pytest.mark.parametrize("tail", TAILS, ids=range(len(TAILS)))
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".ts"])
+def test_bytes_behind_the_end_of_a_container_are_no_error(tmp_path, suffix, tail):
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, 12)
+    with path.open("ab") as file:
+        file.write(tail)
+    table = read_all(source(path))
+    assert [number_of(image) for image in images(table)] == list(range(12))
+    assert table["error"].null_count == 12
+
+
+def test_a_recording_that_never_was_finished_has_no_length(tmp_path):
+    path = write_video(tmp_path / "clip.avi", 12)
+    data = bytearray(path.read_bytes())
+    data[4:8] = b"\xff" * 4
+    path.write_bytes(data)
+    table = read_all(source(path))
+    assert (table.num_rows, table["error"].null_count) == (12, 12)
+
+
 def test_a_change_of_resolution_inside_a_file_goes_on_in_the_first_size(tmp_path):
     frames = [numbered_frame(i, *((48, 80) if i < 5 else (96, 160))) for i in range(10)]
     (tmp_path / "sizes.mjpeg").write_bytes(b"".join(cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames))
