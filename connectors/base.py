@@ -47,6 +47,9 @@ class Reader(ABC):
     dropped: Mapping[str, int] = MappingProxyType({})
     """Rows that a live reader has dropped so far, by reason. A reader that can replay never drops."""
 
+    unread: Mapping[str, str] = MappingProxyType({})
+    """Files of the split that were not read, or not to their end, and why; the run names them at its end."""
+
     @abstractmethod
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return 1..``max_rows`` rows (stop after ``max_bytes``, but at least one row), or None: nothing now, or exhausted."""
@@ -73,13 +76,18 @@ class Source(ABC):
 
     Options: ClassVar[type]
     bounded: bool = True
-    """True when every split ends on its own and no more will appear: the run ends when all have been read."""
+    """True when every split ends on its own and the run need not wait for more: it ends when all have been read.
+
+    A run that has read a source without an end is never finished, only stopped.
+    """
     splits_end: bool = True
     """False when splits go on for ever (a camera, a topic): all of them are then read at the same time."""
     replayable: bool = True
     """True when a reader opened at an earlier position delivers the same rows again."""
     appeared_at: ClassVar[Position | None] = None
     """Position of a split that appears after the run's first start; None: like any other split, at its start."""
+    unread: Mapping[str, str] = MappingProxyType({})
+    """Files that belong to no split, and why: they are not read. Looked at after ``splits`` and ``discover``."""
     bulky: bool = False
     """True when rows are large (images): the engine then prefers to read them in the process that uses them."""
 
@@ -93,7 +101,10 @@ class Source(ABC):
 
     @abstractmethod
     def splits(self) -> list[str]:
-        """List the split ids in a stable order. Raise ``SourceError`` when there is nothing to read, naming the path."""
+        """List the split ids in a stable order.
+
+        Raise ``NothingToRead`` when there is nothing to read, naming the path, and ``SourceError`` when it cannot be listed.
+        """
 
     def discover(self) -> list[str]:
         """Return splits that have appeared since they were last listed; asked at every epoch, so it must be quick.
@@ -101,6 +112,14 @@ class Source(ABC):
         It is asked after the positions of an epoch have been taken, and then the epoch before is committed.
         """
         return []
+
+    def grown(self, split: str, position: Position) -> Position | None:
+        """Return where to go on in a split that an earlier run has read to its end, None where nothing has come since.
+
+        Asked once when a run is resumed, before any split is opened. Raise ``SourceError`` where what was read has changed, so
+        that its rows are no longer those of the file.
+        """
+        return None
 
     @abstractmethod
     def open(self, split: str, position: Position | None) -> Reader:

@@ -4,6 +4,7 @@
     ├── ConfigError          pipeline file, options, command line (also a ValueError)
     ├── SchemaError          a batch or file whose columns are not the declared ones (also a ValueError)
     ├── SourceError          a source cannot be opened or continued
+    │   └── NothingToRead    an empty folder, a glob without matches: no error where a run has read it before
     ├── SinkError            a sink cannot write or commit
     ├── CheckpointMismatch   weights that do not fit the model (also a ValueError)
     ├── RecoveryError        a state folder that cannot be resumed
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointMismatch",
     "ConfigError",
     "DeviceError",
+    "NothingToRead",
     "RecoveryError",
     "SchemaError",
     "SinkError",
@@ -45,6 +47,10 @@ class SchemaError(StreambankError, ValueError):
 
 class SourceError(StreambankError):
     """A source cannot be opened, listed or continued from its recorded position."""
+
+
+class NothingToRead(SourceError):
+    """A source lists nothing. A first run has nothing to do; a resumed one has read all there was."""
 
 
 class SinkError(StreambankError):

@@ -18,7 +18,7 @@ from connectors.errors import DeviceError, StreambankError
 from pipelines import registry
 from pipelines.devices import resolve_device
 from pipelines.runtime.manifest import Manifest, read_manifests
-from pipelines.runtime.recovery import reshard_problem
+from pipelines.runtime.recovery import list_splits, reshard_problem
 from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 
 if TYPE_CHECKING:
@@ -81,7 +81,13 @@ class _Checker:
         if source is None:
             self.schemas[node.name] = None
             return
-        splits = self._try(where, source.splits)
+        recorded = self.manifest.sources.get(node.name) if self.manifest is not None else None
+        listing = self._try(where, lambda: list_splits(source, recorded))
+        if listing is not None and not listing.splits and recorded:
+            self._add("ok", where, f"{node.type}, nothing that has not been read")
+            self.schemas[node.name] = None
+            return
+        splits = list(listing.splits) if listing is not None else None
         schema = self._try(where, lambda: source.schema) if splits is not None else None
         self.schemas[node.name] = schema
         if splits is None or schema is None:

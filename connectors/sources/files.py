@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import SourceError
+from connectors.errors import NothingToRead, SourceError
 
 __all__ = ["FileStamp", "expand", "name_streams", "natural_key"]
 
@@ -32,8 +32,8 @@ def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str,
 
     ``path`` is a file, a folder (its direct entries that are ``wanted``), a glob (``**`` crosses folders), or a list of
     these. A file that is named outright is taken whatever its suffix. Raise ``SourceError`` for a path that does not exist
-    (with the nearest names that do) and, unless it ``may_be_empty``, for a folder or glob that holds nothing wanted; ``what``
-    says what was looked for.
+    (with the nearest names that do) and, unless it ``may_be_empty``, ``NothingToRead`` for a folder or glob that holds nothing
+    wanted; ``what`` says what was looked for.
     """
     found: dict[Path, None] = {}
     for item in [path] if isinstance(path, str) else list(path):
@@ -45,14 +45,14 @@ def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str,
                 hint = (
                     f"; for files in its folders give {item.rstrip('/') + '/**/*'!r}" if any(map(Path.is_dir, inside)) else ""
                 )
-                raise SourceError(f"folder {item!r} holds no {what}; it holds {_sample(e.name for e in inside)}{hint}")
+                raise NothingToRead(f"folder {item!r} holds no {what}; it holds {_sample(e.name for e in inside)}{hint}")
         elif given.exists():
             entries = [given]
         elif glob.has_magic(item):
             matches = (Path(match) for match in glob.glob(str(given), recursive=True))  # noqa: PTH207 (absolute patterns)
             entries = [entry for entry in matches if wanted(entry)]
             if not entries and not may_be_empty:
-                raise SourceError(f"nothing matches {item!r} ({what}); {_nearby(given)}")
+                raise NothingToRead(f"nothing matches {item!r} ({what}); {_nearby(given)}")
         else:
             raise SourceError(f"no such file or folder: {item!r}; {_nearby(given)}")
         found.update(dict.fromkeys(sorted(entries, key=natural_key)))
@@ -99,15 +99,24 @@ class FileStamp:
         """Raise ``SourceError`` unless ``recorded`` (``size``, ``mtime_ns`` of a position) is this stamp."""
         then = FileStamp(int(recorded["size"]), int(recorded["mtime_ns"]))
         if then != self:
-            changed = (
-                f"its size went from {then.size} to {self.size} bytes"
-                if then.size != self.size
-                else f"its modification time went from {then.mtime_ns} to {self.mtime_ns} ns"
-            )
             raise SourceError(
-                f"{str(path)!r} has changed since the position was recorded ({changed}); "
+                f"{str(path)!r} has changed since the position was recorded ({self._change(then)}); "
                 "put the old file back, or start over with another state folder"
             )
+
+    def require_read(self, path: Path, recorded: Sequence[int]) -> None:
+        """Raise ``SourceError`` where a file that was read to its end is another one now than ``recorded`` (size, time)."""
+        then = FileStamp(int(recorded[0]), int(recorded[1]))
+        if then != self:
+            raise SourceError(
+                f"{str(path)!r} has changed since it was read to its end ({self._change(then)}), and a file is read once; put "
+                "what is new into a file of its own and the old file back, or start over with another state folder"
+            )
+
+    def _change(self, then: FileStamp) -> str:
+        if then.size != self.size:
+            return f"its size went from {then.size} to {self.size} bytes"
+        return f"its modification time went from {then.mtime_ns} to {self.mtime_ns} ns"
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:

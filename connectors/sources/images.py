@@ -9,7 +9,7 @@ or no image at all becomes a row with ``error`` and the next one follows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import expand, name_streams, natural_key
-from connectors.sources.follow import Folder, FollowOptions
+from connectors.sources.follow import Folder, FollowOptions, changed_ns
 from connectors.sources.frames import FrameBatch, FrameMemory
 from connectors.sources.image_header import parse_header
 
@@ -99,6 +99,11 @@ class ImagesSource(Source):
         known |= new
         return list(new)
 
+    def grown(self, split: str, position: Position) -> Position | None:
+        """Return the position behind the last image where images have come since, or where they are followed from now on."""
+        reader = self.open(split, position)
+        return None if reader.exhausted else reader.position()
+
     def open(self, split: str, position: Position | None) -> ImagesReader:
         """Open a folder. The list of its files is fixed from here on, but with ``follow``."""
         folders = self._streams()
@@ -136,25 +141,35 @@ class ImagesReader(Reader):
         self._start_us = parse_start_time(options.start_time) if options.start_time else 0
         self._memory = FrameMemory()
         self._folder: Folder | None = None
+        self._unread: dict[str, str] = {}
         self._done: str | None = None
         self._gone = 0  # files that are not in the list anymore
+        if position is not None and "digest" in position and position["digest"] != _digest(files[: position["files"]]):
+            raise SourceError(
+                f"the images of stream {stream_id!r} in {str(files[0].parent)!r} have changed since the position was "
+                f"recorded ({position['files']} files then, {len(files)} now; next was {position['name']!r}); put the old "
+                "files back and name new ones so that they sort behind them, or start over with another state folder"
+            )
         if options.follow:
             self._folder = Folder(str(files[0].parent), _is_image, options.settle_s)
             if position is not None:
-                self._gone, self._done = int(position["frame"]), position["done"]
+                self._gone = int(position["frame"])
+                self._folder.newest_ns = int(position.get("newest_ns", 0))
+                if "digest" not in position:
+                    self._done = position["done"]
+                elif self._gone:  # the run did not follow so far
+                    self._done = self._folder.name(files[self._gone - 1])
+                    self._folder.newest_ns = max(changed_ns(path) for path in files[: self._gone])
             self._next, self._files, self._digest = 0, [], ""
             return
         self._digest = _digest(files)
-        self._next = 0
-        if position is not None:
-            if position["digest"] != self._digest:
-                raise SourceError(
-                    f"the images of stream {stream_id!r} in {str(files[0].parent)!r} have changed since the position was "
-                    f"recorded ({position['files']} files then, {len(files)} now; next was {position['name']!r}); "
-                    "put the old files back, or start over with another state folder"
-                )
-            self._next = int(position["frame"])
+        self._next = int(position["frame"]) if position is not None else 0
         self.exhausted = self._next >= len(files)
+
+    @property
+    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Images that are none, and with ``follow`` those whose names sort before what was read already."""
+        return self._unread | (self._folder.unread if self._folder is not None else {})
 
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return the next images; None once the folder has ended."""
@@ -172,7 +187,7 @@ class ImagesReader(Reader):
     def position(self) -> Position:
         """Return the next file and what identifies the list."""
         if self._folder is not None:
-            return {"frame": self._gone, "done": self._done}
+            return {"frame": self._gone, "done": self._done, "newest_ns": self._folder.newest_ns}
         name = self._files[self._next].name if self._next < len(self._files) else None
         return {"frame": self._next, "name": name, "files": len(self._files), "digest": self._digest}
 
@@ -213,6 +228,7 @@ class ImagesReader(Reader):
         except (OSError, ValueError, cv2.error) as error:
             if not batch.fits(0):
                 return False
+            self._unread[path.name] = str(error)
             batch.add_error(f"{path.name}: {error}", sequence=number, time_us=time_us)
         return True
 

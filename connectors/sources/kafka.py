@@ -163,6 +163,22 @@ class KafkaSource(Source):
         self._known.update(new)
         return new
 
+    def grown(self, split: str, position: Position) -> Position | None:
+        """Return the position with the end that the partition has now, where it holds more than then."""
+        if not self.bounded:
+            return {**position, "end": None}
+        package()  # says what to install where it is missing
+        from connectors.kafka.feed import TopicPartition
+
+        topic, _, number = split.rpartition("/")
+        feed = self._open_feed()
+        self._readers += 1
+        try:
+            _, end = feed.range(TopicPartition(topic, int(number)))
+        finally:
+            self._release()
+        return {**position, "end": end} if end > int(position["offset"]) else None
+
     def open(self, split: str, position: Position | None) -> KafkaReader:
         """Open a partition. ``SourceError`` names both offsets where messages behind the position are gone."""
         package()  # says what to install where it is missing
@@ -175,7 +191,7 @@ class KafkaSource(Source):
         start = self.options.start if position is None else position.get("start")
         if start is None:
             assert position is not None
-            now = position
+            now = position if self.bounded else {**position, "end": None}
         else:
             if start == "earliest":
                 offset = begin

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +144,11 @@ class PacedReader(Reader):
         if self._released == 0:
             return self._chunk_start
         return {"chunk": self._chunk_start, "released": self._released}
+
+    @property
+    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Files that the wrapped reader could not read."""
+        return self._reader.unread
 
     def total_rows(self) -> int | None:
         """Return the wrapped reader's estimate."""

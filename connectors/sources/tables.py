@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,8 +20,8 @@ from connectors.errors import ConfigError, SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.sources.columns import Layout, parse_type
 from connectors.sources.event_time import TimeUnit
-from connectors.sources.files import FileStamp, expand, name_streams
-from connectors.sources.follow import Folder, FollowOptions, add_files
+from connectors.sources.files import FileStamp, expand, name_streams, natural_key
+from connectors.sources.follow import Folder, FollowOptions
 from connectors.sources.paced import rows_within
 
 __all__ = ["Chunk", "TableFormat", "TableOptions", "TableReader", "TableSource"]
@@ -126,6 +126,11 @@ class TableSource(Source):
         """The key columns, the chosen columns, ``error``. Reads the head of the files on first use."""
         return self._layout().schema
 
+    @property
+    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Files that share the stream id of another one."""
+        return self._folder.unread
+
     def splits(self) -> list[str]:
         """List one split per file, or one for all where a column names the streams."""
         return [_ONE_SPLIT] if self._layout().stream_id is not None else list(self._named())
@@ -134,17 +139,27 @@ class TableSource(Source):
         """Return the files that have been finished since, with ``follow``, where a file is a stream."""
         if not self.options.follow or self._layout().stream_id is not None:
             return []
-        return add_files(self._named(), self._folder.settled())
+        return self._folder.add_new(self._named())
 
     def open(self, split: str, position: Position | None) -> TableReader:
         """Open a split; every file is compared with what the position recorded of it."""
         if self._layout().stream_id is not None:
-            folder = self._folder if self.options.follow else None
-            return TableReader(self.format(), self._list(), split, self._layout(), position, folder)
+            return TableReader(
+                self.format(), self._list(), split, self._layout(), position, self._folder, follow=self.options.follow
+            )
         files = self._named()
         if split not in files:
             raise SourceError(f"file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
-        return TableReader(self.format(), [files[split]], split, self._layout(), position)
+        return TableReader(self.format(), [files[split]], split, self._layout(), position, self._folder)
+
+    def grown(self, split: str, position: Position) -> Position | None:
+        """Return the position behind the last file where files have come since, or where they are followed from now on."""
+        if self._layout().stream_id is None:
+            FileStamp.of(self._named()[split]).require_read(self._named()[split], position["files"][0][1:])
+            return None
+        reader = self.open(split, position)
+        reader.close()
+        return None if reader.exhausted else reader.position()
 
     def _named(self) -> dict[str, Path]:
         if self._files is None:
@@ -192,8 +207,11 @@ class TableReader(Reader):
     """Reads the files of one split, one after the other.
 
     Position: where the current chunk starts (``file``, ``at``), what came before it (``row``, ``time_us``) and how many of
-    its rows were delivered (``skip``). ``files`` holds name, size and modification time of every file. With a ``folder`` that
-    is followed, files that have been read are left out; ``done`` is the name of the last one, and no file before it is read.
+    its rows were delivered (``skip``). ``files`` holds name, size and modification time of every file. Files that have come
+    since a position was recorded are read behind those that it lists, in natural order. Those that were read may be gone.
+
+    With ``follow``, files that have been read are left out; ``done`` is the greatest of their names. Files come in the order of
+    their names then: one whose name sorts before those that were taken is not read (``unread``).
     """
 
     def __init__(
@@ -203,24 +221,26 @@ class TableReader(Reader):
         split: str,
         layout: Layout,
         position: Position | None,
-        folder: Folder | None = None,
+        folder: Folder,
+        *,
+        follow: bool = False,
     ) -> None:
         self._format = format
         self._layout = layout
         self._folder = folder
-        self._done: str | None = None
-        if folder is not None:
-            self._done = position["done"] if position is not None else None
-            paths = folder.behind(paths, self._done)
-        self._paths = list(paths)
-        self._streams = [path.stem for path in paths] if layout.stream_id is not None else [split]
+        self._follow = follow
+        self._split = split
+        self._unread: dict[str, str] = {}
         if layout.stream_id is None:
             self.closes = (split,)
-        self._stamps = [FileStamp.of(path) for path in paths]
-        start = position or {"file": 0, "at": None, "row": 0, "time_us": 0, "skip": 0}
-        if position is not None:
-            self._require_unchanged(position["files"])
+        start = position or {"file": 0, "at": None, "row": 0, "time_us": 0, "skip": 0, "files": []}
         self._file = int(start["file"])
+        self._done: str | None = start.get("done")
+        folder.newest_ns = max(folder.newest_ns, int(start.get("newest_ns", 0)))
+        self._paths: list[Path] = []
+        self._names: list[str] = []
+        self._stamps: list[FileStamp] = []
+        self._take(paths, start["files"])
         self._at: Any = start["at"]
         self._row = int(start["row"])
         self._time_us = int(start["time_us"])
@@ -228,7 +248,12 @@ class TableReader(Reader):
         self._chunks: Iterator[Chunk] | None = None
         self._batch: pa.RecordBatch | None = None
         self._after: tuple[int, Any, int] = (0, None, 0)  # file, at and time_us behind the current chunk
-        self.exhausted = folder is None and self._file >= len(paths)
+        self.exhausted = not follow and self._file >= len(self._paths)
+
+    @property
+    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Files that could not be read on and, with ``follow``, those whose names sort before what was read already."""
+        return self._unread | self._folder.unread if self._follow else self._unread
 
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
         """Return the next rows, at most the rest of the current chunk; None once all files have ended."""
@@ -251,13 +276,13 @@ class TableReader(Reader):
             "row": self._row,
             "skip": self._skip,
             "time_us": self._time_us,
-            "files": [[path.name, stamp.size, stamp.mtime_ns] for path, stamp in zip(self._paths, self._stamps, strict=True)],
-            **({"done": self._done} if self._folder is not None else {}),
+            "files": [[name, stamp.size, stamp.mtime_ns] for name, stamp in zip(self._names, self._stamps, strict=True)],
+            **({"done": self._done, "newest_ns": self._folder.newest_ns} if self._follow else {}),
         }
 
     def total_rows(self) -> int | None:
         """Return the sum of the files' estimates."""
-        if self._folder is not None:
+        if self._follow:
             return None
         estimates = [self._estimate(path) for path in self._paths]
         return None if None in estimates else sum(estimate or 0 for estimate in estimates)
@@ -280,15 +305,14 @@ class TableReader(Reader):
             rows, errors, after = chunk.rows, chunk.errors, (self._file, chunk.after)
         except (pa.ArrowException, OSError, ValueError) as error:
             problem = f"{path.name}: cannot be read on: {_first_line(error)}"
+            self._unread[self._names[self._file]] = problem.removeprefix(f"{path.name}: ")
             logger.warning("bad_file path=%s error=%s", path, problem)
             rows = pa.RecordBatch.from_arrays([pa.nulls(1, kind) for kind in self._layout.raw.types], schema=self._layout.raw)
             errors, after = pa.array([problem]), (self._file + 1, None)
         if not rows.num_rows:
             self._at = after[1]
             return
-        batch, time_us = self._layout.apply(
-            rows, errors, stream=self._streams[self._file], first_row=self._row, time_us=self._time_us
-        )
+        batch, time_us = self._layout.apply(rows, errors, stream=self._stream(path), first_row=self._row, time_us=self._time_us)
         self._batch, self._after = batch, (*after, time_us)
         if self._skip >= batch.num_rows:
             raise SourceError(f"{str(path)!r} holds fewer rows than the recorded position says; start over")
@@ -304,9 +328,10 @@ class TableReader(Reader):
 
     def _next_file(self) -> None:
         self._chunks = None
-        if self._folder is not None:
-            self._done = self._folder.name(self._paths[self._file])
-            del self._paths[: self._file + 1], self._stamps[: self._file + 1], self._streams[: self._file + 1]
+        if self._follow:
+            read = self._file + 1
+            self._done = max([*self._names[:read], *([] if self._done is None else [self._done])], key=natural_key)
+            del self._paths[:read], self._stamps[:read], self._names[:read]
             self._file, self._at, self._skip = 0, None, 0
             return
         self._file, self._at, self._skip = self._file + 1, None, 0
@@ -314,11 +339,8 @@ class TableReader(Reader):
 
     def _look(self) -> bool:
         """Take on files that have appeared in the folder; say whether there are any."""
-        assert self._folder is not None  # else the reader is exhausted
         new = self._folder.after(self._done)
-        self._paths += new
-        self._stamps += [FileStamp.of(path) for path in new]
-        self._streams += [path.stem for path in new]
+        self._add(new)
         return bool(new)
 
     def _estimate(self, path: Path) -> int | None:
@@ -327,17 +349,42 @@ class TableReader(Reader):
         except (pa.ArrowException, OSError, ValueError):  # the reader says so in a row when it gets there
             return None
 
-    def _require_unchanged(self, recorded: Sequence[Sequence[Any]]) -> None:
-        now = [path.name for path in self._paths]
-        then = [str(name) for name, _, _ in recorded]
-        if now != then and (self._folder is None or now[: len(then)] != then):
-            gone, new = [name for name in then if name not in now], [name for name in now if name not in then]
-            raise SourceError(
-                f"the files of this source have changed since the position was recorded: gone {gone}, new {new}; "
-                "put the old files back, or start over with another state folder"
-            )
-        for path, stamp, (_, size, mtime_ns) in zip(self._paths, self._stamps, recorded, strict=self._folder is None):
-            stamp.require(path, {"size": size, "mtime_ns": mtime_ns})
+    def _stream(self, path: Path) -> str:
+        return path.stem if self._layout.stream_id is not None else self._split
+
+    def _take(self, paths: Sequence[Path], recorded: Sequence[Sequence[Any]]) -> None:
+        """Take the files that a position lists, as it lists them, then those that have come since."""
+        present = {self._folder.name(path): path for path in paths}
+        for number, (name, size, mtime_ns) in enumerate(recorded):
+            path, then = present.pop(name, None), FileStamp(int(size), int(mtime_ns))
+            if number < self._file:
+                if path is not None:
+                    FileStamp.of(path).require_read(path, (size, mtime_ns))
+            elif path is None:
+                raise SourceError(
+                    f"the file {name!r} of this source has not been read to its end, and it is gone; put it back, or start "
+                    "over with another state folder"
+                )
+            else:
+                FileStamp.of(path).require(path, {"size": size, "mtime_ns": mtime_ns})
+            self._paths.append(path or Path(name))
+            self._names.append(name)
+            self._stamps.append(then)
+        if not self._follow:
+            self._add(list(present.values()))
+            return
+        last = max([self._done, *self._names], key=natural_key) if self._done is not None else None
+        new = self._folder.behind(paths, last, frozenset(self._names))
+        if self._file:  # the run did not follow so far
+            self._done = max(self._names[: self._file], key=natural_key)
+            del self._paths[: self._file], self._names[: self._file], self._stamps[: self._file]
+            self._file = 0
+        self._add(new)
+
+    def _add(self, paths: Sequence[Path]) -> None:
+        self._paths += paths
+        self._names += [self._folder.name(path) for path in paths]
+        self._stamps += [FileStamp.of(path) for path in paths]
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from connectors.records import FRAME
 from connectors.sources.containers import missing_bytes
 from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import FileStamp, expand, name_streams
-from connectors.sources.follow import Folder, FollowOptions, add_files
+from connectors.sources.follow import Folder, FollowOptions
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
 from connectors.sources.random_access import even_spread, read_frames
 
@@ -111,7 +111,18 @@ class VideoSource(Source):
 
     def discover(self) -> list[str]:
         """Return the files that have been finished since, with ``follow``."""
-        return add_files(self._streams(), self._folder.settled()) if self.options.follow else []
+        return self._folder.add_new(self._streams()) if self.options.follow else []
+
+    @property
+    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Files that share the stream id of another one."""
+        return self._folder.unread
+
+    def grown(self, split: str, position: Position) -> Position | None:
+        """Return None: a video that was read to its end is over. ``SourceError`` where the file is another one now."""
+        path = self._streams()[split]
+        FileStamp.of(path).require_read(path, (position["size"], position["mtime_ns"]))
+        return None
 
     def open(self, split: str, position: Position | None) -> VideoReader:
         """Open a file. A damaged file opens too: its reader delivers the row that says so."""
@@ -308,6 +319,7 @@ class VideoReader(Reader):
         if problem is not None:
             problem = f"{self._path.name}: {problem}"
             batch.add_error(problem, sequence=self._grabbed, time_us=self._epoch_us + (self._time_us or 0))
+            self.unread = {self._path.name: problem.removeprefix(f"{self._path.name}: ")}
             logger.warning("bad_file stream=%s error=%s", self._stream_id, problem)
         self._frame, self.exhausted = self._grabbed, True
         self.close()

@@ -119,7 +119,7 @@ def live_line(progress: Progress, meter: RateMeter) -> str:
 def report_text(name: str, report: RunReport, folders: dict[str, str]) -> str:
     """Return what is said at the end of a run; ``folders`` says where each sink has written."""
     if report.status == "already finished":
-        return f"{name}: already finished at epoch {report.epoch}; there is nothing left to do"
+        return f"{name}: already finished at epoch {report.epoch}; nothing has come since"
     lines = [
         f"{name}: {report.status} after {_duration(report.seconds)} (start-up {report.startup_s:.1f} s) on {report.runner}, "
         f"{report.epochs} epoch{'s' if report.epochs != 1 else ''}"

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from connectors.base import Position, Staged
+from connectors.base import Staged
 from pipelines.runners.transport import CreditTransport
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.host import Host
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import SplitState
+from pipelines.runtime.recovery import Listing, list_splits
 from pipelines.runtime.tasks import TaskPlan, make_operator, make_operator_task, make_sink_task, make_source_task
 from pipelines.spec import OperatorSpec, SourceSpec
 
@@ -32,11 +33,12 @@ class SourceCell:
         self._plan = plan
         self._host = host
 
-    def describe(self) -> tuple[list[str], pa.Schema, Position | None, bool]:
-        """Build the source; return its splits, its schema, where splits begin that appear later, and whether it can replay."""
+    def describe(self, recorded: Mapping[str, SplitState] | None) -> tuple[Listing | None, pa.Schema]:
+        """Build the source; return its schema and, from the first task, what there is to read. See ``list_splits``."""
         assert isinstance(self._plan.node, SourceSpec)
         self._source = self._plan.node.build()
-        return self._source.splits(), self._source.schema, self._source.appeared_at, self._source.replayable
+        listing = list_splits(self._source, recorded)
+        return listing if self._plan.task.shard == 0 else None, self._source.schema
 
     def start(self, transport: CreditTransport, splits: Mapping[str, SplitState]) -> None:
         """Begin to read."""

@@ -82,8 +82,9 @@ class Fleet:
             actor = self._create(number, group)
             self._actors.append(actor)
             self._actor_of |= dict.fromkeys(group, actor)
-        described = self._prepare("describe", {task: () for task in self._sources})
-        schemas = {task.node: schema for task, (_, schema, *_) in described.items()}
+        recorded = {node.name: base.sources.get(node.name, {}) if base is not None else None for node in spec.sources}
+        described = self._prepare("describe", {task: (recorded[task.node],) for task in self._sources})
+        schemas = {task.node: schema for task, (_, schema) in described.items()}
         builds: dict[TaskId, Arguments] = {}
         for node in spec.operators:
             states = base.operators.get(node.name, ()) if base is not None else ()
@@ -101,8 +102,7 @@ class Fleet:
         self.reading_since = monotonic()
         reads: dict[TaskId, Arguments] = {}
         for source in spec.sources:
-            listed, _, appeared_at, replayable = described[TaskId(source.name, 0)]
-            splits = assign_splits(source.name, listed, base, source.parallelism, appeared_at, replayable=replayable)
+            splits = assign_splits(source.name, described[TaskId(source.name, 0)][0], source.parallelism)
             reads |= {task: (share,) for task, share in zip(tasks_of(source.name), splits, strict=True)}
         self._start(reads)
         self._asked = {actor.poll.remote(): actor for actor in self._actors}

@@ -23,7 +23,7 @@ from pipelines.runtime.manifest import Manifest, StateFolder
 from pipelines.runtime.messages import Body, Edge, Event, SplitState, TaskId
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.recovery import assign_splits, staged_of, starting_point
+from pipelines.runtime.recovery import assign_splits, list_splits, something_to_read, staged_of, starting_point
 from pipelines.runtime.sink_task import SinkTask
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
@@ -81,7 +81,7 @@ class LocalRunner:
             folder.open()
             cleanup.callback(folder.close)
             base = starting_point(folder, self._spec, resume=self._resume)
-            if base is not None and base.finished:
+            if base is not None and base.finished and not something_to_read(self._spec, base):
                 return finish(self._spec, base, "local")
             attempt = folder.next_attempt(base)
             writer = SnapshotWriter(folder.root)
@@ -141,8 +141,8 @@ class LocalRunner:
 
     @staticmethod
     def _splits(node: SourceSpec, source: Source, base: Manifest | None) -> list[dict[str, SplitState]]:
-        listed, replayable = source.splits(), source.replayable
-        return assign_splits(node.name, listed, base, node.parallelism, source.appeared_at, replayable=replayable)
+        recorded = base.sources.get(node.name, {}) if base is not None else None
+        return assign_splits(node.name, list_splits(source, recorded), node.parallelism)
 
     def _inbox(self, plan: TaskPlan) -> Inbox:
         self._inboxes[plan.task] = Inbox(plan.inputs, attempt=plan.attempt)

@@ -25,7 +25,7 @@ from pipelines.runners.reservation import Stopped, reserve
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.coordinator import Coordinator, EpochTimeout
 from pipelines.runtime.manifest import Manifest, StateFolder
-from pipelines.runtime.recovery import starting_point
+from pipelines.runtime.recovery import something_to_read, starting_point
 from pipelines.spec import PipelineSpec
 
 __all__ = ["RayRunner"]
@@ -68,7 +68,7 @@ class RayRunner:
             folder.open()
             cleanup.callback(folder.close)
             base = starting_point(folder, self._spec, resume=self._resume)
-            if base is not None and base.finished:
+            if base is not None and base.finished and not something_to_read(self._spec, base):
                 return finish(self._spec, base, "ray")
             check_local_gpus(self._graph)
             cleanup.enter_context(cluster(self._graph))

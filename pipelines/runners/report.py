@@ -40,7 +40,7 @@ class RunReport:
     """How a run ended."""
 
     status: Literal["finished", "stopped", "already finished"]
-    """``stopped``: on request; ``--resume`` goes on from there. ``already finished``: there was nothing left to do."""
+    """``stopped``: on request; ``--resume`` goes on from there. ``already finished``: nothing has come since."""
     runner: str
     seconds: float
     """From the first possible row to the last commit; on Ray of the last attempt."""

@@ -162,9 +162,11 @@ class Coordinator:
         operators: dict[str, tuple[OperatorState, ...]] = {}
         sinks: dict[str, tuple[tuple[Staged, ...], ...]] = {}
         rows: dict[str, int] = {}
+        endless = False
         for source in spec.sources:
             acks = [ack for ack in self._of(source.name) if isinstance(ack, SourceAck)]
             sources[source.name] = {split: state for ack in acks for split, state in ack.splits.items()}
+            endless |= any(ack.endless for ack in acks)
             rows[source.name] = sum(state.rows for state in sources[source.name].values())
         for operator in spec.operators:
             answers = [ack for ack in self._of(operator.name) if isinstance(ack, OperatorAck)]
@@ -181,7 +183,9 @@ class Coordinator:
             options=self._options,
             attempt=self._attempt,
             epoch=epoch,
-            finished=self._final and all(state.done for splits in sources.values() for state in splits.values()),
+            finished=self._final
+            and not endless
+            and all(state.done for splits in sources.values() for state in splits.values()),
             sources=sources,
             operators=operators,
             sinks=sinks,

@@ -69,7 +69,7 @@ class Manifest:
     attempt: int
     epoch: int
     finished: bool
-    """All sources were read to their end: there is nothing to resume."""
+    """All sources have an end and were read to it: only what has come since is there to be read."""
     sources: Mapping[str, Mapping[str, SplitState]]
     """Node → split → where to go on."""
     operators: Mapping[str, tuple[OperatorState, ...]]

@@ -173,6 +173,8 @@ class SourceAck:
     task: TaskId
     epoch: int
     splits: dict[str, SplitState]
+    endless: bool = False
+    """More splits may come at any time, so that no run has ever read them all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ it is resumed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from connectors.base import Position, Staged
-from connectors.errors import RecoveryError, SourceError
+from connectors.base import Position, Source, Staged
+from connectors.errors import NothingToRead, RecoveryError, SourceError
 from pipelines import registry
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
@@ -23,18 +24,26 @@ if TYPE_CHECKING:
     from operators.base import Operator
 
 __all__ = [
+    "Listing",
     "assign_splits",
+    "list_splits",
     "merge_open_streams",
     "options_of",
     "reshard_problem",
     "restore_operator",
+    "something_to_read",
     "staged_of",
     "starting_point",
 ]
 
-_FREE_SOURCE_OPTIONS = frozenset({"pace", "catch_up", "bootstrap_servers", "security_protocol", "client_id", "discover_s"})
+_FREE_SOURCE_OPTIONS = frozenset(
+    {"pace", "catch_up", "bootstrap_servers", "security_protocol", "client_id", "discover_s", "settle_s"}
+)
 _FREE_PREFIXES = ("ssl_", "sasl_")
 """Say when rows come and on which way, not which."""
+
+_READ_ON = {"follow": (False, True), "until": ("latest", "never")}
+"""Options of sources → the change that a resume allows: a source with an end may lose it, then the run goes on behind it."""
 
 
 def options_of(spec: PipelineSpec) -> dict[str, Any]:
@@ -79,7 +88,10 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
     if not resume:
         stands = f"of pipeline {manifest.name!r} that stands at epoch {manifest.epoch}. Go on with --resume, or start over"
         if manifest.finished:
-            stands = f"of pipeline {manifest.name!r} that is finished. To run it again"
+            stands = (
+                f"of pipeline {manifest.name!r} that is finished. Read what has come since with --resume. To run it again from "
+                "the start"
+            )
         raise RecoveryError(
             f"state folder {folder.root} holds a run {stands}: delete it together with what the sinks have written, or set "
             "'state' and the sinks' 'path' to new folders"
@@ -90,10 +102,11 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
             "another folder"
         )
     was, now = manifest.options, options_of(spec)
+    read_on = {f"{source.name}.{key}": change for source in spec.sources for key, change in _READ_ON.items()}
     changed = [
         f"{key}: {was.get(key, 'absent')!r} then, {now.get(key, 'absent')!r} now"
         for key in sorted({*was, *now})
-        if was.get(key, _ABSENT) != now.get(key, _ABSENT)
+        if was.get(key, _ABSENT) != now.get(key, _ABSENT) and (was.get(key), now.get(key)) != read_on.get(key)
     ]
     if changed:
         raise RecoveryError(
@@ -122,32 +135,70 @@ def reshard_problem(node: OperatorSpec, manifest: Manifest) -> str | None:
     )
 
 
-def assign_splits(
-    node: str,
-    listed: Sequence[str],
-    manifest: Manifest | None,
-    parallelism: int,
-    appeared_at: Position | None = None,
-    *,
-    replayable: bool = True,
-) -> list[dict[str, SplitState]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What there is to read of a source: all of its splits, and how far each that an earlier run knew has been read."""
+
+    splits: Sequence[str]
+    known: Mapping[str, SplitState]
+    appeared_at: Position | None = None
+    """Where the other splits begin."""
+    replayable: bool = True
+
+    @property
+    def unread(self) -> bool:
+        """Whether some of it has not been read to its end."""
+        return any(name not in self.known or not self.known[name].done for name in self.splits)
+
+
+def list_splits(source: Source, recorded: Mapping[str, SplitState] | None) -> Listing:
+    """List the splits of a source. ``recorded`` is how far they were read in the last epoch, None for a first run.
+
+    A split that has ended is opened again where something has come since (``Source.grown``). Raise ``SourceError`` where the
+    source cannot be listed, and for a first run where there is nothing to read.
+    """
+    try:
+        splits = source.splits()
+    except NothingToRead:
+        if recorded is None:
+            raise
+        splits = []  # what has been read may be gone
+    known = dict(recorded or {})
+    for name in splits:
+        state = known.get(name)
+        if state is not None and state.done and state.position is not None:
+            position = source.grown(name, state.position)
+            if position is not None:
+                known[name] = replace(state, position=position, done=False)
+    appeared_at = source.appeared_at if recorded is not None else None
+    return Listing(splits=splits, known=known, appeared_at=appeared_at, replayable=source.replayable)
+
+
+def something_to_read(spec: PipelineSpec, manifest: Manifest) -> bool:
+    """Return whether a finished run has something to go on with: more than it has read, or a source that now has no end."""
+    for node in spec.sources:
+        source = node.build()
+        if not source.bounded or (source.replayable and list_splits(source, manifest.sources.get(node.name, {})).unread):
+            return True
+    return False
+
+
+def assign_splits(node: str, listing: Listing, parallelism: int) -> list[dict[str, SplitState]]:
     """Share the splits of a source out among its tasks, with the positions to go on from.
 
-    Splits that the manifest does not know begin at ``appeared_at`` (``Source.appeared_at``).
-
-    Raise ``SourceError`` for a split that was being read and is no longer there, unless the source is not ``replayable``: a
+    Raise ``SourceError`` for a split that was being read and is no longer there, unless the source cannot be replayed: a
     camera that was taken away has left nothing to read.
     """
-    recorded = manifest.sources.get(node, {}) if manifest is not None else {}
+    listed, recorded = listing.splits, listing.known
     present = set(listed)
     gone = [name for name, state in recorded.items() if not state.done and name not in present]
-    if gone and replayable:
+    if gone and listing.replayable:
         raise SourceError(
             f"source {node!r}: {gone[0]!r} was being read when the last epoch was committed and is no longer there; put it "
             "back, or start over in another state folder"
         )
     names = [*listed, *(name for name in recorded if name not in present and name not in gone)]
-    new = SplitState(appeared_at if manifest is not None else None)
+    new = SplitState(listing.appeared_at)
     tasks: list[dict[str, SplitState]] = [{} for _ in range(parallelism)]
     for i, name in enumerate(names):
         tasks[i % parallelism][name] = recorded.get(name, new)

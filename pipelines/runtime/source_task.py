@@ -218,7 +218,7 @@ class SourceTask:
             self._state[name] = SplitState(reader.position(), False, state.rows, state.time_us)
         self._router.send(Barrier(epoch))
         self.stats.last_epoch = epoch
-        self._report(SourceAck(self.task, epoch, dict(self._state)))
+        self._report(SourceAck(self.task, epoch, dict(self._state), endless=not self._bounded))
         if final:
             self._router.send(End())
             self.ended = True

@@ -53,8 +53,8 @@ def drain(reader: Reader, column: str = "v") -> list[Any]:
 
 
 def keyed(folder: Path, **options: Any) -> JsonlSource:
-    given = {"stream_id": "k", "event_time": "t", "event_time_unit": "s", "follow": True, **options}
-    return JsonlSource(TableOptions(path=str(folder), **given))
+    given = {"path": str(folder), "stream_id": "k", "event_time": "t", "event_time_unit": "s", "follow": True, **options}
+    return JsonlSource(TableOptions(**given))
 
 
 def test_a_table_with_a_stream_column_goes_on_with_new_files_in_order(tmp_path: Path) -> None:
@@ -70,8 +70,39 @@ def test_a_table_with_a_stream_column_goes_on_with_new_files_in_order(tmp_path: 
     lines(tmp_path / "a10.jsonl", 6, 7)
     lines(tmp_path / "a2.jsonl", 4, 5)
     assert drain(reader) == [4, 5, 6, 7]
+    assert reader.unread == {}
     lines(tmp_path / "a3.jsonl", 99)  # sorts before what has been read
     assert drain(reader) == []
+    assert reader.unread == {
+        "a3.jsonl": "it came after 'a10.jsonl' had been read, and its name sorts before that; name files by time"
+    }
+
+
+def test_a_file_that_comes_too_late_while_nobody_reads_is_named_by_the_next_run(tmp_path: Path) -> None:
+    lines(tmp_path / "a1.jsonl", 1)
+    lines(tmp_path / "a5.jsonl", 5)
+    reader = keyed(tmp_path).open("all", None)
+    assert drain(reader) == [1, 5]
+    position = json.loads(json.dumps(reader.position()))
+    (tmp_path / "a2.jsonl").write_text((tmp_path / "a1.jsonl").read_text())
+    old(tmp_path / "a2.jsonl", 30.0)
+    lines(tmp_path / "a6.jsonl", 6)
+    again = keyed(tmp_path).open("all", position)
+    assert drain(again) == [6]
+    assert list(again.unread) == ["a2.jsonl"]
+
+
+def test_files_of_several_folders_have_names_of_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate("xy"):
+        (tmp_path / name).mkdir()
+        lines(tmp_path / name / "a1.jsonl", number)
+    source = keyed(tmp_path, path=[str(tmp_path / "x"), str(tmp_path / "y")])
+    reader = source.open("all", None)
+    assert drain(reader) == [0, 1]
+    lines(tmp_path / "y" / "a2.jsonl", 2)
+    position = json.loads(json.dumps(reader.position()))
+    assert drain(reader) == [2]
+    assert drain(source.open("all", position)) == [2]
 
 
 def test_a_file_is_read_when_nobody_writes_it_any_more(tmp_path: Path) -> None:
@@ -156,6 +187,7 @@ def test_videos_may_come_into_an_empty_folder_and_names_count_once(tmp_path: Pat
     (tmp_path / "f1.mov.mp4").rename(tmp_path / "f1.mov")
     old(tmp_path / "f1.mov")
     assert source.discover() == []  # the same stream id as f1.mp4
+    assert source.unread == {str(tmp_path / "f1.mov"): f"{tmp_path / 'f1.mp4'} has the same stream id"}
 
 
 def test_images_of_a_folder_that_is_written_to_come_once_each(tmp_path: Path) -> None:

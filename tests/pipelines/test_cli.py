@@ -80,8 +80,28 @@ def test_a_second_run_without_resume_fails_and_with_it_does_nothing(folder: Path
     assert again.stderr.startswith(f"error: state folder {folder}/state holds a run of pipeline 'copy' that is finished")
     resumed = call("run", "copy.yaml", "--resume")
     assert resumed.exit_code == 0
-    assert resumed.stdout == "copy: already finished at epoch 0; there is nothing left to do\n"
+    assert resumed.stdout == "copy: already finished at epoch 0; nothing has come since\n"
     assert pq.read_table(folder / "rows").num_rows == 100
+
+
+def test_a_finished_run_of_a_folder_reads_what_has_come_since(folder: Path) -> None:
+    (folder / "days").mkdir()
+    line = json.dumps({"k": "a", "v": 1.0, "t": 1}) + "\n"
+    (folder / "days" / "monday.jsonl").write_text(line)
+    days = ("--set", "events.path=days")
+    assert call("run", "copy.yaml", *days).exit_code == 0
+    (folder / "days" / "tuesday.jsonl").write_text(line)
+    again = call("run", "copy.yaml", "--resume", *days)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert pq.read_table(folder / "rows").num_rows == 2
+    for path in (folder / "days").iterdir():
+        path.unlink()
+    moved = call("run", "copy.yaml", "--resume", *days)
+    assert (moved.exit_code, moved.stdout) == (0, "copy: already finished at epoch 1; nothing has come since\n")
+    (folder / "days").rmdir()
+    lost = call("run", "copy.yaml", "--resume", *days)
+    assert lost.exit_code == 2
+    assert f"no such file or folder: '{folder}/days'" in lost.stderr
 
 
 def test_a_bad_file_has_status_2_and_no_stack_trace(folder: Path) -> None:

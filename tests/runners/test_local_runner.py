@@ -195,7 +195,8 @@ def test_resuming_a_finished_run_does_nothing_and_starting_it_over_is_refused(tm
     report = run(plan, runner="local", resume=True)
     assert (report.status, report.epochs, len(store.rows())) == ("already finished", 0, 1000)
     with pytest.raises(
-        RecoveryError, match=r"a run of pipeline 'p' that is finished\. To run it again: delete it together with"
+        RecoveryError,
+        match=r"a run of pipeline 'p' that is finished\. Read .* with --resume\. To run it again from the start: delete it",
     ):
         run(plan, runner="local")
 

@@ -181,6 +181,28 @@ def test_one_shard_stopped_in_local_and_resumed_on_ray_with_three_gives_the_same
     assert on_ray(values, resume=True).status == "already finished"
 
 
+def test_a_finished_run_on_ray_reads_files_that_came_later_and_one_that_follows_is_never_finished(tmp_path: Path) -> None:
+    stop = threading.Event()
+    folder = tmp_path / "lines"
+    write_lines(folder, 100)
+    values = pipeline(folder, tmp_path)
+    assert on_ray(values).status == "finished"
+    write_lines(tmp_path / "more", 100, 2)
+    (tmp_path / "more" / "part1.jsonl").rename(folder / "part1.jsonl")
+    again = on_ray(values, resume=True)
+    assert (again.status, again.rows_committed["rows"]) == ("finished", 200)
+    values["sources"]["events"] |= {"follow": True, "settle_s": 0.0}
+    (tmp_path / "more" / "part0.jsonl").rename(folder / "part2.jsonl")
+
+    def idle(reading: Progress) -> None:
+        if reading.rows_committed["rows"] == 300:
+            stop.set()
+
+    report = on_ray(values, resume=True, stop=stop, on_progress=idle)
+    assert (report.status, report.rows_committed["rows"]) == ("stopped", 300)
+    assert not read_manifests(tmp_path / "state")[0].finished
+
+
 def test_a_stop_on_ray_commits_and_can_be_resumed(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
     stop = threading.Event()
     values = pipeline(lines, tmp_path, **SLOW)

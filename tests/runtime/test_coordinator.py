@@ -12,7 +12,7 @@ from pipelines.graph import Graph
 from pipelines.runtime.coordinator import Coordinator, EpochTimeout
 from pipelines.runtime.manifest import Manifest, StateFolder
 from pipelines.runtime.messages import Exhausted, OperatorAck, SinkAck, SourceAck, SplitState, TaskId
-from pipelines.runtime.recovery import assign_splits, options_of, starting_point
+from pipelines.runtime.recovery import Listing, assign_splits, options_of, starting_point
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 from pipelines.testing import FakeClock, ListSinkOptions, MemoryOptions, RowStore
 from pipelines.testing.running_mean import RunningMean, RunningMeanOptions
@@ -243,12 +243,13 @@ def test_unreadable_manifests_are_no_fresh_start(tmp_path: Path) -> None:
 def test_splits_are_shared_out_with_their_positions(tmp_path: Path) -> None:
     folder, manifest = stopped(tmp_path)
     folder.close()
-    tasks = assign_splits("src", ["s0", "s1", "new"], manifest, 2)
+    tasks = assign_splits("src", Listing(splits=["s0", "s1", "new"], known=manifest.sources["src"]), 2)
     assert tasks == [
         {"s0": SplitState({"row": 0}, False, 5), "new": SplitState()},
         {"s1": SplitState({"row": 0}, False, 5)},
     ]
     with pytest.raises(SourceError, match=r"source 'src': 's1' was being read .* is no longer there"):
-        assign_splits("src", ["s0"], manifest, 2)
-    (live,) = assign_splits("src", ["s0"], manifest, 1, replayable=False)  # a camera that was taken away
+        assign_splits("src", Listing(splits=["s0"], known=manifest.sources["src"]), 2)
+    camera = Listing(splits=["s0"], known=manifest.sources["src"], replayable=False)
+    (live,) = assign_splits("src", camera, 1)  # a camera that was taken away
     assert "s1" not in live
