@@ -29,6 +29,7 @@ __all__ = [
     "SinkError",
     "SourceError",
     "StreambankError",
+    "first_line",
     "nearest",
 ]
 
@@ -73,3 +74,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the allowed name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of any library says, with its type where that alone would say too little."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0] if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {lines[0]}"

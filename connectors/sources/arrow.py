@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from connectors.sources.parquet import first_schema, require_columns
+from connectors.sources.columnar import require_columns, sound_rows, union_schema
 from connectors.sources.tables import Chunk, TableFormat, TableOptions, TableSource
 
 __all__ = ["ArrowFormat", "ArrowSource"]
@@ -20,8 +20,8 @@ class ArrowFormat(TableFormat):
     """Reads both layouts, told apart by the first bytes. ``at`` is the number of a batch."""
 
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
-        """Return the columns of the first file that can be read."""
-        return first_schema(paths, _read_schema)
+        """Return the columns of the first file that can be read, with the types that hold the values of all files."""
+        return union_schema(paths, _read_schema)
 
     def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
         """Yield the batches from number ``at`` on."""
@@ -32,13 +32,13 @@ class ArrowFormat(TableFormat):
                 file = pa.ipc.open_file(source)
                 require_columns(file.schema, columns)
                 for index in range(first, file.num_record_batches):
-                    yield Chunk(file.get_batch(index).select(columns.names), None, index, index + 1)
+                    yield Chunk(*sound_rows(file.get_batch(index).select(columns.names)), index, index + 1)
                 return
             stream = pa.ipc.open_stream(source)
             require_columns(stream.schema, columns)
             for index, batch in enumerate(stream):
                 if index >= first:
-                    yield Chunk(batch.select(columns.names), None, index, index + 1)
+                    yield Chunk(*sound_rows(batch.select(columns.names)), index, index + 1)
 
     def estimate_rows(self, path: Path) -> None:
         """Return None: the rows of all batches are not known without reading them."""

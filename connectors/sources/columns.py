@@ -6,7 +6,7 @@ Knows nothing of how files are read. A row whose keys cannot be used keeps its p
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from connectors.errors import ConfigError, SourceError, nearest
 from connectors.records import KEY_FIELDS, TIME_TYPE
-from connectors.sources.casting import convert
+from connectors.sources.casting import convert, is_text, plain_type
 from connectors.sources.event_time import times_us
 
 __all__ = ["Layout", "parse_type", "type_name"]
@@ -72,11 +72,14 @@ class Layout:
         unit: str,
         row_rate: float,
         columns: Sequence[str] | None,
+        read_as: Callable[[pa.DataType], pa.DataType] = plain_type,
     ) -> Layout:
         """Resolve the options against the columns of a file; a column called like a key is that key by default.
 
+        ``read_as`` tells the type with which a format reads a column; ``apply`` casts it to what the column is meant to be.
         Raise ``SourceError`` for a column that does not exist or cannot be what it is meant to be.
         """
+        file = pa.schema([field.with_type(plain_type(field.type)) for field in file], metadata=file.metadata)
         keys = {
             key: _find(file, name if name is not None else key, key, where, required=name is not None)
             for key, name in (("stream_id", stream_id), ("event_time", event_time), ("sequence", sequence))
@@ -113,7 +116,7 @@ class Layout:
             sequence=keys["sequence"],
             unit=unit,
             row_rate=row_rate,
-            raw=pa.schema([file.field(name) for name in file.names if name in used or name in chosen]),
+            raw=pa.schema([(name, read_as(file.field(name).type)) for name in file.names if name in used or name in chosen]),
             schema=pa.schema(fields, metadata=_kept_metadata(file)),
         )
 
@@ -170,14 +173,10 @@ class Layout:
 
 
 def _strings(array: pa.Array) -> pa.Array:
-    """Return stream ids as strings; NaN, the empty string and what is no UTF-8 become null."""
+    """Return stream ids as strings; NaN and the empty string become null."""
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
     strings = convert(array, pa.string())
-    try:
-        strings.validate(full=True)
-    except pa.ArrowInvalid:  # files of other writers may hold any bytes as text
-        strings = convert(strings.view(pa.binary()), pa.string())
     empty = pc.equal(pc.binary_length(strings), 0)
     return pc.if_else(empty, None, strings) if pc.any(empty).as_py() else strings
 
@@ -214,7 +213,7 @@ def _resolve_unit(field: pa.Field, unit: str, where: str) -> str:
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return "iso"
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind)
+    text = is_text(kind)
     if unit == "auto" and text:
         return "iso"
     if number and unit in ("auto", "iso"):

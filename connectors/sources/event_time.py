@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from connectors.errors import ConfigError
-from connectors.records import TIME_TYPE
 from connectors.sources.casting import convert, tolerant
+from connectors.sources.time_text import times_of_text
 
 __all__ = ["MessageTimeUnit", "TimeUnit", "parse_start_time", "times_us"]
 
@@ -23,19 +20,14 @@ TimeUnit = Literal[MessageTimeUnit, "rows"]
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 # Years 1 to 9999, what Python's datetime can show.
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_999_999
-_ZONE = re.compile(r"(Z|[+-]\d{2}:?\d{2})$")
 
 
 def parse_start_time(text: str) -> int:
     """Return the microseconds since 1970 UTC of an ISO 8601 time. Raise ``ConfigError`` if it is none."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigError(f"start_time: {text!r} is not an ISO 8601 time; write for example '2026-03-01T08:00:00Z'") from error
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    since = time - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    time_us = times_us(pa.array([text], pa.string()), "iso")[0].as_py()
+    if time_us is None:
+        raise ConfigError(f"start_time: {text!r} is not an ISO 8601 time; write for example '2026-03-01T08:00:00Z'")
+    return int(time_us)
 
 
 def times_us(array: pa.Array, unit: str) -> pa.Array:
@@ -47,7 +39,7 @@ def times_us(array: pa.Array, unit: str) -> pa.Array:
         if pa.types.is_date(array.type):
             array = tolerant(array, lambda part: part.cast(pa.timestamp("us")), pa.timestamp("us"))
         if not pa.types.is_timestamp(array.type):
-            return _within(tolerant(convert(array, pa.string()), _parse_iso, pa.int64()), 1, 1)
+            return _within(times_of_text(convert(array, pa.string()), "us"), 1, 1)
         array, unit = array.view(pa.int64()), array.type.unit
     if unit == "ns":
         return _within(convert(array, pa.int64()), 1, 1000)
@@ -68,10 +60,3 @@ def _within(numbers: pa.Array, factor: int, divisor: int) -> pa.Array:
     if not missing.any():
         return pa.array(values * factor // divisor)
     return pa.array(np.where(missing, 0, values) * factor // divisor, mask=missing)
-
-
-def _parse_iso(part: pa.Array) -> pa.Array:
-    known = part.drop_null()
-    zoned = len(known) > 0 and _ZONE.search(known[0].as_py().strip()) is not None
-    kind = TIME_TYPE if zoned else pa.timestamp("us")
-    return pc.utf8_trim_whitespace(part).cast(kind).view(pa.int64())

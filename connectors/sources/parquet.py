@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from connectors.errors import SourceError
+from connectors.sources.columnar import require_columns, sound_rows, union_schema
 from connectors.sources.tables import Chunk, TableFormat, TableOptions, TableSource
 
 __all__ = ["ParquetFormat", "ParquetSource"]
@@ -22,8 +22,8 @@ class ParquetFormat(TableFormat):
     """Reads Parquet. ``at`` is [row group, row in it]; a chunk never spans row groups."""
 
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
-        """Return the columns of the first file that can be read."""
-        return first_schema(paths, pq.read_schema)
+        """Return the columns of the first file that can be read, with the types that hold the values of all files."""
+        return union_schema(paths, pq.read_schema)
 
     def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
         """Yield batches of about 8 MiB."""
@@ -38,7 +38,7 @@ class ParquetFormat(TableFormat):
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns.names, use_threads=False):
                     after = start + batch.num_rows
                     if start >= skip:
-                        yield Chunk(batch, None, [group, start], [group, after])
+                        yield Chunk(*sound_rows(batch), [group, start], [group, after])
                     start = after
                 skip = 0
 
@@ -56,23 +56,3 @@ class ParquetSource(TableSource):
     def format(self) -> ParquetFormat:
         """Return how to read Parquet."""
         return ParquetFormat()
-
-
-def first_schema(paths: Sequence[Path], read: Any) -> pa.Schema:
-    """Return the schema of the first readable file. Raise ``SourceError`` with the reason for the first one if none is."""
-    reason = None
-    for path in paths:
-        try:
-            schema: pa.Schema = read(path)
-        except (pa.ArrowException, OSError) as error:
-            reason = reason or f"{str(path)!r} cannot be read: {str(error).strip().splitlines()[0]}"
-        else:
-            return schema
-    raise SourceError(f"{reason}; no file of this source tells its columns")
-
-
-def require_columns(file: pa.Schema, columns: pa.Schema) -> None:
-    """Raise ``ValueError`` unless ``file`` has all of ``columns``."""
-    missing = [name for name in columns.names if name not in file.names]
-    if missing:
-        raise ValueError(f"columns {missing} of the first file are missing; there are {file.names}")

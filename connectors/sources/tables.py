@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
-from connectors.errors import ConfigError, SourceError, nearest
+from connectors.errors import ConfigError, SourceError, StreambankError, first_line, nearest
 from connectors.options import REQUIRED, option
+from connectors.sources.casting import plain_type
 from connectors.sources.columns import Layout, parse_type
 from connectors.sources.event_time import TimeUnit
 from connectors.sources.files import FileStamp, expand, name_streams, natural_key
@@ -86,6 +87,10 @@ class TableFormat(ABC):
     sparse: ClassVar[bool] = False
     """Whether a record may lack a column, so that one may be declared which the start of the files does not show."""
 
+    def read_as(self, kind: pa.DataType) -> pa.DataType:
+        """Return the type to read a column with which is meant to be ``kind``."""
+        return plain_type(kind)
+
     @abstractmethod
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
         """Return the columns of the files. Raise ``SourceError`` if no file tells."""
@@ -94,7 +99,7 @@ class TableFormat(ABC):
     def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
         """Yield the rows from ``at`` (None: the start) with ``columns``, in bounded pieces whose cuts depend on ``at`` only.
 
-        Raise an Arrow error, ``OSError`` or ``ValueError`` for a file that cannot be read on.
+        Raise any exception for a file that cannot be read on; its first line is what the user gets to see.
         """
 
     @abstractmethod
@@ -199,6 +204,7 @@ class TableSource(Source):
                 unit=options.event_time_unit,
                 row_rate=options.row_rate,
                 columns=None if options.columns is None else list(options.columns),
+                read_as=format.read_as,
             )
         return self._resolved
 
@@ -303,8 +309,10 @@ class TableReader(Reader):
                 self._next_file()
                 return
             rows, errors, after = chunk.rows, chunk.errors, (self._file, chunk.after)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            problem = f"{path.name}: cannot be read on: {_first_line(error)}"
+        except StreambankError:
+            raise
+        except Exception as error:  # whatever a library makes of a damaged file: the others are read
+            problem = f"{path.name}: cannot be read on: {first_line(error)}"
             self._unread[self._names[self._file]] = problem.removeprefix(f"{path.name}: ")
             logger.warning("bad_file path=%s error=%s", path, problem)
             rows = pa.RecordBatch.from_arrays([pa.nulls(1, kind) for kind in self._layout.raw.types], schema=self._layout.raw)
@@ -346,7 +354,7 @@ class TableReader(Reader):
     def _estimate(self, path: Path) -> int | None:
         try:
             return self._format.estimate_rows(path)
-        except (pa.ArrowException, OSError, ValueError):  # the reader says so in a row when it gets there
+        except Exception:  # the reader says so in a row when it gets there
             return None
 
     def _stream(self, path: Path) -> str:
@@ -385,7 +393,3 @@ class TableReader(Reader):
         self._paths += paths
         self._names += [self._folder.name(path) for path in paths]
         self._stamps += [FileStamp.of(path) for path in paths]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

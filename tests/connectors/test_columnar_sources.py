@@ -164,7 +164,7 @@ def test_stream_names_that_are_no_utf8_are_rows_with_an_error(tmp_path):
     path = write_file(tmp_path / "f.arrow", pa.table({"at": [1, 2, 3], "machine": names}))
     got = read_all(make(ArrowSource, path, stream_id="machine", event_time_unit="s"))
     assert got["stream_id"].to_pylist() == ["a", "f", "c"]
-    assert got["error"].to_pylist() == [None, "column 'machine' names no stream", None]
+    assert got["error"].to_pylist() == [None, "column 'machine' is no UTF-8", None]
 
 
 def test_recorded_frames_replay_as_they_are(tmp_path):
