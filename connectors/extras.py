@@ -29,6 +29,7 @@ class _Package:
 
 EXTRAS: Mapping[str, _Package] = {
     "cv2": _Package("vision", "opencv-python"),
+    "av": _Package("vision", "av"),
     "torchvision": _Package("vision", "torchvision"),
     "decord": _Package("vision", "decord"),
     "ray": _Package("ray", "ray[default]"),

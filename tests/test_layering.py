@@ -15,9 +15,9 @@ PACKAGES = ("connectors", "models", "operators", "pipelines")
 BOTTOM = {"connectors.durable", "connectors.errors", "connectors.extras", "connectors.options", "connectors.records"}
 FORBIDDEN = {
     "connectors": {"torch", "ray", "models", "operators", "pipelines"},
-    "models": {"ray", "kafka", "decord", "open3d", "pydantic", "operators", "pipelines"},
-    "operators": {"ray", "kafka", "decord", "open3d", "pydantic", "pipelines"},
-    "pipelines": {"kafka", "decord", "open3d"},
+    "models": {"av", "ray", "kafka", "decord", "open3d", "pydantic", "operators", "pipelines"},
+    "operators": {"av", "ray", "kafka", "decord", "open3d", "pydantic", "pipelines"},
+    "pipelines": {"av", "kafka", "decord", "open3d"},
 }
 
 

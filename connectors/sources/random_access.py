@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from connectors.extras import optional
+from connectors.sources.av_capture import open_by_av
 from connectors.sources.frames import Bytes
 
 cv2 = optional("cv2")
@@ -47,8 +48,13 @@ def read_frames(path: Path, indices: Sequence[int], *, decoded_limit_bytes: int 
     """
     capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
     try:
-        if not capture.isOpened():
-            return []
+        if not capture.isOpened() or not capture.grab():
+            capture.release()
+            other = open_by_av(path, 1)
+            if other is None:
+                return []
+            capture = other
+            return _by_opencv(capture, indices)
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         decoded = count * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) * capture.get(cv2.CAP_PROP_FRAME_WIDTH) * 3
         # decord mangles the memory layout of frames turned by 90 degrees.

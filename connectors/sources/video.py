@@ -1,4 +1,7 @@
-"""Recorded video files, one stream per file, decoded in order by OpenCV with the container's own timestamps.
+"""Recorded video files, one stream per file, decoded in order with the container's own timestamps.
+
+OpenCV decodes; PyAV does where OpenCV lacks the codec. Where the container's time goes back (joined files, a counter that
+wraps), event time goes on one frame step after the last frame, so that no part of a file that plays is late.
 
 Frames are decoded straight into the Arrow buffer of the batch. A file that is empty, damaged or cut short gives the frames
 that decode and then one row with ``error``; other files are not affected. Memory does not depend on the length of a file.
@@ -23,6 +26,7 @@ from connectors.errors import ConfigError, SourceError, nearest
 from connectors.extras import optional
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
+from connectors.sources.av_capture import open_by_av, why_not
 from connectors.sources.containers import missing_bytes
 from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import FileStamp, expand, name_streams
@@ -49,6 +53,12 @@ _SEEK_FROM_FRAME = 600
 
 _SEEK_MARGIN_MS = 4000.0
 """How far before a position seeking aims. Decoding over a margin rebuilds what open groups of pictures refer back to."""
+
+_JITTER_STEPS = 2
+"""A time that lies at most so many frame steps before the last one is taken for that: it is jitter, no restart."""
+
+_DEFAULT_STEP_US = 40_000
+"""Frame step of a container that tells no usable rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +152,9 @@ class VideoSource(Source):
 class VideoReader(Reader):
     """Reads one file. ``sequence`` is the number of the decoded frame, also where ``max_fps`` leaves frames out.
 
-    Position: ``frame`` is the first frame not yet considered; ``time_us`` and ``crc`` are the container time and the pixel
-    checksum of the last delivered one, which tell whether a seek has landed right.
+    Position: ``frame`` is the first frame not yet considered; ``time_us`` and ``crc`` are the time and the pixel checksum of
+    the last delivered one, which tell whether a seek has landed right; ``restarted`` says that the container's time has gone
+    back before, so that no seek by time can find the frame.
     """
 
     def __init__(self, path: Path, stream_id: str, options: VideoOptions, position: Position | None) -> None:
@@ -163,6 +174,10 @@ class VideoReader(Reader):
             self._epoch_us = parse_start_time(options.start_time) if options.start_time else 0
         self._capture: Any = None
         self._grabbed = 0  # frames taken from the decoder since the file's start
+        self._last_us = 0  # time of the last grabbed frame
+        self._shift_us = 0  # what is added to container times, since they have gone back
+        self._rate = 0.0  # as the container says it
+        self._timeless = False  # elementary streams: the container has no times
         self._pending: tuple[Bytes, int, int] | None = None  # decoded (image, frame, time_us) that did not fit the last batch
         self._shape: tuple[int, ...] | None = None  # of the last frame, expected of the next one
         self._size = 0
@@ -198,6 +213,7 @@ class VideoReader(Reader):
             "frame": self._frame,
             "time_us": self._time_us,
             "crc": self._crc,
+            "restarted": self._shift_us != 0,
             "references": self._references_done,
             "ended": self.exhausted,
             "size": self._stamp.size,
@@ -270,15 +286,27 @@ class VideoReader(Reader):
 
     def _open_capture(self) -> None:
         self.close()
-        self._grabbed = 0
+        self._grabbed = self._last_us = self._shift_us = 0
+        self._timeless = False
         # An absolute path: FFmpeg would take "a:b.mp4" for a protocol.
-        threads = [cv2.CAP_PROP_N_THREADS, min(_DECODER_THREADS, cv2.getNumberOfCPUs())]
-        capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG, threads)
+        capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, _threads()])
         if capture.isOpened():
-            self._capture = capture
-            frames, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-            kept = min(1.0, self._options.max_fps / rate) if self._options.max_fps and rate > 0 else 1.0
-            self._total = round(frames * kept) + self._options.references if frames > 0 else None
+            self._use(capture)
+
+    def _use(self, capture: Any) -> None:
+        self._capture = capture
+        frames, self._rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+        kept = min(1.0, self._options.max_fps / self._rate) if self._options.max_fps and self._rate > 0 else 1.0
+        self._total = round(frames * kept) + self._options.references if frames > 0 else None
+
+    def _grab_other(self) -> bool:
+        """Grab the first frame by the other decoder, where OpenCV finds none."""
+        capture = open_by_av(self._path, _threads())
+        if capture is None:
+            return False
+        self.close()
+        self._use(capture)
+        return capture.grab()
 
     def _grab(self) -> int | None:
         """Take the next frame that ``max_fps`` keeps and return its container time in microseconds, or None at the end."""
@@ -292,15 +320,26 @@ class VideoReader(Reader):
                 return time_us
 
     def _grab_any(self) -> int | None:
-        capture = self._capture
-        if capture is None or not capture.grab():
+        """Take the next frame and return its time, which never lies before that of the frame before; None at the end."""
+        grabbed = self._capture is not None and self._capture.grab()
+        if not grabbed and (self._grabbed or not self._grab_other()):
             return None
         # POS_MSEC is the time of the grabbed frame, counted from the stream's start; after a failed grab it is reset to 0.
-        time_us: int = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
-        if time_us == 0 and self._grabbed > 0:  # elementary streams without times
-            rate = capture.get(cv2.CAP_PROP_FPS)
-            time_us = round(self._grabbed * 1e6 / rate) if rate > 0 else 0
+        time_us: int = round(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
+        self._timeless = time_us == 0 and (self._timeless or self._grabbed == 1)
+        if self._timeless:
+            time_us = round(self._grabbed * 1e6 / self._rate) if self._rate > 0 else 0
+        time_us += self._shift_us
+        back_us = self._last_us - time_us
+        if self._grabbed and back_us > 0:
+            step_us = round(1e6 / self._rate) if 1 <= self._rate <= 1000 else _DEFAULT_STEP_US
+            restarts = back_us > _JITTER_STEPS * step_us
+            if restarts:
+                self._shift_us += back_us + step_us
+                logger.info("time_restarts stream=%s frame=%d back_us=%d", self._stream_id, self._grabbed, back_us)
+            time_us = self._last_us + (step_us if restarts else 0)
         self._grabbed += 1
+        self._last_us = time_us
         return time_us
 
     def _retrieve(self, slot: Bytes | None) -> Bytes | None:
@@ -335,7 +374,7 @@ class VideoReader(Reader):
         if missing:
             return f"the file ends {missing} bytes early, after {self._grabbed} decodable frames"
         if self._grabbed == 0:
-            return "no frame can be decoded; not a video, or damaged"
+            return why_not(self._path) or "no frame can be decoded; not a video, or damaged"
         return None
 
     def _resume(self, position: dict[str, Any]) -> None:
@@ -348,7 +387,7 @@ class VideoReader(Reader):
             self.exhausted = True
             return
         self._open_capture()
-        if self._frame == 0 or (self._frame > _SEEK_FROM_FRAME and self._seek()):
+        if self._frame == 0 or (self._frame > _SEEK_FROM_FRAME and not position.get("restarted") and self._seek()):
             return
         self._open_capture()
         while self._grabbed < self._frame:
@@ -367,10 +406,14 @@ class VideoReader(Reader):
         while capture.grab():
             time_us: int = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1000)
             if time_us >= self._time_us:
-                self._grabbed = self._frame
+                self._grabbed, self._last_us = self._frame, time_us
                 image = self._retrieve(None)
                 return time_us == self._time_us and image is not None and _checksum(image) == self._crc
         return False
+
+
+def _threads() -> int:
+    return min(_DECODER_THREADS, int(cv2.getNumberOfCPUs()))
 
 
 def _is_video(path: Path) -> bool:

@@ -1,11 +1,15 @@
 import os
 import re
+import sys
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mp4_files import container_times_us, index_first, number_of, numbered_frame, retime, rotate, write_video
 from reading import assert_every_restart_is_exact, batches, read_all
 
@@ -13,7 +17,7 @@ import connectors.sources.random_access as random_access
 import connectors.sources.video as video_module
 from connectors.errors import ConfigError, SourceError
 from connectors.records import FRAME
-from connectors.sources.containers import missing_bytes
+from connectors.sources.containers import codec_name, missing_bytes
 from connectors.sources.random_access import even_spread, read_frames
 from connectors.sources.video import VideoOptions, VideoSource
 
@@ -353,3 +357,124 @@ def test_a_missing_file_is_named_with_its_nearest_neighbor(tmp_path):
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         VideoOptions(path="x.mp4", **options)
+
+
+@pytest.fixture(scope="module")
+def takes(tmp_path_factory) -> Path:
+    """MPEG-TS files of 8 to 14 frames, to be joined as `cat` does."""
+    folder = tmp_path_factory.mktemp("takes")
+    for count in range(8, 15):
+        write_video(folder / f"{count}.ts", count)
+    return folder
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(8, 14), min_size=1, max_size=5), max_fps=st.sampled_from([None, 5.0, 12.5, 25.0]))
+def test_event_time_goes_on_where_the_time_of_joined_files_starts_again(takes, lengths, max_fps):
+    path = takes / "joined" / "cam.ts"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"".join((takes / f"{count}.ts").read_bytes() for count in lengths))
+    table = read_all(source(path, max_fps=max_fps))
+    kept = range(0, sum(lengths), round(25 / max_fps) if max_fps else 1)
+    numbers = [number for count in lengths for number in range(count)]
+    assert table["sequence"].to_pylist() == list(kept)
+    assert times_us(table) == [40_000 * number for number in kept]
+    assert [number_of(image) for image in images(table)] == [numbers[number] for number in kept]
+
+
+def test_a_restart_within_joined_files_is_exact_and_never_seeks_by_time(takes, monkeypatch):
+    path = takes / "twice.ts"
+    path.write_bytes((takes / "12.ts").read_bytes() * 3)
+    monkeypatch.setattr(video_module, "_SEEK_FROM_FRAME", 1)
+    for options in ({}, {"max_fps": 5.0}):
+        assert_every_restart_is_exact(lambda options=options: source(path, **options), rows=5)
+
+
+@pytest.mark.parametrize(("container_ms", "expected_ms"), [
+    ([0, 40, 80, 70, 120, 160], [0, 40, 80, 80, 120, 160]),  # a frame told a little late
+    ([0, 40, 80, 0, 40, 80], [0, 40, 80, 80, 80, 80]),  # no longer than two steps: taken for jitter
+    ([0, 40, 80, 120, 0, 40, 0], [0, 40, 80, 120, 160, 200, 200]),
+    ([0, 40, 9000, 9040, 100, 140], [0, 40, 9000, 9040, 9080, 9120]),  # a jump ahead is a pause, and kept
+    ([0, 0, 0, 0], [0, 40, 80, 120]),  # no times at all
+    ([0, 0, 40, 80], [0, 40, 40, 80]),
+])  # fmt: skip
+def test_times_of_a_file_never_go_back(clip, monkeypatch, container_ms, expected_ms):
+    class Scripted:
+        def __init__(self, *_):
+            self.at = -1
+
+        def isOpened(self):
+            return True
+
+        def grab(self):
+            self.at += 1
+            return self.at < len(container_ms)
+
+        def retrieve(self, slot=None):
+            return True, numbered_frame(self.at)
+
+        def get(self, what):
+            return {cv2.CAP_PROP_POS_MSEC: container_ms[min(self.at, len(container_ms) - 1)], cv2.CAP_PROP_FPS: 25.0}.get(
+                what, 0
+            )
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(video_module.cv2, "VideoCapture", Scripted)
+    assert times_us(read_all(source(clip))) == [1000 * time for time in expected_ms]
+
+
+@pytest.fixture(scope="module")
+def av1(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("av1") / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libsvtav1", rate=25, options={"preset": "12", "svtav1-params": "lp=1"})
+        stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number, 64, 80), format="bgr24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_codec_that_opencv_lacks_is_decoded_by_another_library(av1):
+    assert not cv2.VideoCapture(str(av1)).grab()
+    table = read_all(source(av1, references=3), rows=6)
+    assert [number_of(image) for image in images(table)] == [0, 10, 19, *range(20)]
+    assert times_us(table)[3:] == [40_000 * number for number in range(20)]
+    assert table["error"].null_count == 23
+    assert_every_restart_is_exact(lambda: source(av1, max_fps=10.0), rows=3)
+
+
+def test_a_codec_without_a_decoder_is_named_with_a_remedy(tmp_path, av1, monkeypatch):
+    for suffix, ours, other in ((".mkv", b"V_MPEG4/ISO/ASP", b"V_QQQQQ/ISO/ASP"), (".avi", b"mp4v", b"qqqq")):
+        path = write_video(tmp_path / f"x{suffix}", 5)
+        path.write_bytes(path.read_bytes().replace(ours, other))
+        (error,) = read_all(source(path))["error"].to_pylist()
+        assert re.search("its codec is '(V_QQQQQ/ISO/ASP|qqqq)', which neither OpenCV nor PyAV has a decoder for here", error)
+        assert f"ffmpeg -i x{suffix} -c:v libx264 x-h264.mp4" in error
+    monkeypatch.setitem(sys.modules, "av", None)  # not installed
+    (error,) = read_all(source(av1))["error"].to_pylist()
+    assert error.startswith(
+        "clip.mkv: its codec is AV1, which OpenCV has no decoder for; PyAV has more: pip install 'streambank[vision]'"
+    )
+    assert error.endswith("or convert it: ffmpeg -i clip.mkv -c:v libx264 clip-h264.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi"])
+def test_the_codec_of_a_container_is_read_without_a_decoder(tmp_path, suffix):
+    written = {".mkv": "'V_MPEG4/ISO/ASP'"}.get(suffix, "'mp4v'")
+    assert codec_name(write_video(tmp_path / f"x{suffix}", 3)) in (written, "'FMP4'")
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 9)
+    assert codec_name(tmp_path / "noise") is None
+
+
+def test_a_damaged_file_of_a_known_codec_is_not_blamed_on_the_codec(tmp_path):
+    path = write_video(tmp_path / "x.mp4", 5)
+    data = path.read_bytes()
+    at = data.find(b"mdat") + 4
+    end = data.find(b"moov") - 4
+    path.write_bytes(data[:at] + b"\0" * (end - at) + data[end:])
+    (error,) = read_all(source(path))["error"].to_pylist()
+    assert error == "x.mp4: no frame can be decoded; not a video, or damaged"
