@@ -68,10 +68,11 @@ class AvCapture:
         self._ahead: Any = None  # the one after it, where it has been decoded
         self._open()
         self.codec: str = self._stream.codec_context.name
-        rotation = int(self._ahead.rotation)
+        first: Any = self._ahead
+        rotation = int(first.rotation)
         self._turn = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, -90: cv2.ROTATE_90_CLOCKWISE}.get(rotation)
         self._turn = cv2.ROTATE_180 if abs(rotation) == 180 else self._turn
-        self._size = (self._ahead.width, self._ahead.height)
+        self._size = (int(first.width), int(first.height))
 
     def grab(self) -> bool:
         """Take the next frame; false at the end, and where it cannot be decoded."""
