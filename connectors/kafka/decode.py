@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from connectors.errors import ConfigError, nearest
+from connectors.errors import ConfigError, first_line, nearest
 from connectors.kafka.messages import CONTENT_TYPE, encoding_of
 from connectors.records import FRAME, TIME_TYPE
 from connectors.sources.casting import convert
@@ -129,6 +129,11 @@ class TableDecoder(Decoder):
             row_rate=1.0,
             columns=[name for name in columns if name not in (stream_id, event_time, sequence)],
         )
+        if format == "json":
+            self._values = pa.schema(
+                [(name, JsonlFormat().read_as(kind)) for name, kind in zip(self._values.names, self._values.types, strict=True)]
+            )
+            JsonlFormat().require(self._values)
         self._parse = _parse_json if format == "json" else _parse_arrow
         self._numbered = format == "arrow"
         self.schema = self._layout.schema
@@ -242,43 +247,13 @@ _Parsed = tuple[list[pa.Array], pa.Array | None, npt.NDArray[np.int64] | None]
 def _parse_json(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
     if not len(columns):
         raise ConfigError("columns: name at least one column of the messages, as {name: type}")
-    parts = _parse_objects(list(values), columns)
-    bad = pa.Table.from_arrays([pa.nulls(1, kind) for kind in columns.types], schema=columns)
-    tables = [table if table is not None else bad for table, _ in parts]
-    whole = (tables[0] if len(tables) == 1 else pa.concat_tables(tables)).combine_chunks()
-    errors = None
-    if any(error is not None for _, error in parts):
-        errors = pa.array(
-            [e for table, error in parts for e in ([error] if table is None else [None] * table.num_rows)], pa.string()
-        )
-    return [column.chunk(0) for column in whole.columns], errors, None
-
-
-def _parse_objects(values: list[bytes], columns: pa.Schema) -> list[tuple[pa.Table | None, str | None]]:
-    """Parse all values at once; only where that fails halve them until the bad ones are alone."""
-    block = b"\n".join(values)
-    if block.count(b"\n") != len(values) - 1:  # white space inside of an object: within a string it would be escaped
-        values = [value.replace(b"\n", b" ").strip() for value in values]
-        block = b"\n".join(values)
-    problem = "not one JSON object"
-    try:
-        table = JsonlFormat().parse(block, columns)
-        if table.num_rows == len(values):
-            return [(table, None)]
-    except pa.ArrowInvalid as error:
-        problem = str(error).strip().splitlines()[0].removesuffix(" in row 0")
-    if len(values) == 1:
-        stripped = values[0].strip()
-        if stripped != values[0]:
-            return _parse_objects([stripped], columns)
-        return [(None, f"{problem}: {values[0][:80]!r}")]
-    half = len(values) // 2
-    return [*_parse_objects(values[:half], columns), *_parse_objects(values[half:], columns)]
+    rows, errors = JsonlFormat().rows(values, columns)
+    return rows.columns, errors, None
 
 
 def _parse_arrow(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
     tables: list[pa.Table] = []
-    problems: list[str | None] = []
+    problems: list[pa.Array] = []
     counts = np.empty(len(values), np.int64)
     for number, value in enumerate(values):
         problem = None
@@ -287,35 +262,41 @@ def _parse_arrow(values: Sequence[bytes], columns: pa.Schema) -> _Parsed:
             table.validate(full=True)  # offsets of a damaged message may point anywhere
             if not 0 < table.num_rows <= 1 << _ROWS_BITS:
                 problem = f"an Arrow message must hold 1 to {1 << _ROWS_BITS} rows, this one has {table.num_rows}"
-        except (pa.ArrowException, OSError, ValueError) as error:
-            problem = f"no Arrow IPC stream: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+        except Exception as error:  # whatever Arrow makes of the bytes
+            problem = f"no Arrow IPC stream: {first_line(error)}"
         if problem is not None:
             table = pa.Table.from_arrays([pa.nulls(1, kind) for kind in columns.types], schema=columns)
-        tables.append(_conform(table, columns))
-        problems.append(problem)
+        conformed, lost = _conform(table, columns)
+        tables.append(conformed)
+        problems.append(lost if problem is None else pa.repeat(pa.scalar(problem, pa.string()), table.num_rows))
         counts[number] = table.num_rows
     whole = pa.concat_tables(tables).combine_chunks()
     arrays = [column.chunk(0) for column in whole.columns]
-    errors = None
-    if any(problems):
-        errors = pa.array(problems, pa.string()).take(pa.array(np.repeat(np.arange(len(values)), counts)))
-    return arrays, errors, counts
+    errors = pa.concat_arrays(problems)
+    return arrays, errors if errors.null_count < len(errors) else None, counts
 
 
-def _conform(table: pa.Table, columns: pa.Schema) -> pa.Table:
-    """Return ``table`` with exactly ``columns``: what it lacks, and values that cannot be cast, are null."""
+def _conform(table: pa.Table, columns: pa.Schema) -> tuple[pa.Table, pa.Array]:
+    """Return ``table`` with exactly ``columns``, null what it lacks and what cannot be cast, and an error per row."""
+    none = pa.nulls(table.num_rows, pa.string())
     if table.schema.equals(columns):
-        return table
+        return table, none
     arrays = []
+    errors = [none]
     for field in columns:
         if table.schema.names.count(field.name) == 1:
             column = table.column(field.name).combine_chunks()
             if isinstance(column, pa.ChunkedArray):
                 column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
             arrays.append(convert(column, field.type))
+            if arrays[-1].null_count > column.null_count:
+                lost = pc.and_(arrays[-1].is_null(), column.is_valid())
+                errors.append(pc.if_else(lost, f"column {field.name!r} is {column.type} and no {field.type}", none))
         else:
             arrays.append(pa.nulls(table.num_rows, field.type))
-    return pa.Table.from_arrays(arrays, schema=columns)
+            if field.name in table.schema.names:
+                errors.append(pa.repeat(f"there are several columns called {field.name!r}", table.num_rows))
+    return pa.Table.from_arrays(arrays, schema=columns), pc.coalesce(*errors)
 
 
 _Frame = tuple[str | None, int | None, int | None, int | None, int | None, str | None]

@@ -21,6 +21,7 @@ from connectors.sources.event_time import times_us
 __all__ = ["Layout", "parse_type", "type_name"]
 
 _LIST = re.compile(r"list<(.+)>")
+_DECIMAL = re.compile(r"decimal(128|256)?\((\d{1,2}), *(\d{1,2})\)")
 _ZONED = re.compile(r"timestamp\[(s|ms|us|ns), *(?:tz=)?UTC\]")
 
 
@@ -29,6 +30,10 @@ def parse_type(name: str) -> pa.DataType:
     inner = _LIST.fullmatch(name.strip())
     if inner:
         return pa.list_(parse_type(inner[1]))
+    decimal = _DECIMAL.fullmatch(name.strip())
+    if decimal and 1 <= int(decimal[2]) <= (38 if decimal[1] == "128" else 76) and int(decimal[3]) <= int(decimal[2]):
+        wide = decimal[1] == "256" or int(decimal[2]) > 38
+        return (pa.decimal256 if wide else pa.decimal128)(int(decimal[2]), int(decimal[3]))
     zoned = _ZONED.fullmatch(name.strip())
     if zoned:
         return pa.timestamp(zoned[1], "UTC")
@@ -37,7 +42,7 @@ def parse_type(name: str) -> pa.DataType:
     except ValueError as error:
         raise ConfigError(
             f"columns: {name!r} is no type; allowed: bool, int8 … int64, uint8 … uint64, float, double, string, binary, "
-            "date32, timestamp[s|ms|us|ns], timestamp[s|ms|us|ns, UTC], list<TYPE>"
+            "decimal(DIGITS, DIGITS BEHIND THE POINT), date32, timestamp[s|ms|us|ns], timestamp[s|ms|us|ns, UTC], list<TYPE>"
         ) from error
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.json as pj
 
-from connectors.sources.lines import LineFormat
+from connectors.sources.exact import inexact_integer
+from connectors.sources.lines import BOM, LineFormat
 from connectors.sources.tables import TableOptions, TableSource
 
 __all__ = ["JsonlFormat", "JsonlSource"]
 
 _MAX_INFERRED_DEPTH = 10_000
 """Inferring much deeper types overflows Arrow's stack; with the columns known the parser skips such values safely."""
+
+_MAX_DIGITS = 400
+"""An integer with more digits is beyond all doubles."""
+
+_LONE_CR = re.compile(rb"\r(?!\n)")
+_CR_BETWEEN = re.compile(rb"(?<=\})([ \t]*)\r(?=[ \t\r]*(?:\xef\xbb\xbf)?\{)")
+"""No JSON text has ``} {`` within: a carriage return there is between two texts."""
 
 
 class JsonlFormat(LineFormat):
@@ -40,9 +53,62 @@ class JsonlFormat(LineFormat):
         )
         return table if columns is None else table.select(columns.names)
 
-    def clean(self, line: bytes) -> bytes:
-        """Return the line without white space."""
-        return line.strip()
+    def parse_blank(self, columns: pa.Schema) -> None:
+        """Parse an empty object."""
+        self.parse(b"{}\n", columns)
+
+    def split(self, block: bytes) -> Iterator[tuple[int, int, str | None]]:
+        """Yield the lines; they end with a line feed, in files of old Macintosh programs with a carriage return."""
+        if block.count(b"\r") > block.count(b"\r\n"):
+            block = _LONE_CR.sub(b"\n", block) if b"\n" not in block else _CR_BETWEEN.sub(rb"\1" + b"\n", block)
+        at = 0
+        for line in block.split(b"\n"):
+            if line:
+                yield at, at + len(line), None
+            at += len(line) + 1
+
+    def end(self, block: bytes, *, closed: bool) -> int:
+        """Return the end of the last line."""
+        return block.rfind(b"\n") + 1 or block.rfind(b"\r") + 1
+
+    def count(self, block: bytes) -> int:
+        """Return the number of lines."""
+        return block.count(b"\n") + (not block.endswith(b"\n"))
+
+    def clean(self, record: bytes) -> bytes:
+        """Return the line without white space and the byte order mark that files joined by ``cat`` have in the middle."""
+        return record.strip().removeprefix(BOM).lstrip()
+
+    def rows(
+        self,
+        records: Sequence[bytes],
+        columns: pa.Schema,
+        offsets: Sequence[int] | None = None,
+        problems: Sequence[str | None] | None = None,
+    ) -> tuple[pa.RecordBatch, pa.Array | None]:
+        """Parse JSON texts, one row each; line ends are white space within a text."""
+        if offsets is None:
+            records = [self.clean(record).replace(b"\n", b" ") for record in records]
+        return super().rows(records, columns, offsets, problems)
+
+    def inexact(self, record: bytes, names: Sequence[str], columns: pa.Schema) -> dict[str, str]:
+        """Parse the object once more, with Python's integers."""
+        try:
+            values = json.loads(record, strict=False, parse_int=_integer)
+        except (ValueError, RecursionError):
+            return {name: "a value that cannot be looked at" for name in names}
+        found = ((name, inexact_integer(values.get(name), columns.field(name).type)) for name in names)
+        return {name: _digits(number) for name, number in found if number is not None}
+
+    def numbers(self, records: Sequence[bytes], name: str) -> list[Any]:
+        """Return the column's values of the objects that can be parsed."""
+        values = []
+        for record in records:
+            try:
+                values.append(json.loads(record, strict=False, parse_int=_integer).get(name))
+            except (ValueError, RecursionError, AttributeError):
+                continue
+        return values
 
     def merge(self, first: pa.DataType, second: pa.DataType) -> pa.DataType:
         """Keep the first type where two do not go together: JSON values of another type are bad lines."""
@@ -61,6 +127,14 @@ class JsonlSource(TableSource):
     def format(self) -> JsonlFormat:
         """Return how to read JSON lines."""
         return JsonlFormat()
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS + 1
+
+
+def _digits(number: int) -> str:
+    return str(number) if number <= 10**_MAX_DIGITS else f"an integer of more than {_MAX_DIGITS} digits"
 
 
 def _most_brackets(block: bytes) -> int:

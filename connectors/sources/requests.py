@@ -94,7 +94,9 @@ class RequestsSource(Source):
             unit="rows",  # replaced by the times of the files
             row_rate=1.0,
             columns=list(options.columns),
+            read_as=JsonlFormat().read_as,
         )
+        JsonlFormat().require(self._layout.raw)
         self._reader: RequestsReader | None = None
 
     @property
@@ -341,7 +343,7 @@ def _read(path: Path, number: int) -> _File | None:
             return _File(
                 number, time_us, [b""], f"a file of {status.st_size} bytes is too large; {_MAX_FILE_BYTES} are allowed"
             )
-        lines = [line for line in map(bytes.strip, path.read_bytes().split(b"\n")) if line]
+        lines = JsonlFormat().records(path.read_bytes())[0]
         return _File(number, time_us, lines)
     except FileNotFoundError:
         return None

@@ -25,7 +25,7 @@ from connectors.sources.files import FileStamp, expand, name_streams, natural_ke
 from connectors.sources.follow import Folder, FollowOptions
 from connectors.sources.paced import rows_within
 
-__all__ = ["Chunk", "TableFormat", "TableOptions", "TableReader", "TableSource"]
+__all__ = ["Chunk", "NoRecords", "TableFormat", "TableOptions", "TableReader", "TableSource"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,14 @@ class Chunk:
     after: Any
 
 
+class NoRecords(SourceError):
+    """No file holds a record that tells the columns. ``names`` are those that are known all the same."""
+
+    def __init__(self, where: str, names: Sequence[str] = ()) -> None:
+        super().__init__(f"{where!r} holds no record from which the columns could be told; is it of this format?")
+        self.names = list(names)
+
+
 class TableFormat(ABC):
     """How to read one kind of file."""
 
@@ -91,9 +99,13 @@ class TableFormat(ABC):
         """Return the type to read a column with which is meant to be ``kind``."""
         return plain_type(kind)
 
+    def require(self, columns: pa.Schema) -> None:
+        """Raise ``ConfigError`` for a column that cannot be read with its type."""
+        return
+
     @abstractmethod
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
-        """Return the columns of the files. Raise ``SourceError`` if no file tells."""
+        """Return the columns of the files. Raise ``SourceError`` if no file tells, ``NoRecords`` if they are fine but empty."""
 
     @abstractmethod
     def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
@@ -184,20 +196,21 @@ class TableSource(Source):
 
     def _layout(self) -> Layout:
         if self._resolved is None:
-            paths = self._list() or self._expand()  # columns may be told from a file that is still being written
             options = self.options
             format = self.format()
-            columns = format.schema(paths)
-            if isinstance(options.columns, dict):
-                for name, kind in options.columns.items():
-                    index = columns.get_field_index(name)
-                    if index >= 0:
-                        columns = columns.set(index, columns.field(index).with_type(parse_type(kind)))
-                    elif format.sparse:
-                        columns = columns.append(pa.field(name, parse_type(kind)))
+            paths = self._list()
+            if not paths and not (options.follow and isinstance(options.columns, dict)):
+                paths = self._expand()  # columns may be told from a file that is still being written
+            where = str(paths[0] if paths else options.path)
+            try:
+                if not paths:
+                    raise NoRecords(where)
+                columns = self._declared(format.schema(paths), sparse=format.sparse)
+            except NoRecords as error:
+                columns = self._untold(error, where)
             self._resolved = Layout.of(
                 columns,
-                str(paths[0]),
+                where,
                 stream_id=options.stream_id,
                 event_time=options.event_time,
                 sequence=options.sequence,
@@ -206,7 +219,43 @@ class TableSource(Source):
                 columns=None if options.columns is None else list(options.columns),
                 read_as=format.read_as,
             )
+            format.require(self._resolved.raw)
         return self._resolved
+
+    def _declared(self, columns: pa.Schema, *, sparse: bool) -> pa.Schema:
+        """Return ``columns`` with the declared types, and those that are only declared where records may lack columns."""
+        if isinstance(self.options.columns, dict):
+            for name, kind in self.options.columns.items():
+                index = columns.get_field_index(name)
+                if index >= 0:
+                    columns = columns.set(index, columns.field(index).with_type(parse_type(kind)))
+                elif sparse:
+                    columns = columns.append(pa.field(name, parse_type(kind)))
+        return columns
+
+    def _untold(self, error: NoRecords, where: str) -> pa.Schema:
+        """Return the columns of files without records: those of the header, or the declared ones; text where nothing tells.
+
+        Raise ``error`` where no column is known, ``SourceError`` where records will come and their types are not declared.
+        """
+        declared = self.options.columns if isinstance(self.options.columns, dict) else {}
+        if not declared and not error.names:
+            raise error
+        keys = (self.options.stream_id, self.options.event_time, self.options.sequence)
+        names = error.names or list(dict.fromkeys([*declared, *(key for key in keys if key is not None)]))
+        columns = pa.schema([(name, pa.string()) for name in names])
+        if self.options.follow:
+            wanted = [
+                *(key for key in keys if key is not None),
+                *(names if self.options.columns is None else self.options.columns),
+            ]
+            unknown = [name for name in dict.fromkeys(wanted) if name not in declared]
+            if unknown:
+                raise SourceError(
+                    f"{where!r} holds no record yet that tells the types of {unknown}; declare them, such as "
+                    f"columns: {{{unknown[0]}: double, …}}"
+                )
+        return self._declared(columns, sparse=False)
 
 
 class TableReader(Reader):
