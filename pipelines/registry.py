@@ -86,8 +86,8 @@ _ENTRIES = (
         "sink",
         "annotated_video",
         "connectors.sinks.annotated_video:AnnotatedVideoSink",
-        "MP4 with detections drawn on it",
-        ("cv2",),
+        "one MP4 per stream with detections drawn on it",
+        ("av", "cv2"),
     ),
 )
 

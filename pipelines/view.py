@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import html
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,18 +18,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from connectors.drawing import Picture, draw_boxes, draw_header, draw_status, panel_size, resize_into
+from connectors.drawing import (
+    LabeledBoxes,
+    Picture,
+    decode_image,
+    draw_boxes,
+    draw_header,
+    draw_status,
+    panel_size,
+    resize_into,
+)
 from connectors.errors import SourceError
 from connectors.extras import optional
-from connectors.sinks.annotated_video import Mp4Writer, boxes_of_rows, class_names
+from connectors.sinks.annotated_film import STEP_US
+from connectors.sinks.annotated_video import boxes_of_rows, class_names
+from connectors.sinks.mp4 import Mp4Writer
 from connectors.sinks.read import read_committed
+from connectors.sources.video import VideoOptions, VideoReader
 
 cv2 = optional("cv2")
 
 __all__ = ["view"]
 
+logger = logging.getLogger(__name__)
+
 _VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 _MAX_HEIGHT = 480
+_HOLD_US = 2_000_000
+"""Boxes stay on frames that have no row for so long."""
+_BATCH_FRAMES = 16
 _STRIP_PICTURES = 8
 _MOST_STREAMS = 50
 _BINS = 40
@@ -66,7 +84,7 @@ def _target(output: Path | None, folder: Path, *, several: bool) -> Path:
 def _holds_rows(folder: Path) -> bool:
     """Tell whether a folder is that of one table sink: part files in it, or in its partition folders ``key=value``."""
     names = [folder, *folder.glob("*=*"), *folder.glob("*=*/*=*")]
-    return any(next(name.glob("part-*"), None) and not next(name.glob("part-*.mp4"), None) for name in names)
+    return any(next(name.glob("part-*"), None) for name in names)
 
 
 # -- the report
@@ -171,7 +189,7 @@ def _schema(schema: pa.Schema) -> str:
 def _strip(folder: Path) -> str:
     """Pictures of the first annotated video that lies in a sink folder beside the rows, or one level up."""
     for near in (folder.parent, folder.parent.parent):
-        videos = sorted(path for path in near.glob("*/*/part-*.mp4") if not any(part.startswith("_") for part in path.parts))
+        videos = sorted(path for path in near.glob("*/*.mp4") if not any(part.startswith("_") for part in path.parts))
         if videos:
             pictures = "".join(_inline(picture) for picture in _spread(videos[0]))
             return f"<h2>{html.escape(str(videos[0].relative_to(near)))}</h2><div>{pictures}</div>"
@@ -234,30 +252,55 @@ def _draw_stream(rows: pa.Table, source: Path, target: Path) -> Path:
         zip(rows.column("sequence").to_pylist(), boxes_of_rows(rows.column("detections").combine_chunks()), strict=True)
     )
     bad = _bad_rows(rows)
-    capture = cv2.VideoCapture(str(source))
-    fps = capture.get(cv2.CAP_PROP_FPS)
     writer: Mp4Writer | None = None
-    sequence = 0
-    while True:
-        good, picture = capture.read()
-        if not good:
-            break
-        height, width = panel_size(*picture.shape[:2], scale=1.0, max_height=_MAX_HEIGHT)
-        canvas, factor, left, top = resize_into(picture, height, width)
-        if sequence in boxes:
-            draw_boxes(canvas, boxes[sequence], classes, min_score=0.3, factor=factor, left=left, top=top)
-        if sequence in bad:
-            draw_status(canvas, *bad[sequence])
-        page = np.concatenate([draw_header(width, max(18, height // 36 * 2), source.stem, f"#{sequence}"), canvas])
-        if writer is None:
-            writer = Mp4Writer(target, fps=fps if 0 < fps < 1000 else 25.0, size=(page.shape[1], page.shape[0]))
-        writer.write(page)
-        sequence += 1
-    capture.release()
+    held, held_us, shown_us = LabeledBoxes(), 0, -1
+    try:
+        for sequence, time_us, picture in _frames_of(source):
+            height, width = panel_size(*picture.shape[:2], scale=1.0, max_height=_MAX_HEIGHT)
+            canvas, factor, left, top = resize_into(picture, height, width)
+            if sequence in boxes:
+                held, held_us = boxes[sequence], time_us
+            if time_us - held_us <= _HOLD_US:
+                draw_boxes(canvas, held, classes, min_score=0.3, factor=factor, left=left, top=top)
+            if sequence in bad:
+                draw_status(canvas, *bad[sequence])
+            page = np.concatenate([draw_header(width, max(18, height // 36 * 2), source.stem, f"#{sequence}"), canvas])
+            if writer is None:
+                writer = Mp4Writer(target, size=(page.shape[1], page.shape[0]))
+            step_us = time_us - shown_us if shown_us >= 0 else STEP_US
+            shown_us = max(shown_us + 1, time_us)
+            writer.write(page, shown_us, max(1, step_us))
+    except BaseException:
+        if writer is not None:
+            writer.abort()
+        raise
     if writer is None:
         raise SourceError(f"{source} cannot be decoded: no frame in it")
     writer.finish()
     return target
+
+
+def _frames_of(path: Path) -> Iterator[tuple[int, int, Picture]]:
+    """Yield number, time in microseconds and picture of the frames that decode, as the source ``video`` reads them."""
+    reader = VideoReader(path, path.stem, VideoOptions(path=str(path)), None)
+    problem = None
+    try:
+        while not reader.exhausted:
+            batch = reader.read(_BATCH_FRAMES, 1 << 28)
+            if batch is None:
+                continue
+            for row in range(batch.num_rows):
+                image, encoding, height, width = (batch.column(name)[row] for name in ("image", "encoding", "height", "width"))
+                problem = batch.column("error")[row].as_py()
+                if image.is_valid:
+                    time_us = batch.column("event_time")[row].value
+                    picture = decode_image(image.as_buffer(), encoding.as_py(), height.as_py(), width.as_py())
+                    if picture is not None:
+                        yield batch.column("sequence")[row].as_py(), time_us, picture
+    finally:
+        reader.close()
+    if problem is not None:
+        logger.warning("view video=%s %s", path, problem)
 
 
 def _bad_rows(rows: pa.Table) -> dict[int, tuple[str, str | None]]:

@@ -1,30 +1,29 @@
-"""Sink: MP4 files with detections drawn onto the frames, one panel per detecting node, one file per stream and epoch.
+"""Sink: one MP4 file per stream with detections drawn onto its frames, one panel per detecting node.
 
 Joins frames and detections by (stream_id, sequence). Frames are decoded and scaled as they arrive, and drawn once every
-detecting node has passed them, at the latest at the barrier. Credits keep sources from running far ahead of operators; where
-more than ``max_waiting_bytes`` of frames wait all the same, the oldest are drawn with what is there.
+detecting node has passed them, at the latest at the barrier; a frame that a node has no row for shows that node's last boxes.
+Credits keep sources from running far ahead of operators; where more than ``max_waiting_bytes`` of frames wait all the same, the
+oldest are drawn with what is there. A file grows by a piece per epoch (``growing``, ``mp4_pieces``).
 """
 
 # H height, W width, N boxes
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import io
 import json
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from connectors import durable
+from connectors.base import Staged
 from connectors.drawing import (
     LabeledBoxes,
     Picture,
@@ -38,16 +37,15 @@ from connectors.drawing import (
     resize_into,
 )
 from connectors.errors import ConfigError, SinkError
-from connectors.extras import optional
 from connectors.options import REQUIRED, option
-from connectors.sinks.staged import FileSink, encode_name
+from connectors.sinks.annotated_film import STEP_US, Film, Row, film_of, note_of
+from connectors.sinks.growing import GrowingFileSink
+from connectors.sinks.mp4 import Codec, VideoEncoder, require_encoder
+from connectors.sinks.mp4_pieces import PieceWriter, read_note
+from connectors.sinks.staged import StagedFile, encode_name
 
-cv2 = optional("cv2")
+__all__ = ["AnnotatedVideoOptions", "AnnotatedVideoSink", "boxes_of_rows", "class_names"]
 
-__all__ = ["AnnotatedVideoOptions", "AnnotatedVideoSink", "Mp4Writer", "boxes_of_rows", "class_names"]
-
-_RATE_FRAMES = 8  # the frame rate is the median step of so many first frames
-_DEFAULT_FPS = 25.0
 _EMPTY_SIZE = (240, 320)  # px; of a stream that begins with a frame nobody could decode
 
 logger = logging.getLogger(__name__)
@@ -57,56 +55,24 @@ logger = logging.getLogger(__name__)
 class AnnotatedVideoOptions:
     """Options of the sink ``annotated_video``."""
 
-    path: Path = option(REQUIRED, "Folder for the files: `<stream>/part-<epoch>-<shard>-<n>.mp4`.")
+    path: Path = option(REQUIRED, "Folder for the files: `<stream>.mp4`, which grow with every commit.")
     scale: float = option(1.0, "Size of a panel relative to the frame.", gt=0.0, le=8.0)
     max_height: int = option(480, "A panel is at most this high.", unit="px", ge=32, le=2160)
     min_score: float = option(0.3, "Draw detections from this score on.", ge=0.0, le=1.0)
-    fps: float | None = option(None, "Frame rate of the files; default: that of the first event times.", unit="1/s", gt=0.0)
-    codec: Literal["mp4v", "vp09"] = option(
-        "mp4v", "`mp4v` is fast and read by every player; `vp09` is smaller, plays in browsers, and takes longer.",
-    )  # fmt: skip
+    hold_s: float = option(
+        2.0,
+        "A frame without a row of its own, between those that a detector samples, shows boxes at most so old; 0: none.",
+        unit="s",
+        ge=0.0,
+    )
+    fps: float | None = option(
+        None, "Show this many frames per second; default: every frame at its event time.", unit="1/s", ge=0.01, le=1000.0
+    )
+    max_pause_s: float = option(5.0, "A pause between two frames is shown for at most so long.", unit="s", ge=0.001, le=3600.0)
+    codec: Codec = option("h264", "`h264` is played by everything; `vp9` is free of patents, smaller, and takes more time.")
     max_waiting_bytes: int = option(
         256 << 20, "Frames of all streams that may wait for their detections, at the size of a panel.", unit="bytes", ge=1 << 20
     )
-
-
-class Mp4Writer:
-    """One MP4 file that is checked when it is finished: OpenCV's writer itself never says that the disk was full."""
-
-    def __init__(self, path: Path, *, fps: float, size: tuple[int, int], codec: str = "mp4v") -> None:
-        self.path = path
-        self.frames = 0
-        self._size = size  # width, height
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
-        if not self._writer.isOpened():
-            raise SinkError(
-                f"{path}: OpenCV cannot write {codec!r} video of {size[0]}x{size[1]} px there. Is the folder writable, is "
-                "there space, has this build of OpenCV the codec? The PyPI wheels have mp4v and vp09"
-            )
-
-    def write(self, picture: Picture) -> None:
-        """Append a picture of the file's size."""
-        self._writer.write(picture)
-        self.frames += 1
-
-    def finish(self) -> None:
-        """Close, flush to the device, and read the header back. Raise ``SinkError`` where frames are missing."""
-        self._writer.release()
-        capture = cv2.VideoCapture(str(self.path))
-        stored = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        capture.release()
-        if stored != self.frames:
-            raise SinkError(
-                f"{self.path}: {stored} of {self.frames} frames were stored; is the disk full? Free space or set the sink's "
-                "'path' to another disk, then run again with --resume"
-            )
-        durable.sync(self.path)
-
-    def abort(self) -> None:
-        """Close and delete. Never raises."""
-        self._writer.release()
-        with contextlib.suppress(OSError):
-            self.path.unlink()
 
 
 def class_names(schema: pa.Schema) -> list[str]:
@@ -144,33 +110,32 @@ class _Frame:
 
 
 @dataclass(slots=True)
-class _Row:
-    """What one node found in one frame."""
+class _Piece:
+    """What is being written of a file in this epoch."""
 
-    boxes: LabeledBoxes
-    status: str
-    error: str | None
+    file: StagedFile
+    at: int
+    writer: PieceWriter
+    encoder: VideoEncoder
+    start_us: int
+    frames: int = 0
 
 
 @dataclass(slots=True)
 class _Stream:
-    """What waits of one stream, and its file of this epoch."""
+    """What waits of one stream in this epoch."""
 
-    panel: tuple[int, int] | None = None
-    """Height and width, fixed by the first frame of the file."""
+    film: Film | None = None
     frames: deque[_Frame] = field(default_factory=deque)
-    rows: dict[str, dict[int, _Row]] = field(default_factory=dict)
+    rows: dict[str, dict[int, Row]] = field(default_factory=dict)
     """Node → sequence → row."""
     passed: dict[str, int] = field(default_factory=dict)
     """Node → highest sequence: rows of a stream come in order, so an earlier frame without a row stays without one."""
     last_sequence: int | None = None
-    times_us: list[int] = field(default_factory=list)
-    drawn: list[Picture] = field(default_factory=list)
-    """Pictures that wait for the frame rate to be known."""
-    writer: Mp4Writer | None = None
+    piece: _Piece | None = None
 
 
-class AnnotatedVideoSink(FileSink):
+class AnnotatedVideoSink(GrowingFileSink):
     """Draws what detectors found. Inputs: one node with frames, and one or more with a column ``detections``."""
 
     Options: ClassVar[type] = AnnotatedVideoOptions
@@ -182,6 +147,8 @@ class AnnotatedVideoSink(FileSink):
         self._frames_from = ""
         self._classes: dict[str, list[str]] = {}
         self._streams: dict[str, _Stream] = {}
+        self._films: dict[str, Film] = {}  # of the streams of this attempt: a few hundred bytes each
+        self._epoch = -1
         self._waiting_bytes = 0
         self._hurried = 0  # frames of this epoch that did not wait for their detections
 
@@ -202,6 +169,17 @@ class AnnotatedVideoSink(FileSink):
         self.examine(schemas)
         self._frames_from = next(name for name, schema in schemas.items() if "image" in schema.names)
         self._classes = {name: class_names(schema) for name, schema in schemas.items() if name != self._frames_from}
+
+    def open(self, schemas: Mapping[str, pa.Schema], *, attempt: int, shard: int) -> None:
+        """See the contract. ``SinkError`` where this build of PyAV cannot write the codec."""
+        encoder, _ = require_encoder(self.options.codec)
+        super().open(schemas, attempt=attempt, shard=shard)
+        logger.info("sink=%s codec=%s encoder=%s", self.root, self.options.codec, encoder)
+
+    def prepare(self, epoch: int) -> list[Staged]:
+        """Finish the pieces of this epoch. All rows before a barrier are here, so what waits is drawn with what it has."""
+        self._epoch = epoch
+        return super().prepare(epoch)
 
     def write(self, source: str, batch: pa.RecordBatch) -> None:
         """Take frames or detections, and draw every frame that is complete by now."""
@@ -238,12 +216,16 @@ class AnnotatedVideoSink(FileSink):
             data = images[i].as_buffer() if images[i].is_valid else None
             picture = decode_image(data, encodings[i], heights[i], widths[i])
             if picture is None:
-                size = stream.panel or (heights[i] or _EMPTY_SIZE[0], widths[i] or _EMPTY_SIZE[1])
+                size = (
+                    stream.film.panel
+                    if stream.film is not None
+                    else (heights[i] or _EMPTY_SIZE[0], widths[i] or _EMPTY_SIZE[1])
+                )
                 picture = placeholder(*size, errors[i] or "this frame cannot be decoded")
-            if stream.panel is None:
-                scale, most = self.options.scale, self.options.max_height
-                stream.panel = panel_size(*picture.shape[:2], scale=scale, max_height=most)
-            frame = _Frame(sequences[i], times_us[i], *resize_into(picture, *stream.panel))
+            if stream.film is None:
+                panel = panel_size(*picture.shape[:2], scale=self.options.scale, max_height=self.options.max_height)
+                stream.film = self._film(name, panel)
+            frame = _Frame(sequences[i], times_us[i], *resize_into(picture, *stream.film.panel))
             stream.frames.append(frame)
             self._waiting_bytes += frame.picture.nbytes
 
@@ -252,11 +234,13 @@ class AnnotatedVideoSink(FileSink):
         statuses = batch.column("status").to_pylist() if "status" in names else ["ok"] * batch.num_rows
         errors = batch.column("error").to_pylist() if "error" in names else [None] * batch.num_rows
         boxes = boxes_of_rows(batch.column("detections"))
-        for name, sequence, status, error, found in zip(streams, sequences, statuses, errors, boxes, strict=True):
+        times_us = batch.column("event_time").cast(pa.int64()).to_pylist()
+        rows = zip(streams, sequences, times_us, statuses, errors, boxes, strict=True)
+        for name, sequence, time_us, status, error, found in rows:
             stream = self._streams.setdefault(name, _Stream())
             passed = stream.passed.get(source)
             if passed is None or sequence > passed:  # a late row adds nothing to a frame that has its row
-                stream.rows.setdefault(source, {})[sequence] = _Row(found, status or "ok", error)
+                stream.rows.setdefault(source, {})[sequence] = Row(time_us, found, status or "ok", error)
                 stream.passed[source] = sequence
 
     def _complete(self, stream: _Stream, sequence: int) -> bool:
@@ -265,63 +249,120 @@ class AnnotatedVideoSink(FileSink):
     def _draw_first(self, name: str, stream: _Stream) -> None:
         """Draw the oldest frame with what is there, and forget its rows and those before it."""
         frame = stream.frames.popleft()
+        film = stream.film
+        assert film is not None  # a frame waits, so there was a first one
         self._waiting_bytes -= frame.picture.nbytes
         height, width = frame.picture.shape[:2]
         panels = []
         for node, classes in self._classes.items():
             rows = stream.rows.get(node, {})
             row = rows.pop(frame.sequence, None)
-            for old in [sequence for sequence in rows if sequence < frame.sequence]:
-                del rows[old]
+            for old in sorted(sequence for sequence in rows if sequence < frame.sequence):
+                film.held[node] = rows.pop(old)
             picture = frame.picture.copy()
-            if row is not None:
+            shown = row if row is not None else film.held.get(node)
+            if shown is not None and (row is not None or 0 <= frame.time_us - shown.time_us <= self.options.hold_s * 1e6):
                 draw_boxes(
-                    picture, row.boxes, classes, min_score=self.options.min_score,
+                    picture, shown.boxes, classes, min_score=self.options.min_score,
                     factor=frame.factor, left=frame.left, top=frame.top,
                 )  # fmt: skip
+            if row is not None:
+                film.held[node] = row
                 if row.error or row.status not in ("ok", "no_detection"):
                     draw_status(picture, row.status, row.error)
             bar = draw_header(width, _bar_height(height), node, f"{name}  #{frame.sequence}")
             panels.append(np.concatenate([bar, picture]))
-        stream.times_us.append(frame.time_us)
-        stream.drawn.append(panel_row(panels))
-        if stream.writer is not None or len(stream.drawn) >= _RATE_FRAMES:
-            self._write_drawn(stream)
+        self._show(stream, film, panel_row(panels), frame.time_us)
 
-    def _write_drawn(self, stream: _Stream) -> None:
-        if not stream.drawn:
-            return
-        if stream.writer is None:
-            height, width = stream.drawn[0].shape[:2]
-            path = self._new_path().with_suffix("")  # OpenCV tells the format by the ending
-            stream.writer = Mp4Writer(path, fps=self._fps(stream), size=(width, height), codec=self.options.codec)
-        for picture in stream.drawn:
-            stream.writer.write(picture)
-        stream.drawn.clear()
-        stream.times_us.clear()
+    def _show(self, stream: _Stream, film: Film, picture: Picture, time_us: int) -> None:
+        """Write a picture to the stream's piece of this epoch, to be shown at its time."""
+        if film.time_us is not None:
+            film.shown_us += self._step(film, time_us)
+        film.time_us = time_us
+        if stream.piece is None:
+            file = StagedFile(self._new_path())
+            writer = PieceWriter(file, head=film.head, fragments=film.fragments, start_us=film.shown_us)
+            size = (picture.shape[1], picture.shape[0])
+            encoder = VideoEncoder(writer, size=size, codec=self.options.codec)
+            stream.piece = _Piece(file, film.end, writer, encoder, film.shown_us)
+        stream.piece.encoder.write(picture, film.shown_us - stream.piece.start_us, film.step_us)
+        stream.piece.frames += 1
+        film.frames += 1
 
-    def _fps(self, stream: _Stream) -> float:
+    def _step(self, film: Film, time_us: int) -> int:
+        """Return how long after the last frame this one is shown, in microseconds; more than 0."""
         if self.options.fps is not None:
-            return self.options.fps
-        steps = [b - a for a, b in zip(stream.times_us, stream.times_us[1:], strict=False) if b > a]
-        return min(max(1e6 / median(steps), 1.0), 240.0) if steps else _DEFAULT_FPS
+            film.step_us = round(1e6 / self.options.fps)
+            return round(film.frames * 1e6 / self.options.fps) - round((film.frames - 1) * 1e6 / self.options.fps)
+        assert film.time_us is not None
+        step_us = time_us - film.time_us
+        if step_us > self.options.max_pause_s * 1e6:
+            return round(self.options.max_pause_s * 1e6)
+        if step_us > 0:
+            film.step_us = step_us
+        return film.step_us
+
+    def _film(self, name: str, panel: tuple[int, int]) -> Film:
+        """Return how to go on with the file of a stream: the one of this attempt, the newest on disk, else a new one."""
+        if name not in self._films:
+            number, known = self._newest(name)
+            film = None if known is None else film_of(number, *known)
+            if film is not None and film.head != self._head(film.panel):
+                logger.warning("sink=%s stream=%r goes on in a file of its own: panels or encoder changed", self.root, name)
+                film, number = None, number + 1
+            self._films[name] = film if film is not None else Film(number, panel)
+        return self._films[name]
+
+    def _newest(self, name: str) -> tuple[int, tuple[int, dict[str, Any]] | None]:
+        """Return the number of the last file of a stream with its size and note; 1 and None where there is none."""
+        number = 1
+        while (self.root / _file_name(name, number + 1)).exists():
+            number += 1
+        path = self.root / _file_name(name, number)
+        if not path.exists():
+            return 1, None
+        known = read_note(path)
+        if known is None:
+            raise SinkError(
+                f"{path} was not written by this sink, or was cut: it does not end as its files do. Move it away, put it back "
+                "as it was, or set the sink's 'path' to another folder"
+            )
+        return number, known
+
+    def _head(self, panel: tuple[int, int]) -> str | None:
+        """Return the digest of the head that files with panels of this size begin with now."""
+        height, width = panel[0] + _bar_height(panel[0]), panel[1]
+        picture = panel_row([np.zeros((height, width, 3), np.uint8)] * len(self._classes))
+        writer = PieceWriter(io.BytesIO(), head=None, fragments=0, start_us=0)
+        encoder = VideoEncoder(writer, size=(picture.shape[1], picture.shape[0]), codec=self.options.codec)
+        encoder.write(picture, 0, STEP_US)
+        encoder.finish()
+        return writer.head
+
+    def _epoch_of(self, path: Path) -> int | None:
+        known = read_note(path)
+        return None if known is None else int(known[1]["epoch"])
 
     def _flush(self) -> None:
-        """End the files of this epoch. All rows before a barrier are here, so what waits is drawn with what it has."""
+        """End the pieces of this epoch."""
         for name, stream in self._streams.items():
             while stream.frames:
                 self._draw_first(name, stream)
-            self._write_drawn(stream)
-            if stream.writer is not None:
-                stream.writer.finish()
-                done = stream.writer.path
-                staged = done.with_name(f"{done.name}.staged")
-                done.rename(staged)
-                with staged.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                self._finished_file(
-                    staged, partition=encode_name(name), rows=stream.writer.frames, size=staged.stat().st_size, sha256=digest
-                )
+            film, piece = stream.film, stream.piece
+            if film is None or piece is None:
+                continue
+            for node, rows in stream.rows.items():  # of frames that did not come
+                if rows:
+                    film.held[node] = rows[max(rows)]
+            piece.encoder.finish()
+            if not piece.writer.fits:
+                raise SinkError(f"{self.root}: the encoder changed the head of {name!r} within a run; report it, please")
+            film.head, film.fragments = piece.writer.head, piece.writer.fragments
+            piece.writer.end(note_of(film, self._epoch))
+            piece.file.finish()
+            film.end += piece.file.bytes
+            self._piece(piece.file, target=_file_name(name, film.number), at=piece.at, rows=piece.frames)
+            stream.piece = None
         self._streams.clear()
         if self._hurried:
             text = "sink=%s %d frames were drawn before their detections came; shorten epoch_s or raise max_waiting_bytes"
@@ -330,10 +371,17 @@ class AnnotatedVideoSink(FileSink):
 
     def _drop(self) -> None:
         for stream in self._streams.values():
-            if stream.writer is not None:
-                stream.writer.abort()
+            if stream.piece is not None:
+                stream.piece.encoder.abort()
+                stream.piece.file.abort()
         self._streams.clear()
+        self._films.clear()
         self._waiting_bytes = self._hurried = 0
+
+
+def _file_name(stream: str, number: int) -> str:
+    """Return the name of a stream's file. No encoded stream id holds a plus sign."""
+    return f"{encode_name(stream)}{'' if number == 1 else f'+{number}'}.mp4"
 
 
 def _bar_height(height: int) -> int:

@@ -173,7 +173,10 @@ def render_mp4(scene: Scene, path: str | Path, *, fps: float = 25.0, scale: int 
     side = scene.config.size * scale
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (side, side))
     if not writer.isOpened():
-        raise SinkError(f"cannot write {path}: the folder must exist and OpenCV must be able to write 'mp4v' in MP4")
+        raise SinkError(
+            f"cannot write {path} at {fps:g} frames a second: the folder must exist, OpenCV must be able to write 'mp4v' in "
+            "MP4; it takes no rate whose numerator is above 65535"
+        )
     try:
         for t in range(scene.config.frames):
             large = cv2.resize(scene.frame(t), (side, side), interpolation=cv2.INTER_CUBIC)

@@ -204,7 +204,10 @@ def write_mp4(film: Film, path: str | Path, *, fps: float = 1.0, scale: int = 5)
     side = SIDE * scale
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (side, side))
     if not writer.isOpened():
-        raise SinkError(f"cannot write {path}: the folder must exist and OpenCV must be able to write 'mp4v' in MP4")
+        raise SinkError(
+            f"cannot write {path} at {fps:g} frames a second: the folder must exist, OpenCV must be able to write 'mp4v' in "
+            "MP4; it takes no rate whose numerator is above 65535"
+        )
     try:
         for t in range(film.length):
             large = cv2.resize(film.frame(t), (side, side), interpolation=cv2.INTER_CUBIC)
