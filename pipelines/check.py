@@ -81,7 +81,7 @@ class _Checker:
         if source is None:
             self.schemas[node.name] = None
             return
-        recorded = self.manifest.sources.get(node.name) if self.manifest is not None else None
+        recorded = self.manifest.splits(self.spec.state, node.name) if self.manifest is not None else None
         listing = self._try(where, lambda: list_splits(source, recorded))
         if listing is not None and not listing.splits and recorded:
             self._add("ok", where, f"{node.type}, nothing that has not been read")

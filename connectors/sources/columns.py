@@ -137,7 +137,7 @@ class Layout:
         numbers = pa.array(np.arange(first_row, first_row + rows))
         problems = [] if errors is None else [errors]
         if self.stream_id is None:
-            streams = pa.repeat(stream, rows)
+            streams = pa.repeat(pa.scalar(stream, pa.string()), rows)  # untyped, it takes Arrow ten times as long
         else:
             streams = _strings(raw.column(self.stream_id))
             if streams.null_count:

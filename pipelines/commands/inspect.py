@@ -43,7 +43,7 @@ def inspect_state(root: Path) -> dict[str, Any]:
         "attempt": newest.attempt,
         "finished": newest.finished,
         "running": _is_locked(root / "lock"),
-        "sources": _sources(newest),
+        "sources": _sources(root, newest),
         "operators": {
             node: [_shard(root, shard.chain) | _alignment(shard.alignment) for shard in shards]
             for node, shards in newest.operators.items()
@@ -96,14 +96,14 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
     return "\n".join(lines)
 
 
-def _sources(manifest: Manifest) -> dict[str, Any]:
+def _sources(root: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         node: {
             "rows": manifest.rows.get(node, 0),
             "done": sum(split.done for split in splits.values()),
             "splits": {name: {"position": split.position, "done": split.done} for name, split in splits.items()},
         }
-        for node, splits in manifest.sources.items()
+        for node, splits in ((node, manifest.splits(root, node)) for node in manifest.sources)
     }
 
 

@@ -82,7 +82,7 @@ class Fleet:
             actor = self._create(number, group)
             self._actors.append(actor)
             self._actor_of |= dict.fromkeys(group, actor)
-        recorded = {node.name: base.sources.get(node.name, {}) if base is not None else None for node in spec.sources}
+        recorded = {node.name: base.splits(spec.state, node.name) if base is not None else None for node in spec.sources}
         described = self._prepare("describe", {task: (recorded[task.node],) for task in self._sources})
         schemas = {task.node: schema for task, (_, schema) in described.items()}
         builds: dict[TaskId, Arguments] = {}

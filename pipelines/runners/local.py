@@ -139,9 +139,8 @@ class LocalRunner:
         tasks = [task for node in nodes for task in self._graph.tasks_of(node.name)]
         return [TaskPlan.of(self._graph, task, attempt=attempt) for task in tasks]
 
-    @staticmethod
-    def _splits(node: SourceSpec, source: Source, base: Manifest | None) -> list[dict[str, SplitState]]:
-        recorded = base.sources.get(node.name, {}) if base is not None else None
+    def _splits(self, node: SourceSpec, source: Source, base: Manifest | None) -> list[dict[str, SplitState]]:
+        recorded = base.splits(self._spec.state, node.name) if base is not None else None
         return assign_splits(node.name, list_splits(source, recorded), node.parallelism)
 
     def _inbox(self, plan: TaskPlan) -> Inbox:

@@ -78,6 +78,7 @@ class Coordinator:
         self._tasks = graph.tasks
         self._tasks_of = {name: graph.tasks_of(name) for name in graph.spec.nodes}
         self._reading = {task for source in graph.spec.sources for task in self._tasks_of[source.name]}
+        self._rows_before = dict(base.rows) if base is not None else {}
         self._acks: dict[TaskId, Ack] = {}
         self._epoch: int | None = None
         self._final = False
@@ -162,12 +163,15 @@ class Coordinator:
         operators: dict[str, tuple[OperatorState, ...]] = {}
         sinks: dict[str, tuple[tuple[Staged, ...], ...]] = {}
         rows: dict[str, int] = {}
+        ended: dict[str, dict[str, SplitState]] = {}
         endless = False
         for source in spec.sources:
             acks = [ack for ack in self._of(source.name) if isinstance(ack, SourceAck)]
-            sources[source.name] = {split: state for ack in acks for split, state in ack.splits.items()}
+            states = {split: state for ack in acks for split, state in ack.splits.items()}
+            sources[source.name] = {split: state for split, state in states.items() if not state.done}
+            ended[source.name] = {split: state for split, state in states.items() if state.done}
             endless |= any(ack.endless for ack in acks)
-            rows[source.name] = sum(state.rows for state in sources[source.name].values())
+            rows[source.name] = self._rows_before.get(source.name, 0) + sum(ack.rows for ack in acks)
         for operator in spec.operators:
             answers = [ack for ack in self._of(operator.name) if isinstance(ack, OperatorAck)]
             operators[operator.name] = tuple(
@@ -183,10 +187,9 @@ class Coordinator:
             options=self._options,
             attempt=self._attempt,
             epoch=epoch,
-            finished=self._final
-            and not endless
-            and all(state.done for splits in sources.values() for state in splits.values()),
+            finished=self._final and not endless and not any(sources.values()),
             sources=sources,
+            ended=self._folder.add_ended(self.manifest, epoch, ended),
             operators=operators,
             sinks=sinks,
             rows=rows,

@@ -1,8 +1,8 @@
 """The state folder: manifests of committed epochs, the attempt counter, the lock, and which snapshot files are still needed.
 
-Layout: ``epochs/<epoch>.json`` (two are kept), ``snapshots/<node>/*.safetensors``, ``attempt``, ``lock``. Knows nothing of
-tasks. Invariant: an epoch is committed exactly when its manifest exists under its final name; everything that a kept manifest
-names exists.
+Layout: ``epochs/<epoch>.json`` (two are kept), ``snapshots/<node>/*.safetensors``, ``splits/<node>/*.jsonl``, ``attempt``,
+``lock``. Knows nothing of tasks. Invariant: an epoch is committed exactly when its manifest exists under its final name;
+everything that a kept manifest names exists.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from typing import Any
 from connectors import durable
 from connectors.base import Staged
 from connectors.errors import RecoveryError
+from pipelines.runtime.ended_splits import SplitFile, add_ended, read_ended
 from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 
 __all__ = ["Manifest", "OperatorState", "StateFolder", "read_manifests"]
 
-FORMAT = 2
+FORMAT = 3
 """Raised where what is in a state folder changes: names of options, the state of operators. Older ones cannot be resumed."""
 _KEEP = 2
+_NOT_BEGUN = SplitState()
 
 logger = logging.getLogger(__name__)
 
@@ -71,36 +73,58 @@ class Manifest:
     finished: bool
     """All sources have an end and were read to it: only what has come since is there to be read."""
     sources: Mapping[str, Mapping[str, SplitState]]
-    """Node → split → where to go on."""
+    """Node → split that has not ended → where to go on."""
     operators: Mapping[str, tuple[OperatorState, ...]]
     """Node → per shard its state."""
     sinks: Mapping[str, tuple[tuple[Staged, ...], ...]]
     """Node → per shard the files staged for this epoch."""
     rows: Mapping[str, int]
     """Rows that each source has delivered and each sink has been given, from the first epoch to this one."""
+    ended: Mapping[str, tuple[SplitFile, ...]] = field(default_factory=dict)
+    """Node → the files that hold the splits that have ended."""
     committed_at: str = ""
     """ISO time, UTC, for people."""
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
+        """Return it as plain JSON values. Splits that have not been begun are names only."""
+        sources = {
+            node: {
+                "begun": {name: asdict(state) for name, state in splits.items() if state != _NOT_BEGUN},
+                "waiting": [name for name, state in splits.items() if state == _NOT_BEGUN],
+            }
+            for node, splits in self.sources.items()
+        }
+        return {**asdict(replace(self, sources={})), "sources": sources}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Manifest:
         """Rebuild what ``to_json`` returned."""
         sources = {
-            node: {split: SplitState(**state) for split, state in splits.items()} for node, splits in value["sources"].items()
+            node: {
+                **{split: SplitState(**state) for split, state in splits["begun"].items()},
+                **dict.fromkeys(splits["waiting"], _NOT_BEGUN),
+            }
+            for node, splits in value["sources"].items()
         }
+        ended = {node: tuple(SplitFile(**file) for file in files) for node, files in value["ended"].items()}
         operators = {node: tuple(map(OperatorState.from_json, shards)) for node, shards in value["operators"].items()}
         sinks = {
             node: tuple(tuple(Staged(**file) for file in shard) for shard in shards) for node, shards in value["sinks"].items()
         }
-        return Manifest(**{**value, "sources": sources, "operators": operators, "sinks": sinks})
+        return Manifest(**{**value, "sources": sources, "operators": operators, "sinks": sinks, "ended": ended})
 
-    def snapshot_paths(self) -> set[str]:
-        """Return the snapshot files that this epoch needs, relative to the state folder."""
-        return {file.path for shards in self.operators.values() for shard in shards for file in shard.files()}
+    def paths(self) -> set[str]:
+        """Return the files that this epoch needs, relative to the state folder."""
+        snapshots = {file.path for shards in self.operators.values() for shard in shards for file in shard.files()}
+        return snapshots | {file.path for files in self.ended.values() for file in files}
+
+    def splits(self, root: Path, node: str) -> dict[str, SplitState]:
+        """Return how far every split of a source has been read, the ended ones from the state folder ``root``.
+
+        Raise ``RecoveryError`` where they cannot be read.
+        """
+        return {**read_ended(root, self.ended.get(node, ())), **self.sources.get(node, {})}
 
 
 class StateFolder:
@@ -162,17 +186,32 @@ class StateFolder:
         document = {"sha256": _digest(stamped), "manifest": stamped}
         self._write(self.root / "epochs" / f"{manifest.epoch:06d}.json", json.dumps(document).encode())
 
+    def add_ended(
+        self, manifest: Manifest | None, epoch: int, ended: Mapping[str, Mapping[str, SplitState]]
+    ) -> dict[str, tuple[SplitFile, ...]]:
+        """Write the splits of each source that ended with an epoch; return the files that hold all that have ended.
+
+        ``manifest`` is the one before. Durable when this returns.
+        """
+        files = dict(manifest.ended) if manifest is not None else {}
+        for node, splits in ended.items():
+            try:
+                files[node] = add_ended(self.root, node, epoch, files.get(node, ()), splits)
+            except OSError as error:
+                raise self._unwritable(self.root / "splits" / node, error) from error
+        return files
+
     def clean(self) -> None:
-        """Delete manifests beyond the newest two, and snapshot files and temporary files that those do not need."""
+        """Delete manifests beyond the newest two, and files that those do not need: snapshots, splits, temporary ones."""
         kept = read_manifests(self.root)[:_KEEP]
-        needed = set().union(*(manifest.snapshot_paths() for manifest in kept))
+        needed = set().union(*(manifest.paths() for manifest in kept))
         names = {f"{manifest.epoch:06d}.json" for manifest in kept}
         for path in (self.root / "epochs").iterdir():
             # An unreadable manifest newer than the newest good one stays for a person to look at.
             older = path.stem.isdecimal() and (not kept or int(path.stem) < kept[-1].epoch)
             if path.name not in names and (older or durable.is_leftover(path)):
                 path.unlink(missing_ok=True)
-        for path in (self.root / "snapshots").glob("*/*"):
+        for path in [*(self.root / "snapshots").glob("*/*"), *(self.root / "splits").glob("*/*")]:
             if path.relative_to(self.root).as_posix() not in needed:
                 path.unlink(missing_ok=True)
 
@@ -181,10 +220,14 @@ class StateFolder:
         try:
             durable.write(path, content)
         except OSError as error:
-            raise RecoveryError(
-                f"{path} cannot be written: {error.strerror or error}. The epoch is not committed; free space or set "
-                "'state' to another disk, then run again with --resume"
-            ) from error
+            raise self._unwritable(path, error) from error
+
+    @staticmethod
+    def _unwritable(path: Path, error: OSError) -> RecoveryError:
+        return RecoveryError(
+            f"{path} cannot be written: {error.strerror or error}. The epoch is not committed; free space or set "
+            "'state' to another disk, then run again with --resume"
+        )
 
 
 def read_manifests(root: Path) -> list[Manifest]:

@@ -168,11 +168,13 @@ class Alignment:
 
 @dataclass(frozen=True, slots=True)
 class SourceAck:
-    """A source task has sent the barrier; ``splits`` is where it stood."""
+    """A source task has sent the barrier; ``splits`` is where it stood, without those that had ended before the last one."""
 
     task: TaskId
     epoch: int
     splits: dict[str, SplitState]
+    rows: int = 0
+    """Rows delivered in this attempt."""
     endless: bool = False
     """More splits may come at any time, so that no run has ever read them all."""
 

@@ -178,7 +178,7 @@ def something_to_read(spec: PipelineSpec, manifest: Manifest) -> bool:
     """Return whether a finished run has something to go on with: more than it has read, or a source that now has no end."""
     for node in spec.sources:
         source = node.build()
-        if not source.bounded or (source.replayable and list_splits(source, manifest.sources.get(node.name, {})).unread):
+        if not source.bounded or (source.replayable and list_splits(source, manifest.splits(spec.state, node.name)).unread):
             return True
     return False
 

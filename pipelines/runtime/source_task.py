@@ -77,12 +77,14 @@ class SourceTask:
         self._dropped: dict[str, Counter[str]] = {}
         self._discover = discover
         self._appeared_at = appeared_at
-        self._state = dict(splits)
+        self._state = {name: state for name, state in splits.items() if not state.done}
         self._waiting = deque(name for name, state in splits.items() if not state.done)
         self._open: deque[tuple[str, Reader]] = deque()
         self._times = SplitTimes(splits, split_wait_s, clock) if router.aligned else None
-        self._totals: dict[str, int | None] = {}
-        self._rows_before = {name: state.rows for name, state in splits.items()}
+        self._rows_before = {name: state.rows for name, state in self._state.items()}
+        self._expected: dict[str, int] = {}  # rows of open splits in this attempt
+        self._expected_rows = 0  # and of those that have ended
+        self._cannot_tell: set[str] = set()
         self._request: tuple[int, bool] | None = None
         self._reported_exhausted = False
         self._begun = False
@@ -191,20 +193,19 @@ class SourceTask:
             self._open.append((name, reader))
             if self._times is not None:
                 self._state[name] = replace(self._state[name], time_us=self._times.opened(name))
-            self._totals[name] = reader.total_rows()
             self.stats.splits_open = len(self._open)
-            self._estimate()
+            self._estimate(name, reader.total_rows())
 
     def _finish(self, name: str, reader: Reader) -> None:
         self._open.remove((name, reader))
         closes = tuple(reader.closes)
         rows = self._state[name].rows
         self._state[name] = SplitState(reader.position(), True, rows, self._state[name].time_us)
-        self._totals[name] = rows
         reader.close()
         self.stats.splits_open = len(self._open)
         self.stats.splits_done += 1
-        self._estimate()
+        self._estimate(name, rows)
+        self._expected.pop(name)
         if closes:
             self._router.send(Close(closes))
         self._open_more()
@@ -218,7 +219,9 @@ class SourceTask:
             self._state[name] = SplitState(reader.position(), False, state.rows, state.time_us)
         self._router.send(Barrier(epoch))
         self.stats.last_epoch = epoch
-        self._report(SourceAck(self.task, epoch, dict(self._state), endless=not self._bounded))
+        self._report(SourceAck(self.task, epoch, dict(self._state), self.stats.rows_out, endless=not self._bounded))
+        for name in [name for name, state in self._state.items() if state.done]:  # the coordinator has taken note
+            del self._state[name], self._rows_before[name]
         if final:
             self._router.send(End())
             self.ended = True
@@ -235,7 +238,13 @@ class SourceTask:
         if self._times is not None:
             self._times.add(splits)
 
-    def _estimate(self) -> None:
+    def _estimate(self, name: str, total: int | None) -> None:
         """Estimate the rows that this attempt will bring, if every split has been opened and can tell."""
-        known = [total - self._rows_before[name] for name, total in self._totals.items() if total is not None]
-        self.stats.total_rows = sum(known) if len(known) == len(self._totals) and not self._waiting else None
+        self._expected_rows -= self._expected.pop(name, 0)
+        self._cannot_tell.discard(name)
+        if total is None:
+            self._cannot_tell.add(name)
+        else:
+            self._expected[name] = total - self._rows_before[name]
+            self._expected_rows += self._expected[name]
+        self.stats.total_rows = None if self._cannot_tell or self._waiting else self._expected_rows

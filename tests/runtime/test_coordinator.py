@@ -76,7 +76,7 @@ class Rig:
             if task.node == skip:
                 continue
             if task.node == "src":
-                self.coordinator.report(SourceAck(task, epoch, {f"s{task.shard}": SplitState({"row": epoch}, done, 5)}))
+                self.coordinator.report(SourceAck(task, epoch, {f"s{task.shard}": SplitState({"row": epoch}, done, 5)}, 5))
             elif task.node == "op":
                 self.coordinator.report(OperatorAck(task, epoch, ()))
             else:

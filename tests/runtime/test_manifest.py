@@ -13,6 +13,7 @@ from engine_workload import ROOT
 
 from connectors.base import Staged
 from connectors.errors import RecoveryError
+from pipelines.runtime.ended_splits import SplitFile
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder, read_manifests
 from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 
@@ -22,7 +23,8 @@ BASE = Manifest(
     attempt=3,
     epoch=0,
     finished=False,
-    sources={"clips": {"a": SplitState({"frame": 7}, False, 7), "b": SplitState(None, True, 12)}},
+    sources={"clips": {"a": SplitState({"frame": 7}, False, 7), "b": SplitState(None, False, 12), "c": SplitState()}},
+    ended={"clips": (SplitFile("splits/clips/000000.jsonl", 2, "ab"),)},
     operators={
         "detect": (
             OperatorState((SnapshotFile("snapshots/detect/000000-3-0.safetensors", 9, "ab", False),), {"clips": ["a"]}),
@@ -97,8 +99,8 @@ def test_a_manifest_whose_content_was_changed_is_skipped(folder: StateFolder, ca
 @pytest.mark.parametrize(
     ("number", "says"),
     [
-        (99, "has format 99, this version reads 2: resume with the version of streambank that wrote it, or start in a new"),
-        (1, "this version reads 2: operators keep other state and options have other names since then; resume with the"),
+        (99, "has format 99, this version reads 3: resume with the version of streambank that wrote it, or start in a new"),
+        (1, "this version reads 3: operators keep other state and options have other names since then; resume with the"),
     ],
 )
 def test_a_manifest_of_another_format_is_an_error_that_says_so(number: int, says: str, folder: StateFolder) -> None:
