@@ -95,7 +95,7 @@ def option_infos(cls: type) -> tuple[OptionInfo, ...]:
                 doc=meta.get("doc", ""),
                 unit=meta.get("unit"),
                 bounds=meta.get("bounds", {}),
-                choices=_choices(hints[f.name]) or meta.get("choices"),
+                choices=_choices(hints[f.name]),
                 secret=meta.get("secret", False),
                 path=meta.get("path", False) or Path in (hints[f.name], *get_args(hints[f.name])),
                 was=meta.get("was", ()),
