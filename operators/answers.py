@@ -6,6 +6,7 @@ rows of its stream that came before it, or those up to its ``at``; it changes no
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
+from connectors.errors import nearest
 from operators.answerers import Answerers
 from operators.counters import Counters
 from operators.pending import Pending
@@ -35,6 +37,9 @@ __all__ = ["ANSWER_COUNTERS", "Answers", "Method"]
 
 ANSWER_COUNTERS = ("questions", "answers")
 """Of every operator that answers questions."""
+
+_NAMES = 8
+"""Streams that a message names."""
 
 View = TypeVar("View")
 Result = TypeVar("Result")
@@ -58,6 +63,15 @@ class Method(Protocol[View, Result]):
 
     def release(self, view: View) -> None:
         """Let go of what a view holds."""
+
+
+def _placed(question: Question, stream: Stream) -> Question:
+    """Return the question with its offset as an event time; as it is where no row of the stream has had a time."""
+    offset_us = question.at_offset_us
+    if offset_us is None or stream.first_time_us == NEVER_US:
+        return question
+    from_us = stream.first_time_us if offset_us >= 0 else stream.last_time_us
+    return dataclasses.replace(question, at_us=from_us + offset_us, at_offset_us=None)
 
 
 @dataclass(slots=True)
@@ -104,7 +118,11 @@ class Answers(Generic[View, Result]):
                 continue
             stream = self._streams.get(question.stream_id)
             if stream is None:
-                rows[number] = answer_row(row, "unknown_stream", f"no rows of {question.stream_id!r} have come")
+                rows[number] = answer_row(row, "unknown_stream", self._unknown(question.stream_id))
+                continue
+            question = _placed(question, stream)
+            if question.at_offset_us is not None:
+                rows[number] = answer_row(row, "bad_question", f"no row of {question.stream_id!r} has a time to count from yet")
             elif question.at_us is None or question.at_us <= stream.last_time_us or question.at_us < self._watermark_us:
                 now.append((number, question))
             elif self._waiting.add(question.stream_id, question.at_us, question.to_json()):
@@ -116,6 +134,12 @@ class Answers(Generic[View, Result]):
         if self._pool is None:
             rows |= {number: row for (number, _), row in zip(now, answers, strict=True)}
         return [rows[number] for number in sorted(rows)]
+
+    def _unknown(self, stream_id: str) -> str:
+        known = list(self._streams)
+        listed = ", ".join(map(repr, sorted(known)[:_NAMES])) or "none"
+        more = f" and {len(known) - _NAMES} more" if len(known) > _NAMES else ""
+        return f"no rows of {stream_id!r} have come{nearest(stream_id, known)}; known streams: {listed}{more}"
 
     def due(self, stream_id: str, time_us: int, prepare: Callable[[], None] = lambda: None) -> list[Row]:
         """Answer what a row of this time releases, before the row is written; ``prepare`` writes what came before it."""

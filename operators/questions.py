@@ -26,6 +26,7 @@ __all__ = [
     "answer_batch",
     "answer_row",
     "answer_schema",
+    "answered_row",
     "question_rows",
     "read_question",
 ]
@@ -37,12 +38,15 @@ QUESTION = records.key_schema(
         pa.field("question_id", pa.string()),
         pa.field("question", pa.string()),
         pa.field("at", records.TIME_TYPE),
+        pa.field("at_offset_s", pa.float64()),
         pa.field("max_tokens", pa.int32()),
     ],
 )
-"""``at``: only rows up to this event time are seen; null: those that have come. ``event_time``: when it was asked."""
+"""``at``: only rows up to this event time are seen; null: those that have come. ``at_offset_s`` says it in seconds from
+the stream's first row, or below 0 before its newest one. ``event_time``: when it was asked."""
 
 ANSWER_STATUSES: Mapping[str, str] = {
+    "unsure": "answered, but with a confidence below unsure_below, or the question has words that the model does not know",
     "unknown_stream": "nothing of this stream has come, or it has ended or was evicted",
     "bad_question": "the question is empty or unreadable, or max_tokens is out of bounds",
     "question_too_long": "the question has more than max_question_tokens with its prompt",
@@ -50,7 +54,10 @@ ANSWER_STATUSES: Mapping[str, str] = {
 }
 """What every operator that answers can say of a question besides ``ok`` and its own."""
 
+_WORDS = 5  # that a message names
 _CHARACTERS = 64  # of one token at most, so that no book is cut into tokens before it is refused
+
+_LONGEST_S = 1e11  # three thousand years
 
 Row = dict[str, Any]
 """An output row in the making; times are integers, microseconds since 1970."""
@@ -70,6 +77,12 @@ class QuestionOptions:
     max_waiting: int = option(
         16, "Questions per stream that may wait for a time that has not come yet.", unit="questions", ge=0
     )
+    unsure_below: float | None = option(
+        None,
+        "Answers of less `confidence` get the status `unsure`; 0: none does. Default: what the model is calibrated to, else 0.",
+        ge=0,
+        le=1,
+    )
     answerers: int = option(
         0,
         "Processes that answer while the operator goes on. 0: it answers between rows.",
@@ -88,6 +101,7 @@ class Question:
     question_id: str | None
     text: str
     at_us: int | None
+    at_offset_us: int | None = None
     max_tokens: int
     extra: dict[str, Any] = field(default_factory=dict)
     """Columns that only one method reads."""
@@ -134,6 +148,9 @@ def read_question(row: Row, limits: QuestionLimits) -> Question | Refusal:
     if not 1 <= answer_tokens <= limits.max_answer_tokens:
         reason = f"max_tokens is {answer_tokens}; it must be 1 to {limits.max_answer_tokens} (max_answer_tokens)"
         return Refusal("bad_question", reason)
+    offset_us, problem = _offset(row)
+    if problem is not None:
+        return Refusal("bad_question", problem)
     return Question(
         stream_id=row["stream_id"],
         sequence=row["sequence"],
@@ -141,14 +158,28 @@ def read_question(row: Row, limits: QuestionLimits) -> Question | Refusal:
         question_id=row["question_id"],
         text=text,
         at_us=row["at"],
+        at_offset_us=offset_us,
         max_tokens=answer_tokens,
         extra={name: row[name] for name in limits.extra if row.get(name) is not None},
     )
 
 
+def _offset(row: Row) -> tuple[int | None, str | None]:
+    """Return ``at_offset_s`` in microseconds, and what is wrong with it."""
+    offset_s = row.get("at_offset_s")
+    if offset_s is None:
+        return None, None
+    if row["at"] is not None:
+        return None, "the question has both at and at_offset_s; give one of them"
+    if not abs(offset_s) < _LONGEST_S:  # also not a number
+        return None, f"at_offset_s is {offset_s}; it must be a number of seconds between -{_LONGEST_S:g} and {_LONGEST_S:g}"
+    return round(offset_s * 1e6), None
+
+
 def answer_schema(own: Sequence[pa.Field], metadata: Mapping[str, str] | None = None) -> pa.Schema:
     """Return the schema of answers with a method's ``own`` columns: what the answer rests on.
 
+    ``confidence``: geometric mean of the probabilities that the model gave the tokens of its answer, 0 to 1.
     ``as_of``: event time of the newest row that the answer could use. ``lag_s``: from the moment the question could be answered
     to its answer; the one column that is not repeatable. Rows of data that could not be used have no question.
     """
@@ -159,6 +190,7 @@ def answer_schema(own: Sequence[pa.Field], metadata: Mapping[str, str] | None = 
             pa.field("question_id", pa.string()),
             pa.field("question", pa.string()),
             pa.field("answer", pa.string()),
+            pa.field("confidence", pa.float32()),
             pa.field("asked_at", records.TIME_TYPE),
             pa.field("as_of", records.TIME_TYPE),
             *own,
@@ -177,6 +209,20 @@ def answer_row(question: Question | Row, status: str, error: str | None, **more:
     else:
         row = {key: question[key] for key in ("stream_id", "sequence", "event_time", "question_id", "question")}
     return {**row, "asked_at": row["event_time"], "status": status, "error": error, **more}
+
+
+def answered_row(
+    question: Question, text: str, confidence: float, *, unsure_below: float, unknown_words: Sequence[str] = ()
+) -> Row:
+    """Return the output row of an answer: ``unsure`` where the model cannot have meant it."""
+    reasons = []
+    if unknown_words and unsure_below:
+        words = ", ".join(repr(word) for word in list(dict.fromkeys(unknown_words))[:_WORDS])
+        reasons.append(f"the model does not know the words {words}")
+    if confidence < unsure_below:
+        reasons.append(f"its confidence in this answer is {confidence:.3f}, below {unsure_below:g} (unsure_below)")
+    status = "unsure" if reasons else "ok"
+    return answer_row(question, status, "; ".join(reasons) or None, answer=text, confidence=confidence)
 
 
 def answer_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:

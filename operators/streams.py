@@ -110,6 +110,8 @@ class Stream:
 
     slot: int
     last_sequence: int = NEVER_US
+    first_time_us: int = NEVER_US
+    """Of the first row with a time since the stream got its slot."""
     last_time_us: int = NEVER_US
     used: int = 0
     """Tick of the last accepted row; orders streams for eviction after a restore."""
@@ -175,6 +177,9 @@ class StreamTable(Generic[S]):
     def __len__(self) -> int:
         return len(self._streams)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._streams)
+
     def __contains__(self, stream_id: object) -> bool:
         return stream_id in self._streams
 
@@ -234,6 +239,8 @@ class StreamTable(Generic[S]):
         stream = self._streams[stream_id]
         stream.used, stream.last_sequence = self._tick, sequence
         if time_us is not None:
+            if stream.first_time_us == NEVER_US:
+                stream.first_time_us = time_us
             stream.last_time_us = time_us
         self._streams.move_to_end(stream_id)
         self._touched.add(stream_id)

@@ -90,8 +90,9 @@ class Pipeline:
     ) -> Answer:
         """Ask this pipeline, which another process runs, a question about a stream; wait for the answer.
 
-        ``at`` is the event time that it is about (ISO 8601, seconds since 1970, None: now), ``values`` fill other control
-        columns. ``pipelines.asking.questions.ask`` takes several streams, prompts and a sink to read. Raise ``ConfigError``
+        ``at`` is the event time that it is about: ISO 8601, seconds since 1970, ``00:05:00`` into the stream, ``-30s`` before
+        its newest row; None: now. ``values`` fill other control columns.
+        ``pipelines.asking.questions.ask`` takes several streams, prompts and a sink to read. Raise ``ConfigError``
         where the pipeline has no way for questions, another ``StreambankError`` where its sink cannot be reached.
         """
         from pipelines.asking.questions import ask

@@ -175,7 +175,11 @@ def _asking(command: Callable[..., Any]) -> Callable[..., Any]:
     decorators = [
         click.argument("text"),
         click.option("--stream", "streams", multiple=True, metavar="ID", help="What it is about; repeat it to ask each."),
-        click.option("--at", metavar="TIME", help="Event time it is about: ISO 8601, or seconds since 1970. Default: now."),
+        click.option(
+            "--at",
+            metavar="TIME",
+            help="Time it is about: ISO 8601, seconds since 1970, 00:05:00 into the stream, -30s. Default: now.",
+        ),
         click.option("--operator", metavar="NAME", help="Who is to answer, where several could."),
         click.option("--sink", metavar="NAME", help="Where to read the answer; default: flight, else kafka, else files."),
         click.option(

@@ -37,11 +37,14 @@ STATUSES: dict[str, dict[str, str]] = {
 NEW_ROWS = {"rekv": "reset"}
 """Method → status of rows that earlier versions did not give; they are left out."""
 
-ONCE_OK: dict[str, tuple[str, ...]] = {"reloop2": ("duplicate", "reset")}
+ONCE_OK: dict[str, tuple[str, ...]] = {"reloop2": ("duplicate", "reset"), "rekv": ("unsure",)}
 """Method → statuses of today whose rows were ``ok`` before, without an error; the rest of such a row is compared as it is."""
 
 NEW_COLUMNS: dict[str, dict[str, str]] = {}
 """Method → output column → what it is called now."""
+
+ADDED_COLUMNS: dict[str, tuple[str, ...]] = {"rekv": ("confidence",)}
+"""Method → output columns that earlier versions did not give; they are left out."""
 
 OLD_PLACES = {"pipelines.testing.running_mean": "benchmarks.running_mean"}
 """Module → where it was before."""
@@ -115,7 +118,8 @@ def _in_old_words(options: dict[str, Any], cls: type, method: str) -> dict[str, 
 
 def _in_new_words(table: pa.Table, method: str) -> pa.Table:
     """Return rows with the columns and statuses of today, without timings and metadata."""
-    columns = {name: column for name, column in zip(table.column_names, table.columns, strict=True) if name not in _TIMINGS}
+    left_out = (*_TIMINGS, *ADDED_COLUMNS.get(method, ()))
+    columns = {name: column for name, column in zip(table.column_names, table.columns, strict=True) if name not in left_out}
     named = {NEW_COLUMNS.get(method, {}).get(name, name): column for name, column in columns.items()}
     statuses = STATUSES.get(method, {})
     plain = {name: _plain(column) for name, column in named.items()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,7 +29,7 @@ from models.rekv.loaders import VideoLanguageModel
 from models.rekv.session import StreamView, open_stream
 from models.rekv.store import ReadableBlocks, TensorStore, WritableBlocks
 
-__all__ = ["MODES", "FilmBlocks", "FilmQuality", "OpenBlocks", "film_quality"]
+__all__ = ["MODES", "FilmBlocks", "FilmQuality", "OpenBlocks", "ask_film", "film_features", "film_quality"]
 
 MODES = ("memory", "uniform", "recent", "blind")
 """Retrieval from all frames; as many frames evenly spread over the film; the newest ones; none, the question's text alone."""
@@ -73,7 +73,7 @@ def film_quality(
     recalls: list[list[float]] = []
     for film in films:
         asked = questions(film, np.random.default_rng([film.seed, 3]))
-        features_FTC = _features(model, film)
+        features_FTC = film_features(model, film)
         count = min(config.retrieve_frames, film.length)
         spread = (np.arange(count) + 0.5) * film.length / count
         views = {
@@ -85,7 +85,7 @@ def film_quality(
         for one in asked:
             wanted.setdefault(one.kind, Counter())[one.answer] += 1
         for mode in MODES:
-            answers = _ask(model, config, views[mode], asked, blocks or _plain_blocks)
+            answers = ask_film(model, config, views[mode], [one.text for one in asked], blocks=blocks)
             for one, answer in zip(asked, answers, strict=True):
                 said = model.tokenizer.decode(answer.tokens) if model.tokenizer else ""
                 right.setdefault((mode, one.kind), []).append(said == one.answer)
@@ -107,7 +107,8 @@ def _plain_blocks(decoder: TextDecoder, tokens: int) -> AbstractContextManager[F
     return contextlib.nullcontext(TensorStore(decoder.layers))
 
 
-def _features(model: VideoLanguageModel, film: Film) -> Tensor:
+def film_features(model: VideoLanguageModel, film: Film) -> Tensor:
+    """Return the features of all frames of a film, [F, T, C]."""
     if model.frames is None:
         raise ValueError("a model without frame encoder cannot watch films")
     starts = range(0, film.length, _FRAMES_AT_ONCE)
@@ -115,23 +116,29 @@ def _features(model: VideoLanguageModel, film: Film) -> Tensor:
     return torch.cat([model.frames(torch.from_numpy(part)) for part in frames])
 
 
-def _ask(
-    model: VideoLanguageModel, config: ReKVConfig, features_FTC: Tensor, asked: list[FilmQuestion], blocks: OpenBlocks
+def ask_film(
+    model: VideoLanguageModel,
+    config: ReKVConfig,
+    features_FTC: Tensor,
+    texts: Sequence[str],
+    *,
+    blocks: OpenBlocks | None = None,
 ) -> list[TokenAnswer]:
+    """Encode the frames of a film and answer questions about all of it. ``blocks``: as for :func:`film_quality`."""
     decoder, tokens = model.decoder, features_FTC.shape[1]
     prefix, grid = model.prefix(), decoder.grid(tokens)
-    with blocks(decoder, tokens) as kept:
+    with (blocks or _plain_blocks)(decoder, tokens) as kept:
         encode_frames(decoder, config, [open_stream(decoder, config, prefix, grid, kept)], [features_FTC])
         seen = StreamView(prefix, grid, kept.reader())
         batch = [
             TokenQuestion(
                 stream=seen,
-                question_ids_n=model.ids(one.text),
-                prompt_ids_n=model.ids(model.prompts.open_ended(one.text)),
+                question_ids_n=model.ids(text),
+                prompt_ids_n=model.ids(model.prompts.open_ended(text)),
                 max_new_tokens=_MAX_NEW_TOKENS,
                 allow_blind=True,
             )
-            for one in asked
+            for text in texts
         ]
         return answer_questions(decoder, config, batch, model.end_tokens)
 

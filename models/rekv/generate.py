@@ -9,6 +9,7 @@ and tokenizers are the business of ``prompts`` and ``loaders``.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -54,6 +55,8 @@ class TokenAnswer:
     """Per layer: the frames, ascending."""
     scores: list[Tensor | None] = field(default_factory=list)
     """Per layer: the score of each frame that is there, [N] float32, oldest first; None where frames were given."""
+    confidence: float = math.nan
+    """Geometric mean of the probabilities that the model gave the tokens, 0 to 1; NaN without an answer."""
     context_truncated: bool = False
     """Context and text outgrew the window, so that the last tokens did not see all of it."""
 
@@ -70,10 +73,11 @@ def answer_questions(
     requests = [Request(q.stream, q.question_ids_n, None if q.frames is None else torch.tensor(q.frames)) for q in asked]
     room = max(len(q.prompt_ids_n) for q in asked) + max(q.max_new_tokens for q in asked)
     context, _ = retrieve(decoder, config, requests, room)
-    tokens = greedy(decoder, config, context, [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked], end_tokens)
+    prompts, limits = [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked]
+    tokens, confidences = greedy(decoder, config, context, prompts, limits, end_tokens)
     for row, i in enumerate(good):
         layers = range(decoder.layers)
-        answers[i].tokens = tokens[row]
+        answers[i].tokens, answers[i].confidence = tokens[row], confidences[row]
         answers[i].retrieved = [context.frames[layer][row] for layer in layers]
         answers[i].scores = [context.scores[layer][row] for layer in layers]
         read = len(asked[row].prompt_ids_n) + len(tokens[row]) - 1  # the last token is not read
@@ -90,25 +94,30 @@ def greedy(
     limits: Sequence[int],
     end_tokens: Collection[int],
     steps: list[Tensor] | None = None,
-) -> list[list[int]]:
+) -> tuple[list[list[int]], list[float]]:
     """Read the prompts and generate at most ``limits[i]`` tokens each, up to and with an end token.
+
+    Return the tokens and the confidence of each answer: exp of the mean log probability of its tokens.
 
     ``steps`` receives the logits [B, V] of every step. The whole batch runs until its longest answer is complete.
     """
     hidden_BC = torch.stack([part[-1] for part in read_text(decoder, config, context, prompts)])
     answers: list[list[int]] = [[] for _ in prompts]
+    sums = [0.0] * len(prompts)  # of log probabilities
     running = [True] * len(prompts)
     while True:
         logits_BV = decoder.logits(hidden_BC)
         if steps is not None:
             steps.append(logits_BV)
         next_B = logits_BV.argmax(dim=-1)
-        for row, token in enumerate(next_B.tolist()):
+        likely_B = logits_BV.float().log_softmax(dim=-1).gather(1, next_B[:, None])[:, 0]
+        for row, (token, likely) in enumerate(zip(next_B.tolist(), likely_B.tolist(), strict=True)):
             if running[row]:
                 answers[row].append(token)
+                sums[row] += likely
                 running[row] = token not in end_tokens and len(answers[row]) < limits[row]
         if not any(running):
-            return answers
+            return answers, [math.exp(total / len(answer)) for total, answer in zip(sums, answers, strict=True)]
         hidden_BC = torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1))))
 
 

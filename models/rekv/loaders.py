@@ -8,6 +8,7 @@ and code do not define its 3-D positions), with frame features given by the call
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_prefix
 from models.rekv.prompts import PROMPTS, PromptTemplate
 from models.rekv.session import Prefix
-from models.rekv.small import load_small
+from models.rekv.small import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_small
 from models.rekv.vision import FrameEncoder
 
 transformers = optional("transformers")
@@ -41,6 +42,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: list[int]) -> str:
         """Return the text of an answer, without special tokens."""
 
+    def unknown(self, text: str) -> list[str]:
+        """Return the words that it cannot tell apart from others; none where tokens are parts of words."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class VideoLanguageModel:
@@ -54,6 +58,8 @@ class VideoLanguageModel:
     """None where the folder has none; then token ids must be given."""
     prompts: PromptTemplate
     end_tokens: frozenset[int]
+    unsure_below: float = 0.0
+    """Confidence below which its answers are better called unsure; 0 where nobody has calibrated it."""
 
     def prefix(self) -> Prefix:
         """Return the encoded prompt prefix; one serves all streams."""
@@ -84,6 +90,13 @@ class FolderTokenizer:
         """Return the text without special tokens and outer white space."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
+    def unknown(self, text: str) -> list[str]:
+        """Return the words that become the unknown token; tokenizers over bytes have none."""
+        unknown = self._tokenizer.unk_token_id
+        if unknown is None:
+            return []
+        return [word for word in text.split() if unknown in self._tokenizer.encode(word, add_special_tokens=False)]
+
 
 def load_model(
     checkpoint: str | os.PathLike[str],
@@ -100,7 +113,8 @@ def load_model(
     if path.is_file():
         small = load_small(path)
         ready = small.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        return wrap_model(ready, "llava_onevision", config, small.tokenizer, small.prompts)
+        model = wrap_model(ready, "llava_onevision", config, small.tokenizer, small.prompts)
+        return dataclasses.replace(model, unsure_below=SMALL_UNSURE_BELOW if path.resolve() == SMALL_WEIGHTS else 0.0)
     model = load_checkpoint(path, device=device, dtype=dtype)
     tokenizer = FolderTokenizer(path) if (path / "tokenizer_config.json").exists() else None
     return wrap_model(model, read_model_type(path), config, tokenizer)

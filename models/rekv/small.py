@@ -28,6 +28,7 @@ transformers = optional("transformers")
 __all__ = [
     "SMALL_PROMPTS",
     "SMALL_REKV",
+    "SMALL_UNSURE_BELOW",
     "SMALL_WEIGHTS",
     "SmallModel",
     "WordTokenizer",
@@ -39,6 +40,9 @@ __all__ = [
 SMALL_PROMPTS = PromptTemplate(prefix="watch the video.", suffix=" answer:", letter_lead=" (")
 SMALL_REKV = ReKVConfig(window_tokens=128, retrieve_frames=16)
 """What the small model is trained for: a window of 32 frames of 4 tokens, half as many retrieved."""
+
+SMALL_UNSURE_BELOW = 0.9
+"""Of ``SMALL_WEIGHTS``, calibrated on films by ``benchmarks.rekv_confidence``."""
 
 SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
 """The small model that comes with the package."""

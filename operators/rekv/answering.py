@@ -43,6 +43,8 @@ class BlockAnswer:
 
     status: str
     text: str
+    confidence: float
+    """Of the answer, 0 to 1; NaN without one."""
     frames_seen: int
     context_truncated: bool
     retrieved: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32] | None]]
@@ -87,7 +89,7 @@ class Answering:
             retrieved.append((frames_K.cpu().numpy(), scores_K))
         tokenizer = self.model.tokenizer
         text = tokenizer.decode(answer.tokens) if tokenizer is not None and answer.status == "ok" else ""
-        return BlockAnswer(answer.status, text, answer.frames_seen, answer.context_truncated, retrieved)
+        return BlockAnswer(answer.status, text, answer.confidence, answer.frames_seen, answer.context_truncated, retrieved)
 
 
 def rekv_config(own: ReKVConfig | None, **given: object) -> ReKVConfig:

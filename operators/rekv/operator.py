@@ -96,7 +96,7 @@ class ReKVOperator(Operator):
             self.output_schema,
             streams=self._streams,
             counters=self._counters,
-            method=FramesOfStreams(self._answering, self._encoding, self._streams),
+            method=FramesOfStreams(self._answering, self._encoding, self._streams, _unsure_below(self._answering, options)),
             pool=_pool(options, context),
         )
 
@@ -271,6 +271,10 @@ def _limits(answering: Answering, options: ReKVOptions) -> QuestionLimits:
         set_by="max_question_tokens, window_tokens",
         extra=(FRAME_SEQUENCES,),
     )
+
+
+def _unsure_below(answering: Answering, options: ReKVOptions) -> float:
+    return answering.model.unsure_below if options.unsure_below is None else options.unsure_below
 
 
 def _pool(options: ReKVOptions, context: Context) -> Answerers[Any, BlockAnswer] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from operators.banks import BlockReader, SharedBlocks
-from operators.questions import Question, Row, answer_row
+from operators.questions import Question, Row, answer_row, answered_row
 from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.rules import numbers_of
@@ -34,8 +34,11 @@ class FramesView:
 class FramesOfStreams:
     """Opens blocks for questions."""
 
-    def __init__(self, answering: Answering, encoding: FrameEncoding, streams: StreamTable[ReKVStream]) -> None:
+    def __init__(
+        self, answering: Answering, encoding: FrameEncoding, streams: StreamTable[ReKVStream], unsure_below: float
+    ) -> None:
         self._answering, self._encoding, self._streams = answering, encoding, streams
+        self._unsure_below = unsure_below
 
     def view(self, question: Question) -> FramesView:
         """Open the blocks of the frames up to ``at``, or all that there are now."""
@@ -60,11 +63,19 @@ class FramesOfStreams:
 
     def row(self, question: Question, view: FramesView, result: BlockAnswer) -> Row:
         """Return the row of an answer."""
-        row = answer_row(question, result.status, REASONS.get(result.status))
+        if result.status == "ok":
+            row = answered_row(
+                question,
+                result.text,
+                result.confidence,
+                unsure_below=self._unsure_below,
+                unknown_words=tokenizer.unknown(question.text) if (tokenizer := self._answering.model.tokenizer) else (),
+            )
+        else:
+            row = answer_row(question, result.status, REASONS.get(result.status))
         row["frames_seen"] = result.frames_seen
         row["as_of"] = int(view.times.at(np.array([view.blocks.below - 1]))[0, 0]) if len(view.blocks) else None
         if result.status == "ok":
-            row["answer"] = result.text
             row["retrieved"] = [_retrieved(view.times, *layer) for layer in result.retrieved]
             row["context_truncated"] = result.context_truncated
         return row

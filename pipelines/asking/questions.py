@@ -8,8 +8,9 @@ are reached, is their own concern: this asks ``Source.put`` and ``Sink.tail``.
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,7 +28,12 @@ from pipelines.spec import PipelineSpec
 __all__ = ["Answer", "ask", "make_rows"]
 
 _EPOCHS = 3
+_QUIET_S = 2.0
 _TIMEOUT_S = 60.0
+
+_FILM_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{2}(?:\.\d+)?)")
+_BEFORE_NOW = re.compile(r"-(\d+(?:\.\d+)?)\s*(s|min|m|h)")
+_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 Time = datetime | str | float
 
@@ -65,13 +71,15 @@ def ask(
     sink: str | None = None,
     values: Mapping[str, Any] | None = None,
     timeout_s: float | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Answer]:
     """Put a question about each of ``streams`` and wait for the answers; return them in the order of ``streams``.
 
     ``column`` is the control column that takes the text (``question``, ``prompt``). ``at`` is the event time that it is about,
-    an ISO 8601 time or seconds since 1970; None: now. ``values`` fill other control columns. ``timeout_s`` is the longest wait
-    (default: a minute, or 3 epochs where these are longer). A question that is not answered in time stays where it was put,
-    and the pipeline will still answer it.
+    an ISO 8601 time, seconds since 1970, time since the stream's first row (``00:05:00``) or before its newest one (``-30s``);
+    None: now. ``values`` fill other control columns. ``timeout_s`` is the longest wait (default: a minute, or 3 epochs where
+    these are longer). A question that is not answered in time stays where it was put,
+    and the pipeline will still answer it. ``say`` is told when a question seems to wait for a time to come.
 
     Raise ``ConfigError`` where the pipeline file has no way for it, another ``StreambankError`` where it cannot be put or the
     sink cannot be reached.
@@ -83,7 +91,8 @@ def ask(
     route = find_route(spec, column, operator=operator, sink=sink)
     given = dict(values or {})
     if at is not None:
-        given["at"] = _moment(at)
+        offset_s = _offset_s(at)
+        given |= {"at": _moment(at)} if offset_s is None else {"at_offset_s": offset_s}
     streams = list(dict.fromkeys(streams))
     rows = make_rows(route, text, streams, given)
     waiting = {row[route.id_column]: row["stream_id"] for row in rows}
@@ -98,8 +107,14 @@ def ask(
         route.inlet.put(rows)
         began_s = time.monotonic()
         ends_s = began_s + (max(_TIMEOUT_S, _EPOCHS * spec.epoch_s) if timeout_s is None else timeout_s)
+        quiet_s = None if at is None else began_s + _QUIET_S + _EPOCHS * spec.epoch_s  # until then an answer may be on its way
         while waiting and (left_s := ends_s - time.monotonic()) > 0:
-            for row in tail.take(waiting.keys(), left_s):
+            if quiet_s is not None and time.monotonic() >= quiet_s:
+                quiet_s = None
+                about = ", ".join(waiting.values())
+                say(f"{about}: no answer yet; a time to come is waited for: {at} ({left_s:.0f} s left)")
+            wait_s = left_s if quiet_s is None else min(left_s, max(quiet_s - time.monotonic(), 0.001))
+            for row in tail.take(waiting.keys(), wait_s):
                 id = row[route.id_column]
                 if (stream := waiting.pop(id, None)) is not None:
                     answers[stream] = Answer(stream, id, row, time.monotonic() - began_s)
@@ -157,6 +172,18 @@ def _json_value(name: str, value: Any, kind: pa.DataType) -> Any:
     return checked
 
 
+def _offset_s(at: Time) -> float | None:
+    """Return the seconds that a film time (``00:05:00``) or a time before now (``-30s``) stands for; None for other times."""
+    if not isinstance(at, str):
+        return None
+    if film := _FILM_TIME.fullmatch(at.strip()):
+        hours, minutes, seconds = film.groups(default="0")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if before := _BEFORE_NOW.fullmatch(at.strip()):
+        return -float(before[1]) * _UNITS_S[before[2]]
+    return None
+
+
 def _moment(at: Time) -> datetime:
     from connectors.sources.event_time import parse_start_time
 
@@ -169,7 +196,8 @@ def _moment(at: Time) -> datetime:
             microseconds = parse_start_time(str(at))
         except ConfigError:
             raise ConfigError(
-                f"--at: {at!r} is no time; write ISO 8601 such as '2026-03-01T08:00:00Z', or seconds since 1970 such as 754.2"
+                f"--at: {at!r} is no time; write ISO 8601 such as '2026-03-01T08:00:00Z', seconds since 1970 such as 754.2, "
+                "time since the stream's first row such as 00:05:00, or before its newest one such as -30s"
             ) from None
     try:
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -39,7 +40,18 @@ def ask_pipeline(
         if not equals or not name.strip():
             raise ConfigError(f"--column {given}: write NAME=VALUE, for example --column max_tokens=64")
         values[name.strip()] = parse_scalar_or_flow(value, f"--column {given}")
-    return ask(spec, text, streams, column=column, at=at, operator=operator, sink=sink, values=values, timeout_s=timeout_s)
+    return ask(
+        spec,
+        text,
+        streams,
+        column=column,
+        at=at,
+        operator=operator,
+        sink=sink,
+        values=values,
+        timeout_s=timeout_s,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
 
 
 def answer_json(answer: Answer) -> str:
@@ -57,7 +69,10 @@ def answer_text(answer: Answer, spec: PipelineSpec, column: str) -> str:
         return f"{answer.stream_id}: no answer within {answer.seconds:.1f} s\n{_advice(answer, spec)}"
     status = row.get("status") or "ok"
     error = row.get("error")
-    head = row.get("answer") if status == "ok" else f"{status}: {error or 'the operator says no more'}"
+    head = row.get("answer")
+    if status != "ok":
+        reason = f"{status}: {error or 'the operator says no more'}"
+        head = reason if head is None else f"{head} ({reason})"
     left_out = {"stream_id", "sequence", "event_time", "answer", "status", "error", column, f"{column}_id"}
     rests = {name: value for name, value in row.items() if name not in left_out and value is not None and value != []}
     lines = [f"{answer.stream_id}: {head if head is not None else 'answered'}"]

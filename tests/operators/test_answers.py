@@ -23,6 +23,7 @@ from operators.questions import (
     Row,
     answer_row,
     answer_schema,
+    answered_row,
     question_rows,
     read_question,
 )
@@ -130,7 +131,10 @@ def told(rows: Sequence[Row]) -> list[tuple[str, str, str | None]]:
         ({"max_tokens": 9}, "bad_question", "must be 1 to 8"),
         ({"question": "one two three four five"}, "question_too_long", "5 tokens with its prompt; at most 4"),
         ({"question": "x" * 257}, "question_too_long", "257 characters"),
-        ({"stream_id": "c"}, "unknown_stream", "'c'"),
+        ({"stream_id": "c"}, "unknown_stream", "no rows of 'c' have come; known streams: 'a', 'b'"),
+        ({"at": 0, "at_offset_s": 0.0}, "bad_question", "give one of them"),
+        ({"at_offset_s": float("nan")}, "bad_question", "at_offset_s is nan"),
+        ({"at_offset_s": -1e300}, "bad_question", "at_offset_s is -1e+300"),
         ({"error": "no JSON"}, "bad_question", "could not be read: no JSON"),
     ],
 )
@@ -142,6 +146,24 @@ def test_a_question_that_cannot_be_answered_becomes_a_row_that_says_why(row: dic
     assert words in got["error"]
     assert status in ANSWER_STATUSES
     assert (made.counters["questions"], made.counters["answers"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "unsure_below", "words", "status", "error"),
+    [
+        (0.8, 0.8, (), "ok", None),
+        (0.799, 0.8, (), "unsure", "its confidence in this answer is 0.799, below 0.8 (unsure_below)"),
+        (0.9, 0.8, ("qua", "quo", "qua"), "unsure", "the model does not know the words 'qua', 'quo'"),
+        (0.1, 0.0, ("qua",), "ok", None),
+    ],
+)
+def test_an_answer_that_the_model_cannot_have_meant_is_unsure(
+    confidence: float, unsure_below: float, words: tuple[str, ...], status: str, error: str | None
+) -> None:
+    question = read_question(question_rows(batch({}))[0], LIMITS)
+    assert isinstance(question, Question)
+    row = answered_row(question, "one", confidence, unsure_below=unsure_below, unknown_words=words)
+    assert (row["status"], row["error"], row["answer"], row["confidence"]) == (status, error, "one", confidence)
 
 
 def test_columns_of_a_method_come_with_the_question_where_they_are_given() -> None:

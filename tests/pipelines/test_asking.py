@@ -25,7 +25,7 @@ from connectors.sinks.jsonl import JsonlSink
 from connectors.sinks.read import FileTail, read_committed
 from connectors.sources.requests import RequestsSource
 from pipelines.api import Pipeline
-from pipelines.asking.questions import Answer, ask, make_rows
+from pipelines.asking.questions import Answer, _offset_s, ask, make_rows
 from pipelines.asking.route import find_route
 from pipelines.cli import cli
 from pipelines.commands.ask import answer_json, answer_text
@@ -87,6 +87,28 @@ def test_python_asks_with_one_call(values: dict[str, Any], run: Run) -> None:
     assert answer.row is not None
     assert answer.row["at"] == "1970-01-01T00:00:03.500000Z"
     assert 0 < answer.seconds < 30
+
+
+def test_a_time_may_be_one_of_the_film_or_one_before_now(values: dict[str, Any], run: Run) -> None:
+    spec = Pipeline.from_dict(values).spec
+    route = find_route(spec, "question")
+    for at, offset_s in (("00:00:02", 2.0), ("1:02:03.5", 3723.5), ("05:00", 300.0), ("-30s", -30.0), ("-1.5 min", -90.0)):
+        assert _offset_s(at) == offset_s
+    assert [_offset_s(at) for at in ("12", "2026-03-01T08:00:00Z", 12.0, "-30", "1:2:3:4")] == [None] * 5
+    assert make_rows(route, "how many?", ["a"], {"at_offset_s": -2.0})[0]["at_offset_s"] == -2.0
+    (answer,) = ask(spec, "how many?", ["a"], at="-2s", timeout_s=PATIENCE_S)
+    assert answer.ok
+
+
+def test_whoever_asks_about_a_time_to_come_is_told_that_it_is_waited_for(
+    values: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.asking.questions._QUIET_S", 0.0)
+    monkeypatch.setattr("pipelines.asking.questions._EPOCHS", 0)
+    said: list[str] = []
+    (answer,) = ask(Pipeline.from_dict(values).spec, "how many?", ["nobody"], at="00:09:00", timeout_s=0.5, say=said.append)
+    assert answer.row is None or answer.row["status"] == "unknown_stream"
+    assert len(said) == 1 and said[0].startswith("nobody: no answer yet; a time to come is waited for: 00:09:00")
 
 
 def test_a_question_by_a_file_of_ones_own_is_answered_too(values: dict[str, Any], run: Run) -> None:
@@ -251,7 +273,7 @@ QUESTION = ("how many?", "--stream", "a")
         (nothing, "ask", (" ", "--stream", "a"), "the question is empty"),
         (nothing, "ask", (*QUESTION, "--operator", "cuont"), "no such operator (did you mean 'count'?); allowed: count"),
         (nothing, "ask", (*QUESTION, "--sink", "rows"), "no sink of this name takes the rows of 'count'; allowed: answers"),
-        (nothing, "ask", (*QUESTION, "--column", "digit=1"), "no such column (did you mean 'digits'?); allowed: at, digits"),
+        (nothing, "ask", (*QUESTION, "--column", "digit=1"), "no such column (did you mean 'digits'?); allowed: at, at_offset_s, digits"),
         (nothing, "ask", (*QUESTION, "--column", "digits=many"), "--column digits: 'many' is no int32"),
         (nothing, "ask", (*QUESTION, "--column", "question_id=1"), "this column is filled already"),
         (nothing, "ask", (*QUESTION, "--column", "digits"), "write NAME=VALUE"),

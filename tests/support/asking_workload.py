@@ -23,7 +23,13 @@ from pipelines.runners import Progress
 
 ROWS = 20
 PATIENCE_S = 240.0
-COLUMNS = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "digits": "int32"}
+COLUMNS = {
+    "question_id": "string",
+    "question": "string",
+    "at": "timestamp[us, UTC]",
+    "at_offset_s": "double",
+    "digits": "int32",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ class Counting(Operator):
             pa.field("question_id", pa.string()),
             pa.field("question", pa.string()),
             pa.field("at", records.TIME_TYPE),
+            pa.field("at_offset_s", pa.float64()),
             pa.field("digits", pa.int32()),
         ],
     )

@@ -3,6 +3,7 @@
 # B questions, L layers, T tokens per frame, N frames, G key/value heads, D head dim
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -241,8 +242,19 @@ def test_logits_of_every_step_are_handed_out() -> None:
     decoder = tiny_decoder()
     context, _ = retrieve(decoder, SMALL, [Request(seen(encoded(decoder, SMALL, FRAMES)), QUESTION)], 20)
     steps: list[Tensor] = []
-    (tokens,) = greedy(decoder, SMALL, context, [PROMPT], [4], NO_END, steps)
+    (tokens,), _ = greedy(decoder, SMALL, context, [PROMPT], [4], NO_END, steps)
     assert torch.cat(steps).argmax(dim=1).tolist() == tokens
+
+
+def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities() -> None:
+    decoder = tiny_decoder()
+    context, _ = retrieve(decoder, SMALL, [Request(seen(encoded(decoder, SMALL, FRAMES)), QUESTION)] * 2, 20)
+    steps: list[Tensor] = []
+    tokens, confidences = greedy(decoder, SMALL, context, [PROMPT, PROMPT[:2]], [4, 2], NO_END, steps)
+    for row, answer in enumerate(tokens):
+        probabilities = [float(steps[n][row].double().softmax(0)[token]) for n, token in enumerate(answer)]
+        assert confidences[row] == pytest.approx(math.prod(probabilities) ** (1 / len(answer)), rel=1e-5)
+    assert math.isnan(answer_questions(decoder, SMALL, [ask(new_stream(decoder))], NO_END)[0].confidence)
 
 
 # What the published code does wrong (spec: section 11), and the answer here.

@@ -51,6 +51,30 @@ def test_a_question_about_a_past_time_sees_exactly_the_frames_up_to_it(tiny_rekv
     assert content(just_before) == content(seen_by(tiny_rekv, 5))
 
 
+def test_a_time_is_counted_from_the_first_frame_or_back_from_the_newest(tiny_rekv: str) -> None:
+    made = operator(tiny_rekv)
+    made.process(frames(interleaved("a", 7, start=2)))
+    step_s = STEP_US / 1e6
+    third, last_but_one = answer(made, question("a", COLOR, at_offset_s=2 * step_s), question("a", COLOR, at_offset_s=-step_s))
+    wanted = answer(made, question("a", COLOR, at_us=4 * STEP_US), question("a", COLOR, at_us=7 * STEP_US))
+    assert [content(third), content(last_but_one)] == [content(row) for row in wanted]
+    assert (third["as_of"].timestamp(), last_but_one["as_of"].timestamp()) == (4 * step_s, 7 * step_s)
+    assert answer(made, question("a", COLOR, at_offset_s=20 * step_s)) == []  # waits, from the first frame on
+    again = operator(tiny_rekv)
+    again.restore(made.snapshot())
+    assert answer(again, question("a", COLOR, at_offset_s=2 * step_s))[0]["as_of"].timestamp() == 4 * step_s
+
+
+def test_answers_below_the_confidence_that_is_asked_for_are_unsure(tiny_rekv: str) -> None:
+    rows = []
+    for unsure_below in (None, 0.0, 1.0):
+        made = operator(tiny_rekv, unsure_below=unsure_below)
+        made.process(frames(interleaved("a", 4)))
+        rows += answer(made, question("a", COLOR))
+    assert [row["status"] for row in rows] == ["ok", "ok", "unsure"]
+    assert len({row["answer"] for row in rows}) == 1 and 0 < rows[0]["confidence"] < 1
+
+
 def test_a_question_about_a_time_to_come_waits_until_the_stream_passes_it(tiny_rekv: str) -> None:
     made = operator(tiny_rekv)
     made.process(frames(interleaved("a", 3)))
