@@ -113,8 +113,8 @@ def load_model(
     if path.is_file():
         small = load_small(path)
         ready = small.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        model = wrap_model(ready, "llava_onevision", config, small.tokenizer, small.prompts)
-        return dataclasses.replace(model, unsure_below=SMALL_UNSURE_BELOW if path.resolve() == SMALL_WEIGHTS else 0.0)
+        wrapped = wrap_model(ready, "llava_onevision", config, small.tokenizer, small.prompts)
+        return dataclasses.replace(wrapped, unsure_below=SMALL_UNSURE_BELOW if path.resolve() == SMALL_WEIGHTS else 0.0)
     model = load_checkpoint(path, device=device, dtype=dtype)
     tokenizer = FolderTokenizer(path) if (path / "tokenizer_config.json").exists() else None
     return wrap_model(model, read_model_type(path), config, tokenizer)

@@ -7,25 +7,46 @@ broken promise, the stream and the value.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.base import Operator
 from operators.state import State
-from pipelines.testing._compare import ColumnCompare, clone_state, state_difference, table_difference
+from pipelines.testing._compare import ColumnCompare, clone_state
+from pipelines.testing._driving import (
+    Case,
+    ConformanceError,
+    alone_data,
+    as_table,
+    by_stream,
+    by_time,
+    checked_batches,
+    control_rows,
+    cut,
+    do_step,
+    expect,
+    expect_equal,
+    expect_state,
+    interleave,
+    is_keyed,
+    process_rows,
+    resources,
+    rows_between,
+    run_alone,
+    run_steps,
+    shifted,
+    statuses_of,
+    times_of,
+    uncounted,
+)
 
 __all__ = [
     "Case",
@@ -46,39 +67,6 @@ __all__ = [
 
 
 Ints = npt.NDArray[np.int64]
-
-
-class ConformanceError(AssertionError):
-    """An operator broke one of the promises of ``operators.base``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """What the checks need to know about an operator. The fields are the arguments of :func:`check_operator`."""
-
-    make: Callable[[], Operator]
-    rows: pa.RecordBatch
-    make_aligned: Callable[[], Operator] | None = None
-    control: pa.RecordBatch | None = None
-    bad_rows: pa.RecordBatch | None = None
-    compare: Mapping[str, ColumnCompare] = field(default_factory=dict)
-    ignore: frozenset[str] = frozenset({"latency_ms"})
-    atol: float = 0.0
-    rtol: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.streams) < 2:
-            raise ValueError(f"rows must hold at least 2 streams, got {self.streams}")
-
-    @property
-    def streams(self) -> list[str]:
-        """Stream ids, sorted."""
-        return sorted(set(self.rows.column("stream_id").to_pylist()))
-
-    def rng(self) -> np.random.Generator:
-        """Return the generator of the random interleavings and cuts."""
-        return np.random.default_rng(self.seed)
 
 
 def check_operator(
@@ -120,7 +108,7 @@ def check_operator(
         rtol=rtol,
         seed=seed,
     )
-    keyed = _keyed(make())
+    keyed = is_keyed(make())
     if keyed:
         check_interleaving(case)
     else:
@@ -145,22 +133,22 @@ def check_operator(
 
 def check_interleaving(case: Case, *, tries: int = 4) -> None:
     """A stream's output is that of the stream alone, however streams are interleaved and batches cut."""
-    alone = _alone(case)
+    alone = run_alone(case)
     rng = case.rng()
     for attempt in range(tries):
-        steps = _cut(_interleave(case, rng), rng, 1 if attempt == 0 else len(case.streams) * 2)
-        _expect(case, "interleaving", alone, _run(case.make(), case, steps))
+        steps = cut(interleave(case, rng), rng, 1 if attempt == 0 else len(case.streams) * 2)
+        expect(case, "interleaving", alone, run_steps(case.make(), case, steps))
 
 
 def check_cuts(case: Case, *, tries: int = 4) -> None:
     """Where one memory serves all streams the output depends on the one order of all rows, not on where batches are cut."""
     rng = case.rng()
-    events = _interleave(case, rng)
-    wanted = _table(_run(case.make(), case, [[event] for event in events]))
+    events = interleave(case, rng)
+    wanted = as_table(run_steps(case.make(), case, [[event] for event in events]))
     for attempt in range(tries):
-        steps = _cut(events, rng, 2 * 4**attempt)
-        _expect_equal(
-            case, f"cuts: one row at a time against {len(steps)} batches", wanted, _table(_run(case.make(), case, steps))
+        steps = cut(events, rng, 2 * 4**attempt)
+        expect_equal(
+            case, f"cuts: one row at a time against {len(steps)} batches", wanted, as_table(run_steps(case.make(), case, steps))
         )
 
 
@@ -177,59 +165,61 @@ def check_causal(case: Case) -> None:
         last = mine.column("sequence")[cut - 1]
         outputs = []
         for batch in (mine, changed, mine.slice(0, cut)):
-            table = _table(_process(case.make(), batch))
+            table = as_table(process_rows(case.make(), batch))
             outputs.append(table.filter(pc.less_equal(table.column("sequence"), last)) if table.num_rows else table)
         for got in outputs[1:]:
-            _expect_equal(case, f"causal: stream {stream!r} up to sequence {last}", outputs[0], got)
+            expect_equal(case, f"causal: stream {stream!r} up to sequence {last}", outputs[0], got)
 
 
 def check_snapshot(case: Case) -> None:
     """``restore(snapshot())`` is bit for bit at any point, full or as a chain of increments, and snapshots own their memory."""
     rng = case.rng()
-    steps = _cut(_interleave(case, rng), rng, 2)
+    steps = cut(interleave(case, rng), rng, 2)
     plain = case.make()
-    undisturbed = [plain_out for step in steps for plain_out in _step(plain, case, step)]
+    undisturbed = [plain_out for step in steps for plain_out in do_step(plain, case, step)]
     final = plain.snapshot()
 
     for point in sorted({0, len(steps) // 3, len(steps) // 2, len(steps)}):
         first = case.make()
         for step in steps[:point]:
-            _step(first, case, step)
+            do_step(first, case, step)
         taken = first.snapshot()
         kept = clone_state(taken)
         second = case.make()
         second.restore(taken)
         again = second.snapshot()
-        _expect_state(f"snapshot: restored after {point} of {len(steps)} batches", kept, again)
-        rest = [out for step in steps[point:] for out in _step(second, case, step)]
+        expect_state(f"snapshot: restored after {point} of {len(steps)} batches", kept, again)
+        rest = [out for step in steps[point:] for out in do_step(second, case, step)]
         skipped = len(undisturbed) - len(rest)
-        _expect_equal(case, f"snapshot: output after a restore at batch {point}", _table(undisturbed[skipped:]), _table(rest))
-        _expect_state(f"snapshot: final state after a restore at batch {point}", final, second.snapshot())
+        expect_equal(
+            case, f"snapshot: output after a restore at batch {point}", as_table(undisturbed[skipped:]), as_table(rest)
+        )
+        expect_state(f"snapshot: final state after a restore at batch {point}", final, second.snapshot())
         for step in steps[point:]:
-            _step(first, case, step)
-        _expect_state("snapshot: a snapshot changed while its operator went on", kept, taken)
+            do_step(first, case, step)
+        expect_state("snapshot: a snapshot changed while its operator went on", kept, taken)
 
     chained = case.make()
     state = clone_state(chained.snapshot())
     for number, step in enumerate(steps):
-        _step(chained, case, step)
+        do_step(chained, case, step)
         if number % 2:
             state = state.apply(chained.snapshot(incremental=True))
     state = state.apply(chained.snapshot(incremental=True))
-    _expect_state("snapshot: full and increments against one full snapshot", final, state)
+    expect_state("snapshot: full and increments against one full snapshot", final, state)
     resumed = case.make()
     resumed.restore(state)
-    _expect_state("snapshot: restored from full and increments", final, resumed.snapshot())
+    expect_state("snapshot: restored from full and increments", final, resumed.snapshot())
 
 
 def check_resharding(case: Case) -> None:
     """Streams may move between shards: a state cut by stream, and states merged, go on as if nothing had happened."""
     rng = case.rng()
-    events = _interleave(case, rng)
+    events = interleave(case, rng)
     half = len(events) // 2
-    alone = _alone(case)
+    alone = run_alone(case)
     whole = case.make()
-    outputs = [out for step in _cut(events[:half], rng, 2) for out in _step(whole, case, step)]
+    outputs = [out for step in cut(events[:half], rng, 2) for out in do_step(whole, case, step)]
     state = whole.snapshot()
     parts: list[State] = []
     third = half + (len(events) - half) // 2
@@ -238,13 +228,13 @@ def check_resharding(case: Case) -> None:
         shard = case.make()
         part = state.select([stream in mine for stream in state.streams])
         shard.restore(part if parity == 0 else part.without_additive())
-        for step in _cut([event for event in events[half:third] if event.stream in mine], rng, 2):
-            outputs += _step(shard, case, step)
+        for step in cut([event for event in events[half:third] if event.stream in mine], rng, 2):
+            outputs += do_step(shard, case, step)
         parts.append(shard.snapshot())
     merged = case.make()
     merged.restore(State.merge(parts))
-    outputs += [out for step in _cut(events[third:], rng, 2) for out in _step(merged, case, step)]
-    _expect(case, "resharding", alone, outputs)
+    outputs += [out for step in cut(events[third:], rng, 2) for out in do_step(merged, case, step)]
+    expect(case, "resharding", alone, outputs)
 
 
 def check_bad_rows(case: Case) -> None:
@@ -254,15 +244,15 @@ def check_bad_rows(case: Case) -> None:
     rows = case.rows
     operator = case.make()
     half = rows.num_rows // 2
-    _process(operator, rows.slice(0, half))
-    before = _uncounted(operator.snapshot())
+    process_rows(operator, rows.slice(0, half))
+    before = uncounted(operator.snapshot())
     # Each bad row stands directly before a good one and bears its keys: if it left a trace, the good one would be late.
     places = half + np.arange(bad.num_rows) % (rows.num_rows - half)
     keys = rows.take(pa.array(places))
     named = pa.RecordBatch.from_arrays([*keys.columns[:3], *bad.columns[3:]], schema=rows.schema)
     for i in range(named.num_rows):
         try:
-            answers = _table(_process(operator, named.slice(i, 1)))
+            answers = as_table(process_rows(operator, named.slice(i, 1)))
         except ConformanceError:
             raise
         except Exception as error:
@@ -272,21 +262,21 @@ def check_bad_rows(case: Case) -> None:
         status, reason = answers.column("status")[0].as_py(), answers.column("error")[0].as_py()
         if status == "ok" or not reason:
             raise ConformanceError(f"bad rows: row {i} came back with status {status!r} and error {reason!r}")
-        _expect_state(f"bad rows: state after row {i}", before, _uncounted(operator.snapshot()))
+        expect_state(f"bad rows: state after row {i}", before, uncounted(operator.snapshot()))
 
     order = np.argsort(np.concatenate([np.arange(rows.num_rows), places - 0.5]), kind="stable")
     together = pa.Table.from_batches([rows, named]).take(pa.array(order)).combine_chunks().to_batches()[0]
-    found = _table(_process(case.make(), together))
+    found = as_table(process_rows(case.make(), together))
     inputs = np.array(together.column("stream_id").to_pylist())
-    whole = {} if _keyed(operator) else _by_stream(case, _process(case.make(), rows))
-    for stream, wanted in (whole or _alone_data(case)).items():
+    whole = {} if is_keyed(operator) else by_stream(case, process_rows(case.make(), rows))
+    for stream, wanted in (whole or alone_data(case)).items():
         mine = found.filter(pc.equal(found.column("stream_id"), stream))
         is_bad = (order >= rows.num_rows)[inputs == stream]
         if wanted.num_rows == len(is_bad) - is_bad.sum() and mine.num_rows == len(is_bad):  # one row out per row in
             mine = mine.filter(pa.array(~is_bad))
         else:
             mine = mine.filter(pc.is_null(mine.column("error")))
-        _expect_equal(case, f"bad rows: good rows of {stream!r} beside bad ones", wanted, mine)
+        expect_equal(case, f"bad rows: good rows of {stream!r} beside bad ones", wanted, mine)
 
 
 def check_admission(case: Case) -> None:
@@ -297,10 +287,10 @@ def check_admission(case: Case) -> None:
     assert case.bad_rows is not None
     operator = case.make()
     half = case.rows.slice(0, case.rows.num_rows // 2)
-    _process(operator, half)
+    process_rows(operator, half)
     last, fresh = half.slice(half.num_rows - 1, 1), case.rows.slice(half.num_rows, 1)
     again = pa.RecordBatch.from_arrays([*last.columns[:3], *fresh.columns[3:]], schema=case.rows.schema)
-    told = _statuses(_process(operator, again))
+    told = statuses_of(process_rows(operator, again))
     if told.isdisjoint(("late", "duplicate")):
         return
     bad = case.bad_rows.select(case.rows.schema.names)
@@ -308,7 +298,7 @@ def check_admission(case: Case) -> None:
         row = pa.RecordBatch.from_arrays([*again.columns[:3], *bad.slice(i, 1).columns[3:]], schema=case.rows.schema)
         has_error = "error" in row.schema.names and row.column("error")[0].is_valid
         wanted = {"rejected_corrupt"} if has_error else told
-        found = _statuses(_process(operator, row))
+        found = statuses_of(process_rows(operator, row))
         if found != wanted:
             raise ConformanceError(
                 f"admission: bad row {i} with the keys of an earlier row {'and an error of its source ' if has_error else ''}"
@@ -319,8 +309,8 @@ def check_admission(case: Case) -> None:
 def check_advance(case: Case) -> None:
     """Answers do not depend on the steps in which ``advance`` comes, as long as each says the truth."""
     make = case.make_aligned or case.make
-    rows = _by_time(case.rows)
-    control = None if case.control is None else _by_time(case.control)
+    rows = by_time(case.rows)
+    control = None if case.control is None else by_time(case.control)
     times = rows.column("event_time").cast(pa.int64()).to_numpy()
     edges = [int(times[len(times) * part // 4]) for part in (1, 2, 3)]
     end = int(times[-1]) + 1
@@ -328,28 +318,28 @@ def check_advance(case: Case) -> None:
     for steps in ("spans", "rows", "end"):
         operator, outputs, start = make(), [], -(2**63)
         for edge in (*edges, end):
-            questions = None if control is None else _between(control, start, edge)
-            first_question = edge if questions is None or not questions.num_rows else int(_times(questions)[0])
-            data = _between(rows, start, edge)
-            cuts = [int(t) for t in np.unique(_times(data)) if t <= first_question] if steps == "rows" else []
+            questions = None if control is None else rows_between(control, start, edge)
+            first_question = edge if questions is None or not questions.num_rows else int(times_of(questions)[0])
+            data = rows_between(rows, start, edge)
+            cuts = [int(t) for t in np.unique(times_of(data)) if t <= first_question] if steps == "rows" else []
             for low, high in pairwise([start, *cuts, edge]):
-                part = _between(data, low, high)
-                outputs += _process(operator, part) if part.num_rows else []
+                part = rows_between(data, low, high)
+                outputs += process_rows(operator, part) if part.num_rows else []
                 if high != edge:
-                    outputs += _checked(operator, operator.advance(high))
-            outputs += _control(operator, questions) if questions is not None and questions.num_rows else []
+                    outputs += checked_batches(operator, operator.advance(high))
+            outputs += control_rows(operator, questions) if questions is not None and questions.num_rows else []
             if steps != "end":
-                outputs += _checked(operator, operator.advance(edge))
+                outputs += checked_batches(operator, operator.advance(edge))
             start = edge
-        outputs += _checked(operator, operator.advance(2**63 - 1))
-        outputs += _checked(operator, operator.flush())
-        got = _table(outputs)
+        outputs += checked_batches(operator, operator.advance(2**63 - 1))
+        outputs += checked_batches(operator, operator.flush())
+        got = as_table(outputs)
         streams = sorted(set(got.column("stream_id").to_pylist())) if got.num_rows else []
         tables = {stream: got.filter(pc.equal(got.column("stream_id"), stream)) for stream in streams}
         if steps == "spans":
             wanted = tables
         for stream in wanted.keys() | tables.keys():
-            _expect_equal(
+            expect_equal(
                 case,
                 f"advance: stream {stream!r} in steps of {steps} instead of spans",
                 wanted.get(stream, got.slice(0, 0)),
@@ -362,18 +352,18 @@ def check_close(case: Case, *, patience_s: float = 10.0) -> None:
     before: set[str] = set()
     for number in range(2):  # the first one warms up what libraries keep
         operator = case.make()
-        _process(operator, case.rows)
+        process_rows(operator, case.rows)
         if case.control is not None:
-            _control(operator, case.control)
-        _checked(operator, operator.flush())
+            control_rows(operator, case.control)
+        checked_batches(operator, operator.flush())
         operator.close()
         operator.close()
         del operator
         gc.collect()
         if number == 0:
-            before = _resources()
+            before = resources()
     deadline = time.monotonic() + patience_s
-    while (left := _resources() - before) and time.monotonic() < deadline:
+    while (left := resources() - before) and time.monotonic() < deadline:
         time.sleep(0.05)
     if left:
         raise ConformanceError(f"close: {', '.join(sorted(left))} left after close")
@@ -381,24 +371,24 @@ def check_close(case: Case, *, patience_s: float = 10.0) -> None:
 
 def check_close_stream(case: Case) -> None:
     """A closed stream is forgotten and may start over; other streams do not notice; closing an unknown one is no error."""
-    alone = _alone_data(case)
+    alone = alone_data(case)
     operator = case.make()
     operator.close_stream("a stream that never was")
     first, other = case.streams[:2]
     mine = case.rows.filter(pc.equal(case.rows.column("stream_id"), first))
     theirs = case.rows.filter(pc.equal(case.rows.column("stream_id"), other))
     half = theirs.num_rows // 2
-    outputs = _process(operator, theirs.slice(0, half))
-    _process(operator, mine)
+    outputs = process_rows(operator, theirs.slice(0, half))
+    process_rows(operator, mine)
     base = clone_state(operator.snapshot())
     operator.close_stream(first)
     if first in operator.snapshot(incremental=True).streams:
         raise ConformanceError(f"close_stream: an increment still holds {first!r} after close_stream")
     if first in operator.snapshot().streams:
         raise ConformanceError(f"close_stream: the snapshot still holds {first!r} after close_stream")
-    _expect(case, "close_stream: after re-opening", {first: alone[first]}, _process(operator, mine))
-    outputs += _process(operator, theirs.slice(half))
-    _expect(case, "close_stream: another stream", {other: alone[other]}, outputs)
+    expect(case, "close_stream: after re-opening", {first: alone[first]}, process_rows(operator, mine))
+    outputs += process_rows(operator, theirs.slice(half))
+    expect(case, "close_stream: another stream", {other: alone[other]}, outputs)
 
     closing = case.make()
     closing.restore(base)
@@ -407,9 +397,9 @@ def check_close_stream(case: Case) -> None:
     reopened = base.apply(closed)
     if first in reopened.streams:
         raise ConformanceError(f"close_stream: the increment does not say that {first!r} was closed")
-    _process(closing, mine)
+    process_rows(closing, mine)
     reopened = reopened.apply(closing.snapshot(incremental=True))
-    _expect_state("close_stream: increments over close and re-open", closing.snapshot(), reopened)
+    expect_state("close_stream: increments over close and re-open", closing.snapshot(), reopened)
     for stream in case.streams:
         closing.close_stream(stream)
     if closing.snapshot().streams:
@@ -433,7 +423,7 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
         banks: list[float] = []
         python: list[int] = []
         for repetition in range(10 * fill_after):
-            _process(operator, _shifted(case.rows, repetition * span, repetition * span_us))
+            process_rows(operator, shifted(case.rows, repetition * span, repetition * span_us))
             if repetition + 1 in (fill_after, 10 * fill_after):
                 banks.append(operator.metrics().get("bank_bytes", 0.0))
                 snapshots.append(operator.snapshot().bytes())
@@ -453,173 +443,3 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
         raise ConformanceError(f"bounded: bank_bytes grew from {banks[0]:.0f} to {banks[1]:.0f}")
     if python[1] > python[0] + slack:
         raise ConformanceError(f"bounded: Python memory grew by {python[1] - python[0]} bytes, {slack} are allowed")
-
-
-def _resources() -> set[str]:
-    """Return the threads, child processes and open files of this process."""
-    threads = {f"thread {thread.name!r} ({thread.ident})" for thread in threading.enumerate()}
-    processes = {f"process {child.pid}" for child in psutil.Process().children(recursive=True)}
-    files = set()
-    if Path("/proc/self/fd").exists():
-        for entry in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(OSError):  # the descriptor of this very listing
-                files.add(f"descriptor {entry.name} of {entry.readlink()}")
-    return threads | processes | {name for name in files if "/proc/" not in name}
-
-
-# Driving an operator
-
-
-def _process(operator: Operator, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-    return _checked(operator, operator.process(batch))
-
-
-def _control(operator: Operator, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-    return _checked(operator, operator.control(batch))
-
-
-def _checked(operator: Operator, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Return the batches; raise where they hold a status that the operator does not declare."""
-    unknown = _statuses(batches) - set(operator.statuses)
-    if unknown:
-        raise ConformanceError(f"statuses: {sorted(unknown)} emitted, declared are {sorted(operator.statuses)}")
-    return batches
-
-
-def _statuses(batches: Sequence[pa.RecordBatch]) -> set[str]:
-    return {status for batch in batches for status in pc.unique(batch.column("status").cast(pa.string())).to_pylist()}
-
-
-def _keyed(operator: Operator) -> bool:
-    return operator.keyed(operator.options)
-
-
-def _times(batch: pa.RecordBatch) -> Ints:
-    times: Ints = batch.column("event_time").cast(pa.int64()).to_numpy()
-    return times
-
-
-def _by_time(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return batch.take(pa.array(np.argsort(_times(batch), kind="stable")))
-
-
-def _between(batch: pa.RecordBatch, start: int, stop: int) -> pa.RecordBatch:
-    times = _times(batch)
-    return batch.filter(pa.array((times >= start) & (times < stop)))
-
-
-def _uncounted(state: State) -> State:
-    """Return a copy without the counters, which bad rows may change."""
-    copy = clone_state(state)
-    copy.additive.pop("counters", None)
-    return copy
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    stream: str
-    row: int
-    control: bool
-
-
-_Step = Sequence[_Event]
-
-
-def _events(case: Case) -> dict[str, list[_Event]]:
-    """Return what happens to each stream, in order: rows as they stand, control rows where their time falls."""
-    streams = case.rows.column("stream_id").to_pylist()
-    times = case.rows.column("event_time").cast(pa.int64()).to_pylist()
-    keyed: dict[str, list[tuple[tuple[int, int], _Event]]] = {stream: [] for stream in case.streams}
-    latest: dict[str, int] = {}
-    for row, (stream, time_us) in enumerate(zip(streams, times, strict=True)):
-        latest[stream] = max(time_us, latest.get(stream, time_us))
-        keyed[stream].append(((latest[stream], 0), _Event(stream, row, False)))
-    if case.control is not None:
-        times = case.control.column("event_time").cast(pa.int64()).to_pylist()
-        for row, (stream, time_us) in enumerate(zip(case.control.column("stream_id").to_pylist(), times, strict=True)):
-            keyed.setdefault(stream, []).append(((time_us, 1), _Event(stream, row, True)))
-    return {stream: [event for _, event in sorted(events, key=lambda pair: pair[0])] for stream, events in keyed.items()}
-
-
-def _interleave(case: Case, rng: np.random.Generator) -> list[_Event]:
-    """Mix the streams at random, keeping the order within each."""
-    events = _events(case)
-    turns = rng.permutation([stream for stream, mine in events.items() for _ in mine])
-    left = {stream: iter(mine) for stream, mine in events.items()}
-    return [next(left[str(stream)]) for stream in turns]
-
-
-def _cut(events: Sequence[_Event], rng: np.random.Generator, mean: int) -> list[_Step]:
-    """Cut into batches of random length around ``mean``; control rows and data rows go into batches of their own."""
-    steps: list[list[_Event]] = []
-    for event in events:
-        if not steps or steps[-1][-1].control != event.control or rng.random() < 1 / mean:
-            steps.append([])
-        steps[-1].append(event)
-    return list(steps)
-
-
-def _step(operator: Operator, case: Case, step: _Step) -> list[pa.RecordBatch]:
-    source = case.control if step[0].control else case.rows
-    assert source is not None
-    batch = source.take(pa.array([event.row for event in step]))
-    return (_control if step[0].control else _process)(operator, batch)
-
-
-def _run(operator: Operator, case: Case, steps: Iterable[_Step]) -> list[pa.RecordBatch]:
-    return [out for step in steps for out in _step(operator, case, step)]
-
-
-def _alone(case: Case) -> dict[str, pa.Table]:
-    """Return the output of each stream alone, one row at a time."""
-    events = _events(case)
-    return {stream: _table(_run(case.make(), case, [[event] for event in mine])) for stream, mine in events.items()}
-
-
-def _alone_data(case: Case) -> dict[str, pa.Table]:
-    """Return the output of each stream's data rows alone, without control rows."""
-    return {
-        stream: _table(_process(case.make(), case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
-        for stream in case.streams
-    }
-
-
-def _by_stream(case: Case, batches: Sequence[pa.RecordBatch]) -> dict[str, pa.Table]:
-    table = _table(batches)
-    return {stream: table.filter(pc.equal(table.column("stream_id"), stream)) for stream in case.streams}
-
-
-def _shifted(rows: pa.RecordBatch, sequence: int, time_us: int) -> pa.RecordBatch:
-    columns = list(rows.columns)
-    columns[1] = pc.add(columns[1], sequence)
-    columns[2] = pc.add(columns[2].cast(pa.int64()), time_us).cast(rows.schema.field(2).type)
-    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
-
-
-# Comparing
-
-
-def _table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    if not batches:
-        return pa.table({})
-    # Answers to control rows may have columns of their own.
-    return pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
-
-
-def _expect(case: Case, promise: str, wanted: Mapping[str, pa.Table], batches: Sequence[pa.RecordBatch]) -> None:
-    got = _table(batches)
-    for stream, table in wanted.items():
-        mine = got.filter(pc.equal(got.column("stream_id"), stream)) if got.num_rows else got
-        _expect_equal(case, f"{promise}: stream {stream!r}", table, mine)
-
-
-def _expect_equal(case: Case, promise: str, wanted: pa.Table, got: pa.Table) -> None:
-    difference = table_difference(wanted, got, ignore=case.ignore, atol=case.atol, rtol=case.rtol, compare=case.compare)
-    if difference is not None and wanted.num_rows + got.num_rows:
-        raise ConformanceError(f"{promise}: {difference}")
-
-
-def _expect_state(promise: str, wanted: State, got: State) -> None:
-    difference = state_difference(wanted, got)
-    if difference is not None:
-        raise ConformanceError(f"{promise}: {difference}")

@@ -273,7 +273,7 @@ QUESTION = ("how many?", "--stream", "a")
         (nothing, "ask", (" ", "--stream", "a"), "the question is empty"),
         (nothing, "ask", (*QUESTION, "--operator", "cuont"), "no such operator (did you mean 'count'?); allowed: count"),
         (nothing, "ask", (*QUESTION, "--sink", "rows"), "no sink of this name takes the rows of 'count'; allowed: answers"),
-        (nothing, "ask", (*QUESTION, "--column", "digit=1"), "no such column (did you mean 'digits'?); allowed: at, at_offset_s, digits"),
+        (nothing, "ask", (*QUESTION, "--column", "digit=1"), "(did you mean 'digits'?); allowed: at, at_offset_s, digits"),
         (nothing, "ask", (*QUESTION, "--column", "digits=many"), "--column digits: 'many' is no int32"),
         (nothing, "ask", (*QUESTION, "--column", "question_id=1"), "this column is filled already"),
         (nothing, "ask", (*QUESTION, "--column", "digits"), "write NAME=VALUE"),
