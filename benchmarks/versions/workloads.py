@@ -528,5 +528,13 @@ _WORKLOADS: dict[str, Callable[[Path], None]] = {
     "ctr_windows": _ctr_windows,
     "ctr_windows_aligned": partial(_clicks_pipeline, sink="windows"),
 }
+_EVENT_TIME = "with align_s event time comes from the engine, and a label's own time says whether it is in time"
+INTENDED = {
+    "reloop2_aligned": _EVENT_TIME,
+    "reloop2_aligned_per_key": _EVENT_TIME,
+    "ctr_windows_aligned": "windows are cut by a row's own time and judged once event time has passed them: the last ones, too",
+}
+"""Workload → why its rows are not those of versions before 0.2."""
+
 NAMES = tuple(_WORKLOADS)
 """Every workload, in the order they are run."""

@@ -121,6 +121,7 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_memories_of_str
     assert state_difference(one, three) is None
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_address")
 def test_on_ray_a_killed_operator_comes_to_the_same_predictions_and_the_same_bank(folder: Path, tmp_path: Path) -> None:

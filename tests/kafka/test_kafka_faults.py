@@ -31,6 +31,7 @@ def test_driver_and_broker_killed_change_no_row(mortal_broker: Broker, tmp_path:
     check(result, {"driver"})
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 def test_on_ray_source_operator_sink_coordinator_and_broker_killed_change_no_row(

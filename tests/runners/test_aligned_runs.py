@@ -140,6 +140,7 @@ def test_on_ray_a_killed_operator_goes_on_with_the_rows_that_waited(folder: Path
     assert committed_digests(tmp_path) == expected_digests(times, TENTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_address")
 def test_stopped_in_local_and_resumed_on_ray_with_three_shards(folder: Path, times: Times, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def test_a_killed_actor_is_replaced_and_nothing_is_lost_or_doubled(
     assert staged_files(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_source_that_shares_its_actor_with_an_operator_is_recovered_with_it(
     lines: Path, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -117,7 +118,8 @@ def test_a_source_that_shares_its_actor_with_an_operator_is_recovered_with_it(
     assert {str(stats.task) for stats in report.tasks} == {"events[0]", "mean[0]", "rows[0]"}
 
 
-@pytest.mark.parametrize("fault", ["between_renames:epoch=1", pytest.param("after_snapshot:epoch=1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["between_renames:epoch=1", "after_snapshot:epoch=1"])
 def test_an_actor_that_dies_at_a_fault_point_is_replaced(fault: str, lines: Path, undisturbed: Any, tmp_path: Path) -> None:
     values = pipeline(lines, tmp_path, **SLOW)
 
@@ -214,6 +216,7 @@ def test_a_stop_on_ray_commits_and_can_be_resumed(lines: Path, undisturbed: Any,
     assert committed(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_slow_sink_slows_the_source_down(lines: Path, tmp_path: Path) -> None:
     batch = 50
     ahead: list[int] = []
@@ -268,7 +271,7 @@ def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path
     assert (tmp_path / "state" / "attempt").read_text() == "1"
 
 
-@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("breaks", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_operators_are_closed_when_the_run_ends_also_after_another_has_failed(
     breaks: bool, lines: Path, tmp_path: Path
 ) -> None:

@@ -28,20 +28,22 @@ def bad_rows() -> pa.RecordBatch:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"pixel": True},
-        {"pixel": True, "network": {"pixel_position": "neck"}, "write_every": 2},
-        {"pixel": True, "levels": "pixel"},
-        {"memory": False},
-        {"compat": "official", "bank_dtype": "float16", "on_cut": "reset", "cut_correlation": 0.9},
+        pytest.param({}, id="instance"),
+        pytest.param({"pixel": True}, id="both"),
+        pytest.param(
+            {"pixel": True, "network": {"pixel_position": "neck"}, "write_every": 2}, id="neck", marks=pytest.mark.slow
+        ),
+        pytest.param({"pixel": True, "levels": "pixel"}, id="pixel", marks=pytest.mark.slow),
+        pytest.param({"memory": False}, id="without memory", marks=pytest.mark.slow),
+        pytest.param({"compat": "official", "bank_dtype": "float16", "on_cut": "reset", "cut_correlation": 0.9}, id="official"),
     ],
-    ids=["instance", "both", "neck", "pixel", "without memory", "official"],
 )
 def test_mamba_conforms(options: dict[str, Any]):
     rows = mamba_streams.frames(mamba_streams.interleaved(["a", "b", "c"], 8))
     check_operator(lambda: mamba_streams.operator(**options), rows, bad_rows=bad_rows(), fill_after=2, compare=COMPARE)
 
 
+@pytest.mark.slow
 def test_mamba_conforms_with_frames_of_different_sizes():
     rows = mamba_streams.interleaved(["a", "b"], 6)
     sizes = [(64, 80), (90, 60)]

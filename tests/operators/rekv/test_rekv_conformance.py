@@ -42,7 +42,10 @@ def bad_rows() -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"sample_fps": 1.0, "score": "cosine", "chunk_frames": 2}], ids=["plain", "sampled"])
+SAMPLED = {"sample_fps": 1.0, "score": "cosine", "chunk_frames": 2}
+
+
+@pytest.mark.parametrize("options", [pytest.param({}, id="plain"), pytest.param(SAMPLED, id="sampled", marks=pytest.mark.slow)])
 def test_rekv_conforms(options: dict[str, Any], tiny_rekv: str) -> None:
     rows = frames(interleaved(STREAMS, FRAMES))
     bad = bad_rows() if not options else None  # of frames that are skipped nothing is decoded
@@ -59,11 +62,11 @@ def test_rekv_conforms(options: dict[str, Any], tiny_rekv: str) -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        BlockFloat(),
         KVMerger(heavy=0.25, scale_values=True),
-        Scissorhands(),
-        ThinK(),
-        EMLLM(shortest=2, longest=3, refine=True, contiguity=0.5),
+        *(
+            pytest.param(policy, marks=pytest.mark.slow)
+            for policy in (BlockFloat(), Scissorhands(), ThinK(), EMLLM(shortest=2, longest=3, refine=True, contiguity=0.5))
+        ),
     ],
     ids=lambda policy: policy.type,
 )
