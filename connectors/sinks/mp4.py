@@ -29,7 +29,7 @@ _SCALE = 1_000_000
 _KEY_FRAMES = 50  # players seek to key frames
 _ENCODERS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "h264": (
-        ("libx264", {"preset": "veryfast", "crf": "23", "bf": "0", "threads": "1"}),
+        ("libx264", {"preset": "superfast", "crf": "23", "bf": "0", "threads": "1"}),
         ("libopenh264", {"b": "2000000"}),
         ("h264_videotoolbox", {"b": "2000000"}),
     ),
