@@ -20,7 +20,7 @@ from connectors.sources.frames import Bytes
 av = optional("av")
 cv2 = optional("cv2")
 
-__all__ = ["AvCapture", "open_by_av", "open_capture", "why_not"]
+__all__ = ["AvCapture", "open_by_av", "why_not"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,6 @@ def open_by_av(path: Path, threads: int) -> AvCapture | None:
         return None
     logger.info("av_decodes path=%s codec=%s", path, capture.codec)
     return capture
-
-
-def open_capture(path: Path) -> Any | None:
-    """Open a file with whichever decoder finds a frame in it, OpenCV's first; None where none does."""
-    capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
-    has_frame = capture.isOpened() and capture.grab()
-    capture.release()
-    return cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG) if has_frame else open_by_av(path, 1)
 
 
 def why_not(path: Path) -> str | None:

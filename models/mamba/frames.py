@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from connectors.errors import ConfigError
 from connectors.extras import optional
-from connectors.sources.av_capture import open_capture, why_not
 from models.mamba.annotations import AnnotatedVideos
 
 cv2 = optional("cv2")
@@ -76,10 +75,10 @@ class FrameStore:
 
     def _decode(self, file: Path, missing: dict[int, int]) -> str | None:
         """Write the missing frames (number → position); return what was wrong."""
-        capture = open_capture(file)
-        if capture is None:
-            return f"{file}: {why_not(file) or 'cannot be opened as a video'}"
+        capture = cv2.VideoCapture(str(file))
         try:
+            if not capture.isOpened():
+                return f"{file}: cannot be opened as a video"
             last = max(missing)
             for frame in range(last + 1):
                 if not capture.grab():

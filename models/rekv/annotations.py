@@ -18,7 +18,6 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, SourceError
 from connectors.extras import optional
-from connectors.sources.av_capture import open_capture, why_not
 
 cv2 = optional("cv2")
 
@@ -65,13 +64,10 @@ def read_samples(file: Path) -> list[Sample]:
 
 def sample_frames(sample: Sample, most: int) -> Tensor:
     """Decode at most ``most`` frames, spread evenly over the sample's time, as RGB [F, H, W, 3]. Raises ``SourceError``."""
-    video = open_capture(sample.video)
-    if video is None:
-        why = why_not(sample.video) or "cannot be read as a video; convert it"
-        raise SourceError(f"{sample.video}: {why}, or remove it from the annotations")
+    video = cv2.VideoCapture(str(sample.video))
     try:
         rate, total = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        if rate <= 0 or total < 1:
+        if not video.isOpened() or rate <= 0 or total < 1:
             raise SourceError(f"{sample.video}: cannot be read as a video; convert it, or remove it from the annotations")
         first = min(max(math.floor(sample.start_s * rate), 0), total - 1)
         last = total if sample.end_s is None else min(max(math.ceil(sample.end_s * rate), first + 1), total)

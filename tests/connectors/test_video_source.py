@@ -17,7 +17,6 @@ import connectors.sources.random_access as random_access
 import connectors.sources.video as video_module
 from connectors.errors import ConfigError, SourceError
 from connectors.records import FRAME
-from connectors.sources.av_capture import open_capture, why_not
 from connectors.sources.containers import codec_name, missing_bytes
 from connectors.sources.random_access import even_spread, read_frames
 from connectors.sources.video import VideoOptions, VideoSource
@@ -446,16 +445,6 @@ def test_a_codec_that_opencv_lacks_is_decoded_by_another_library(av1):
     assert times_us(table)[3:] == [40_000 * number for number in range(20)]
     assert table["error"].null_count == 23
     assert_every_restart_is_exact(lambda: source(av1, max_fps=10.0), rows=3)
-
-
-def test_other_readers_of_files_take_the_same_decoders(av1, clip, tmp_path):
-    for path, frames in ((av1, 20), (clip, 40)):
-        capture = open_capture(path)
-        assert [number_of(capture.read()[1]) for _ in range(frames)] == list(range(frames))
-        assert not capture.grab()
-        capture.release()
-    assert open_capture(tmp_path / "nothing.mp4") is None
-    assert why_not(tmp_path / "nothing.mp4") is None
 
 
 def test_a_codec_without_a_decoder_is_named_with_a_remedy(tmp_path, av1, monkeypatch):
