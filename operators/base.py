@@ -16,7 +16,7 @@ Promises that the conformance suite (``pipelines.testing.conformance``) checks f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,6 +73,14 @@ class Operator(ABC):
         A method because options may decide it; asked before anything is built, so that ``check`` can refuse a rescale.
         """
         return True
+
+    @classmethod
+    def cautions(cls, options: Any, align_s: float | None) -> Sequence[tuple[str, str]]:
+        """Return options that are allowed but hardly meant, with the reason; ``check`` warns of them.
+
+        ``align_s``: the engine's, None where inputs are not aligned.
+        """
+        return ()
 
     @abstractmethod
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:

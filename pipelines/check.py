@@ -114,13 +114,16 @@ class _Checker:
         problem = reshard_problem(node, self.manifest) if self.manifest is not None else None
         if problem is not None:
             self._add("error", f"{where}.shards", problem)
-        before = len(self.findings)
+        before = sum(finding.level == "error" for finding in self.findings)
         schema = getattr(kind, "output_schema", None)
         if installed:
             schema = self._try(where, lambda: kind.examine(node.options, node.name))
         self.schemas[node.name] = schema
+        for option, reason in kind.cautions(node.options, node.align_s):
+            self._add("warning", f"{where}.{option}", reason)
         device = self._device(node, f"{where}.device")
-        if installed and len(self.findings) == before and device is not None:
+        sound = sum(finding.level == "error" for finding in self.findings) == before
+        if installed and sound and device is not None:
             shards = f", {node.shards} shards" if node.shards > 1 else ""
             gives = f", gives {_rows(schema)}" if schema is not None else ""
             self._add("ok", where, f"{node.type} on {device}{shards}{gives}")

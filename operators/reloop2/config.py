@@ -9,7 +9,7 @@ from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
 from operators.streams import StreamOptions
 
-__all__ = ["CtrWindowsOptions", "ReLoop2Options"]
+__all__ = ["CtrWindowsOptions", "ReLoop2Options", "time_cautions"]
 
 IdType = Literal["int64", "string"]
 OnTimeout = Literal["negative", "drop"]
@@ -212,3 +212,27 @@ class CtrWindowsOptions:
     early_label_s: float = option(600.0, "Keep a label that came before its impression for so much event time.", unit="s", ge=0)
     allowed_lateness_s: float = option(10.0, LATENESS, unit="s", ge=0)
     max_jump_s: float | None = option(None, JUMP, unit="s", gt=0)
+
+
+def time_cautions(options: ReLoop2Options | CtrWindowsOptions, align_s: float | None) -> list[tuple[str, str]]:
+    """Return the options whose lengths of event time do not go together, with the reason."""
+    found = []
+    open_s = options.label_timeout_s + options.allowed_lateness_s
+    if align_s is not None and open_s < align_s:
+        found.append(
+            (
+                "label_timeout_s",
+                f"labels come behind all impressions of their {align_s:g} s (align_s), but impressions wait {open_s:g} s only "
+                "(label_timeout_s + allowed_lateness_s), so that labels in time count as missing; set allowed_lateness_s to "
+                f"{align_s:g} or lower align_s",
+            )
+        )
+    if isinstance(options, CtrWindowsOptions) and align_s is not None and options.window_s < align_s:
+        found.append(
+            (
+                "window_s",
+                f"windows of {options.window_s:g} s are shorter than align_s ({align_s:g} s), so several are judged at once; "
+                "lower align_s",
+            )
+        )
+    return found

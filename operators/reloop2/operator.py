@@ -11,7 +11,7 @@ cut into calls; m = 1 is the serial algorithm.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from operators.base import Context, Operator
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import EventTime, earlier, event_times, microseconds
 from operators.output import OutputRows
-from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.config import ReLoop2Options, time_cautions
 from operators.reloop2.ids import BAD_ID, Bools, Ints, row_ids
 from operators.reloop2.join import EarlyLabels, JoinTable, RowState, Waiting
 from operators.reloop2.memory import make_memory
@@ -150,6 +150,11 @@ class ReLoop2Operator(Operator):
     def keyed(cls, options: ReLoop2Options) -> bool:
         """Return whether every stream has a memory of its own."""
         return options.scope == "per_key"
+
+    @classmethod
+    def cautions(cls, options: ReLoop2Options, align_s: float | None) -> Sequence[tuple[str, str]]:
+        """Say which lengths of event time do not go together."""
+        return time_cautions(options, align_s)
 
     # Impressions
 

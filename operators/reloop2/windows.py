@@ -9,7 +9,7 @@ on how they are cut into calls, nor on the steps in which ``advance`` comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from operators.base import Context, Operator
 from operators.counters import Counters
 from operators.event_time import EventTime, earlier, event_times, microseconds
 from operators.output import status_column
-from operators.reloop2.config import CtrWindowsOptions
+from operators.reloop2.config import CtrWindowsOptions, time_cautions
 from operators.reloop2.ids import Bools, IdIndex, Ints, first_of_each, id_keys, row_ids
 from operators.reloop2.join import EarlyLabels
 from operators.reloop2.schemas import CONTROL
@@ -89,6 +89,11 @@ class CtrWindows(Operator):
     def keyed(cls, options: CtrWindowsOptions) -> bool:
         """Return False: windows are of all streams."""
         return False
+
+    @classmethod
+    def cautions(cls, options: CtrWindowsOptions, align_s: float | None) -> Sequence[tuple[str, str]]:
+        """Say which lengths of event time do not go together."""
+        return time_cautions(options, align_s)
 
     # Predictions
 

@@ -95,3 +95,21 @@ def one_row(schema: pa.Schema) -> pa.RecordBatch:
     """Return a row of values that fit an id, a time, a feature and a label alike; ``error`` is null."""
     values = [None if field.name == "error" else "1" if pa.types.is_string(field.type) else 1 for field in schema]
     return pa.RecordBatch.from_arrays([pa.array([v], f.type) for v, f in zip(values, schema, strict=True)], schema=schema)
+
+
+def test_lengths_of_event_time_that_do_not_go_together_are_warned_of(drift: Path, tmp_path: Path) -> None:
+    def warned(*more: str) -> list[tuple[str, str]]:
+        findings = check_spec(replay_spec(drift, tmp_path, *more))
+        return [(f.where, f.message) for f in findings if f.level == "warning"]
+
+    assert warned() == []
+    found = warned(
+        "predict.label_timeout_s=5",
+        "predict.allowed_lateness_s=2",
+        "predict.align_s=10",
+        "quality.align_s=10",
+        "quality.window_s=4",
+    )
+    assert [where for where, _ in found] == ["operators.predict.label_timeout_s", "operators.quality.window_s"]
+    assert "impressions wait 7 s only" in found[0][1] and "set allowed_lateness_s to 10" in found[0][1]
+    assert "windows of 4 s are shorter than align_s (10 s)" in found[1][1]
