@@ -106,6 +106,10 @@ class Source(ABC):
         Raise ``NothingToRead`` when there is nothing to read, naming the path, and ``SourceError`` when it cannot be listed.
         """
 
+    def streams(self) -> list[str] | None:
+        """Return the streams, where listing the splits tells them; None where only the rows do."""
+        return None
+
     def discover(self) -> list[str]:
         """Return splits that have appeared since they were last listed; asked at every epoch, so it must be quick.
 

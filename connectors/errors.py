@@ -8,6 +8,7 @@
     ├── SinkError            a sink cannot write or commit
     ├── CheckpointMismatch   weights that do not fit the model (also a ValueError)
     ├── RecoveryError        a state folder that cannot be resumed
+    ├── ContractError        an operator, source or sink that does not do what its contract says
     └── DeviceError          a device that was asked for and is not there
 
 A message says what was wrong, the value, what is allowed, and what to do next. Bad *data* is no error: it becomes a row
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 __all__ = [
     "CheckpointMismatch",
     "ConfigError",
+    "ContractError",
     "DeviceError",
     "NothingToRead",
     "RecoveryError",
@@ -64,6 +66,10 @@ class CheckpointMismatch(StreambankError, ValueError):
 
 class RecoveryError(StreambankError):
     """A state folder cannot be resumed with this pipeline."""
+
+
+class ContractError(StreambankError):
+    """An operator, a source or a sink does what its contract does not allow: a bug in it, found while it runs."""
 
 
 class DeviceError(StreambankError):

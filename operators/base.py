@@ -16,8 +16,9 @@ Promises that the conformance suite (``pipelines.testing.conformance``) checks f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -52,6 +53,10 @@ class Operator(ABC):
     output_schema: pa.Schema
     statuses: ClassVar[Mapping[str, str]]
     """Every value of the output column ``status``, with its meaning; ``ok`` comes first."""
+    good_statuses: ClassVar[Collection[str]] = frozenset({"ok"})
+    """Those by which nothing is wrong with a row. All others are told at the end of a run, and fail one with ``--strict``."""
+    losses: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Counters of ``metrics`` that tell of what was lost without a row whose status says so, with their meaning."""
 
     def __init__(self, options: Any, context: Context) -> None:
         self.options = options

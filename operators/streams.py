@@ -31,6 +31,7 @@ from operators.state import Rows, State
 __all__ = [
     "EVICTED",
     "NEVER_US",
+    "STREAM_LOSSES",
     "STREAM_STATUSES",
     "OnStreamsFull",
     "Opened",
@@ -51,6 +52,11 @@ STREAM_STATUSES: Mapping[str, str] = {
     "reset": "the first row after the stream's memory was forgotten; `error` says why",
 }
 """What every operator with a memory per stream can say of a row besides ``ok`` and its own."""
+
+STREAM_LOSSES: Mapping[str, str] = {
+    "evictions": "streams lost their memory to make room for others; raise max_streams to avoid that",
+}
+"""What every operator with a memory per stream counts of what was lost."""
 
 EVICTED = "the memory of this stream was evicted to make room; raise max_streams to avoid that"
 

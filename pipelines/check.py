@@ -5,7 +5,9 @@ Reads no data beyond headers and starts neither Ray nor a model. Collects everyt
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +19,10 @@ from connectors import extras, records
 from connectors.errors import DeviceError, StreambankError
 from pipelines import registry
 from pipelines.devices import resolve_device
+from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, read_manifests
 from pipelines.runtime.recovery import list_splits, reshard_problem
+from pipelines.runtime.source_task import MAX_OPEN_SPLITS
 from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 
 if TYPE_CHECKING:
@@ -52,6 +56,10 @@ class _Checker:
     findings: list[Finding] = field(default_factory=list)
     schemas: dict[str, pa.Schema | None] = field(default_factory=dict)
     """Node → schema of its rows, None where it is not known before the start."""
+    streams: dict[str, list[str]] = field(default_factory=dict)
+    """Node → its streams, where they are known before the start."""
+    at_once: dict[str, int] = field(default_factory=dict)
+    """Node → how many of them may be open at the same time."""
     manifest: Manifest | None = None
     """Of the last committed epoch in the state folder."""
 
@@ -92,6 +100,10 @@ class _Checker:
         self.schemas[node.name] = schema
         if splits is None or schema is None:
             return
+        streams = self._try(where, source.streams)
+        if streams is not None:
+            most = MAX_OPEN_SPLITS * node.parallelism if source.splits_end else len(streams)
+            self.streams[node.name], self.at_once[node.name] = streams, min(most, len(streams))
         count = f"{len(splits)} split{'s' if len(splits) != 1 else ''}"
         self._add("ok", where, f"{node.type}, {count} ({_few(splits)}), rows of {_rows(schema)}")
         if node.stay and source.bounded:
@@ -114,6 +126,7 @@ class _Checker:
         problem = reshard_problem(node, self.manifest) if self.manifest is not None else None
         if problem is not None:
             self._add("error", f"{where}.shards", problem)
+        self._room(node, kind, where)
         before = sum(finding.level == "error" for finding in self.findings)
         schema = getattr(kind, "output_schema", None)
         if installed:
@@ -127,6 +140,32 @@ class _Checker:
             shards = f", {node.shards} shards" if node.shards > 1 else ""
             gives = f", gives {_rows(schema)}" if schema is not None else ""
             self._add("ok", where, f"{node.type} on {device}{shards}{gives}")
+
+    def _room(self, node: OperatorSpec, kind: type[Operator], where: str) -> None:
+        """Compare the streams that come, where they are known, with the slots that there are for them."""
+        if not all(up in self.streams for up in node.inputs):
+            return
+        streams = self.streams[node.name] = list(dict.fromkeys(name for up in node.inputs for name in self.streams[up]))
+        at_once = sum(self.at_once[up] for up in node.inputs)
+        at_once = self.at_once[node.name] = len(streams) if self.spec.keeps_streams(node) else min(len(streams), at_once)
+        slots = getattr(node.options, "max_streams", None)
+        if not kind.keyed(node.options):
+            del self.streams[node.name]  # its rows need not be of the streams that it takes
+            return
+        if not isinstance(slots, int) or not streams:
+            return
+        fullest = max(Counter(shard_of(name, node.shards) for name in streams).values())
+        needed = math.ceil(fullest * at_once / len(streams))
+        if needed <= slots:
+            return
+        refuses = getattr(node.options, "on_streams_full", None) == "reject"
+        what = "those beyond are refused (status rejected_full)" if refuses else "the others lose their memory (status reset)"
+        of_shard = f" in the fullest of {node.shards} shards" if node.shards > 1 else ""
+        self._add(
+            "warning",
+            f"{where}.max_streams",
+            f"is {slots}, but {needed} streams come at the same time{of_shard}: {what}; set it to {needed} or more",
+        )
 
     def _installed(self, kind: registry.Kind, node: NodeSpec) -> bool:
         """Note where a package of an extra is missing; return whether to look further."""

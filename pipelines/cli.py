@@ -1,7 +1,8 @@
 """The command ``streambank``. Every command is a few lines over ``pipelines.api`` and ``pipelines.commands``.
 
 Heavy packages are imported inside the commands, so that ``--help`` and ``list`` answer at once. Exit status: 0 done, or stopped
-on request; 1 the run failed; 2 the pipeline file or the command line cannot be used.
+on request; 1 the run failed; 2 the pipeline file or the command line cannot be used; 3 the run is done, but with ``--strict``
+something in it was not ok.
 """
 
 from __future__ import annotations
@@ -80,15 +81,19 @@ def cli() -> None:
 @cli.command()
 @_pipeline_file
 @click.option("--resume", is_flag=True, help="Go on from the last committed epoch of the state folder.")
+@click.option(
+    "--strict", is_flag=True, help="Exit with status 3 unless every row was ok and nothing lost, late or left unread."
+)
 @click.option("--quiet", "-q", is_flag=True, help="Nothing but errors.")
 @_common
-def run(file: str, sets: tuple[str, ...], runner: str | None, resume: bool, quiet: bool) -> None:
+def run(file: str, sets: tuple[str, ...], runner: str | None, resume: bool, strict: bool, quiet: bool) -> None:
     """Run a pipeline FILE, or a ready pipeline by its name.
 
     SIGINT or SIGTERM stops it gracefully: a last epoch is committed, and --resume goes on from there.
     """
     from pipelines.api import Pipeline
-    from pipelines.commands.progress import report_text, run_progress
+    from pipelines.commands.progress import run_progress
+    from pipelines.commands.summary import problem_text, report_text
 
     pipeline = Pipeline.load(file, sets=sets, runner=runner)
     errors = [finding for finding in pipeline.check() if finding.level == "error"]
@@ -99,6 +104,10 @@ def run(file: str, sets: tuple[str, ...], runner: str | None, resume: bool, quie
     if not quiet:
         folders = {sink.name: str(path) for sink in pipeline.spec.sinks if (path := getattr(sink.options, "path", None))}
         click.echo(report_text(pipeline.spec.name, result.report, folders))
+    if strict and not result.report.all_ok:
+        click.secho("not ok:", fg="red", bold=True, nl=False, err=True)
+        click.echo(f" {problem_text(result.report)}", err=True)
+        raise click.exceptions.Exit(3)
 
 
 @cli.command()

@@ -136,6 +136,10 @@ class CameraSource(Source):
         self._listed |= set(new)
         return new
 
+    def streams(self) -> list[str]:
+        """Return the splits: each is a stream."""
+        return self.splits()
+
     def open(self, split: str, position: Position | None) -> CameraReader:
         """Begin to connect to a camera, in a thread; one that is not there yet is no error."""
         self._listed.add(split)

@@ -69,6 +69,10 @@ class HostSource(Source):
         """Return the stream id."""
         return [self.options.stream_id or platform.node() or "host"]
 
+    def streams(self) -> list[str]:
+        """Return the splits: each is a stream."""
+        return self.splits()
+
     def open(self, split: str, position: Position | None) -> HostReader:
         """Begin to measure."""
         return HostReader(split, self.options, position)

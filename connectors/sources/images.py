@@ -104,6 +104,10 @@ class ImagesSource(Source):
         reader = self.open(split, position)
         return None if reader.exhausted else reader.position()
 
+    def streams(self) -> list[str]:
+        """Return the splits: each is a stream."""
+        return self.splits()
+
     def open(self, split: str, position: Position | None) -> ImagesReader:
         """Open a folder. The list of its files is fixed from here on, but with ``follow``."""
         folders = self._streams()
@@ -228,7 +232,7 @@ class ImagesReader(Reader):
         except (OSError, ValueError, cv2.error) as error:
             if not batch.fits(0):
                 return False
-            self._unread[path.name] = str(error)
+            self._unread[f"{self._stream_id}/{path.name}"] = str(error)
             batch.add_error(f"{path.name}: {error}", sequence=number, time_us=time_us)
         return True
 

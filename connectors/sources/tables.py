@@ -158,6 +158,10 @@ class TableSource(Source):
             return []
         return self._folder.add_new(self._named())
 
+    def streams(self) -> list[str] | None:
+        """Return the files where each is a stream."""
+        return self.splits() if self._layout().stream_id is None else None
+
     def open(self, split: str, position: Position | None) -> TableReader:
         """Open a split; every file is compared with what the position recorded of it."""
         if self._layout().stream_id is not None:

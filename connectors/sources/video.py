@@ -134,6 +134,10 @@ class VideoSource(Source):
         FileStamp.of(path).require_read(path, (position["size"], position["mtime_ns"]))
         return None
 
+    def streams(self) -> list[str]:
+        """Return the splits: each is a stream."""
+        return self.splits()
+
     def open(self, split: str, position: Position | None) -> VideoReader:
         """Open a file. A damaged file opens too: its reader delivers the row that says so."""
         files = self._streams()

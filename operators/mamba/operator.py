@@ -37,7 +37,7 @@ from operators.mamba.weights import adapt_config, build_model, config_hash, mode
 from operators.output import OutputRows
 from operators.rounds import rounds
 from operators.state import State
-from operators.streams import StreamTable
+from operators.streams import STREAM_LOSSES, StreamTable
 
 __all__ = ["MambaOperator"]
 
@@ -78,6 +78,8 @@ class MambaOperator(Operator):
     Options = MambaOptions
     input_schema = records.FRAME
     statuses = STATUSES
+    good_statuses = frozenset({"ok", "no_detection"})
+    losses = STREAM_LOSSES
 
     def __init__(self, options: MambaOptions, context: Context) -> None:
         super().__init__(options, context)

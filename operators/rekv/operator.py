@@ -32,7 +32,7 @@ from operators.rekv.config import ReKVOptions
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.policies import policy_dict
 from operators.rekv.rules import next_keep
-from operators.rekv.schemas import ANSWER, FRAME_SEQUENCES, STATUSES, answer_schema
+from operators.rekv.schemas import ANSWER, FRAME_SEQUENCES, LOSSES, STATUSES, answer_schema
 from operators.rekv.streams import FrameTimes, ReKVStream, export_times, load_times
 from operators.rekv.views import FramesOfStreams
 from operators.rekv.weights import check_policy, load_answering, load_file_answering, model_id, settings
@@ -72,6 +72,7 @@ class ReKVOperator(Operator):
     control_schema = QUESTION
     output_schema = ANSWER
     statuses = STATUSES
+    losses = LOSSES
 
     def __init__(self, options: ReKVOptions, context: Context) -> None:
         super().__init__(options, context)

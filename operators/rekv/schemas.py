@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from connectors import records
 from operators import questions
-from operators.streams import STREAM_STATUSES
+from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 
-__all__ = ["ANSWER", "FRAME_SEQUENCES", "REASONS", "STATUSES", "answer_schema"]
+__all__ = ["ANSWER", "FRAME_SEQUENCES", "LOSSES", "REASONS", "STATUSES", "answer_schema"]
 
 FRAME_SEQUENCES = "frame_sequences"
 
@@ -32,6 +32,12 @@ STATUSES: Mapping[str, str] = {
     "no_frames": REASONS["no_frames"],
     "bad_frames": REASONS["bad_frames"],
 }
+
+LOSSES: Mapping[str, str] = {
+    **STREAM_LOSSES,
+    "frames_dropped": "frames were forgotten since their stream's share of the bank was full; raise its size to keep more",
+}
+"""What is lost without a row that says so, as counted by ``metrics``."""
 
 _RETRIEVED = pa.struct(
     [

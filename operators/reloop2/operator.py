@@ -38,6 +38,7 @@ from operators.reloop2.schemas import (
     CONTROL,
     DUPLICATE,
     IMPRESSION,
+    LOSSES,
     STATUSES,
     Flag,
     Predictions,
@@ -94,6 +95,8 @@ class ReLoop2Operator(Operator):
     control_schema = CONTROL
     output_schema = prediction_schema("int64", "")  # of an instance: with its id_type and its fingerprint
     statuses = STATUSES
+    good_statuses = frozenset({"ok", "model_swapped"})
+    losses = LOSSES
 
     def __init__(self, options: ReLoop2Options, context: Context) -> None:
         super().__init__(options, context)

@@ -14,12 +14,13 @@ import pyarrow as pa
 from connectors import records
 from operators.reloop2.ids import ID_TYPES
 from operators.reloop2.rules import Compensated
-from operators.streams import STREAM_STATUSES
+from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 
 __all__ = [
     "CONTROL",
     "DUPLICATE",
     "IMPRESSION",
+    "LOSSES",
     "PREDICTION_FIELDS",
     "STATUSES",
     "Flag",
@@ -49,6 +50,16 @@ STATUSES: Mapping[str, str] = {
     "model_swapped": "answers a control row with a `checkpoint`: the operator goes on with that model",
     "swap_failed": "answers a control row with a `checkpoint` that cannot be used; the model stays",
 }
+
+LOSSES: Mapping[str, str] = {
+    **STREAM_LOSSES,
+    "late": "labels came after label_timeout_s or a window's end and were not used",
+    "early_refused": "labels that came before what they belong to, or belong to nothing, had no room to wait",
+    "early_expired": "labels whose impression did not come within early_label_s",
+    "waiting_dropped": "impressions waited for their label when room for others was needed; raise pending_capacity",
+    "clock_jumps": "event times were further ahead than max_jump_s and counted as cut short",
+}
+"""What is lost without a row that says so, as counted by ``metrics``."""
 
 DUPLICATE = "an impression with this id has come before; that one waits for the label"
 

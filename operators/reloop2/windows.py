@@ -29,7 +29,7 @@ from operators.output import status_column
 from operators.reloop2.config import CtrWindowsOptions, time_cautions
 from operators.reloop2.ids import Bools, IdIndex, Ints, first_of_each, id_keys, row_ids
 from operators.reloop2.join import EarlyLabels
-from operators.reloop2.schemas import CONTROL
+from operators.reloop2.schemas import CONTROL, LOSSES
 from operators.state import Patch, State, from_shared, to_shared
 from operators.streams import require_full
 
@@ -72,6 +72,7 @@ class CtrWindows(Operator):
     control_schema = CONTROL
     output_schema = WINDOW
     statuses = STATUSES
+    losses = {name: LOSSES[name] for name in ("late", "early_refused", "early_expired")}  # noqa: RUF012 (as declared)
 
     def __init__(self, options: CtrWindowsOptions, context: Context) -> None:
         super().__init__(options, context)

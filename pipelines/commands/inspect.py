@@ -17,8 +17,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from connectors.errors import RecoveryError
+from pipelines.commands.summary import tally_lines
 from pipelines.runtime.manifest import Manifest, read_manifests
 from pipelines.runtime.messages import Alignment, SnapshotFile
+from pipelines.runtime.tally import MAX_NAMES, Tally
 
 __all__ = ["inspect_state", "state_text"]
 
@@ -44,6 +46,7 @@ def inspect_state(root: Path) -> dict[str, Any]:
         "finished": newest.finished,
         "running": _is_locked(root / "lock"),
         "sources": _sources(root, newest),
+        "tallies": {node: tally.to_json() for node, tally in newest.tallies.items()},
         "operators": {
             node: [_shard(root, shard.chain) | _alignment(shard.alignment) for shard in shards]
             for node, shards in newest.operators.items()
@@ -76,6 +79,7 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
             where = "done" if split["done"] else "not started" if split["position"] is None else json.dumps(split["position"])
             lines.append(f"              {name}: {where}")
         lines += _more(len(splits), most)
+        lines += _tally(state, node)
     for node, shards in state["operators"].items():
         for number, shard in enumerate(shards):
             lines.append(
@@ -88,12 +92,19 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
                 lines.append(f"              handed over up to {up_to}; rows that wait: {_size(shard['waiting_bytes'])}")
             lines += [f"              stream {stream}" for stream in shard["streams"][:most]]
             lines += _more(len(shard["streams"]), most)
+        lines += _tally(state, node)
     for node, sink in state["sinks"].items():
         lines.append(
             f"sink        {node}: {sink['rows']:,} rows; in this epoch {sink['epoch_rows']:,} rows, "
             f"{_size(sink['epoch_bytes'])} in {_count(len(sink['epoch_files']), 'file')}"
         )
     return "\n".join(lines)
+
+
+def _tally(state: dict[str, Any], node: str) -> list[str]:
+    """Return what has become of the rows of a node, where something has."""
+    tally = Tally.from_json(state["tallies"].get(node, {}))
+    return [f"              {line}" for line in tally_lines(tally, MAX_NAMES)]
 
 
 def _sources(root: Path, manifest: Manifest) -> dict[str, Any]:

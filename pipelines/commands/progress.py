@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from pipelines.runners.report import Progress, RunReport
+from pipelines.commands.summary import duration, facts
 
-__all__ = ["RateMeter", "report_text", "run_progress", "training_progress"]
+if TYPE_CHECKING:
+    from pipelines.runners.report import Progress
+
+__all__ = ["RateMeter", "run_progress", "training_progress"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,29 +110,13 @@ def live_line(progress: Progress, meter: RateMeter) -> str:
         f"{progress.rows_read:,} rows",
         f"{meter.rate:,.0f} rows/s",
         *([] if progress.rows_left is None else [f"lag {progress.rows_left:,}"]),
-        *([] if eta_s is None else [f"ETA {_duration(eta_s)}"]),
+        *([] if eta_s is None else [f"ETA {duration(eta_s)}"]),
         f"{progress.rows_written:,} written",
         "no epoch yet" if progress.epoch < 0 else f"epoch {progress.epoch}",
         *([] if progress.attempt <= 1 else [f"attempt {progress.attempt}"]),
+        *(f"{number:,} {name.replace('_', ' ')}" for name, number in facts(progress.tallies.values()).items()),
     ]
-    return " · ".join([_duration(progress.seconds), *parts])
-
-
-def report_text(name: str, report: RunReport, folders: dict[str, str]) -> str:
-    """Return what is said at the end of a run; ``folders`` says where each sink has written."""
-    if report.status == "already finished":
-        return f"{name}: already finished at epoch {report.epoch}; nothing has come since"
-    lines = [
-        f"{name}: {report.status} after {_duration(report.seconds)} (start-up {report.startup_s:.1f} s) on {report.runner}, "
-        f"{report.epochs} epoch{'s' if report.epochs != 1 else ''}"
-        + (f", {report.attempts} attempts" if report.attempts > 1 else "")
-    ]
-    width = max((len(node) for node in report.rows_committed), default=0)
-    for node, rows in report.rows_committed.items():
-        lines.append(f"  {node:<{width}}  {rows:>12,} rows" + (f"  {folders[node]}" if node in folders else ""))
-    if report.status == "stopped":
-        lines.append("  go on with --resume")
-    return "\n".join(lines)
+    return " · ".join([duration(progress.seconds), *parts])
 
 
 def _facts(progress: Progress, meter: RateMeter) -> dict[str, Any]:
@@ -143,12 +129,5 @@ def _facts(progress: Progress, meter: RateMeter) -> dict[str, Any]:
         "rows_written": progress.rows_written,
         "epoch": progress.epoch,
         "attempt": progress.attempt,
+        **facts(progress.tallies.values()),
     }
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

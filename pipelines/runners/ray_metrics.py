@@ -33,6 +33,10 @@ class TaskMetrics:
         self._tags = {"pipeline": pipeline, "node": task.node, "shard": str(task.shard)}
         self._counters = {field: Counter(name, text, tag_keys=_TAGS) for field, (name, text) in _COUNTERS.items()}
         self._dropped = Counter("streambank_dropped_total", "Rows or messages dropped.", tag_keys=(*_TAGS, "reason"))
+        self._statuses = Counter(
+            "streambank_status_total", "Rows given by status; of a source those with an error.", tag_keys=(*_TAGS, "status")
+        )
+        self._unread = Counter("streambank_unread_files_total", "Files not read, or not to the end.", tag_keys=_TAGS)
         self._epoch = Gauge("streambank_last_epoch", "Last epoch that the task has acknowledged.", tag_keys=_TAGS)
         self._held = Gauge("streambank_held_rows", "Rows that wait for other inputs; only with align_s.", tag_keys=_TAGS)
         self._lag = Gauge("streambank_source_lag_rows", "Rows that the source has not read yet.", tag_keys=_TAGS)
@@ -48,6 +52,11 @@ class TaskMetrics:
         for reason, count in stats.dropped.items():
             if (change := count - self._before.dropped[reason]) > 0:
                 self._dropped.inc(change, {**tags, "reason": reason})
+        for status, count in stats.tally.statuses.items():
+            if (change := count - self._before.tally.statuses[status]) > 0:
+                self._statuses.inc(change, {**tags, "status": status})
+        if (change := stats.tally.unread_files - self._before.tally.unread_files) > 0:
+            self._unread.inc(change, tags)
         for name, value in stats.gauges.items():
             self._operator.set(value, {**tags, "name": name})
         if stats.lag_rows is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.runtime.coordinator import Coordinator
 from pipelines.runtime.manifest import Manifest
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.recovery import staged_of
+from pipelines.runtime.tally import Tally
 from pipelines.spec import PipelineSpec
 
 __all__ = ["Progress", "RunReport", "finish", "idle", "make_progress", "make_report"]
@@ -33,6 +34,8 @@ class Progress:
     rows_committed: Mapping[str, int]
     """Per source and sink, from the first epoch to the last committed one."""
     tasks: Sequence[TaskStats]
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """Per source and operator what has become of its rows, from the first epoch to now, committed or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,13 @@ class RunReport:
     """Per source and sink, over all runs into this state folder."""
     tasks: Sequence[TaskStats]
     """Last reading of every task, of the last attempt."""
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """Per source and operator what has become of its rows, over all runs into this state folder."""
+
+    @property
+    def all_ok(self) -> bool:
+        """Whether every row came out with a good status and nothing was lost, late or left unread."""
+        return all(tally.all_ok for tally in self.tallies.values())
 
 
 def make_progress(tasks: Sequence[TaskStats], coordinator: Coordinator, attempt: int, seconds: float) -> Progress:
@@ -70,7 +80,17 @@ def make_progress(tasks: Sequence[TaskStats], coordinator: Coordinator, attempt:
         rows_left=None if None in left else sum(rows for rows in left if rows is not None),
         rows_committed=coordinator.manifest.rows if coordinator.manifest is not None else {},
         tasks=tasks,
+        tallies=_tallies(tasks, coordinator),
     )
+
+
+def _tallies(tasks: Sequence[TaskStats], coordinator: Coordinator) -> dict[str, Tally]:
+    """Add up what the tasks have counted in this attempt and what had been counted before."""
+    parts: dict[str, list[Tally]] = {}
+    for stats in tasks:
+        if stats.kind != "sink":
+            parts.setdefault(stats.task.node, []).append(stats.count())
+    return {node: Tally.sum(own).after(coordinator.earlier.get(node, Tally())) for node, own in parts.items()}
 
 
 def make_report(tasks: Sequence[TaskStats], coordinator: Coordinator, *, runner: str, seconds: float) -> RunReport:
@@ -87,6 +107,7 @@ def make_report(tasks: Sequence[TaskStats], coordinator: Coordinator, *, runner:
         epochs=coordinator.epochs,
         rows_committed=manifest.rows,
         tasks=tasks,
+        tallies=manifest.tallies,
     )
 
 
@@ -109,4 +130,5 @@ def idle(manifest: Manifest | None, runner: str, status: Literal["stopped", "alr
         epochs=0,
         rows_committed=manifest.rows if manifest is not None else {},
         tasks=(),
+        tallies=manifest.tallies if manifest is not None else {},
     )

@@ -19,6 +19,7 @@ from pipelines.runtime.logs import about_process
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
 from pipelines.runtime.messages import Ack, Event, Exhausted, OperatorAck, SinkAck, SourceAck, SplitState, TaskId
 from pipelines.runtime.recovery import options_of
+from pipelines.runtime.tally import Tally
 
 __all__ = ["EPOCH_TIMEOUT_S", "Coordinator", "EpochTimeout", "Fleet"]
 
@@ -62,6 +63,8 @@ class Coordinator:
         """The final epoch is committed."""
         self.manifest = base
         """The last committed one."""
+        self.earlier = base.tallies if base is not None else {}
+        """What had become of the rows when this attempt began, by node."""
         self.epochs = 0
         """How many this attempt has committed."""
         self.epoch_seconds: float | None = None
@@ -164,6 +167,7 @@ class Coordinator:
         sinks: dict[str, tuple[tuple[Staged, ...], ...]] = {}
         rows: dict[str, int] = {}
         ended: dict[str, dict[str, SplitState]] = {}
+        tallies: dict[str, Tally] = {}
         endless = False
         for source in spec.sources:
             acks = [ack for ack in self._of(source.name) if isinstance(ack, SourceAck)]
@@ -171,9 +175,11 @@ class Coordinator:
             sources[source.name] = {split: state for split, state in states.items() if not state.done}
             ended[source.name] = {split: state for split, state in states.items() if state.done}
             endless |= any(ack.endless for ack in acks)
+            tallies[source.name] = self._tally(source.name, [ack.tally for ack in acks])
             rows[source.name] = self._rows_before.get(source.name, 0) + sum(ack.rows for ack in acks)
         for operator in spec.operators:
             answers = [ack for ack in self._of(operator.name) if isinstance(ack, OperatorAck)]
+            tallies[operator.name] = self._tally(operator.name, [ack.tally for ack in answers])
             operators[operator.name] = tuple(
                 OperatorState(tuple(ack.chain), ack.open_streams, ack.alignment) for ack in answers
             )
@@ -193,7 +199,11 @@ class Coordinator:
             operators=operators,
             sinks=sinks,
             rows=rows,
+            tallies=tallies,
         )
+
+    def _tally(self, node: str, parts: Sequence[Tally]) -> Tally:
+        return Tally.sum(parts).after(self.earlier.get(node, Tally()))
 
     def _of(self, node: str) -> list[Ack]:
         return [self._acks[task] for task in self._tasks_of[node]]

@@ -23,6 +23,7 @@ from connectors.base import Staged
 from connectors.errors import RecoveryError
 from pipelines.runtime.ended_splits import SplitFile, add_ended, read_ended
 from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
+from pipelines.runtime.tally import Tally
 
 __all__ = ["Manifest", "OperatorState", "StateFolder", "read_manifests"]
 
@@ -82,6 +83,8 @@ class Manifest:
     """Rows that each source has delivered and each sink has been given, from the first epoch to this one."""
     ended: Mapping[str, tuple[SplitFile, ...]] = field(default_factory=dict)
     """Node → the files that hold the splits that have ended."""
+    tallies: Mapping[str, Tally] = field(default_factory=dict)
+    """Source or operator → what has become of its rows, from the first epoch to this one."""
     committed_at: str = ""
     """ISO time, UTC, for people."""
     format: int = FORMAT
@@ -95,7 +98,8 @@ class Manifest:
             }
             for node, splits in self.sources.items()
         }
-        return {**asdict(replace(self, sources={})), "sources": sources}
+        tallies = {node: part.to_json() for node, part in self.tallies.items()}
+        return {**asdict(replace(self, sources={}, tallies={})), "sources": sources, "tallies": tallies}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Manifest:
@@ -112,7 +116,10 @@ class Manifest:
         sinks = {
             node: tuple(tuple(Staged(**file) for file in shard) for shard in shards) for node, shards in value["sinks"].items()
         }
-        return Manifest(**{**value, "sources": sources, "operators": operators, "sinks": sinks, "ended": ended})
+        tallies = {node: Tally.from_json(part) for node, part in value.get("tallies", {}).items()}
+        return Manifest(
+            **{**value, "sources": sources, "operators": operators, "sinks": sinks, "ended": ended, "tallies": tallies}
+        )
 
     def paths(self) -> set[str]:
         """Return the files that this epoch needs, relative to the state folder."""

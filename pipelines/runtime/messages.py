@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from connectors.base import Position, Staged
+from pipelines.runtime.tally import Tally
 
 __all__ = [
     "END_OF_TIME",
@@ -177,6 +178,8 @@ class SourceAck:
     """Rows delivered in this attempt."""
     endless: bool = False
     """More splits may come at any time, so that no run has ever read them all."""
+    tally: Tally = field(default_factory=Tally)
+    """What has become of the rows in this attempt, up to the barrier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,8 @@ class OperatorAck:
     """Input node → streams it has open; kept only by operators with several inputs."""
     alignment: Alignment | None = None
     """Only of operators that align their inputs by event time."""
+    tally: Tally = field(default_factory=Tally)
+    """As of a source; its ``losses`` are of the whole run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.runtime.messages import TaskId
+from pipelines.runtime.tally import Tally
 
-__all__ = ["TaskStats"]
+__all__ = ["DUPLICATE_MESSAGE", "TaskStats"]
+
+DUPLICATE_MESSAGE = "duplicate message"
+"""Reason for which a message is dropped that has come before: nothing is lost."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +41,8 @@ class TaskStats:
     """Messages or rows dropped, by reason."""
     gauges: dict[str, float] = field(default_factory=dict)
     """What the operator itself reports: bank bytes, slots used, evictions."""
+    tally: Tally = field(default_factory=Tally)
+    """What has become of the rows; ``late_rows`` and ``dropped`` of these stand above."""
     total_rows: int | None = None
     """Source only: estimated rows of the splits of this run, where every one of them can tell."""
     splits_open: int = 0
@@ -52,4 +58,11 @@ class TaskStats:
 
     def copy(self) -> TaskStats:
         """Return a reading that does not change anymore."""
-        return dataclasses.replace(self, dropped=Counter(self.dropped), gauges=dict(self.gauges))
+        return dataclasses.replace(self, dropped=Counter(self.dropped), gauges=dict(self.gauges), tally=self.tally.copy())
+
+    def count(self) -> Tally:
+        """Return the tally with everything that it is to hold, as of now."""
+        tally = self.tally.copy()
+        tally.late_rows = self.late_rows
+        tally.dropped = Counter({reason: count for reason, count in self.dropped.items() if reason != DUPLICATE_MESSAGE})
+        return tally

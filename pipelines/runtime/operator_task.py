@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -22,6 +22,7 @@ from operators.base import Operator
 from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
 from pipelines.runtime.clock import Clock
+from pipelines.runtime.contracts import OperatorContract
 from pipelines.runtime.held_rows import write_held
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import (
@@ -38,10 +39,11 @@ from pipelines.runtime.messages import (
     TaskId,
     Watermark,
 )
-from pipelines.runtime.metrics import TaskStats
+from pipelines.runtime.metrics import DUPLICATE_MESSAGE, TaskStats
 from pipelines.runtime.open_streams import OpenStreams
 from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
+from pipelines.runtime.tally import Tally
 from pipelines.runtime.watermarks import InputTimes
 
 __all__ = ["FULL_SNAPSHOT_EVERY", "OperatorTask"]
@@ -80,6 +82,9 @@ class OperatorTask:
         self.stats = TaskStats(task=task, kind="operator")
         self.ended = False
         self._operator = operator
+        self._contract = OperatorContract(task.node, operator)
+        self._good = operator.good_statuses
+        self._has_status = "status" in operator.output_schema.names
         self._inbox = inbox
         self._router = router
         self._snapshots = snapshots
@@ -146,13 +151,13 @@ class OperatorTask:
         edge, body = message
         if isinstance(body, Barrier):
             self._flush_all()
-            self._send(self._operator.flush())
+            self._run("flush", self._operator.flush)
             self._barrier(body)
         elif isinstance(body, End):
             self._flush_all()
-            self._send(self._operator.flush())
+            self._run("flush", self._operator.flush)
             self._router.send(body)
-            self.stats.gauges = self._operator.metrics()
+            self._measure()
             self.ended = True
         elif edge is not None:
             if self._aligner is not None and edge.aligned:
@@ -160,7 +165,7 @@ class OperatorTask:
             else:
                 self._receive(edge, body)
         if self._inbox.duplicates:
-            self.stats.dropped["duplicate message"] = self._inbox.duplicates
+            self.stats.dropped[DUPLICATE_MESSAGE] = self._inbox.duplicates
         return True
 
     def _announce(self) -> None:
@@ -266,12 +271,14 @@ class OperatorTask:
         for stream in ended:
             self._operator.close_stream(stream)
         if ended:
+            self._contract.closed(ended)
             self._router.send(Close(tuple(ended)))
 
     def _control(self, batch: pa.RecordBatch) -> None:
         """Control rows see all data rows that were handed over before them."""
         self._flush()
         self.stats.control_rows += batch.num_rows
+        self._contract.taken(batch)
         self._run("control", lambda: self._operator.control(batch), batch.num_rows)
 
     def _pass_on(self, watermark_us: int) -> None:
@@ -297,6 +304,7 @@ class OperatorTask:
         batch = batcher.take()
         self.stats.rows_in += batch.num_rows
         self.stats.batches += 1
+        self._contract.taken(batch)
         self._run("process", lambda: self._operator.process(batch), batch.num_rows)
         if self._closing:
             self._close_ready()
@@ -311,17 +319,27 @@ class OperatorTask:
             error.add_note(f"in operator {self.task}, {method} of {rows} rows")
             raise
         self.stats.step_s += time.perf_counter() - started
-        self._send(outputs)
+        for output in self._contract.outputs(method, outputs):
+            if output.num_rows:
+                self._count(output, method)
+                self._router.send(Data(output))
         now = self._clock()
         if now - self._gauges_at >= _GAUGES_EVERY_S:
             self._gauges_at = now
-            self.stats.gauges = self._operator.metrics()
+            self._measure()
 
-    def _send(self, outputs: Sequence[pa.RecordBatch]) -> None:
-        for output in outputs:
-            if output.num_rows:
-                self.stats.rows_out += output.num_rows
-                self._router.send(Data(output))
+    def _count(self, output: pa.RecordBatch, method: str) -> None:
+        self.stats.rows_out += output.num_rows
+        if not self._has_status:
+            self.stats.tally.rows += output.num_rows
+        elif new := self.stats.tally.count(output, self._good):
+            self._contract.statuses(new, method)
+
+    def _measure(self) -> None:
+        self.stats.gauges = gauges = self._contract.gauges(self._operator.metrics())
+        losses = self._operator.losses
+        self.stats.tally.losses = Counter({name: round(gauges[name]) for name in losses if gauges.get(name)})
+        self.stats.tally.reasons |= {name: losses[name] for name in self.stats.tally.losses}
 
     def _flush(self) -> None:
         self._flush_but(None)
@@ -345,13 +363,15 @@ class OperatorTask:
         epoch = barrier.epoch
         faults.reach("before_snapshot", epoch, self._name)
         incremental = 0 < len(self._chain) < FULL_SNAPSHOT_EVERY
-        state = self._operator.snapshot(incremental=incremental)
+        state = self._contract.state(self._operator.snapshot(incremental=incremental), incremental=incremental)
+        self._measure()
+        tally = self.stats.count()
         open_streams = self._open.snapshot() if self._open is not None else {}
         path = f"snapshots/{self.task.node}/{epoch:06d}-{self._attempt}-{self.task.shard}"
         alignment, held = self._aligner.snapshot() if self._aligner is not None else (None, [])
         rows = self._snapshots.call(lambda root: write_held(held, root, f"{path}.arrows")) if held else None
         pending = self._snapshots.submit(state, f"{path}.safetensors")
-        pending.add_done_callback(lambda written: self._written(epoch, open_streams, alignment, rows, written))
+        pending.add_done_callback(lambda written: self._written(epoch, open_streams, alignment, rows, tally, written))
         self._router.send(barrier)
 
     def _written(
@@ -360,6 +380,7 @@ class OperatorTask:
         open_streams: dict[str, list[str]],
         alignment: Alignment | None,
         rows: Future[SnapshotFile] | None,
+        tally: Tally,
         written: Future[SnapshotFile],
     ) -> None:
         """Acknowledge the epoch; runs in the writer's thread. The next barrier comes only after this epoch's end."""
@@ -374,4 +395,4 @@ class OperatorTask:
         self._chain = [*self._chain, file] if file.incremental else [file]
         faults.reach("after_snapshot", epoch, self._name)
         self.stats.last_epoch = epoch
-        self._report(OperatorAck(self.task, epoch, tuple(self._chain), open_streams, alignment))
+        self._report(OperatorAck(self.task, epoch, tuple(self._chain), open_streams, alignment, tally))

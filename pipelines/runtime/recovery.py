@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from connectors.base import Position, Source, Staged
 from connectors.errors import NothingToRead, RecoveryError, SourceError
 from pipelines import registry
+from pipelines.runtime.contracts import require_splits
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder
 from pipelines.runtime.messages import SplitState
@@ -158,7 +159,7 @@ def list_splits(source: Source, recorded: Mapping[str, SplitState] | None) -> Li
     source cannot be listed, and for a first run where there is nothing to read.
     """
     try:
-        splits = source.splits()
+        splits = require_splits(source, source.splits())
     except NothingToRead:
         if recorded is None:
             raise

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 
 from connectors import faults
 from connectors.base import Sink, Staged
+from pipelines.runtime.contracts import require_staged
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import Barrier, Data, End, Event, SinkAck, TaskId
-from pipelines.runtime.metrics import TaskStats
+from pipelines.runtime.metrics import DUPLICATE_MESSAGE, TaskStats
 
 __all__ = ["SinkTask"]
 
@@ -38,7 +39,11 @@ class SinkTask:
         if isinstance(body, Data):
             assert edge is not None  # only barriers and ends have none
             started = time.perf_counter()
-            self._sink.write(edge.sender.node, body.batch)
+            try:
+                self._sink.write(edge.sender.node, body.batch)
+            except Exception as error:
+                error.add_note(f"in sink {self.task}, write of {body.batch.num_rows} rows of {edge.sender.node!r}")
+                raise
             self.stats.step_s += time.perf_counter() - started
             self.stats.rows_in += body.batch.num_rows
             self.stats.batches += 1
@@ -47,7 +52,7 @@ class SinkTask:
         elif isinstance(body, End):
             self.ended = True
         if self._inbox.duplicates:
-            self.stats.dropped["duplicate message"] = self._inbox.duplicates
+            self.stats.dropped[DUPLICATE_MESSAGE] = self._inbox.duplicates
         return True
 
     def idle_s(self) -> float | None:
@@ -68,7 +73,7 @@ class SinkTask:
     def _prepare(self, epoch: int) -> None:
         faults.reach("before_prepare", epoch, self._name)
         started = time.perf_counter()
-        staged = self._sink.prepare(epoch)
+        staged = require_staged(self.task.node, self._sink, self._sink.prepare(epoch))
         self.stats.step_s += time.perf_counter() - started
         faults.reach("after_prepare", epoch, self._name)
         self.stats.last_epoch = epoch

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from connectors.base import Position, Reader
 from pipelines.runtime.clock import Clock
+from pipelines.runtime.contracts import ReaderContract
 from pipelines.runtime.messages import Barrier, Close, Data, End, Event, Exhausted, SourceAck, SplitState, TaskId, Watermark
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.routing import Router
@@ -43,7 +44,7 @@ class SourceTask:
 
     ``bounded`` and ``splits_end`` are those of the source: splits that do not end are all open at the same time. A source that
     is not ``awaited`` does not keep the run from ending once there is nothing to read. ``discover`` returns splits that are to
-    be added, read from ``appeared_at`` on; it is asked after every barrier.
+    be added, read from ``appeared_at`` on; it is asked after every barrier. ``unread`` returns the files that no split reads.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class SourceTask:
         router: Router,
         report: Callable[[Event], None],
         clock: Clock,
+        contract: ReaderContract,
         *,
         read_rows: int,
         bounded: bool = True,
@@ -61,6 +63,7 @@ class SourceTask:
         splits_end: bool = True,
         split_wait_s: float = math.inf,
         discover: Callable[[], Sequence[str]] = list,
+        unread: Callable[[], Mapping[str, str]] = dict,
         appeared_at: Position | None = None,
     ) -> None:
         self.task = task
@@ -70,12 +73,15 @@ class SourceTask:
         self._router = router
         self._report = report
         self._clock = clock
+        self._contract = contract
         self._read_rows = read_rows
         self._bounded = bounded
         self._awaited = awaited
         self._max_open = MAX_OPEN_SPLITS if splits_end else sys.maxsize
         self._dropped: dict[str, Counter[str]] = {}
         self._discover = discover
+        self._unread = unread
+        self._noted: set[str] = set()
         self._appeared_at = appeared_at
         self._state = {name: state for name, state in splits.items() if not state.done}
         self._waiting = deque(name for name, state in splits.items() if not state.done)
@@ -85,6 +91,7 @@ class SourceTask:
         self._expected: dict[str, int] = {}  # rows of open splits in this attempt
         self._expected_rows = 0  # and of those that have ended
         self._cannot_tell: set[str] = set()
+        self._error_column: int | None = None
         self._request: tuple[int, bool] | None = None
         self._reported_exhausted = False
         self._begun = False
@@ -119,10 +126,12 @@ class SourceTask:
         share = max(1, self._read_rows // len(self._open)) if self._open and self._times is None else self._read_rows
         for name, reader in self._turns():
             started = self._clock()
-            batch = reader.read(share, _READ_BYTES)
+            batch = self._contract.batch(reader.read(share, _READ_BYTES), name, share)
             self.stats.step_s += self._clock() - started
             if reader.dropped:
                 self._count_dropped(name, reader.dropped)
+            if reader.unread:
+                self._note_unread(reader.unread)
             if batch is not None:
                 self._send(name, batch)
             if reader.ended:
@@ -160,6 +169,11 @@ class SourceTask:
             self._open.rotate(-1)
             yield self._open[-1]
 
+    def _note_unread(self, unread: Mapping[str, str]) -> None:
+        new = {name: reason for name, reason in unread.items() if name not in self._noted}
+        self._noted.update(new)
+        self.stats.tally.note_unread(new)
+
     def _count_dropped(self, name: str, dropped: Mapping[str, int]) -> None:
         now = Counter(dropped)
         self.stats.dropped.update(now - self._dropped.get(name, Counter()))
@@ -169,6 +183,9 @@ class SourceTask:
         self.stats.rows_in += batch.num_rows
         self.stats.rows_out += batch.num_rows
         self.stats.batches += 1
+        if self._error_column is None:
+            self._error_column = batch.schema.get_field_index("error")
+        self.stats.tally.count_errors(batch, self._error_column)
         state = self._state[name]
         time_us = self._times.read(name, batch) if self._times is not None else None
         self._state[name] = SplitState(state.position, False, state.rows + batch.num_rows, time_us)
@@ -200,7 +217,7 @@ class SourceTask:
         self._open.remove((name, reader))
         closes = tuple(reader.closes)
         rows = self._state[name].rows
-        self._state[name] = SplitState(reader.position(), True, rows, self._state[name].time_us)
+        self._state[name] = SplitState(self._contract.position(reader.position(), name), True, rows, self._state[name].time_us)
         reader.close()
         self.stats.splits_open = len(self._open)
         self.stats.splits_done += 1
@@ -216,10 +233,10 @@ class SourceTask:
         self._send_watermark()  # all splits may have ended: then nothing must wait for this task when the run is finished
         for name, reader in self._open:
             state = self._state[name]
-            self._state[name] = SplitState(reader.position(), False, state.rows, state.time_us)
+            self._state[name] = SplitState(self._contract.position(reader.position(), name), False, state.rows, state.time_us)
         self._router.send(Barrier(epoch))
         self.stats.last_epoch = epoch
-        self._report(SourceAck(self.task, epoch, dict(self._state), self.stats.rows_out, endless=not self._bounded))
+        self._report(SourceAck(self.task, epoch, dict(self._state), self.stats.rows_out, not self._bounded, self.stats.count()))
         for name in [name for name, state in self._state.items() if state.done]:  # the coordinator has taken note
             del self._state[name], self._rows_before[name]
         if final:
@@ -228,6 +245,7 @@ class SourceTask:
             self.close()
         else:
             self._add(self._discover())
+            self._note_unread(self._unread())
 
     def _add(self, splits: Sequence[str]) -> None:
         """Take on splits that no task has read so far; they wait for their turn behind the others."""

@@ -19,6 +19,7 @@ from connectors.base import Source
 from connectors.sources.paced import open_paced
 from pipelines.graph import Graph
 from pipelines.runtime.clock import Clock
+from pipelines.runtime.contracts import ReaderContract, require_splits
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import OperatorState
@@ -89,12 +90,16 @@ def make_source_task(
         Router(plan.outputs, transport),
         report,
         clock,
+        ReaderContract(plan.task.node, plan.node.type, source.schema),
         read_rows=plan.read_rows,
         bounded=source.bounded,
         awaited=plan.awaited,
         splits_end=source.splits_end,
         split_wait_s=plan.split_wait_s,
-        discover=source.discover if plan.task.shard == 0 else list,  # the first task takes new ones on, until the next start
+        discover=(lambda: require_splits(source, source.discover()))
+        if plan.task.shard == 0
+        else list,  # the first task takes new ones on, until the next start
+        unread=lambda: source.unread if plan.task.shard == 0 else {},
         appeared_at=source.appeared_at,
     )
 

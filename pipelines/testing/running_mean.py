@@ -6,9 +6,10 @@ Exact: sums are added in the order of the rows, so the result does not depend on
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,10 @@ class RunningMean(Operator):
     input_schema = records.key_schema("value", 1, [pa.field("v", pa.float64())])
     control_schema = records.key_schema("offset", 1, [pa.field("add", pa.float64())])
     output_schema = records.output_schema("running_mean", 1, [pa.field("n", pa.int64()), pa.field("m", pa.float64())])
+    statuses: ClassVar[Mapping[str, str]] = {
+        "ok": "the mean with this value",
+        "bad_value": "the value is null, NaN or infinite; the mean of those before",
+    }
 
     def __init__(self, options: Any, context: Context) -> None:
         super().__init__(options, context)

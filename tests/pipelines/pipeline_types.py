@@ -47,6 +47,7 @@ class LabelOperator(Operator):
     input_schema = NUMBERS
     control_schema = LABELS
     output_schema = records.output_schema("labeled", 1, [pa.field("label", pa.string())])
+    statuses: ClassVar[Mapping[str, str]] = {"ok": "a label"}
 
     def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         return []

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pipeline_types import LabelOperator
 
+from connectors.records import FRAME
+from operators.streams import StreamOptions
 from pipelines.api import Pipeline
 from pipelines.check import Finding
 from pipelines.registry import ready_pipelines
+from pipelines.runtime.keys import shard_of
 
 
 def findings(tmp_path: Path, **changes: Any) -> list[Finding]:
@@ -150,3 +156,72 @@ def test_schemas_of_ready_pipelines_fit(name: str, tmp_path: Path) -> None:
     found = Pipeline.load(name, overrides={**overrides, "state": tmp_path / "state"}).check()
     assert [finding for finding in found if finding.level == "error"] == []
     assert len(found) >= len(spec.nodes)
+
+
+# Streams and slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotOptions(StreamOptions):
+    """Those of every operator with a memory per stream."""
+
+
+class Slots(LabelOperator):
+    """Has a memory per stream."""
+
+    Options = SlotOptions
+    input_schema = FRAME
+    control_schema = None
+
+
+def room(tmp_path: Path, files: int, *, kind: str = "video", shards: int = 1, **options: Any) -> list[tuple[str, str, str]]:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(files):
+        (folder / f"cam{n}.mp4").touch()
+    sources: dict[str, Any] = {"frames": {"type": "video", "path": str(folder)}}
+    if kind == "camera":
+        sources = {"frames": {"type": "camera", "cameras": {f"cam{n}": str(n) for n in range(files)}}}
+    values = {
+        "name": "p",
+        "state": "state",
+        "sources": sources,
+        "operators": {"detect": {"type": "test_check:Slots", "input": "frames", "shards": shards, **options}},
+        "sinks": {"rows": {"type": "jsonl", "input": "detect", "path": "rows"}},
+    }
+    return problems(Pipeline.from_dict(values, base=tmp_path).check())
+
+
+def test_more_streams_than_slots_are_a_warning_that_says_what_becomes_of_them(tmp_path: Path) -> None:
+    assert room(tmp_path, 5, max_streams=4) == [
+        (
+            "warning",
+            "operators.detect.max_streams",
+            "is 4, but 5 streams come at the same time: the others lose their memory (status reset); set it to 5 or more",
+        )
+    ]
+
+
+def test_streams_that_are_refused_are_called_so(tmp_path: Path) -> None:
+    [(_, _, message)] = room(tmp_path, 3, kind="camera", max_streams=2, on_streams_full="reject")
+    assert message.startswith("is 2, but 3 streams come at the same time: those beyond are refused (status rejected_full)")
+
+
+def test_files_that_follow_one_another_need_slots_for_those_that_are_open_at_once(tmp_path: Path) -> None:
+    assert room(tmp_path, 200, max_streams=64) == []
+
+
+def test_cameras_are_all_open_at_once(tmp_path: Path) -> None:
+    [(_, _, message)] = room(tmp_path, 200, kind="camera", max_streams=64)
+    assert message.startswith("is 64, but 200 streams come at the same time")
+
+
+def test_slots_are_those_of_a_shard(tmp_path: Path) -> None:
+    fullest = max(Counter(shard_of(f"cam{n}", 3) for n in range(10)).values())
+    [(_, _, message)] = room(tmp_path, 10, kind="camera", shards=3, max_streams=fullest - 1)
+    assert f"but {fullest} streams come at the same time in the fullest of 3 shards" in message
+
+
+def test_enough_slots_are_no_warning_with_shards_either(tmp_path: Path) -> None:
+    fullest = max(Counter(shard_of(f"cam{n}", 3) for n in range(10)).values())
+    assert room(tmp_path, 10, kind="camera", shards=3, max_streams=fullest) == []

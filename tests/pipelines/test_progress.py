@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from pipelines.commands.progress import RateMeter, live_line, report_text, run_progress
-from pipelines.runners.report import Progress, RunReport
+from pipelines.commands.progress import RateMeter, live_line, run_progress
+from pipelines.runners.report import Progress
 
 
 def progress(seconds: float, rows: int, left: int | None = None, attempt: int = 1) -> Progress:
@@ -66,24 +66,4 @@ def test_without_a_terminal_progress_is_logged_now_and_then(
     assert caplog.messages == [
         "rows_read=3000 rows_per_s=100.0 lag_rows=10000 eta_s=100 rows_written=2990 epoch=3 attempt=1",
         "rows_read=6000 rows_per_s=100.0 lag_rows=10000 eta_s=100 rows_written=5990 epoch=3 attempt=1",
-    ]
-
-
-def test_the_report_tells_rows_folders_and_how_to_go_on() -> None:
-    report = RunReport(
-        status="stopped",
-        runner="ray",
-        seconds=75.0,
-        startup_s=5.25,
-        attempts=2,
-        epoch=7,
-        epochs=8,
-        rows_committed={"clips": 1234, "rows": 1234},
-        tasks=(),
-    )
-    assert report_text("cameras", report, {"rows": "/out/rows"}).splitlines() == [
-        "cameras: stopped after 1:15 (start-up 5.2 s) on ray, 8 epochs, 2 attempts",
-        "  clips         1,234 rows",
-        "  rows          1,234 rows  /out/rows",
-        "  go on with --resume",
     ]

@@ -19,6 +19,7 @@ from pipelines.api import Pipeline
 from pipelines.graph import Graph
 from pipelines.runtime import aligner as aligner_module
 from pipelines.runtime import source_task, watermarks
+from pipelines.runtime.contracts import ReaderContract
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import OperatorState
@@ -543,7 +544,10 @@ def make_source(
     states = options.get("states") or {name: SplitState() for name in splits}
     router = Router([Edge(TaskId("src", 0), OPERATOR, "data", True)], recorder)
     wait_s = options.get("wait_s", math.inf)
-    return SourceTask(TaskId("src", 0), states, source.open, router, events.append, clock, read_rows=2, split_wait_s=wait_s)
+    contract = ReaderContract("src", "memory", source.schema)
+    return SourceTask(
+        TaskId("src", 0), states, source.open, router, events.append, clock, contract, read_rows=2, split_wait_s=wait_s
+    )
 
 
 def run(task: SourceTask) -> None:

@@ -12,6 +12,7 @@ from connectors.errors import ConfigError
 from operators.base import Context
 from pipelines.api import Pipeline
 from pipelines.graph import Graph
+from pipelines.runtime.contracts import ReaderContract
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import Close, Data, Edge, Event, Exhausted, SplitState, TaskId, Watermark
 from pipelines.runtime.operator_task import OperatorTask
@@ -42,8 +43,18 @@ def source_task(events: list[Event], *, awaited: bool) -> SourceTask:
     rows = [value_batch(["a"] * 3), Gap(1e9)]
     source = MemorySource(MemoryOptions(splits={"s": rows}, schema=RunningMean.input_schema, clock=clock))
     router = Router([Edge(ASKING, OPERATOR, "control")], Recorder())
+    contract = ReaderContract("ask", "memory", source.schema)
     return SourceTask(
-        ASKING, {"s": SplitState()}, source.open, router, events.append, clock, read_rows=2, bounded=False, awaited=awaited
+        ASKING,
+        {"s": SplitState()},
+        source.open,
+        router,
+        events.append,
+        clock,
+        contract,
+        read_rows=2,
+        bounded=False,
+        awaited=awaited,
     )
 
 

@@ -16,6 +16,7 @@ from connectors.base import Reader
 from connectors.errors import RecoveryError
 from operators.base import Context
 from operators.state import State
+from pipelines.runtime.contracts import ReaderContract
 from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import (
     Barrier,
@@ -70,6 +71,7 @@ def source_task(
         Router([Edge(SOURCE, SINK)], recorder),
         events.append,
         clock,
+        ReaderContract("src", "memory", source.schema),
         read_rows=read_rows,
     )
 
@@ -148,6 +150,7 @@ def test_splits_without_an_end_are_all_read_and_what_they_drop_is_counted() -> N
         Router([Edge(SOURCE, SINK)], recorder),
         events.append,
         FakeClock(),
+        ReaderContract("src", "camera", RunningMean.input_schema),
         read_rows=4,
         bounded=False,
         splits_end=False,
@@ -163,7 +166,7 @@ def test_a_source_without_an_end_is_never_exhausted() -> None:
     recorder, events = Recorder(), []
     task = SourceTask(
         SOURCE, {}, lambda name, position: Camera(), Router([Edge(SOURCE, SINK)], recorder), events.append, FakeClock(),
-        read_rows=4, bounded=False,
+        ReaderContract("src", "camera", RunningMean.input_schema), read_rows=4, bounded=False,
     )  # fmt: skip
     assert not task.step()
     assert events == []

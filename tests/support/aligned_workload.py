@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
@@ -34,6 +35,7 @@ class Ledger(Operator):
     input_schema = RunningMean.input_schema
     control_schema = RunningMean.input_schema
     output_schema = DIGEST_SCHEMA
+    statuses: ClassVar[Mapping[str, str]] = {"ok": "the digest up to the row"}
 
     def __init__(self, options: RunningMeanOptions, context: Context) -> None:
         super().__init__(options, context)

@@ -6,10 +6,10 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
@@ -56,6 +56,11 @@ class Counting(Operator):
             pa.field("digits", pa.int32()),
         ],
     )
+    statuses: ClassVar[Mapping[str, str]] = {
+        "ok": "the question was answered",
+        "unknown_stream": "nothing of this stream has come",
+        "bad_question": "the question cannot be read",
+    }
     output_schema = records.output_schema(
         "answer",
         1,
