@@ -93,16 +93,21 @@ def schema_name(schema: pa.Schema) -> str:
 
 def require(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> None:
     """Raise ``SchemaError`` unless ``batch`` holds every column of ``schema`` with its type. Extra columns are fine."""
-    problems = []
+    problems, declare = [], []
     for wanted in schema:
         index = batch.schema.get_field_index(wanted.name)
         if index < 0:
             problems.append(f"column {wanted.name!r} ({wanted.type}) is missing")
         elif batch.schema.field(index).type != wanted.type:
             problems.append(f"column {wanted.name!r} is {batch.schema.field(index).type}, not {wanted.type}")
+            if wanted not in KEY_FIELDS and not pa.types.is_nested(wanted.type):
+                declare.append(f"{wanted.name}: {str(wanted.type).replace('tz=', '')}")
     if problems:
+        listed = f"columns: {{{', '.join(declare)}, …}}"
+        remedy = f"; where a source reads it from tables or messages, declare {listed} there, with all others"
         raise SchemaError(
             f"{where}: {'; '.join(problems)}; got {batch.schema.names}, need {schema_name(schema)} {schema.names}"
+            f"{remedy if declare else ''}"
         )
 
 

@@ -77,11 +77,11 @@ class Layout:
         unit: str,
         row_rate: float,
         columns: Sequence[str] | None,
-        read_as: Callable[[pa.DataType], pa.DataType] = plain_type,
+        read_as: Callable[[str, pa.DataType], pa.DataType] = lambda _, kind: plain_type(kind),
     ) -> Layout:
         """Resolve the options against the columns of a file; a column called like a key is that key by default.
 
-        ``read_as`` tells the type with which a format reads a column; ``apply`` casts it to what the column is meant to be.
+        ``read_as`` tells the type to read a column with, by its name and the type that it is meant to be; ``apply`` casts it.
         Raise ``SourceError`` for a column that does not exist or cannot be what it is meant to be.
         """
         file = pa.schema([field.with_type(plain_type(field.type)) for field in file], metadata=file.metadata)
@@ -121,7 +121,9 @@ class Layout:
             sequence=keys["sequence"],
             unit=unit,
             row_rate=row_rate,
-            raw=pa.schema([(name, read_as(file.field(name).type)) for name in file.names if name in used or name in chosen]),
+            raw=pa.schema(
+                [(name, read_as(name, file.field(name).type)) for name in file.names if name in used or name in chosen]
+            ),
             schema=pa.schema(fields, metadata=_kept_metadata(file)),
         )
 

@@ -54,9 +54,10 @@ def times_us(array: pa.Array, unit: str) -> pa.Array:
 
 def _within(numbers: pa.Array, factor: int, divisor: int) -> pa.Array:
     """Return ``numbers * factor // divisor``, null where that is no time."""
-    missing = numbers.is_null().to_numpy(zero_copy_only=False)
-    values = numbers.fill_null(0).to_numpy()
-    missing = missing | (values > _MAX_US * divisor // factor) | (values < _MIN_US * divisor // factor)
+    values = (numbers.fill_null(0) if numbers.null_count else numbers).to_numpy()
+    missing = (values > _MAX_US * divisor // factor) | (values < _MIN_US * divisor // factor)
+    if numbers.null_count:
+        missing |= numbers.is_null().to_numpy(zero_copy_only=False)
     if not missing.any():
-        return pa.array(values * factor // divisor)
+        return pa.array(values * factor // divisor if divisor > 1 else values * factor)
     return pa.array(np.where(missing, 0, values) * factor // divisor, mask=missing)

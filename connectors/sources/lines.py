@@ -256,7 +256,7 @@ class LineFormat(TableFormat):
                 shown = number if len(number) <= 80 else number[:79] + "…"
                 problems[row] = problems[row] or (
                     f"column {name!r}: {shown} is an integer that double does not hold exactly; declare the column's type, "
-                    f"such as columns: {{{name}: 'decimal(38, 6)'}}"
+                    f"such as columns: {{{name}: 'decimal(38, 6)', …}} with all others"
                 )
         if not lost:
             return rows, errors

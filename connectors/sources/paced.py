@@ -85,6 +85,8 @@ def open_paced(source: Source, split: str, position: Position | None, clock: Cal
 def rows_within(batch: pa.RecordBatch, start: int, max_rows: int, max_bytes: int) -> int:
     """Return how many rows from ``start`` fit both limits: at least 1, found by halving."""
     rows: int = max(1, min(max_rows, batch.num_rows - start))
+    if batch.get_total_buffer_size() <= max_bytes:  # quicker to tell than the size of a slice, which is not more
+        return rows
     while rows > 1 and batch.slice(start, rows).nbytes > max_bytes:
         rows //= 2
     return rows

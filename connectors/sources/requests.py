@@ -94,7 +94,7 @@ class RequestsSource(Source):
             unit="rows",  # replaced by the times of the files
             row_rate=1.0,
             columns=list(options.columns),
-            read_as=JsonlFormat().read_as,
+            read_as=lambda _, kind: JsonlFormat().read_as(kind),
         )
         JsonlFormat().require(self._layout.raw)
         self._reader: RequestsReader | None = None

@@ -206,12 +206,21 @@ class TableSource(Source):
             if not paths and not (options.follow and isinstance(options.columns, dict)):
                 paths = self._expand()  # columns may be told from a file that is still being written
             where = str(paths[0] if paths else options.path)
+            truths: set[str] = set()
             try:
                 if not paths:
                     raise NoRecords(where)
-                columns = self._declared(format.schema(paths), sparse=format.sparse)
+                shown = format.schema(paths)
+                truths = {field.name for field in shown if pa.types.is_boolean(field.type)}
+                columns = self._declared(shown, sparse=format.sparse)
             except NoRecords as error:
                 columns = self._untold(error, where)
+
+            def read_as(name: str, kind: pa.DataType) -> pa.DataType:
+                """Read true and false as such, where they are meant to be numbers, too."""
+                number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+                return pa.bool_() if name in truths and number else format.read_as(kind)
+
             self._resolved = Layout.of(
                 columns,
                 where,
@@ -221,7 +230,7 @@ class TableSource(Source):
                 unit=options.event_time_unit,
                 row_rate=options.row_rate,
                 columns=None if options.columns is None else list(options.columns),
-                read_as=format.read_as,
+                read_as=read_as,
             )
             format.require(self._resolved.raw)
         return self._resolved

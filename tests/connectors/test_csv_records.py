@@ -12,9 +12,13 @@ from reading import assert_every_restart_is_exact, read_all
 
 import connectors.sources.csv as csv_module
 import connectors.sources.lines as lines_module
-from connectors.errors import ConfigError, SourceError
+from connectors.errors import ConfigError, SchemaError, SourceError
+from connectors.records import key_schema, require
 from connectors.sources.csv import CsvOptions, CsvSource
 from connectors.sources.csv_records import Records
+from connectors.sources.jsonl import JsonlSource
+
+CONTROL = key_schema("ctr_label", 1, [pa.field("label", pa.float32())])
 
 
 def source(path: Path, **options) -> CsvSource:
@@ -287,3 +291,20 @@ def test_integers_are_exact_or_an_error(tmp_path_factory, numbers):
 def test_stream_ids_are_text(tmp_path):
     path = write(tmp_path / "a.csv", "t,k\n1,007\n2,18446744073709551617\n")
     assert read_all(source(path, stream_id="k"))["stream_id"].to_pylist() == ["007", "18446744073709551617"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("jsonl", JsonlSource), ("csv", CsvSource)])
+@pytest.mark.parametrize(("told", "label"), [("true", 1.0), ("1", 1.0), ("0", 0.0), ("false", 0.0)])
+def test_labels_that_are_whole_or_true_and_false_may_be_declared_as_float(tmp_path, kind, name, told, label):
+    text = f'{{"t": 1, "label": {told}}}\n' if kind == "jsonl" else f"t,label\n1,{told}\n"
+    path = write(tmp_path / f"a.{kind}", text)
+    files = name(name.Options(path=str(path), event_time="t", event_time_unit="s"))
+    with pytest.raises(
+        SchemaError,
+        match=r"column 'label' is (bool|int64), not float; .* declare columns: \{label: float, …\} there, with all others",
+    ):
+        require(pa.RecordBatch.from_pylist([], files.schema), CONTROL, "x")
+    files = name(name.Options(path=str(path), event_time="t", event_time_unit="s", columns={"label": "float"}))
+    table = read_all(files)
+    assert (table["label"].to_pylist(), table["error"].to_pylist()) == ([label], [None])
+    require(table.to_batches()[0], CONTROL, "x")

@@ -84,7 +84,7 @@ def test_a_large_integer_behind_the_sample_is_an_error_that_says_what_to_declare
     (error,) = [error for error in table["error"].to_pylist() if error]
     assert error == (
         "column 'v': 9007199254740993 is an integer that double does not hold exactly; declare the column's type, "
-        "such as columns: {v: 'decimal(38, 6)'}"
+        "such as columns: {v: 'decimal(38, 6)', …} with all others"
     )
     table = read(path, columns={"v": "decimal(38, 6)"})
     assert table["error"].null_count == 100
