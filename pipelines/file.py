@@ -26,6 +26,9 @@ __all__ = ["load_spec", "spec_from_dict"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
+_RAY_PACKAGES = "/runtime_resources/working_dir_files/"
+"""Part of the path of what ``ray job submit --working-dir`` uploads, where the job then runs."""
+
 _SECTIONS: Mapping[str, registry.Kind] = {"sources": "source", "operators": "operator", "sinks": "sink"}
 _SPECS: Mapping[registry.Kind, type[NodeSpec]] = {"source": SourceSpec, "operator": OperatorSpec, "sink": SinkSpec}
 _EXAMPLES = {
@@ -51,7 +54,7 @@ def load_spec(
     """
     found = _find(path)
     document = Document.read(found)
-    if not Path(path).is_file():
+    if found.resolve().parent == registry.CONFIGS:  # also where it is given as a file
         _use_working_folder(document, found)
     for text in sets:
         key, value = _parse_set(text)
@@ -150,6 +153,7 @@ class _Checker:
         self._wiring()
         self._alignment()
         self._sink_folders()
+        self._ray_folders(root)
         raise_problems(self._document)
         assert root is not None
         reads = {name: _reads(self._values["operators"][name]) for name in self._of_section("operators")}
@@ -409,6 +413,20 @@ class _Checker:
                         ("sinks", node.name, "path"),
                         f"sink {other!r} writes to the same folder {str(folder)!r}; choose another",
                     )
+
+    def _ray_folders(self, root: RootKeys | None) -> None:
+        """What a Ray job writes must not lie among the files of the job, which Ray deletes with it, on one machine only."""
+        written: list[tuple[KeyPath, Any]] = [(("state",), root.state if root is not None else None)]
+        for node in self._nodes.values():
+            if isinstance(node, SinkSpec) or node.type == "requests":
+                written.append(((self._sections[node.name], node.name, "path"), getattr(node.options, "path", None)))
+        for path, folder in written:
+            if isinstance(folder, Path) and _RAY_PACKAGES in folder.as_posix():
+                self._document.report(
+                    path,
+                    f"is {str(folder)!r}, in the folder that Ray unpacks a job's files into and deletes; write an absolute "
+                    f"path that all machines share, such as /mnt/streambank/{folder.name}",
+                )
 
     def _of_section(self, section: str) -> list[str]:
         return [name for name, where in self._sections.items() if where == section]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ class Feed:
     ) -> None:
         self._options = options
         self._on_gap = on_gap
+        self.passed_over: Counter[TopicPartition] = Counter()
+        """Messages that were skipped since they, or some before them, had been deleted."""
         self._clock = clock
         self._waiting: dict[TopicPartition, list[ConsumerRecord]] = {}
         # Not by pause and resume: kafka-python 3.0 may keep what it had fetched of a resumed partition to itself for ever.
@@ -185,6 +188,7 @@ class Feed:
                 "and a longer retention.ms of the topic"
             )
         chosen = begin if self._on_gap == "earliest" else end
+        self.passed_over[partition] += chosen - offset
         logger.warning("partition=%s gap: offsets %d to %d are gone, going on at %d", name, offset, begin - 1, chosen)
         return chosen
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -313,6 +313,12 @@ class KafkaReader(Reader):
         if self._at == self._batch.num_rows:
             self._pass()
         return batch
+
+    @property
+    def dropped(self) -> Mapping[str, int]:  # type: ignore[override]
+        """Messages that were deleted before they were read, where ``on_gap`` accepts that."""
+        number = self._feed.passed_over[self._partition]
+        return {"messages were deleted from the topic before they were read (on_gap)": number} if number else {}
 
     def position(self) -> Position:
         """Return the next row."""

@@ -312,6 +312,29 @@ def test_messages_deleted_before_they_were_read_are_an_error_that_names_both_off
     assert read_all(source(broker, name, on_gap="latest"), position, f"{name}/0") == []
 
 
+def test_messages_that_on_gap_passes_over_are_counted(broker: Broker, topic: Topic) -> None:
+    name = topic()
+    opened = source(broker, name, on_gap="earliest").open(f"{name}/0", gap(broker, name))
+    assert dict(opened.dropped) == {"messages were deleted from the topic before they were read (on_gap)": 3}
+    opened.close()
+
+
+def test_a_partition_that_was_read_to_its_end_is_read_on_where_more_has_come(broker: Broker, topic: Topic) -> None:
+    name = topic()
+    send(broker, name, numbers(0, 3))
+    opened = source(broker, name).open(f"{name}/0", None)
+    assert [row["x"] for row in read(opened)] == [0, 1, 2]
+    ended = opened.position()
+    opened.close()
+    assert source(broker, name).grown(f"{name}/0", ended) is None
+    send(broker, name, numbers(3, 2))
+    position = source(broker, name).grown(f"{name}/0", ended)
+    assert position is not None
+    assert [row["x"] for row in read_all(source(broker, name), position, f"{name}/0")] == [3, 4]
+    endless = source(broker, name, until="never")
+    assert endless.grown(f"{name}/0", ended) == {**ended, "end": None}
+
+
 def test_messages_deleted_while_a_reader_waits_are_noticed(broker: Broker, topic: Topic) -> None:
     name = topic()
     send(broker, name, numbers(0, 10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from connectors.errors import ConfigError
 from pipelines.file import load_spec, spec_from_dict
 from pipelines.registry import entries, ready_pipelines
+from pipelines.spec import PipelineSpec
 
 SOURCES = ", ".join(entry.name for entry in entries("source"))
 GOOD = """\
@@ -125,6 +127,42 @@ def test_ready_pipelines_are_valid_and_found_by_name(name: str) -> None:
     spec = load_spec(name)
     assert spec.name == name
     assert spec.sinks
+
+
+def written(spec: PipelineSpec) -> list[Path]:
+    """Every folder that a run of it writes into."""
+    folders = [spec.state, *(sink.options.path for sink in spec.sinks if hasattr(sink.options, "path"))]
+    return [*folders, *(source.options.path for source in spec.sources if source.type == "requests")]
+
+
+@pytest.mark.parametrize("by", ["name", "file"])
+@pytest.mark.parametrize("name", sorted(ready_pipelines()))
+def test_a_ready_pipeline_writes_below_the_current_folder_never_into_the_installation(
+    name: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec(name if by == "name" else ready_pipelines()[name])
+    assert [path for path in written(spec) if not path.is_relative_to(tmp_path)] == []
+    for node in spec.operators:  # weights that come with the package stay there
+        checkpoint = getattr(node.options, "checkpoint", None)
+        assert checkpoint is None or Path(checkpoint).is_relative_to(tmp_path) or Path(checkpoint).is_file()
+
+
+def test_what_a_ray_job_writes_must_not_lie_among_the_files_that_ray_has_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "ray/session_latest/runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    file = job / "p.yaml"
+    file.write_text(GOOD)
+    with pytest.raises(ConfigError) as caught:
+        load_spec(file)
+    message = str(caught.value)
+    for key in ("state", "sinks.rows.path"):
+        assert re.search(rf"{key}: is '{job}/\S+', in the folder that Ray unpacks .* write an absolute path", message)
+    shared = tmp_path / "shared"
+    load_spec(file, sets=[f"state={shared}/state", f"rows.path={shared}/rows"])  # what is read may be in the upload
 
 
 # --set and overrides

@@ -191,17 +191,23 @@ def test_a_finished_run_on_ray_reads_files_that_came_later_and_one_that_follows_
     assert on_ray(values).status == "finished"
     write_lines(tmp_path / "more", 100, 2)
     (tmp_path / "more" / "part1.jsonl").rename(folder / "part1.jsonl")
+    with (folder / "part1.jsonl").open("a") as file:
+        file.write('{"k": "x", "v": null, "t": 1}\nno row\n')
     again = on_ray(values, resume=True)
-    assert (again.status, again.rows_committed["rows"]) == ("finished", 200)
+    assert (again.status, again.rows_committed["rows"]) == ("finished", 202)
+    assert again.tallies["events"].statuses == {"with an error": 1}
+    assert again.tallies["mean"].statuses == {"ok": 200, "bad_value": 2}  # over both runs
+    assert not again.all_ok
     values["sources"]["events"] |= {"follow": True, "settle_s": 0.0}
     (tmp_path / "more" / "part0.jsonl").rename(folder / "part2.jsonl")
 
     def idle(reading: Progress) -> None:
-        if reading.rows_committed["rows"] == 300:
+        if reading.rows_committed["rows"] == 302:
             stop.set()
 
     report = on_ray(values, resume=True, stop=stop, on_progress=idle)
-    assert (report.status, report.rows_committed["rows"]) == ("stopped", 300)
+    assert (report.status, report.rows_committed["rows"]) == ("stopped", 302)
+    assert report.tallies["mean"].statuses == {"ok": 300, "bad_value": 2}
     assert not read_manifests(tmp_path / "state")[0].finished
 
 
