@@ -21,6 +21,9 @@ _MAX_CHUNK_ROWS = 65_536
 class ParquetFormat(TableFormat):
     """Reads Parquet. ``at`` is [row group, row in it]; a chunk never spans row groups."""
 
+    def __init__(self) -> None:
+        self._estimated: tuple[Path, pq.FileMetaData] | None = None
+
     def schema(self, paths: Sequence[Path]) -> pa.Schema:
         """Return the columns of the first file that can be read, with the types that hold the values of all files."""
         return union_schema(paths, pq.read_schema)
@@ -28,7 +31,9 @@ class ParquetFormat(TableFormat):
     def chunks(self, path: Path, at: Any, columns: pa.Schema) -> Iterator[Chunk]:
         """Yield batches of about 8 MiB."""
         first, skip = at if at is not None else (0, 0)
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        known, self._estimated = self._estimated, None  # the footer is not read twice where rows follow at once
+        metadata = known[1] if known is not None and known[0] == path and at is None else None
+        with pq.ParquetFile(path, metadata=metadata, pre_buffer=False, buffer_size=1 << 20) as file:
             require_columns(file.schema_arrow, columns)
             for group in range(first, file.num_row_groups):
                 size = file.metadata.row_group(group)
@@ -44,7 +49,9 @@ class ParquetFormat(TableFormat):
 
     def estimate_rows(self, path: Path) -> int:
         """Return the number of rows from the footer."""
-        return int(pq.read_metadata(path).num_rows)
+        metadata = pq.read_metadata(path)
+        self._estimated = path, metadata
+        return int(metadata.num_rows)
 
 
 class ParquetSource(TableSource):

@@ -119,7 +119,7 @@ def read_annotations(path: str | os.PathLike[str], images: str | os.PathLike[str
 
 def _load(file: Path) -> dict[str, list[Any]]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
     except ValueError as error:

@@ -38,7 +38,7 @@ class Sample:
 def read_samples(file: Path) -> list[Sample]:
     """Read annotations. Relative paths of videos count from the file. Raises ``ConfigError`` that names the entry."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"annotations: {file} cannot be read: {error.strerror}; check the path") from error
     except ValueError as error:

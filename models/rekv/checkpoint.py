@@ -119,7 +119,7 @@ def _quiet() -> Iterator[None]:
 def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror}; give the folder of a checkpoint") from error
     except ValueError as error:

@@ -191,7 +191,7 @@ def read_fuxictr(path: str | os.PathLike[str]) -> FeatureMap:
     """
     file = Path(path)
     try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        content: Any = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
     except ValueError as error:

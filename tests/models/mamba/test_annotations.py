@@ -164,3 +164,8 @@ def test_a_video_that_ends_too_early_and_a_wrong_size_are_reported_together(tmp_
     store = FrameStore(read_annotations(_write(tmp_path, document)), tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"(?s)ends after 3 frames, but frame 9.*96x96 px, but 'images' says 100x96"):
         store.extract()
+
+
+def test_a_byte_order_mark_does_not_make_a_file_no_json(tmp_path: Path) -> None:
+    (tmp_path / "marked.json").write_text("\ufeff" + json.dumps(_document(tmp_path)), encoding="utf-8")
+    assert read_annotations(tmp_path / "marked.json").classes == read_annotations(_write(tmp_path, _document(tmp_path))).classes

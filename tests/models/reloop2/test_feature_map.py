@@ -133,3 +133,9 @@ def test_arrow_fields_are_what_the_columns_should_be():
 def test_unusable_features_are_refused(make, error: type, message: str):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_byte_order_mark_does_not_make_a_file_no_json(tmp_path: Path):
+    (tmp_path / "marked.json").write_text("\ufeff" + json.dumps(OFFICIAL), encoding="utf-8")
+    (tmp_path / "plain.json").write_text(json.dumps(OFFICIAL), encoding="utf-8")
+    assert read_fuxictr(tmp_path / "marked.json") == read_fuxictr(tmp_path / "plain.json")
