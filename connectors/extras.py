@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from connectors.errors import StreambankError
+from connectors.errors import StreambankError, first_line
 
-__all__ = ["EXTRAS", "MissingExtra", "install_command", "missing", "need", "optional"]
+__all__ = ["EXTRAS", "MissingExtra", "install_command", "missing", "need", "opencv_problem", "optional"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ EXTRAS: Mapping[str, _Package] = {
 """Top-level module → the extra of pyproject.toml that installs it."""
 
 
+_MOST_PIXELS = 1 << 28
+"""Of one image that OpenCV decodes, 16,384 x 16,384: a file of a few megabytes must not unpack to more than a memory holds."""
+
+
 class MissingExtra(StreambankError, ImportError):
     """A package of an extra is not installed, or does not load. Not a ``ValueError``: it is never bad data of a stream."""
 
@@ -61,6 +66,8 @@ def install_command(modules: Iterable[str]) -> str:
 
 def need(module: str, who: str) -> Any:
     """Import ``module`` and return it. Raise ``MissingExtra`` that says for ``who`` it is needed and what to install."""
+    if module == "cv2":  # which reads this once
+        os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(_MOST_PIXELS))
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -74,6 +81,14 @@ def need(module: str, who: str) -> Any:
                 f"library that this names, or reinstall: pip install --force-reinstall '{package.distribution}'"
             )
         raise MissingExtra(wrong, name=top) from error
+
+
+def opencv_problem(error: Exception) -> str:
+    """Return in one line why OpenCV did not decode an image."""
+    if "CV_IO_MAX_IMAGE_PIXELS" in str(error):
+        limit = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 1 << 30))
+        return f"it has more than {limit:,} pixels; OPENCV_IO_MAX_IMAGE_PIXELS in the environment allows more"
+    return first_line(error)
 
 
 def optional(module: str) -> Any:

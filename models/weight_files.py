@@ -24,6 +24,8 @@ __all__ = ["is_safetensors", "read_safetensors", "read_state_dict", "write_safet
 
 def is_safetensors(file: Path) -> bool:
     """Tell by its first bytes whether a file is safetensors. Raises ``CheckpointMismatch`` if it cannot be read."""
+    if file.exists() and not file.is_file():
+        raise CheckpointMismatch(f"{file}: is no plain file; give a file of weights")
     try:
         with file.open("rb") as handle:
             return handle.read(9)[8:9] == b"{"

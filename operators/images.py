@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.extras import optional
+from connectors.extras import opencv_problem, optional
 
 cv2 = optional("cv2")
 
@@ -38,7 +38,10 @@ def decode_image(data: pa.Buffer | bytes, encoding: str | None, height: int | No
     packed = np.frombuffer(data, np.uint8)
     if packed.size == 0:
         raise ValueError(f"the {encoding} image has no bytes")
-    bgr = cv2.imdecode(packed, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    try:
+        bgr = cv2.imdecode(packed, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:  # a header that promises more pixels than are allowed
+        raise ValueError(f"the {encoding} image of {packed.size} bytes cannot be decoded: {opencv_problem(error)}") from error
     if bgr is None or bgr.size == 0:
         raise ValueError(f"the {encoding} image of {packed.size} bytes cannot be decoded")
     if bgr.dtype == np.uint16:

@@ -18,6 +18,10 @@ from connectors.errors import ConfigError
 
 __all__ = ["Document", "KeyPath", "Problem", "dotted", "parse_scalar_or_flow", "raise_problems"]
 
+_MOST_BYTES = 1 << 20
+_MOST_VALUES = 100_000
+"""Far beyond any pipeline; aliases of aliases would otherwise multiply a few lines into more than a memory holds."""
+
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the root of the document to a value."""
 
@@ -53,7 +57,11 @@ class Document:
     def read(path: Path) -> Document:
         """Read a YAML file. Raise ``ConfigError`` where it cannot be read or is no mapping; duplicate keys become problems."""
         try:
-            text = path.read_text(encoding="utf-8")
+            with path.open("rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise ConfigError(f"{path}: the pipeline file is larger than {_MOST_BYTES} bytes; is it the right file?")
+            text = content.decode()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"{path}: the pipeline file cannot be read: {reason}") from error
@@ -65,6 +73,8 @@ class Document:
             mark = error.problem_mark or error.context_mark
             where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
             raise ConfigError(f"{where}  not valid YAML: {error.problem or error.context}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{path}  not valid YAML: {_TOO_DEEP}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}  not valid YAML: {error}") from error
         if not isinstance(values, dict):
@@ -135,8 +145,8 @@ def parse_scalar_or_flow(text: str, where: str) -> Any:
     try:
         node = yaml.compose(text, Loader=_Loader)
         return None if node is None else _Reader(Document({}, Path(), where)).read(node, ())
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error)
+    except (yaml.YAMLError, RecursionError) as error:
+        problem = _TOO_DEEP if isinstance(error, RecursionError) else getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}: the value {text!r} is not valid YAML: {problem}; quote it as '\"...\"'") from error
 
 
@@ -165,6 +175,10 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's interface)
 
 
+_TAG = "tag:yaml.org,2002:"
+_TAGS = frozenset(_TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map"))
+_MOST_DIGITS = 400
+_TOO_DEEP = "it is nested too deeply"
 _SCALARS = (
     ("tag:yaml.org,2002:null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF")),
@@ -185,8 +199,17 @@ class _Reader:
     def __init__(self, document: Document) -> None:
         self._document = document
         self._open: set[int] = set()
+        self._values = 0
 
     def read(self, node: yaml.Node, path: KeyPath) -> Any:
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"there are more than {_MOST_VALUES} values, those that aliases repeat included",
+                problem_mark=node.start_mark,
+            )
+        if node.tag not in _TAGS:
+            raise yaml.MarkedYAMLError(problem=f"the tag {node.tag!r} is not allowed", problem_mark=node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             value = self._scalar(node)
             if value is None and node.value == "null":
@@ -230,19 +253,24 @@ class _Reader:
 
     @staticmethod
     def _scalar(node: yaml.ScalarNode) -> Any:
-        text = node.value
-        kind = node.tag.rpartition(":")[2]
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return text.lower() == "true"
-        if kind == "int":
-            return int(text.replace("_", ""), 0) if text[:2] in ("0o", "0x") else int(text.replace("_", ""))
-        if kind == "float":
-            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        if kind == "str":
+        text, kind = node.value, node.tag
+        if kind == _TAG + "str":
             return text
-        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag!r} is not allowed", problem_mark=node.start_mark)
+        pattern = next((pattern for tag, pattern, _ in _SCALARS if tag == kind), None)
+        if pattern is None or not pattern.fullmatch(text):  # a tag that was written out
+            raise yaml.MarkedYAMLError(problem=f"{text[:40]!r} is no {kind.removeprefix(_TAG)}", problem_mark=node.start_mark)
+        if kind == _TAG + "null":
+            return None
+        if kind == _TAG + "bool":
+            return text.lower() == "true"
+        if kind == _TAG + "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        digits = text.replace("_", "")
+        if len(digits) > _MOST_DIGITS:
+            raise yaml.MarkedYAMLError(
+                problem=f"the number {text[:40]!r} has {len(digits)} digits", problem_mark=node.start_mark
+            )
+        return int(digits, 0) if text[:2] in ("0o", "0x") else int(digits)
 
 
 def _copy(value: Any) -> Any:

@@ -290,6 +290,9 @@ class _Checker:
             return secret or None
         file = Path(_absolute(value["file"], self._document.base_of(path)))
         try:
+            if file.exists() and not file.is_file():
+                self._document.report(path, f"the file {str(file)!r} cannot be read: it is no plain file")
+                return None
             secret = file.read_text(encoding="utf-8").rstrip("\r\n")
             if not secret:
                 self._document.report(path, f"the file {str(file)!r} is empty; it must hold the secret")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 import glob
+import logging
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,8 @@ from typing import Any
 from connectors.errors import NothingToRead, SourceError
 
 __all__ = ["FileStamp", "expand", "name_streams", "natural_key"]
+
+logger = logging.getLogger(__name__)
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -27,13 +32,23 @@ def natural_key(path: Path | str) -> list[tuple[bool, int, str]]:
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
-def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str, *, may_be_empty: bool = False) -> list[Path]:
+def expand(
+    path: str | Sequence[str],
+    wanted: Callable[[Path], bool],
+    what: str,
+    *,
+    may_be_empty: bool = False,
+    unread: dict[str, str] | None = None,
+) -> list[Path]:
     """List the files or folders that ``path`` names, each once, in natural order.
 
     ``path`` is a file, a folder (its direct entries that are ``wanted``), a glob (``**`` crosses folders), or a list of
     these. A file that is named outright is taken whatever its suffix. Raise ``SourceError`` for a path that does not exist
     (with the nearest names that do) and, unless it ``may_be_empty``, ``NothingToRead`` for a folder or glob that holds nothing
     wanted; ``what`` says what was looked for.
+
+    What cannot be read raises too (a pipe, whose opening may never return; a name that is no text), or is left out and noted
+    in ``unread`` (name → why), if given.
     """
     found: dict[Path, None] = {}
     for item in [path] if isinstance(path, str) else list(path):
@@ -55,6 +70,7 @@ def expand(path: str | Sequence[str], wanted: Callable[[Path], bool], what: str,
                 raise NothingToRead(f"nothing matches {item!r} ({what}); {_nearby(given)}")
         else:
             raise SourceError(f"no such file or folder: {item!r}; {_nearby(given)}")
+        entries = _readable(entries, unread)
         found.update(dict.fromkeys(sorted(entries, key=natural_key)))
     if not found and not may_be_empty:
         raise SourceError(f"the list of paths is empty; give at least one file, folder or glob ({what})")
@@ -117,6 +133,37 @@ class FileStamp:
         if then.size != self.size:
             return f"its size went from {then.size} to {self.size} bytes"
         return f"its modification time went from {then.mtime_ns} to {self.mtime_ns} ns"
+
+
+def _readable(entries: Sequence[Path], unread: dict[str, str] | None) -> list[Path]:
+    """Return the ``entries`` that can be read again and named in rows; note the others, or raise ``SourceError`` for them."""
+    readable = []
+    for entry in entries:
+        why = _unreadable(entry)
+        if why is None:
+            readable.append(entry)
+            continue
+        shown = os.fsencode(entry).decode(errors="backslashreplace")
+        if unread is None:
+            raise SourceError(f"{shown!r} cannot be read: {why}")
+        if shown not in unread:
+            logger.warning("path=%s is not read: %s", shown, why)
+        unread[shown] = why
+    return readable
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8 text; rename it"
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None  # gone, or a link to nothing: whoever opens it says so
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "it is a named pipe, a socket or a device, and only files can be read again after a restart; give a file"
+    return None
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:

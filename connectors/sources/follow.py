@@ -71,7 +71,9 @@ class Folder:
         """Return all files that nobody is writing anymore, in natural order."""
         now = time.time()
         return [
-            path for path in expand(self._path, self._wanted, "", may_be_empty=True) if now - _changed(path) >= self._settle_s
+            path
+            for path in expand(self._path, self._wanted, "", may_be_empty=True, unread=self.unread)
+            if now - _changed(path) >= self._settle_s
         ]
 
     def after(self, name: str | None) -> list[Path]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, nearest
-from connectors.extras import optional
+from connectors.extras import opencv_problem, optional
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.event_time import parse_start_time
@@ -232,8 +232,9 @@ class ImagesReader(Reader):
         except (OSError, ValueError, cv2.error) as error:
             if not batch.fits(0):
                 return False
-            self._unread[f"{self._stream_id}/{path.name}"] = str(error)
-            batch.add_error(f"{path.name}: {error}", sequence=number, time_us=time_us)
+            problem = opencv_problem(error) if isinstance(error, cv2.error) else str(error)
+            self._unread[f"{self._stream_id}/{path.name}"] = problem
+            batch.add_error(f"{path.name}: {problem}", sequence=number, time_us=time_us)
         return True
 
 

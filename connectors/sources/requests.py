@@ -7,10 +7,12 @@ are deleted: neither folder grows with the number of requests.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import stat
 import time
 from bisect import bisect_right
 from collections import deque
@@ -157,7 +159,7 @@ class RequestsReader(Reader):
         self._end = max([begun, *(number + 1 for number in numbers)])  # the number of the next file to take
         for number in numbers:
             if number < self._number:
-                self._path(number).unlink(missing_ok=True)
+                _delete(self._path(number))
         self._kept = self._number
         self._marks: deque[int] = deque()  # where the last epochs begin
         self._found: deque[Path] = deque()
@@ -209,7 +211,7 @@ class RequestsReader(Reader):
         if len(self._marks) > _KEPT_EPOCHS:
             first = self._marks.popleft()
             for number in range(self._kept, first):
-                self._path(number).unlink(missing_ok=True)
+                _delete(self._path(number))
             self._kept = max(self._kept, first)
 
     def _load(self, max_rows: int, max_bytes: int) -> bool:
@@ -320,10 +322,10 @@ def _lock(taken: Path) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether nobody seems to be writing a file anymore."""
+    """Return whether nobody seems to be writing a file anymore. What is no file will not change; its row says what it is."""
     try:
-        status = path.stat()
-        if time.time() - status.st_mtime >= _SETTLE_S:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or time.time() - status.st_mtime >= _SETTLE_S:
             return True
         with path.open("rb") as file:
             file.seek(max(0, status.st_size - 1))
@@ -335,17 +337,40 @@ def _is_whole(path: Path) -> bool:
 
 
 def _read(path: Path, number: int) -> _File | None:
-    """Read a file as far as that is possible; None where there is none."""
+    """Read a file as far as that is possible; None where there is none.
+
+    Whoever may put requests must not make this process read something else: links are not followed, pipes and devices not
+    waited for, and what grows while it is read is cut off.
+    """
     try:
-        status = path.stat()
-        time_us = status.st_mtime_ns // 1000
-        if status.st_size > _MAX_FILE_BYTES:
-            return _File(
-                number, time_us, [b""], f"a file of {status.st_size} bytes is too large; {_MAX_FILE_BYTES} are allowed"
-            )
-        lines = JsonlFormat().records(path.read_bytes())[0]
+        time_us = path.lstat().st_mtime_ns // 1000
+        with open(path, "rb", opener=_without_links) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return _File(number, time_us, [b""], "is no plain file, and only those are read")
+            content = file.read(_MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            size = max(status.st_size, len(content))
+            return _File(number, time_us, [b""], f"a file of {size} bytes is too large; {_MAX_FILE_BYTES} are allowed")
+        lines = JsonlFormat().records(content)[0]
         return _File(number, time_us, lines)
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return _File(number, time_us, [b""], "is a symbolic link, and those are not followed")
+        if path.is_socket() or error.errno == errno.EISDIR:
+            return _File(number, time_us, [b""], "is no plain file, and only those are read")
         return _File(number, time_us, [b""], f"cannot be read: {error.strerror}")
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _delete(path: Path) -> None:
+    """Delete what was taken; what cannot be, such as a folder, stays with a warning."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("request=%s cannot be deleted: %s", path, error.strerror)

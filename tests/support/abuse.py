@@ -1,0 +1,95 @@
+"""What the abuse matrix shares: small pipelines, folders compared before and after, and rows by plain pyarrow."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.json as pj
+from click.testing import CliRunner, Result
+
+from pipelines.cli import cli
+
+_FORMATS = {".parquet": "parquet", ".arrow": "ipc"}
+
+
+def copying(folder: Path, source: Mapping[str, Any], sink: Mapping[str, Any] | None = None, **root: Any) -> dict[str, Any]:
+    """A pipeline that copies a source to ``folder/rows``, with its state in ``folder/state``."""
+    return {
+        "name": "copy",
+        "state": str(folder / "state"),
+        "sources": {"events": dict(source)},
+        "sinks": {
+            "rows": {**(sink or {"type": "parquet", "partition_by": []}), "path": str(folder / "rows"), "input": "events"}
+        },
+        **root,
+    }
+
+
+def lines(path: Path, **options: Any) -> dict[str, Any]:
+    """A source of JSON lines whose stream is ``k`` and whose time is ``t`` in seconds."""
+    return {"type": "jsonl", "path": str(path), "stream_id": "k", "event_time": "t", "event_time_unit": "s", **options}
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def plain_rows(folder: Path) -> list[dict[str, Any]]:
+    """All committed rows below ``folder``, read by Arrow alone: every file by itself, whatever folder it lies in."""
+    rows: list[dict[str, Any]] = []
+    for file in sorted(folder.rglob("part-*")):
+        if "_staging" in file.relative_to(folder).parts:
+            continue
+        rows += (pj.read_json(file) if file.suffix == ".jsonl" else _dataset(file)).to_pylist()
+    return rows
+
+
+def _dataset(file: Path) -> pa.Table:
+    return ds.dataset(file, format=_FORMATS[file.suffix], partitioning=None).to_table()
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything below ``folder``: path → type and mode, size (0 of folders)."""
+    found = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        found[str(path.relative_to(folder))] = (status.st_mode, 0 if stat.S_ISDIR(status.st_mode) else status.st_size)
+    return found
+
+
+def command(*arguments: str | Path) -> Result:
+    """Call the command line in this process."""
+    return CliRunner().invoke(cli, [os.fspath(argument) for argument in arguments])
+
+
+def run_file(folder: Path, document: Mapping[str, Any], *arguments: str) -> Result:
+    """Write a pipeline file into ``folder`` and run it by the command line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pipeline.yaml"
+    path.write_text(json.dumps(document))
+    return command("run", path, *arguments)
+
+
+def refused(result: Result, *words: str) -> None:
+    """Assert that a command ended with an error of one clear text that has all of ``words``, and no stack trace."""
+    assert result.exit_code in (1, 2), result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    assert "error:" in result.output
+    assert_words(result.output, words)
+
+
+def assert_words(text: str, words: Sequence[str]) -> None:
+    """Assert that ``text``, whose lines may have been folded, has all of ``words``."""
+    joined = " ".join(text.split())
+    for word in words:
+        assert word in joined, joined
