@@ -101,7 +101,8 @@ def results(other: Path, names: list[str], keep: Path | None) -> bool:
     same = not different
     for name, reason in intended.items():
         print(f"{name} differs as intended: {reason}")
-    print("all other rows are the same bit for bit" if same else f"NOT the same: {', '.join(different)}")
+    kept = "all other rows" if intended else "all rows"
+    print(f"{kept} are the same bit for bit" if same else f"NOT the same: {', '.join(different)}")
     if set(names) == set(workloads.NAMES):
         document = {"same": same, "intended": intended, "commits": _commits(other), "workloads": entries}
         print("written:", _write("workloads", document).name)

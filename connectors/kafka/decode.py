@@ -291,12 +291,20 @@ def _conform(table: pa.Table, columns: pa.Schema) -> tuple[pa.Table, pa.Array]:
             arrays.append(convert(column, field.type))
             if arrays[-1].null_count > column.null_count:
                 lost = pc.and_(arrays[-1].is_null(), column.is_valid())
-                errors.append(pc.if_else(lost, f"column {field.name!r} is {column.type} and no {field.type}", none))
+                errors.append(pc.if_else(lost, _reasons(field, column), none))
         else:
             arrays.append(pa.nulls(table.num_rows, field.type))
             if field.name in table.schema.names:
                 errors.append(pa.repeat(f"there are several columns called {field.name!r}", table.num_rows))
     return pa.Table.from_arrays(arrays, schema=columns), pc.coalesce(*errors)
+
+
+def _reasons(field: pa.Field, column: pa.Array) -> pa.Array | str:
+    """Say of each value that it does not fit; of types without a text only which they are."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return f"column {field.name!r} is {column.type} and no {field.type}"
+    shown = pc.utf8_slice_codeunits(column.cast(pa.string()), 0, 100)
+    return pc.binary_join_element_wise(f"column {field.name!r}: '", shown, f"' is no {field.type}", "")
 
 
 _Frame = tuple[str | None, int | None, int | None, int | None, int | None, str | None]
