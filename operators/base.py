@@ -117,7 +117,10 @@ class Operator(ABC):
 
     @abstractmethod
     def close_stream(self, stream_id: str) -> None:
-        """Forget a stream and free its slot. An unknown stream is no error; the same id may start over later."""
+        """Forget a stream and free its slot. An unknown stream is no error; the same id may start over later.
+
+        What is left to say of it may be returned up to the next ``flush``.
+        """
 
     def metrics(self) -> dict[str, float]:
         """Return gauges for the progress line and Prometheus: ``bank_bytes``, ``streams``, counters of the whole run."""

@@ -38,12 +38,12 @@ QUESTION = records.key_schema(
         pa.field("question_id", pa.string()),
         pa.field("question", pa.string()),
         pa.field("at", records.TIME_TYPE),
-        pa.field("at_offset_s", pa.float64()),
         pa.field("max_tokens", pa.int32()),
     ],
 )
-"""``at``: only rows up to this event time are seen; null: those that have come. ``at_offset_s`` says it in seconds from
-the stream's first row, or below 0 before its newest one. ``event_time``: when it was asked."""
+"""``at``: only rows up to this event time are seen; null: those that have come. ``event_time``: when it was asked.
+One more column may be there, ``at_offset_s`` (float64) in place of ``at``: seconds from the stream's first row, or below 0
+before its newest one."""
 
 ANSWER_STATUSES: Mapping[str, str] = {
     "unsure": "answered, but with a confidence below unsure_below, or the question has words that the model does not know",
@@ -171,8 +171,8 @@ def _offset(row: Row) -> tuple[int | None, str | None]:
         return None, None
     if row["at"] is not None:
         return None, "the question has both at and at_offset_s; give one of them"
-    if not abs(offset_s) < _LONGEST_S:  # also not a number
-        return None, f"at_offset_s is {offset_s}; it must be a number of seconds between -{_LONGEST_S:g} and {_LONGEST_S:g}"
+    if not isinstance(offset_s, int | float) or not abs(offset_s) < _LONGEST_S:  # also not a number
+        return None, f"at_offset_s is {offset_s!r}; it must be a number of seconds between -{_LONGEST_S:g} and {_LONGEST_S:g}"
     return round(offset_s * 1e6), None
 
 

@@ -31,6 +31,7 @@ _EPOCHS = 3
 _QUIET_S = 2.0
 _TIMEOUT_S = 60.0
 
+_OFFSET = "at_offset_s"
 _FILM_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{2}(?:\.\d+)?)")
 _BEFORE_NOW = re.compile(r"-(\d+(?:\.\d+)?)\s*(s|min|m|h)")
 _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600}
@@ -92,7 +93,12 @@ def ask(
     given = dict(values or {})
     if at is not None:
         offset_s = _offset_s(at)
-        given |= {"at": _moment(at)} if offset_s is None else {"at_offset_s": offset_s}
+        given |= {"at": _moment(at)} if offset_s is None else {_OFFSET: offset_s}
+        if offset_s is not None and _OFFSET not in route.inlet.schema.names:
+            raise ConfigError(
+                f"--at {at}: sources.{route.source.name}.columns lacks {_OFFSET}, which takes times of this form; add "
+                f"'{_OFFSET}: double' there, or give an ISO 8601 time"
+            )
     streams = list(dict.fromkeys(streams))
     rows = make_rows(route, text, streams, given)
     waiting = {row[route.id_column]: row["stream_id"] for row in rows}

@@ -46,6 +46,7 @@ class OperatorContract:
                 "declares no statuses", "name each value of its column status with its meaning: statuses = {'ok': …}"
             )
         self._closed: dict[str, None] = {}
+        self._ending: dict[str, None] = {}  # closed, but answers that they leave may come up to the end of the next flush
 
     def outputs(self, method: str, given: Any) -> Sequence[pa.RecordBatch]:
         """Return what ``method`` has given back if it may: a list of batches of the declared schema, of no closed stream."""
@@ -64,6 +65,11 @@ class OperatorContract:
             self._require_keys(batch, method)
             if self._closed:
                 self._require_open(batch, method)
+        if method == "flush" and self._ending:
+            self._closed |= self._ending
+            self._ending = {}
+            while len(self._closed) > _CLOSED:
+                del self._closed[next(iter(self._closed))]
         return given
 
     def statuses(self, new: Sequence[str], method: str) -> None:
@@ -78,17 +84,16 @@ class OperatorContract:
 
     def taken(self, batch: pa.RecordBatch) -> None:
         """Note that rows are handed over: their streams are open, or asked for, from now on."""
-        if self._closed:
+        if self._closed or self._ending:
             for stream in encode_streams(batch.column("stream_id"))[0]:
                 self._closed.pop(stream, None)
+                self._ending.pop(stream, None)
 
     def closed(self, streams: Sequence[str]) -> None:
         """Note that streams have been closed."""
         for stream in streams:
             self._closed.pop(stream, None)
-            self._closed[stream] = None
-        while len(self._closed) > _CLOSED:
-            del self._closed[next(iter(self._closed))]
+            self._ending[stream] = None
 
     def state(self, given: Any, *, incremental: bool) -> State:
         """Return what ``snapshot`` has given back if it is a state, and no increment where everything was asked for."""
@@ -124,7 +129,7 @@ class OperatorContract:
             if stream in self._closed:
                 raise self._broken(
                     f"returned rows of stream {stream!r} from {method} after close_stream({stream!r})",
-                    "return what waits of a stream in flush, which comes before, and forget it in close_stream",
+                    "return what is left of a stream by the flush after close_stream, and nothing from then on",
                 )
 
     def _broken(self, did: str, expected: str) -> ContractError:

@@ -26,7 +26,7 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     run_here(pipeline(folder, run))
     rows = answers(run)
     assert len(rows) == 2 * len(QUESTIONS)
-    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["status"] for row in rows} <= {"ok", "unsure"}
     return rows
 
 

@@ -110,7 +110,8 @@ def batch(*rows: dict[str, Any], extra: Sequence[pa.Field] = ()) -> pa.RecordBat
         {"stream_id": "a", "sequence": i, "event_time": 0, "question_id": str(i), "question": "how many?", **row}
         for i, row in enumerate(rows)
     ]
-    schema = pa.schema([*QUESTION, *extra])
+    offset = [pa.field("at_offset_s", pa.float64())] if any("at_offset_s" in row for row in rows) else []
+    schema = pa.schema([*QUESTION, *offset, *extra])
     return pa.RecordBatch.from_arrays([pa.array([row.get(f.name) for row in full], f.type) for f in schema], schema=schema)
 
 

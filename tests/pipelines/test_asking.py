@@ -98,6 +98,12 @@ def test_a_time_may_be_one_of_the_film_or_one_before_now(values: dict[str, Any],
     assert make_rows(route, "how many?", ["a"], {"at_offset_s": -2.0})[0]["at_offset_s"] == -2.0
     (answer,) = ask(spec, "how many?", ["a"], at="-2s", timeout_s=PATIENCE_S)
     assert answer.ok
+    columns = values["sources"]["questions"]["columns"]
+    short = {**columns}
+    del short["at_offset_s"]
+    other = {**values, "sources": {**values["sources"], "questions": {**values["sources"]["questions"], "columns": short}}}
+    with pytest.raises(ConfigError, match=r"--at -2s: sources.questions.columns lacks at_offset_s.* add 'at_offset_s: double'"):
+        ask(Pipeline.from_dict(other).spec, "how many?", ["a"], at="-2s")
 
 
 def test_whoever_asks_about_a_time_to_come_is_told_that_it_is_waited_for(
@@ -359,7 +365,9 @@ def test_the_lines_that_it_says_to_add_are_a_way(tmp_path: Path, monkeypatch: py
             for node, keys in nodes.items():
                 values[name].setdefault(node, {}).update(keys)
         if section == "sources":
-            assert values["sources"]["questions"]["columns"] == COLUMNS
+            assert values["sources"]["questions"]["columns"] == {
+                n: k for n, k in COLUMNS.items() if n != "at_offset_s"
+            }  # optional
     del values["sinks"]["video"]
     values["epoch_s"] = 0.05
     with running(values | {"name": "added"}):

@@ -157,7 +157,10 @@ OPERATORS: list[tuple[type[RunningMean], str]] = [
         r"returned a row with the status 'okay' from process \(did you mean 'ok'\?\); declare it in statuses; it has ok",
     ),
     (NoStatus, r"returned a row without a status from process; declare it"),
-    (Haunted, r"returned rows of stream 'a' from flush after close_stream\('a'\); return what waits of a stream in flush"),
+    (
+        Haunted,
+        r"returned rows of stream 'a' from flush after close_stream\('a'\); return what is left of a stream by the flush",
+    ),
     (TextGauges, r"returned a dict from metrics; return numbers by name"),
     (NoStatuses, r"declares no statuses; name each value of its column status"),
     (NoSchema, r"has the output_schema None; set output_schema"),

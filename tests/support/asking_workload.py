@@ -52,7 +52,6 @@ class Counting(Operator):
             pa.field("question_id", pa.string()),
             pa.field("question", pa.string()),
             pa.field("at", records.TIME_TYPE),
-            pa.field("at_offset_s", pa.float64()),
             pa.field("digits", pa.int32()),
         ],
     )

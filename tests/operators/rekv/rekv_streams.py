@@ -91,7 +91,8 @@ def question(stream: str, text: str | None, *, time_us: int = 0, at_us: int | No
 def questions(rows: Sequence[dict[str, Any]], *extra: pa.Field) -> pa.RecordBatch:
     """Return a batch of control rows, numbered."""
     numbered = [{"sequence": i, "question_id": str(i)} | row for i, row in enumerate(rows)]
-    schema = pa.schema([*QUESTION, *extra])
+    offset = [pa.field("at_offset_s", pa.float64())] if any("at_offset_s" in row for row in rows) else []
+    schema = pa.schema([*QUESTION, *offset, *extra])
     return pa.RecordBatch.from_arrays([pa.array([row.get(f.name) for row in numbered], f.type) for f in schema], schema=schema)
 
 
