@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import resource
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.json as pj
 from click.testing import CliRunner, Result
+from engine_workload import PATIENCE_S, run_here
 
+from connectors.errors import StreambankError
 from pipelines.cli import cli
 
 _FORMATS = {".parquet": "parquet", ".arrow": "ipc"}
@@ -93,3 +97,22 @@ def assert_words(text: str, words: Sequence[str]) -> None:
     joined = " ".join(text.split())
     for word in words:
         assert word in joined, joined
+
+
+def run_limited(values: Mapping[str, Any], said: Path, *, most_bytes: int, resume: bool = False) -> None:
+    """Run in a process whose files may hold ``most_bytes``, as on a full disk; its error is in ``said``."""
+    process = multiprocessing.get_context("forkserver").Process(target=_limited, args=(values, said, most_bytes, resume))
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 3
+
+
+def _limited(values: Mapping[str, Any], said: Path, most_bytes: int, resume: bool) -> None:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, unlimited[1]))
+    try:
+        run_here(dict(values), resume=resume)
+    except StreambankError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        said.write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(3) from None
