@@ -299,6 +299,11 @@ class FileSink(Sink):
             for path in (self._inside(file.staged), self._inside(file.final)):
                 with _os_errors(path):
                     if path.exists() and _sha256(path) != file.sha256:
+                        if path == self._inside(file.staged):
+                            raise SinkError(
+                                f"{path} is not as this run wrote it for epoch {epoch}: its SHA-256 differs, so it was "
+                                "changed or damaged. Put it back, or start over with another 'state' and 'path'"
+                            )
                         raise SinkError(self._foreign(path, epoch))
         self.commit(epoch, staged)
         leftovers = self.root / STAGING

@@ -155,7 +155,7 @@ LONG = {"10,000 letters", "10,000 letters and another end", "3,000 emoji"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES.keys() - USABLE))
-@pytest.mark.parametrize("place", ["pipeline", "node"])
+@pytest.mark.parametrize("place", ["pipeline", pytest.param("node", marks=pytest.mark.slow)])
 def test_names_that_become_parts_of_paths_are_refused_before_anything_is_written(place: str, name: str, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", [{"k": "a", "v": 1, "t": 0}])
     document = copying(tmp_path, lines(tmp_path / "in.jsonl"))

@@ -69,8 +69,13 @@ def test_a_source_that_is_told_to_read_it_says_what_it_is(source: str, kind: str
     assert not (tmp_path / "rows").exists()
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device without end"])
+@pytest.mark.parametrize(
+    "kind", ["a named pipe", pytest.param("a socket", marks=SLOW), pytest.param("a device without end", marks=SLOW)]
+)
 @pytest.mark.parametrize("source", SUFFIXES)
 def test_beside_files_it_is_left_alone_or_refused_and_never_opened(source: str, kind: str, tmp_path: Path) -> None:
     clips = tmp_path / "in"
