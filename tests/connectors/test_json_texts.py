@@ -170,7 +170,7 @@ def test_a_value_of_an_arrow_message_that_does_not_fit_is_an_error():
     with pa.ipc.new_stream(stream, batch.schema) as writer:
         writer.write_batch(batch)
     rows = decode([stream.getvalue().to_pybytes()], {"v": "int64"}, "arrow")
-    assert [(row["v"], row["error"]) for row in rows] == [(1, None), (None, "column 'v' is string and no int64")]
+    assert [(row["v"], row["error"]) for row in rows] == [(1, None), (None, "column 'v': 'two' is no int64")]
 
 
 def test_durations_and_half_floats_may_be_declared_and_what_json_cannot_hold_is_refused(tmp_path):
