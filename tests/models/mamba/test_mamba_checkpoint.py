@@ -201,7 +201,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path, content, message: str):
 def test_missing_file_and_folder_are_named(tmp_path: Path):
     with pytest.raises(CheckpointMismatch, match=r"absent.pth: cannot be read: No such file"):
         checkpoint.load(tmp_path / "absent.pth")
-    with pytest.raises(CheckpointMismatch, match="Is a directory"):
+    with pytest.raises(CheckpointMismatch, match="is no plain file; give a file of weights"):
         checkpoint.load(tmp_path)
 
 
