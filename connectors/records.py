@@ -19,6 +19,7 @@ __all__ = [
     "FRAME",
     "KEY_FIELDS",
     "NEVER_US",
+    "PER_SECOND",
     "STATUS_FIELDS",
     "TIME_TYPE",
     "align",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 TIME_TYPE = pa.timestamp("us", tz="UTC")
+
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""Arrow's unit of time → how many of it a second has."""
 
 NEVER_US = -(2**63)
 """Before all event times, in microseconds; also the sequence before all sequences."""

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors.records import PER_SECOND
+
 __all__ = ["json_lines", "json_objects", "json_values"]
 
 _ESCAPES = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DAY_S = 86_400
 _MIN_S, _END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999, since 1970: what ISO 8601 texts of four digits hold and common readers take."""
@@ -121,7 +122,7 @@ def _quoted(array: pa.Array, note: _Note) -> tuple[str, pa.Array, str]:
     elif pa.types.is_date(kind):
         texts = _dates(array, note)
     elif pa.types.is_time(kind):
-        day = _DAY_S * _PER_SECOND[kind.unit]
+        day = _DAY_S * PER_SECOND[kind.unit]
         texts = _within(array, 0, day, "holds a time of day that is not within 24 hours", note).cast(pa.string())
     elif pa.types.is_decimal(kind):
         texts = array.cast(pa.string())  # in quotes: most readers would make a float of it
@@ -175,7 +176,7 @@ def _floats(array: pa.Array) -> pa.Array:
 
 def _times(array: pa.Array, note: _Note) -> pa.Array:
     """Return ISO 8601 text; instants (with a time zone) in UTC."""
-    per_second = _PER_SECOND[array.type.unit]
+    per_second = PER_SECOND[array.type.unit]
     # Without its zone first: the cast to text is 20 times slower with one.
     array, zone = array.cast(pa.timestamp(array.type.unit)), array.type.tz
     if array.type.unit != "ns":  # which do not reach beyond the years 1677 to 2262
@@ -202,7 +203,7 @@ def _within(array: pa.Array, first: int, end: int, problem: str, note: _Note) ->
 
 def _durations(array: pa.Array) -> pa.Array:
     """Return seconds, exact to the last digit; whole ones end in ``.0``."""
-    per_second = _PER_SECOND[array.type.unit]
+    per_second = PER_SECOND[array.type.unit]
     numbers = array.view(pa.int64())
     missing = numbers.is_null().to_numpy(zero_copy_only=False)
     signed = numbers.fill_null(0).to_numpy()

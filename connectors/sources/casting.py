@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors.records import PER_SECOND
 from connectors.sources.time_text import times_of_text
 
 __all__ = ["convert", "is_text", "plain", "plain_type", "sound", "tolerant"]
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DAY_S = 86_400
 
 
@@ -202,7 +202,7 @@ def _time_of_text(texts: pa.StringArray, kind: pa.DataType) -> pa.Array:
 
 def _time_of_time(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """Change unit and zone of instants; one without a zone is UTC."""
-    counts, here, there = array.view(pa.int64()), _PER_SECOND[array.type.unit], _PER_SECOND[kind.unit]
+    counts, here, there = array.view(pa.int64()), PER_SECOND[array.type.unit], PER_SECOND[kind.unit]
     if here > there:
         numbers = counts.fill_null(0).to_numpy() // (here // there)
         return pa.array(numbers, mask=counts.is_null().to_numpy(zero_copy_only=False)).view(kind)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.errors import ConfigError
+from connectors.records import PER_SECOND
 from connectors.sources.casting import convert, tolerant
 from connectors.sources.time_text import times_of_text
 
@@ -17,7 +18,6 @@ MessageTimeUnit = Literal["auto", "s", "ms", "us", "ns", "iso"]
 TimeUnit = Literal[MessageTimeUnit, "rows"]
 """Notations of a time column: numbers since 1970, ISO 8601, by the column's type, or no column but evenly spaced rows."""
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 # Years 1 to 9999, what Python's datetime can show.
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 
@@ -44,9 +44,9 @@ def times_us(array: pa.Array, unit: str) -> pa.Array:
     if unit == "ns":
         return _within(convert(array, pa.int64()), 1, 1000)
     if pa.types.is_integer(array.type):
-        return _within(convert(array, pa.int64()), 1_000_000 // _PER_SECOND[unit], 1)
+        return _within(convert(array, pa.int64()), 1_000_000 // PER_SECOND[unit], 1)
     floats = convert(array, pa.float64())
-    scaled = floats.to_numpy(zero_copy_only=False) * (1_000_000 / _PER_SECOND[unit])
+    scaled = floats.to_numpy(zero_copy_only=False) * (1_000_000 / PER_SECOND[unit])
     fine = (scaled >= _MIN_US) & (scaled <= _MAX_US)  # false for NaN, which stands for null too
     us = np.rint(np.where(fine, scaled, 0.0)).astype(np.int64)
     return pa.array(us) if fine.all() else pa.array(us, mask=~fine)

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors.records import PER_SECOND
+
 __all__ = ["times_of_text"]
 
 _PATTERN = (
@@ -34,7 +36,6 @@ _MARK_PLACES = [4, 7, 13, 16]
 _MARKS = np.frombuffer(b"--::", np.uint8)
 _SEPARATORS, _POINTS, _SIGNS, _ZULU = (np.frombuffer(letters, np.uint8) for letters in (b"Tt ", b".,", b"+-", b"Zz"))
 
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _Ints = npt.NDArray[np.int64]
 
 
@@ -188,7 +189,7 @@ def _number(digits: pa.Array) -> _Ints:
 
 
 def _counts(seconds: _Ints, nanoseconds: _Ints, bad: npt.NDArray[np.bool_], unit: str) -> pa.Array:
-    per_second = _PER_SECOND[unit]
+    per_second = PER_SECOND[unit]
     limit = (2**63 - 1) // per_second - 1
     bad = bad | (seconds > limit) | (seconds < -limit)
     counts = np.where(bad, 0, seconds) * per_second + np.where(bad, 0, nanoseconds) // (10**9 // per_second)

@@ -71,6 +71,10 @@ class VideoLanguageModel:
             raise CheckpointMismatch(f"rekv: the {self.family} checkpoint has no tokenizer; put tokenizer.json into its folder")
         return torch.tensor(self.tokenizer.encode(text, start=start), dtype=torch.long)
 
+    def unknown(self, text: str) -> list[str]:
+        """Return the words of a text that the tokenizer cannot tell apart from others."""
+        return [] if self.tokenizer is None else self.tokenizer.unknown(text)
+
 
 class FolderTokenizer:
     """The tokenizer of a checkpoint folder."""

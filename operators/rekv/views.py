@@ -69,7 +69,7 @@ class FramesOfStreams:
                 result.text,
                 result.confidence,
                 unsure_below=self._unsure_below,
-                unknown_words=tokenizer.unknown(question.text) if (tokenizer := self._answering.model.tokenizer) else (),
+                unknown_words=self._answering.model.unknown(question.text),
             )
         else:
             row = answer_row(question, result.status, REASONS.get(result.status))

@@ -79,8 +79,8 @@ def ask(
     ``column`` is the control column that takes the text (``question``, ``prompt``). ``at`` is the event time that it is about,
     an ISO 8601 time, seconds since 1970, time since the stream's first row (``00:05:00``) or before its newest one (``-30s``);
     None: now. ``values`` fill other control columns. ``timeout_s`` is the longest wait (default: a minute, or 3 epochs where
-    these are longer). A question that is not answered in time stays where it was put,
-    and the pipeline will still answer it. ``say`` is told when a question seems to wait for a time to come.
+    these are longer). A question that is not answered in time stays where it was put, and the pipeline will still answer it.
+    ``say`` gets a text when a question seems to wait for a time to come.
 
     Raise ``ConfigError`` where the pipeline file has no way for it, another ``StreambankError`` where it cannot be put or the
     sink cannot be reached.

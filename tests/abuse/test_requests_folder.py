@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from abuse import pipe, unix_socket
 
 from connectors.sources.requests import RequestsOptions, RequestsReader, RequestsSource
 
 GOOD = json.dumps({"stream_id": "cam", "question": "who?"}) + "\n"
-
-
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def unix_socket(path: Path) -> None:
-    folder = Path.cwd()
-    os.chdir(path.parent)
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(folder)
 
 
 def link_to_a_secret(path: Path) -> None:

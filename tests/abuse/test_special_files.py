@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2  # noqa: F401 (loading it takes longer than a cell)
 import pytest
 import torch  # noqa: F401
-from abuse import assert_words, command, copying, plain_rows, refused, run_file, write_rows
+from abuse import assert_words, command, copying, pipe, plain_rows, refused, run_file, unix_socket, write_rows
 
 from connectors.sources.follow import Folder
 
 SUFFIXES = {"jsonl": "jsonl", "csv": "csv", "parquet": "parquet", "arrow": "arrow", "video": "mp4", "images": "png"}
 NO_FILE = "only files can be read again"
-
-
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def unix_socket(path: Path) -> None:
-    folder = Path.cwd()
-    os.chdir(path.parent)  # the address of a socket holds a hundred letters only
-    try:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(path.name)
-    finally:
-        os.chdir(folder)
 
 
 def endless(path: Path) -> None:

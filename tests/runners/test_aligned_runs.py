@@ -133,7 +133,7 @@ def test_on_ray_a_killed_operator_goes_on_with_the_rows_that_waited(folder: Path
             killed = actors.kill("OperatorActor")
             hurry(tmp_path)
 
-    values = aligned_pipeline(folder, tmp_path, sources__impressions__parallelism=2, operators__ledger__slow_s=0.5, epoch_s=0.3)
+    values = aligned_pipeline(folder, tmp_path, sources__impressions__parallelism=2, operators__ledger__slow_s=0.2, epoch_s=0.3)
     report = run(Pipeline.from_dict(values).spec, runner="ray", on_progress=watch)
     assert killed
     assert report.attempts == 2

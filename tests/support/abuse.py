@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import resource
+import socket
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,22 @@ def copying(folder: Path, source: Mapping[str, Any], sink: Mapping[str, Any] | N
 def lines(path: Path, **options: Any) -> dict[str, Any]:
     """A source of JSON lines whose stream is ``k`` and whose time is ``t`` in seconds."""
     return {"type": "jsonl", "path": str(path), "stream_id": "k", "event_time": "t", "event_time_unit": "s", **options}
+
+
+def pipe(path: Path) -> None:
+    """Make a named pipe."""
+    os.mkfifo(path)
+
+
+def unix_socket(path: Path) -> None:
+    """Make a socket of the file system."""
+    folder = Path.cwd()
+    os.chdir(path.parent)  # the address of a socket holds a hundred letters only
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    finally:
+        os.chdir(folder)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
