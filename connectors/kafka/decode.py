@@ -296,7 +296,7 @@ def _conform(table: pa.Table, columns: pa.Schema) -> tuple[pa.Table, pa.Array]:
             arrays.append(pa.nulls(table.num_rows, field.type))
             if field.name in table.schema.names:
                 errors.append(pa.repeat(f"there are several columns called {field.name!r}", table.num_rows))
-    return pa.Table.from_arrays(arrays, schema=columns), pc.coalesce(*errors)
+    return pa.Table.from_arrays(arrays, schema=columns), pc.coalesce(*errors) if len(errors) > 1 else none
 
 
 def _reasons(field: pa.Field, column: pa.Array) -> pa.Array | str:

@@ -203,6 +203,8 @@ def _time_of_text(texts: pa.StringArray, kind: pa.DataType) -> pa.Array:
 def _time_of_time(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """Change unit and zone of instants; one without a zone is UTC."""
     counts, here, there = array.view(pa.int64()), PER_SECOND[array.type.unit], PER_SECOND[kind.unit]
+    if here == there:
+        return counts.view(kind)
     if here > there:
         numbers = counts.fill_null(0).to_numpy() // (here // there)
         return pa.array(numbers, mask=counts.is_null().to_numpy(zero_copy_only=False)).view(kind)

@@ -146,6 +146,9 @@ def _frequencies(column: pa.Array) -> Iterator[tuple[str, int]]:
     if encoded.null_count:
         yield str(None), encoded.null_count
         encoded = encoded.drop_null()
+    if len(encoded) and len(encoded.dictionary) == 1:  # nearly all batches: every row is ok
+        yield str(encoded.dictionary[0].as_py()), len(encoded)
+        return
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     for name, number in zip(encoded.dictionary.to_pylist(), np.bincount(codes).tolist(), strict=False):
         if number:
