@@ -12,13 +12,12 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch
-from connectors.extras import optional
 from models.rekv.checkpoint import load_checkpoint, read_model_type
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
@@ -27,23 +26,9 @@ from models.rekv.prompts import PROMPTS, PromptTemplate
 from models.rekv.session import Prefix
 from models.rekv.small import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_small
 from models.rekv.vision import FrameEncoder
+from models.tokenizers import FolderTokenizer, Tokenizer
 
-transformers = optional("transformers")
-
-__all__ = ["FolderTokenizer", "Tokenizer", "VideoLanguageModel", "load_model", "wrap_model"]
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
-
-    def encode(self, text: str, *, start: bool = False) -> list[int]:
-        """Return token ids; ``start``: with the token that opens a sequence, where the family has one."""
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of an answer, without special tokens."""
-
-    def unknown(self, text: str) -> list[str]:
-        """Return the words that it cannot tell apart from others; none where tokens are parts of words."""
+__all__ = ["VideoLanguageModel", "load_model", "wrap_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -74,32 +59,6 @@ class VideoLanguageModel:
     def unknown(self, text: str) -> list[str]:
         """Return the words of a text that the tokenizer cannot tell apart from others."""
         return [] if self.tokenizer is None else self.tokenizer.unknown(text)
-
-
-class FolderTokenizer:
-    """The tokenizer of a checkpoint folder."""
-
-    def __init__(self, folder: Path) -> None:
-        make = transformers.AutoTokenizer.from_pretrained
-        self._tokenizer: Any = make(folder, local_files_only=True, trust_remote_code=False)
-
-    def encode(self, text: str, *, start: bool = False) -> list[int]:
-        """Return token ids. Only the prefix begins with a start token, and only in families that have one (Llama)."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        first = self._tokenizer.bos_token_id
-        adds_start = start and first is not None and self._tokenizer.encode("")[:1] == [first]
-        return [first, *ids] if adds_start else ids
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text without special tokens and outer white space."""
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-    def unknown(self, text: str) -> list[str]:
-        """Return the words that become the unknown token; tokenizers over bytes have none."""
-        unknown = self._tokenizer.unk_token_id
-        if unknown is None:
-            return []
-        return [word for word in text.split() if unknown in self._tokenizer.encode(word, add_special_tokens=False)]
 
 
 def load_model(

@@ -26,8 +26,9 @@ from models.rekv.evaluate import film_quality
 from models.rekv.films import COLORS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, render, wording
 from models.rekv.loaders import load_model
 from models.rekv.losses import answer_loss, pack
-from models.rekv.small import SMALL_PROMPTS, SmallModel, WordTokenizer, build_small, save_small
+from models.rekv.small import SMALL_PROMPTS, SmallModel, build_small, save_small
 from models.rekv.vision import FrameEncoder
+from models.tokenizers import WordTokenizer
 from models.training import Stage, Training, TrainResult, cosine, warm_up
 
 __all__ = ["RECIPES", "FilmsSchedule", "film_tokenizer", "run_recipe", "train_films"]

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
 from models.rekv.config import ReKVConfig
 from models.rekv.prompts import PromptTemplate
+from models.tokenizers import WordTokenizer
 from models.weight_files import read_safetensors, write_safetensors
 
 transformers = optional("transformers")
@@ -31,7 +30,6 @@ __all__ = [
     "SMALL_UNSURE_BELOW",
     "SMALL_WEIGHTS",
     "SmallModel",
-    "WordTokenizer",
     "build_small",
     "load_small",
     "save_small",
@@ -48,39 +46,6 @@ SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensor
 """The small model that comes with the package."""
 
 _FORMAT = "1"
-_END, _UNKNOWN = "<end>", "<unknown>"
-_WORD = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
-
-
-class WordTokenizer:
-    """Words and punctuation marks in lower case; a word that is not listed becomes one unknown token."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        """``words``: id 0 ends an answer, id 1 is unknown, the rest as given by :meth:`of`."""
-        self.words = tuple(words)
-        self._ids = {word: i for i, word in enumerate(self.words)}
-
-    @staticmethod
-    def of(texts: Sequence[str]) -> WordTokenizer:
-        """List the words of some texts."""
-        return WordTokenizer([_END, _UNKNOWN, *sorted({word for text in texts for word in _WORD.findall(text.lower())})])
-
-    @property
-    def end(self) -> int:
-        """The token that ends an answer."""
-        return self._ids[_END]
-
-    def encode(self, text: str, *, start: bool = False) -> list[int]:
-        """Return token ids; there is no start token."""
-        return [self._ids.get(word, self._ids[_UNKNOWN]) for word in _WORD.findall(text.lower())]
-
-    def unknown(self, text: str) -> list[str]:
-        """Return the words of a text that are not listed."""
-        return [word for word in _WORD.findall(text.lower()) if word not in self._ids]
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the words with spaces between them."""
-        return " ".join(self.words[token] for token in tokens if token != self.end)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

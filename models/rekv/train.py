@@ -25,12 +25,12 @@ from connectors.options import REQUIRED, option
 from models.devices import resolve_device
 from models.rekv.annotations import Sample, read_samples, sample_frames
 from models.rekv.checkpoint import load_checkpoint, read_model_type
-from models.rekv.loaders import FolderTokenizer, Tokenizer
 from models.rekv.losses import AnswerLoss, answer_loss, pack
 from models.rekv.prompts import PROMPTS, PromptTemplate
 from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
-from models.rekv.small import SMALL_WEIGHTS, SmallModel, WordTokenizer, load_small, save_small
+from models.rekv.small import SMALL_WEIGHTS, SmallModel, load_small, save_small
 from models.rekv.vision import FrameEncoder
+from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
 from models.training import (
     OwnDataOptions,
     Progress,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import decord
 import duckdb
 import pyarrow.dataset as ds
 import pytest
+from real_data import REAL_DATA
 
 from pipelines import Pipeline
 
-CLIPS = Path(os.environ.get("STREAMBANK_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "av"
+CLIPS = REAL_DATA / "av"
 WEIGHTS = Path(__file__).resolve().parents[2] / "models" / "mamba" / "weights" / "shapes.safetensors"
 
 pytestmark = pytest.mark.skipif(not any(CLIPS.glob("*.mp4")), reason=f"no real clips in {CLIPS}; set STREAMBANK_DATA")

@@ -18,8 +18,9 @@ from models.rekv.evaluate import film_quality
 from models.rekv.films import COLORS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
 from models.rekv.loaders import load_model
 from models.rekv.recipe import FilmsSchedule, _clip, _render_pool, film_tokenizer
-from models.rekv.small import SMALL_PROMPTS, SMALL_REKV, WordTokenizer, build_small, load_small, save_small
+from models.rekv.small import SMALL_PROMPTS, SMALL_REKV, build_small, load_small, save_small
 from models.rekv.train import Progress, train
+from models.tokenizers import WordTokenizer
 
 WEIGHTS = Path(__file__).resolve().parents[3] / "models" / "rekv" / "weights" / "shapes.safetensors"
 SHORT = FilmsSchedule(

@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 
 from connectors.records import FRAME, TIME_TYPE
-from models.rekv.small import WordTokenizer, build_small, save_small
+from models.rekv.small import build_small, save_small
+from models.tokenizers import WordTokenizer
 from operators.base import Context
 from operators.questions import QUESTION
 from operators.rekv import ReKVOperator, ReKVOptions
