@@ -229,6 +229,10 @@ class Sink(ABC):
     def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
         """Publish the staged files of ``epoch``. Repeatable: what is already published is left alone."""
 
+    def incomplete(self) -> Mapping[str, int]:
+        """Return how many rows were not handed over whole since ``open``, by what became of them: the end of "3 rows …"."""
+        return {}
+
     @abstractmethod
     def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
         """Finish the commit of ``epoch``, the newest one with a manifest (-1: none), and delete everything staged besides.

@@ -45,6 +45,8 @@ class Encoder(ABC):
 
     def __init__(self, columns: Columns, *, partitions: int, max_bytes: int) -> None:
         self.partitions = partitions
+        self.altered = 0
+        """Rows that have null for a value that the format cannot hold."""
         self._columns = columns
         self._max_bytes = max_bytes - _ENVELOPE_BYTES
 
@@ -81,7 +83,9 @@ class JsonEncoder(Encoder):
     def encode(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """See the contract."""
         chosen = self._columns.apply(batch)
-        values = json_objects(chosen).view(pa.binary())
+        texts, altered = json_objects(chosen)
+        self.altered += altered
+        values = texts.view(pa.binary())
         self._check_sizes(values, batch)
         yield _messages(batch, values, self._partition_of(batch.column("stream_id")), None)
 

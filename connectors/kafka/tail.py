@@ -56,6 +56,6 @@ class TopicTail(Tail):
             if self._is_arrow:
                 return self.matching(pa.ipc.open_stream(pa.py_buffer(value)).read_all(), ids)
             row = json.loads(value)
-        except (pa.ArrowException, OSError, ValueError):
+        except (pa.ArrowException, OSError, ValueError, RecursionError):
             return []
         return [row] if isinstance(row, dict) and row.get(self._column) in ids else []

@@ -128,6 +128,10 @@ class FlightSink(Sink):
     def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
         """Do nothing: nothing is stored."""
 
+    def incomplete(self) -> Mapping[str, int]:
+        """Return how many rows subscribers have lost that read too slowly; a row that two have lost counts twice."""
+        return {"were dropped for a subscriber that read too slowly": sum(channel.lost for channel in self._channels.values())}
+
     def close(self) -> None:
         """End the server. Subscribers have a second to take what waits; none of them keeps the run from ending."""
         server, self._server = self._server, None

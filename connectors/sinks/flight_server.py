@@ -92,6 +92,12 @@ class Channel:
         with self._lock:
             return len(self._subscribers)
 
+    @property
+    def lost(self) -> int:
+        """How many rows were dropped for slow clients, those that have gone and those that read now."""
+        with self._lock:
+            return self.dropped + sum(subscriber.dropped for subscriber in self._subscribers)
+
     def put(self, batch: pa.RecordBatch) -> None:
         """Hand rows to all subscribers."""
         self.rows += batch.num_rows
@@ -177,7 +183,7 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
 
     def get_flight_info(self, context: Any, descriptor: fl.FlightDescriptor) -> fl.FlightInfo:
         """Return schema and ticket of the node that a path names."""
-        path = [part.decode() for part in descriptor.path or []]
+        path = [part.decode(errors="replace") for part in descriptor.path or []]
         return self._info(self._known(path[0] if len(path) == 1 else "/".join(path)))
 
     def do_get(self, context: Any, ticket: fl.Ticket) -> fl.FlightDataStream:
@@ -202,8 +208,8 @@ class FlightServer(fl.FlightServerBase):  # type: ignore[misc]
         }
         return [fl.Result(pa.py_buffer(json.dumps(health).encode()))]
 
-    def _known(self, name: str | None) -> str:
-        if name is None or name not in self._channels:
+    def _known(self, name: object) -> str:
+        if not isinstance(name, str) or name not in self._channels:
             raise fl.FlightServerError(f"no such node: {name!r}; allowed: {', '.join(self._channels)}")
         return name
 
@@ -229,8 +235,8 @@ def _parse_ticket(ticket: bytes) -> dict[str, Any]:
     what = 'the ticket must be JSON like {"node": "detect", "streams": ["cam1"]}'
     try:
         wanted = json.loads(ticket or b"{}")
-    except ValueError as error:
-        raise fl.FlightServerError(f"{what}; it is {ticket[:80]!r}") from error
+    except (ValueError, RecursionError):
+        raise fl.FlightServerError(f"{what}; it is {ticket[:80]!r}") from None
     if not isinstance(wanted, dict) or not set(wanted) <= {"node", "streams"}:
         raise fl.FlightServerError(f"{what}; it is {ticket[:80]!r}")
     streams = wanted.get("streams")

@@ -27,26 +27,31 @@ _MIN_S, _END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999, since 1970: what ISO 8601 texts of four digits hold and common readers take."""
 _NO_TEXT = pa.scalar(None, pa.string())
 
+ALTERED = "hold null for a value that JSON cannot hold"
+"""What became of rows that ``altered`` counts."""
+
 _Note = Callable[[str], None]
 """Called with what is wrong, where values were replaced by null."""
 
 logger = logging.getLogger(__name__)
 
 
-def json_lines(batch: pa.RecordBatch) -> memoryview:
-    """Return one JSON object per row, each ended by a newline, as UTF-8 bytes. Keys stand in column order.
+def json_lines(batch: pa.RecordBatch) -> tuple[memoryview, int]:
+    """Return one JSON object per row, each ended by a newline, as UTF-8 bytes, and how many rows were altered.
 
-    What cannot be written is null; it is named in the column ``error``, where there is one of text, else in the log.
+    Keys stand in column order. What cannot be written is null; it is named in the column ``error``, where there is one of
+    text, else in the log.
     """
     if not batch.num_columns:
-        return memoryview(b"{}\n" * batch.num_rows)
-    return _bytes(_objects(batch, "}\n"))
+        return memoryview(b"{}\n" * batch.num_rows), 0
+    texts, altered = _objects(batch, "}\n")
+    return _bytes(texts), altered
 
 
-def json_objects(batch: pa.RecordBatch) -> pa.StringArray:
+def json_objects(batch: pa.RecordBatch) -> tuple[pa.StringArray, int]:
     """Return the object of each row, as ``json_lines`` does."""
     if not batch.num_columns:
-        return pa.array(["{}"] * batch.num_rows, pa.string())
+        return pa.array(["{}"] * batch.num_rows, pa.string()), 0
     return _objects(batch, "}")
 
 
@@ -55,7 +60,7 @@ def json_values(array: pa.Array) -> pa.StringArray:
     return _values(array, _ignore)
 
 
-def _objects(batch: pa.RecordBatch, end: str) -> pa.StringArray:
+def _objects(batch: pa.RecordBatch, end: str) -> tuple[pa.StringArray, int]:
     columns = []
     problems: list[pa.Array] = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -77,7 +82,8 @@ def _objects(batch: pa.RecordBatch, end: str) -> pa.StringArray:
     for position, (name, (before, values, after)) in enumerate(zip(batch.schema.names, columns, strict=True)):
         parts += [literal + ("," if position else "") + json.dumps(name, ensure_ascii=False) + ":" + before, values]
         literal = after
-    return pc.binary_join_element_wise(*parts, literal + end, "")
+    altered = len(batch) - pc.coalesce(*problems).null_count if problems else 0
+    return pc.binary_join_element_wise(*parts, literal + end, ""), altered
 
 
 def _complain(column: pa.Array, text: str) -> pa.StringArray:

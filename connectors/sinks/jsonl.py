@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns
-from connectors.sinks.json_text import json_lines
+from connectors.sinks.json_text import ALTERED, json_lines
 from connectors.sinks.staged import StagedFile, single_input
 from connectors.sinks.tables import RowBuffer, TableSink
 
@@ -52,7 +52,7 @@ class JsonlSink(TableSink):
         self._columns: Columns  # by open
         self._file: StagedFile | None = None
         self._waiting = RowBuffer()
-        self._rows = 0
+        self._rows = self._altered = 0
 
     def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
         self._columns = Columns(self.options.columns, self.options.exclude, single_input("jsonl", schemas))
@@ -68,6 +68,10 @@ class JsonlSink(TableSink):
         if self._waiting.rows >= _BLOCK_ROWS or self._waiting.bytes >= _BLOCK_BYTES:
             self._write_waiting()
 
+    def incomplete(self) -> Mapping[str, int]:
+        """Return how many rows have null where JSON cannot hold the value."""
+        return {ALTERED: self._altered}
+
     def _write_waiting(self) -> None:
         if not self._waiting.rows:
             return
@@ -77,7 +81,9 @@ class JsonlSink(TableSink):
         joined = pa.concat_batches(self._waiting.take())
         step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES * rows // size))
         for start in range(0, rows, step):
-            self._file.write(json_lines(joined.slice(start, step)))
+            text, altered = json_lines(joined.slice(start, step))
+            self._file.write(text)
+            self._altered += altered
         self._rows += rows
 
     def _flush(self) -> None:

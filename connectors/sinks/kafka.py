@@ -30,6 +30,7 @@ from connectors.kafka.messages import MessageFormat
 from connectors.kafka.transactions import HEADERS_KEY, TRANSACTION_S, Publisher
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns, require_kept
+from connectors.sinks.json_text import ALTERED
 from connectors.sinks.staged import STAGING, FileSink, StagedFile, single_input, sink_error
 from connectors.sinks.tables import RowBuffer
 
@@ -132,6 +133,10 @@ class KafkaSink(FileSink):
         self._waiting.add(batch)
         if self._waiting.rows >= _BLOCK_ROWS or self._waiting.bytes >= _BLOCK_BYTES:
             self._write_waiting()
+
+    def incomplete(self) -> Mapping[str, int]:
+        """Return how many rows have null where JSON cannot hold the value."""
+        return {ALTERED: self._encoder.altered}
 
     def _write_waiting(self) -> None:
         if not self._waiting.rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from connectors.sources.exact import inexact_integer
-from connectors.sources.lines import BOM, LineFormat
+from connectors.sources.lines import BOM, LineFormat, as_batch
 from connectors.sources.tables import TableOptions, TableSource
 
 __all__ = ["JsonlFormat", "JsonlSource"]
@@ -35,7 +36,7 @@ class JsonlFormat(LineFormat):
     def parse(self, block: bytes, columns: pa.Schema | None) -> pa.Table:
         """Parse a block of lines, each of which must begin an object."""
         # Arrow's parser crashes the process on a top-level null, so no block reaches it in which a line begins otherwise.
-        if not _are_lines(block, block.count(b"\n") + (not block.endswith(b"\n"))):
+        if not block.startswith(b"{") or block.count(b"\n{") + 1 != block.count(b"\n") + (not block.endswith(b"\n")):
             raise pa.ArrowInvalid("not a JSON object")
         if not block.isascii():  # Arrow's parser takes any bytes for text
             try:
@@ -87,7 +88,13 @@ class JsonlFormat(LineFormat):
         problems: Sequence[str | None] | None = None,
     ) -> tuple[pa.RecordBatch, pa.Array | None]:
         """Parse JSON texts, one row each; line ends are white space within a text."""
-        if offsets is None and not _are_lines(b"\n".join([*records, b""]), len(records)):
+        if offsets is None:
+            block = b"\n".join([*records, b""])
+            if block.count(b"\n") == len(records):
+                with contextlib.suppress(pa.ArrowInvalid):  # found record by record below
+                    table = self.parse(block, columns)
+                    if table.num_rows == len(records):
+                        return self.exact(as_batch(table), None, columns, lambda: records)
             records = [self.clean(record).replace(b"\n", b" ") for record in records]
         return super().rows(records, columns, offsets, problems)
 
@@ -127,11 +134,6 @@ class JsonlSource(TableSource):
     def format(self) -> JsonlFormat:
         """Return how to read JSON lines."""
         return JsonlFormat()
-
-
-def _are_lines(block: bytes, count: int) -> bool:
-    """Return whether a block is ``count`` lines, each of which begins an object."""
-    return block.startswith(b"{") and block.count(b"\n{") + 1 == count == block.count(b"\n") + (not block.endswith(b"\n"))
 
 
 def _integer(digits: str) -> int:

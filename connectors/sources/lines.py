@@ -21,7 +21,7 @@ from connectors.sources.casting import plain_type
 from connectors.sources.exact import exact_type, rows_beyond
 from connectors.sources.tables import Chunk, NoRecords, TableFormat
 
-__all__ = ["BOM", "LineFormat"]
+__all__ = ["BOM", "LineFormat", "as_batch"]
 
 _BLOCK_BYTES = 1 << 20
 """Bytes parsed at once; Arrow's readers are fastest from here on and a chunk stays in the processor's cache."""
@@ -174,7 +174,7 @@ class LineFormat(TableFormat):
         ``offsets`` are the places in a file that messages name, ``problems`` what is known to be wrong.
         """
         rows, errors = _rows(columns, _parse_records(self, records, columns, offsets, problems))
-        return self._exact(rows, errors, columns, lambda: records)
+        return self.exact(rows, errors, columns, lambda: records)
 
     def _vote(
         self,
@@ -221,8 +221,8 @@ class LineFormat(TableFormat):
             if count is not None:
                 table = self.parse(block, columns)
                 if table.num_rows == count:
-                    rows = _batch(table)
-                    return self._exact(rows, None, columns, lambda: self.records(block)[0])
+                    rows = as_batch(table)
+                    return self.exact(rows, None, columns, lambda: self.records(block)[0])
         except pa.ArrowInvalid:
             pass  # found record by record below
         records, offsets, problems = self.records(block)
@@ -238,7 +238,7 @@ class LineFormat(TableFormat):
                 problems.append(problem)
         return records, offsets, problems
 
-    def _exact(
+    def exact(
         self, rows: pa.RecordBatch, errors: pa.Array | None, columns: pa.Schema, records: Callable[[], Sequence[bytes]]
     ) -> tuple[pa.RecordBatch, pa.Array | None]:
         """Put null and an error for integers that a double has rounded; only large numbers are looked at."""
@@ -356,11 +356,12 @@ def _rows(columns: pa.Schema, parts: Sequence[tuple[pa.Table | None, str | None]
     bad = pa.Table.from_arrays([pa.nulls(1, kind) for kind in columns.types], schema=columns)
     tables = [table if table is not None else bad for table, _ in parts]
     errors = [message for table, error in parts for message in ([error] if table is None else [None] * table.num_rows)]
-    rows = _batch(pa.concat_tables([columns.empty_table(), *tables]))
+    rows = as_batch(pa.concat_tables([columns.empty_table(), *tables]))
     return rows, pa.array(errors, pa.string()) if any(errors) else None
 
 
-def _batch(table: pa.Table) -> pa.RecordBatch:
+def as_batch(table: pa.Table) -> pa.RecordBatch:
+    """Return the whole table as one batch."""
     whole = table.combine_chunks()
     return whole.to_batches()[0] if whole.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
 

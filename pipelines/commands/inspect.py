@@ -98,6 +98,7 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
             f"sink        {node}: {sink['rows']:,} rows; in this epoch {sink['epoch_rows']:,} rows, "
             f"{_size(sink['epoch_bytes'])} in {_count(len(sink['epoch_files']), 'file')}"
         )
+        lines += _tally(state, node)
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ def facts(tallies: Iterable[Tally]) -> dict[str, int]:
         "late_rows": total.late_rows,
         "dropped": total.dropped.total(),
         "losses": total.losses.total(),
+        "incomplete": total.incomplete.total(),
         "unread_files": total.unread_files,
     }
     return {name: number for name, number in counts.items() if number}
@@ -60,9 +61,8 @@ def report_text(name: str, report: RunReport, folders: Mapping[str, str]) -> str
     width = max(map(len, nodes), default=0)
     for node in nodes:
         tally = report.tallies.get(node)
-        lines += _node_lines(node, width, rows[node], tally)
-        if node in folders:
-            lines[-1] += f"  {folders[node]}"
+        first, *further = _node_lines(node, width, rows[node], tally)
+        lines += [f"{first}  {folders[node]}" if node in folders else first, *further]
     if report.status == "stopped":
         lines.append("  go on with --resume")
     return "\n".join(lines)
@@ -100,6 +100,7 @@ def _counts(tally: Tally) -> list[str]:
         remedy = "they came behind the watermark of their input; a longer align_s gives them their place"
         lines.append(f"{tally.late_rows:,} late rows: {remedy}")
     lines += [f"{number:,} rows dropped: {reason}" for reason, number in tally.dropped.most_common() if number]
+    lines += [f"{number:,} rows {text}" for text, number in tally.incomplete.most_common() if number]
     for name, number in tally.losses.most_common():
         reason = tally.reasons.get(name)
         if number:

@@ -88,7 +88,7 @@ def _tallies(tasks: Sequence[TaskStats], coordinator: Coordinator) -> dict[str, 
     """Add up what the tasks have counted in this attempt and what had been counted before."""
     parts: dict[str, list[Tally]] = {}
     for stats in tasks:
-        if stats.kind != "sink":
+        if stats.kind != "sink" or not stats.tally.all_ok:
             parts.setdefault(stats.task.node, []).append(stats.count())
     return {node: Tally.sum(own).after(coordinator.earlier.get(node, Tally())) for node, own in parts.items()}
 

@@ -184,8 +184,11 @@ class Coordinator:
                 OperatorState(tuple(ack.chain), ack.open_streams, ack.alignment) for ack in answers
             )
         for sink in spec.sinks:
-            staged = [tuple(ack.staged) for ack in self._of(sink.name) if isinstance(ack, SinkAck)]
+            done = [ack for ack in self._of(sink.name) if isinstance(ack, SinkAck)]
+            staged = [tuple(ack.staged) for ack in done]
             sinks[sink.name] = tuple(staged)
+            if not (tally := self._tally(sink.name, [ack.tally for ack in done])).all_ok:
+                tallies[sink.name] = tally
             before = self.manifest.rows.get(sink.name, 0) if self.manifest is not None else 0
             rows[sink.name] = before + sum(file.rows for shard in staged for file in shard)
         return Manifest(

@@ -204,6 +204,8 @@ class SinkAck:
     task: TaskId
     epoch: int
     staged: Sequence[Staged]
+    tally: Tally = field(default_factory=Tally)
+    """Rows that were not handed over whole in this attempt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Knows sinks only by their contract. Runs in one thread.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from connectors import faults
@@ -77,4 +78,5 @@ class SinkTask:
         self.stats.step_s += time.perf_counter() - started
         faults.reach("after_prepare", epoch, self._name)
         self.stats.last_epoch = epoch
-        self._report(SinkAck(self.task, epoch, tuple(staged)))
+        self.stats.tally.incomplete = +Counter(self._sink.incomplete())
+        self._report(SinkAck(self.task, epoch, tuple(staged), self.stats.tally.copy()))

@@ -45,6 +45,8 @@ class Tally:
     """Rows that a live source could not hand over, by reason."""
     losses: Counter[str] = field(default_factory=Counter)
     """Counts of the operator's own (``Operator.losses``): what was lost without a row that says so."""
+    incomplete: Counter[str] = field(default_factory=Counter)
+    """Rows that a sink could not hand over whole, by what became of them (``Sink.incomplete``)."""
     unread: dict[str, str] = field(default_factory=dict)
     """File that was not read, or not to its end → why; at most ``MAX_NAMES``."""
     unread_files: int = 0
@@ -103,6 +105,7 @@ class Tally:
             total.late_rows += part.late_rows
             total.dropped.update(part.dropped)
             total.losses.update(part.losses)
+            total.incomplete.update(part.incomplete)
             known = len(total.unread.keys() & part.unread.keys())  # told again by a later attempt or another shard
             total.unread_files += part.unread_files - known
             for name, reason in part.unread.items():
@@ -119,7 +122,7 @@ class Tally:
     @property
     def all_ok(self) -> bool:
         """Whether nothing was wrong, lost, late or left out."""
-        return not (self.not_ok or self.late_rows or self.unread_files or +self.dropped or +self.losses)
+        return not (self.not_ok or self.late_rows or self.unread_files or +self.dropped or +self.losses or +self.incomplete)
 
     def to_json(self) -> dict[str, Any]:
         """Return what is not empty as JSON values."""
@@ -129,7 +132,7 @@ class Tally:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Tally:
         """Rebuild what ``to_json`` returned."""
-        counters = ("statuses", "dropped", "losses")
+        counters = ("statuses", "dropped", "losses", "incomplete")
         parts: dict[str, Any] = {name: Counter(part) if name in counters else part for name, part in value.items()}
         return Tally(**parts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -182,3 +183,45 @@ def test_many_videos_at_once_are_read_whole(count: int, tmp_path: Path) -> None:
     assert {row["error"] for row in rows} == {None}
     found = sorted((row["stream_id"], row["sequence"]) for row in rows)
     assert found == sorted((f"clip{clip}", frame) for clip in range(count) for frame in range(5))
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_more_keys_than_slots_lose_the_least_recent_memory_and_rows_say_so(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, weight = 64, 0.5
+    keys = [f"key {key}" for key in np.random.default_rng(0).zipf(1.2, 3 * count) % count]
+    assert len(set(keys)) > 5 * slots
+    write_rows(tmp_path / "in.jsonl", ({"k": key, "value": n % 7, "t": n} for n, key in enumerate(keys)))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    (tmp_path / "smooth_of_the_page.py").write_text(code)
+    document = copying(tmp_path, lines(tmp_path / "in.jsonl", columns={"value": "double"}))
+    operator = {"type": "smooth_of_the_page:Smooth", "input": "events", "max_streams": slots, "max_batch": 16}
+    document["operators"] = {"mean": operator}
+    document["sinks"]["rows"]["input"] = "mean"
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run_file(tmp_path, document, "--strict")
+    monkeypatch.delitem(sys.modules, "smooth_of_the_page")
+    rows = plain_rows(tmp_path / "rows")  # in the order in which the operator had them, which is fair to rare keys
+    order = [round(row["event_time"].timestamp()) for row in rows]
+    assert sorted(order) == list(range(len(keys)))
+    held: dict[str, float] = {}  # the least recently used first
+    evicted: dict[str, None] = {}  # only so many are remembered
+    wanted = []
+    for n in order:
+        key = keys[n]
+        before = held.pop(key, None)
+        if before is None and len(held) == slots:
+            oldest = next(iter(held))
+            evicted[oldest] = None
+            del held[oldest]
+            if len(evicted) > 4096:
+                del evicted[next(iter(evicted))]
+        told = "reset" if before is None and key in evicted else "ok"
+        evicted.pop(key, None)
+        held[key] = n % 7 if before is None else before + weight * (n % 7 - before)
+        wanted.append((key, n, held[key], told))
+    assert [(row["stream_id"], n, row["mean"], row["status"]) for row, n in zip(rows, order, strict=True)] == wanted
+    resets = sum(status == "reset" for *_, status in wanted)
+    assert done.exit_code == 3, done.output
+    assert f"{resets:,} reset" in done.output

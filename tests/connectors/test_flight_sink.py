@@ -143,6 +143,7 @@ def test_a_subscriber_that_does_not_read_loses_the_oldest_rows_and_holds_nobody_
     assert got == sorted(got)
     assert dropped > 0
     assert dropped == count + 1 - len(got)
+    assert list(sink.incomplete().values()) == [dropped]
 
 
 _STALL = """

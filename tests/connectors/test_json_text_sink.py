@@ -118,10 +118,10 @@ def test_dictionaries_and_tensors_are_written_as_what_they_hold() -> None:
 
 def test_lines_hold_the_columns_in_order_with_escaped_names() -> None:
     batch = pa.record_batch({'a"b': pa.array([1, None]), "ü": pa.array(["x", None]), "z": pa.array([True, False])})
-    text = bytes(json_lines(batch)).decode()
+    text = bytes(json_lines(batch)[0]).decode()
     assert text == '{"a\\"b":1,"ü":"x","z":true}\n{"a\\"b":null,"ü":null,"z":false}\n'
-    assert bytes(json_lines(batch.slice(1))).decode() == text.splitlines(keepends=True)[1]
-    assert bytes(json_lines(batch.slice(2))) == b""
+    assert bytes(json_lines(batch.slice(1))[0]).decode() == text.splitlines(keepends=True)[1]
+    assert bytes(json_lines(batch.slice(2))[0]) == b""
 
 
 def strict(text: str) -> Any:
@@ -268,7 +268,7 @@ def test_lines_are_valid_text_whatever_the_bytes(values: list[bytes | None], sta
     elif kind == "view":
         column = pa.array(values, pa.binary_view()).view(pa.string_view())
     batch = pa.record_batch({"n": pa.array(range(len(values))), "label": column}).slice(start)
-    lines = bytes(json_lines(batch)).decode("utf-8").splitlines()
+    lines = bytes(json_lines(batch)[0]).decode("utf-8").splitlines()
     expected = [[decoded(v)] if kind == "list" else decoded(v) for v in values]
     assert [json.loads(line)["label"] for line in lines] == expected[start:]
 
@@ -282,7 +282,7 @@ def test_what_cannot_be_written_is_null_and_named_in_the_error_of_its_row() -> N
     at = pa.array([0, 0, 2**62, 2**62], pa.int64()).view(pa.timestamp("us", tz="UTC"))
     rows = [
         json.loads(line)
-        for line in bytes(json_lines(with_error({"label": label, "at": at}, [None, None, "before", "before"]))).splitlines()
+        for line in bytes(json_lines(with_error({"label": label, "at": at}, [None, None, "before", "before"]))[0]).splitlines()
     ]
     bad_label, bad_time = (
         "column 'label' is not UTF-8; written as null",
@@ -292,19 +292,19 @@ def test_what_cannot_be_written_is_null_and_named_in_the_error_of_its_row() -> N
     assert [row["at"] is None for row in rows] == [False, False, True, True]
     assert [row["error"] for row in rows] == [None, bad_label, f"before; {bad_time}", f"before; {bad_label}; {bad_time}"]
     whole = with_error({"label": label, "at": at}, [None] * 4)
-    assert json_objects(whole).to_pylist()[1] == json.dumps(
+    assert json_objects(whole)[0].to_pylist()[1] == json.dumps(
         {"label": None, "at": "1970-01-01T00:00:00.000000Z", "error": bad_label}, separators=(",", ":")
     )
 
 
 def test_an_error_column_that_is_no_text_itself_is_valid_json() -> None:
     batch = pa.record_batch({"error": pa.array([b"\xff", None, b"x"]).view(pa.string())})
-    rows = [json.loads(line)["error"] for line in bytes(json_lines(batch)).splitlines()]
+    rows = [json.loads(line)["error"] for line in bytes(json_lines(batch)[0]).splitlines()]
     assert rows == ["column 'error' is not UTF-8; written as null", None, "x"]
 
 
 def test_without_an_error_column_the_log_says_it(caplog: pytest.LogCaptureFixture) -> None:
-    lines = bytes(json_lines(pa.record_batch({"at": pa.array([-1, 3], pa.int32()).view(pa.time32("s"))})))
+    lines = bytes(json_lines(pa.record_batch({"at": pa.array([-1, 3], pa.int32()).view(pa.time32("s"))}))[0])
     assert lines == b'{"at":null}\n{"at":"00:00:03"}\n'
     assert "rows=1 column 'at' holds a time of day that is not within 24 hours; written as null" in caplog.text
 

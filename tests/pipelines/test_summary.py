@@ -9,6 +9,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -137,6 +139,25 @@ def test_the_summary_of_a_run_is_that_of_all_runs_into_the_state_folder(folder: 
     third = call("run", "p.yaml", "--resume", "--strict", "--quiet")
     assert (third.exit_code, third.stdout) == (3, "")
     assert third.stderr == again.stderr
+
+
+def test_rows_that_json_could_not_hold_whole_are_told_of_the_sink(folder: Path) -> None:
+    times = pa.array([0, 1 << 60, -(1 << 60), 1], pa.timestamp("us"))  # of the years 1970 and 36,000 before and after it
+    pq.write_table(pa.table({"k": ["a"] * 4, "t": range(4), "due": times}), folder / "in.parquet")
+    (folder / "p.yaml").write_text(
+        "name: p\nstate: state\nsources:\n  events: {type: parquet, path: in.parquet, stream_id: k, event_time: t, "
+        "event_time_unit: s}\nsinks:\n  rows: {type: jsonl, input: events, path: rows}\n"
+    )
+    result = call("run", "p.yaml", "--strict")
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[2:] == [
+        f"  rows               4 rows  {folder}/rows",
+        "          2 rows hold null for a value that JSON cannot hold",
+    ]
+    assert result.stderr.endswith("\nnot ok: rows: 2 incomplete\n")
+    assert "2 rows hold null for a value that JSON cannot hold" in call("inspect", "state").stdout
+    again = call("run", "p.yaml", "--resume", "--strict")
+    assert (again.exit_code, again.stderr) == (3, "not ok: rows: 2 incomplete\n")
 
 
 def test_strict_is_satisfied_where_everything_is_ok(folder: Path) -> None:
