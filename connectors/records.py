@@ -20,6 +20,7 @@ __all__ = [
     "KEY_FIELDS",
     "NEVER_US",
     "PER_SECOND",
+    "RGBD",
     "STATUS_FIELDS",
     "TIME_TYPE",
     "align",
@@ -87,6 +88,26 @@ FRAME = key_schema(
 """One video frame. ``encoding``: jpeg, png, raw_rgb8 / raw_bgr8 / raw_gray8 (height·width·channels bytes, row-major), or
 raw_f32_rgb (little-endian float32 in 0..255).
 ``error`` is set by a source that could not decode the frame; ``image`` is then null."""
+
+
+RGBD = key_schema(
+    "rgbd",
+    1,
+    [
+        *(each for each in FRAME if each not in KEY_FIELDS and each.name != "error"),
+        pa.field("depth", pa.binary()),
+        pa.field("depth_encoding", pa.string()),
+        pa.field("depth_scale", pa.float64()),
+        field("intrinsics", pa.list_(pa.float64()), unit="px"),
+        field("pose", pa.list_(pa.float64()), unit="m"),
+        pa.field("error", pa.string()),
+    ],
+)
+"""One color frame with depth aligned to it. ``depth_encoding``: png (16 bit), raw_u16 (little-endian) or raw_f32; raw depth has
+``height`` and ``width`` of the color. ``depth_scale``: units per meter, 1000 for millimeters. No reading: 0, 65535, NaN.
+``intrinsics``: the 3x3 matrix row by row, whole numbers at pixel centers. ``pose``: the 4x4 matrix row by row, camera to world
+(x right, y down, z forward, meters); null where none is known. Sources may add ``episode`` (string; a change starts the stream
+over), ``instruction`` (string), ``state`` (list of float) and ``feature`` (list of float)."""
 
 
 def schema_name(schema: pa.Schema) -> str:

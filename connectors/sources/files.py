@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 from connectors.errors import NothingToRead, SourceError
 
-__all__ = ["FileStamp", "expand", "name_streams", "natural_key"]
+__all__ = ["FileStamp", "digest_of", "expand", "name_streams", "natural_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,18 @@ class FileStamp:
         if then.size != self.size:
             return f"its size went from {then.size} to {self.size} bytes"
         return f"its modification time went from {then.mtime_ns} to {self.mtime_ns} ns"
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """Return a digest of the names, sizes and modification times of files: what a position remembers of a list of them."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            status = path.stat()
+            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(f"{path.name}\0gone\n".encode())
+    return digest.hexdigest()
 
 
 def _readable(entries: Sequence[Path], unread: dict[str, str] | None) -> list[Path]:

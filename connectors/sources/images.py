@@ -8,7 +8,6 @@ or no image at all becomes a row with ``error`` and the next one follows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from connectors.extras import opencv_problem, optional
 from connectors.options import REQUIRED, option
 from connectors.records import FRAME
 from connectors.sources.event_time import parse_start_time
-from connectors.sources.files import expand, name_streams, natural_key
+from connectors.sources.files import digest_of, expand, name_streams, natural_key
 from connectors.sources.follow import Folder, FollowOptions, changed_ns
 from connectors.sources.frames import FrameBatch, FrameMemory
 from connectors.sources.image_header import parse_header
@@ -148,7 +147,7 @@ class ImagesReader(Reader):
         self._unread: dict[str, str] = {}
         self._done: str | None = None
         self._gone = 0  # files that are not in the list anymore
-        if position is not None and "digest" in position and position["digest"] != _digest(files[: position["files"]]):
+        if position is not None and "digest" in position and position["digest"] != digest_of(files[: position["files"]]):
             raise SourceError(
                 f"the images of stream {stream_id!r} in {str(files[0].parent)!r} have changed since the position was "
                 f"recorded ({position['files']} files then, {len(files)} now; next was {position['name']!r}); put the old "
@@ -166,7 +165,7 @@ class ImagesReader(Reader):
                     self._folder.newest_ns = max(changed_ns(path) for path in files[: self._gone])
             self._next, self._files, self._digest = 0, [], ""
             return
-        self._digest = _digest(files)
+        self._digest = digest_of(files)
         self._next = int(position["frame"]) if position is not None else 0
         self.exhausted = self._next >= len(files)
 
@@ -248,15 +247,3 @@ def _is_image(path: Path) -> bool:
 
 def _is_image_or_folder_of_images(path: Path) -> bool:
     return _is_image(path) or (path.is_dir() and any(_is_image(entry) for entry in path.iterdir()))
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Return a digest of names, sizes and modification times."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            status = path.stat()
-            digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{path.name}\0gone\n".encode())
-    return digest.hexdigest()

@@ -93,8 +93,8 @@ def _schemas(kind: registry.Kind, cls: type[Any]) -> list[str]:
         schema = getattr(cls, "schema", None)
         doc = " ".join(inspect.cleandoc(schema.fget.__doc__ or "").split()) if isinstance(schema, property) else ""
         lines = ["gives", *textwrap.wrap(doc, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
-        if records.schema_name(records.FRAME) in doc:
-            lines += _fields(records.FRAME)
+        for known in (records.FRAME, records.RGBD):
+            lines += _fields(known) if records.schema_name(known) in doc else []
         return [*lines, ""]
     lines = ["takes", *_fields(cls.input_schema)] if hasattr(cls, "input_schema") else []
     if cls.control_schema is not None:
