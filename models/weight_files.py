@@ -5,6 +5,8 @@ Everything that can be wrong with a file raises ``CheckpointMismatch`` that name
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from torch import Tensor
 from connectors import durable
 from connectors.errors import CheckpointMismatch
 
-__all__ = ["is_safetensors", "read_safetensors", "read_state_dict", "write_safetensors"]
+__all__ = ["is_safetensors", "read_safetensors", "read_state_dict", "weights_name", "write_safetensors"]
 
 
 def is_safetensors(file: Path) -> bool:
@@ -50,6 +52,15 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with durable.replacing(target) as temporary:
         safetensors.torch.save_file(plain, temporary, dict(metadata))
+
+
+def weights_name(prefix: str, config: Any, tensors: Mapping[str, Tensor]) -> str:
+    """Return a name of settings (JSON values) and weights: equal wherever they are equal."""
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"{prefix}-{digest.hexdigest()}"
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

@@ -76,6 +76,13 @@ _ENTRIES = (
         "answers to questions about running videos",
         ("cv2", "transformers"),
     ),
+    Entry(
+        "operator",
+        "fourd_vla",
+        "operators.fourd_vla.operator:FourDVLAOperator",
+        "the few past RGB-D frames that a robot's policy should see now, and the action of the 4D-VLA policy",
+        ("cv2",),
+    ),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),

@@ -9,6 +9,7 @@ world, axes x right, y down, z forward, meters. Everything is batched over frame
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +34,7 @@ CoordPool = Literal["mean", "center", "median_depth"]
 ResizePolicy = Literal["crop", "stretch"]
 
 _RIGID = 0.01
-"""How far a determinant may be from 1; and twice that for entries of R'R from the identity. Real poses reach 1e-3."""
+"""How far a determinant may be from 1; and twice that for entries of RR' from the identity. Real poses reach 1e-3."""
 
 
 def depth_meters(raw_BHW: Tensor, scale_B: Tensor, depth_max_m: float) -> tuple[Tensor, Tensor]:
@@ -146,31 +147,40 @@ def resize_plan(source: tuple[int, int], target: tuple[int, int], policy: Resize
     return ResizePlan((W - crop_width) // 2, (H - crop_height) // 2, crop_width, crop_height, height, width)
 
 
-def pose_problem(pose_44: Tensor) -> str | None:
-    """Say why a 4x4 matrix is no camera-to-world pose, None if it is one."""
-    if not bool(pose_44.isfinite().all()):
+def pose_problem(pose_16: Sequence[float]) -> str | None:
+    """Say why 16 numbers are no camera-to-world pose stored row by row, None if they are one. Plain Python: once per frame."""
+    if not all(map(math.isfinite, pose_16)):
         return "the pose holds NaN or infinity (lost tracking?)"
-    turn_33 = pose_44[:3, :3].double()
-    determinant = float(torch.linalg.det(turn_33))
-    skew = float((turn_33.T @ turn_33 - torch.eye(3, dtype=torch.float64, device=pose_44.device)).abs().max())
+    first, second, third = (pose_16[row : row + 3] for row in (0, 4, 8))
+    determinant = sum(a * b for a, b in zip(first, _cross(second, third), strict=True))
+    rows = (first, second, third)
+    skew = max(abs(_dot(a, b) - (i == j)) for i, a in enumerate(rows) for j, b in enumerate(rows))
     if abs(determinant - 1) > _RIGID or skew > 2 * _RIGID:
         return (
-            f"the pose is no rigid transform: det R is {determinant:.4g} and R'R is {skew:.4g} off the identity; it must be a "
+            f"the pose is no rigid transform: det R is {determinant:.4g} and RR' is {skew:.4g} off the identity; it must be a "
             "rotation (to 1e-2) with a translation in meters"
         )
-    if float((pose_44[3].double() - pose_44.new_tensor([0, 0, 0, 1]).double()).abs().max()) > 1e-6:
-        return f"the pose's last row is {pose_44[3].tolist()}, not 0 0 0 1; is it stored column by column?"
+    if max(abs(a - b) for a, b in zip(pose_16[12:], (0, 0, 0, 1), strict=True)) > 1e-6:
+        return f"the pose's last row is {list(pose_16[12:])}, not 0 0 0 1; is it stored column by column?"
     return None
 
 
-def camera_problem(camera_33: Tensor) -> str | None:
-    """Say why a 3x3 matrix is no pinhole camera matrix stored row by row, None if it is one."""
-    if not bool(camera_33.isfinite().all()):
+def camera_problem(camera_9: Sequence[float]) -> str | None:
+    """Say why 9 numbers are no pinhole camera matrix stored row by row, None if they are one."""
+    if not all(map(math.isfinite, camera_9)):
         return "the camera matrix holds NaN or infinity"
-    (fx, skew, _), (zero, fy, _), last = camera_33.tolist()
+    fx, skew, _, zero, fy, _, *last = camera_9
     if fx <= 0 or fy <= 0 or zero or last != [0, 0, 1]:
-        return f"the camera matrix {camera_33.tolist()} is no [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]; is it stored by columns?"
+        return f"the camera matrix {list(camera_9)} is not fx 0 cx, 0 fy cy, 0 0 1; is it stored by columns?"
     return f"the camera matrix has a skew of {skew}, and only a skew of 0 is supported" if skew else None
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _cross(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
 def _rays(camera_B33: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

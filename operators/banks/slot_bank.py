@@ -245,6 +245,13 @@ class SlotBank:
         self._written_S[slots_B] += count_B
         return plan.position_BN, plan.valid_BN
 
+    def assign(self, slots_B: Tensor, key: str, values_BC: Tensor) -> None:
+        """Replace one tensor [B, C, *row] of these streams where they are: marks and the like, not whole rows."""
+        held = self.rows[key]
+        changed_BC = (held[slots_B] != values_BC).flatten(2).any(2) if held.dim() > 2 else held[slots_B] != values_BC
+        held[slots_B] = values_BC.to(held.dtype)
+        self._dirty_SC[slots_B] |= changed_BC
+
     # Snapshots
 
     def export(self, slots_N: Tensor, state: State, *, incremental: bool) -> None:

@@ -13,6 +13,7 @@ from connectors.errors import ConfigError, nearest
 from models.mamba import checkpoint
 from models.mamba.config import MambaConfig
 from models.mamba.model import Mamba
+from models.weight_files import weights_name
 from operators.mamba.config import MambaOptions
 
 __all__ = ["adapt_config", "build_model", "config_hash", "model_id", "network"]
@@ -55,11 +56,7 @@ def adapt_config(config: MambaConfig, options: MambaOptions, name: str) -> Mamba
 
 def model_id(model: Mamba) -> str:
     """Return a name of weights and shapes, equal wherever they are equal."""
-    digest = hashlib.blake2b(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode(), digest_size=6)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return f"mamba-{digest.hexdigest()}"
+    return weights_name("mamba", dataclasses.asdict(model.config), model.state_dict())
 
 
 def config_hash(config: MambaConfig, options: MambaOptions) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from connectors.errors import ConfigError
@@ -28,7 +30,7 @@ def test_every_option_of_every_type_is_described_with_type_default_and_meaning(e
 def test_schemas_of_every_operator_are_shown(entry: registry.Entry) -> None:
     text = describe(entry.name)
     taken = schema_name(registry.load("operator", entry.name).input_schema)
-    assert f"takes\n  {taken}\n    stream_id   string, never null" in text
+    assert re.search(rf"takes\n  {re.escape(taken)}\n    stream_id +string, never null", text)
     assert taken != "frame.v1" or "height      int32 (px)" in text
     assert "what depends on the options" not in text
     assert "status" in text.partition("gives")[2]

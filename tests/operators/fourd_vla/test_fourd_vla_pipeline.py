@@ -1,0 +1,50 @@
+"""Recorded RGB-D through a pipeline: the ready one, a replay in real time, and what sampling keeps of a real kitchen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rgbd_folders as made
+from real_data import REAL_DATA
+
+from pipelines import Pipeline
+from pipelines.registry import ready_pipelines
+
+KITCHEN = REAL_DATA / "rgbd" / "redkitchen30"
+
+
+def run(folder: Path, scans: Path, *settings: str) -> list[dict[str, Any]]:
+    """Run the ready pipeline on recordings; return its rows in order."""
+    places = [f"state={folder}/state", f"rows.path={folder}/rows", f"scans.path={scans}", "choose.device=cpu"]
+    result = Pipeline.load(ready_pipelines()["fourd_vla_replay"], sets=[*places, *settings]).run()
+    rows: list[dict[str, Any]] = result.table("rows").to_pylist()
+    return sorted(rows, key=lambda row: (row["stream_id"], row["sequence"]))
+
+
+def test_the_ready_pipeline_chooses_frames_of_every_recording_and_a_paced_replay_the_same(tmp_path: Path) -> None:
+    made.tum_folder(tmp_path / "scans" / "desk", 6)
+    made.open3d_folder(tmp_path / "scans" / "room", 4)
+    rows = run(tmp_path / "a", tmp_path / "scans", "choose.keep=3")
+    assert [(row["stream_id"], row["sequence"], row["status"]) for row in rows] == [
+        *(("desk", n, "ok") for n in range(6)),
+        *(("room", n, "ok") for n in range(4)),
+    ]
+    assert [len(row["offsets"]) for row in rows] == [1, 2, 3, 3, 3, 3, 1, 2, 3, 3]
+    assert {row["reference"] for row in rows} == {"world"}
+    paced = run(tmp_path / "b", tmp_path / "scans", "choose.keep=3", "scans.pace=20", "choose.shards=2")
+    assert paced == rows
+
+
+@pytest.mark.skipif(not KITCHEN.is_dir(), reason=f"no recording in {KITCHEN}; set STREAMBANK_DATA")
+def test_in_the_real_kitchen_sampling_drops_views_that_repeat(tmp_path: Path) -> None:
+    rows = run(tmp_path / "mbs", KITCHEN)
+    even = run(tmp_path / "uniform", KITCHEN, "choose.sampling=uniform")
+    assert [row["status"] for row in rows] == ["ok"] * 30
+    redundancy = lambda some: np.mean([max(row["similarity"]) for row in some if row["sequence"] >= 4])  # noqa: E731
+    assert redundancy(rows) < redundancy(even)
+    for row in rows[13:]:  # the first ten frames show almost the same view
+        assert sum(sequence < 10 for sequence in row["selected_sequences"]) <= 1
+    assert all(0.5 < row["valid_depth"] < 1 for row in rows)
