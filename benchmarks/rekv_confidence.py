@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks import machine
+from models.films import make_film, questions
 from models.rekv.evaluate import ask_film, film_features
-from models.rekv.films import make_film, questions
 from models.rekv.loaders import load_model
 from models.rekv.small import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_small
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
+from models.films import make_film
 from models.rekv.decoder import TextDecoder
 from models.rekv.evaluate import MODES, FilmBlocks, film_quality
-from models.rekv.films import make_film
 from models.rekv.loaders import load_model
 from models.rekv.small import SMALL_WEIGHTS, load_small
 from models.rekv.train import Progress, train

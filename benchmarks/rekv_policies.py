@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from models.rekv.films import make_film, questions
+from models.films import make_film, questions
 from models.rekv.small import SMALL_WEIGHTS
 from operators.rekv import ReKVOptions
 from operators.rekv.answering import BlockQuestion

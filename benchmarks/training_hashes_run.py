@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -90,7 +91,8 @@ def rekv_recipe(out: Path, **given: Any) -> Any:
 
 def rekv_videos(out: Path, **given: Any) -> Any:
     """Fine-tuning of the small model in the package on two short films."""
-    films, folder = importlib.import_module("models.rekv.films"), out.parent / f"{out.name} data"
+    at = "models.films" if importlib.util.find_spec("models.films") else "models.rekv.films"  # where earlier versions have it
+    films, folder = importlib.import_module(at), out.parent / f"{out.name} data"
     folder.mkdir(exist_ok=True)
     entries = []
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the tokenizer of a checkpoint folder, and a list of words for small models. Knows no network."""
+"""Text to token ids and back: the tokenizer of a checkpoint folder, and one of whole words for small models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = ["FolderTokenizer", "Tokenizer", "WordTokenizer"]
 
 _END, _UNKNOWN = "<end>", "<unknown>"
 _WORD = re.compile(r"[a-z]+|\d+|[^\sa-z\d]")
+_WORD_OR_DIGIT = re.compile(r"[a-z]+|\d|[^\sa-z\d]")
 
 
 class Tokenizer(Protocol):
@@ -59,15 +60,18 @@ class FolderTokenizer:
 class WordTokenizer:
     """Words and punctuation marks in lower case; a word that is not listed becomes one unknown token."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        """``words``: id 0 ends an answer, id 1 is unknown, the rest as given by :meth:`of`."""
+    def __init__(self, words: Sequence[str], *, digits: bool = False) -> None:
+        """``words``: id 0 ends an answer, id 1 is unknown, the rest as given by :meth:`of`. ``digits``: each is a word."""
         self.words = tuple(words)
+        self._word = _WORD_OR_DIGIT if digits else _WORD
         self._ids = {word: i for i, word in enumerate(self.words)}
 
     @staticmethod
-    def of(texts: Sequence[str]) -> WordTokenizer:
+    def of(texts: Sequence[str], *, digits: bool = False) -> WordTokenizer:
         """List the words of some texts."""
-        return WordTokenizer([_END, _UNKNOWN, *sorted({word for text in texts for word in _WORD.findall(text.lower())})])
+        pattern = _WORD_OR_DIGIT if digits else _WORD
+        words = {word for text in texts for word in pattern.findall(text.lower())}
+        return WordTokenizer([_END, _UNKNOWN, *sorted(words)], digits=digits)
 
     @property
     def end(self) -> int:
@@ -76,11 +80,11 @@ class WordTokenizer:
 
     def encode(self, text: str, *, start: bool = False) -> list[int]:
         """Return token ids; there is no start token."""
-        return [self._ids.get(word, self._ids[_UNKNOWN]) for word in _WORD.findall(text.lower())]
+        return [self._ids.get(word, self._ids[_UNKNOWN]) for word in self._word.findall(text.lower())]
 
     def unknown(self, text: str) -> list[str]:
         """Return the words of a text that are not listed."""
-        return [word for word in _WORD.findall(text.lower()) if word not in self._ids]
+        return [word for word in self._word.findall(text.lower()) if word not in self._ids]
 
     def decode(self, tokens: list[int]) -> str:
         """Return the words with spaces between them."""

@@ -19,7 +19,7 @@ import torch
 
 from connectors.errors import StreambankError
 
-__all__ = ["Answerers"]
+__all__ = ["Answerers", "answerers"]
 
 Asked = TypeVar("Asked")
 Result = TypeVar("Result")
@@ -79,3 +79,10 @@ def _start(load: Callable[[], Callable[[Sequence[Any]], list[Any]]], threads: in
 def _answer(asked: list[Any]) -> list[Any]:
     assert _answering is not None  # the pool runs ``_start`` first
     return _answering(asked)
+
+
+def answerers(
+    name: str, processes: int, load: Callable[[], Callable[[Sequence[Asked]], list[Result]]]
+) -> Answerers[Asked, Result] | None:
+    """Return a pool of so many processes, None for 0 of them."""
+    return Answerers(name, processes, load) if processes else None

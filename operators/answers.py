@@ -14,11 +14,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from connectors.errors import nearest
 from operators.answerers import Answerers
 from operators.counters import Counters
+from operators.output import OutputRows
 from operators.pending import Pending
 from operators.questions import (
     Question,
@@ -33,7 +35,7 @@ from operators.questions import (
 from operators.state import State
 from operators.streams import NEVER_US, Stream, StreamTable
 
-__all__ = ["ANSWER_COUNTERS", "Answers", "Method"]
+__all__ = ["ANSWER_COUNTERS", "Answers", "Method", "merged_rows"]
 
 ANSWER_COUNTERS = ("questions", "answers")
 """Of every operator that answers questions."""
@@ -207,6 +209,14 @@ class Answers(Generic[View, Result]):
         rows, self._ready = [*self._ready, *rows], []
         return [answer_batch(rows, self._schema)] if rows else []
 
+    def add(self, row: Row) -> None:
+        """Add a row of the method's own to those that come with the next call."""
+        self._ready.append(row)
+
+    def waits_for(self, stream_id: str) -> bool:
+        """Whether questions about a stream wait for a time to come."""
+        return self._waiting.holds(stream_id)
+
     @property
     def busy(self) -> bool:
         """Whether the pool is answering: views are held."""
@@ -235,3 +245,18 @@ class Answers(Generic[View, Result]):
             for view in job.views:
                 self._method.release(view)
         self._jobs.clear()
+
+
+def merged_rows(out: OutputRows, rows: Sequence[tuple[int, Row]]) -> list[pa.RecordBatch]:
+    """Return the rows of a call in the order of its data: those of ``out``, and ``rows`` with the row of data each comes of.
+
+    Of those of one row of data the ones of ``rows`` come first: an answer is set free before that row is looked at.
+    """
+    kept = out.batches({})
+    if not rows:
+        return kept
+    numbers, made = zip(*rows, strict=True)
+    batches = [answer_batch(made, out.schema), *kept]
+    order = np.argsort(np.concatenate([np.array(numbers), out.kept()]), kind="stable")
+    table = pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks()
+    return list(table.to_batches())

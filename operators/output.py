@@ -23,7 +23,7 @@ class OutputRows:
     """Collects what became of the rows of one batch. Every row is ``ok`` until told otherwise."""
 
     def __init__(self, batch: pa.RecordBatch, schema: pa.Schema, statuses: Mapping[str, str]) -> None:
-        self._batch, self._schema = batch, schema
+        self._batch, self.schema = batch, schema
         self._names = list(statuses)
         self._codes = {name: code for code, name in enumerate(statuses)}
         self._status_B = np.full(batch.num_rows, self._codes["ok"], np.int8)
@@ -83,12 +83,12 @@ class OutputRows:
         keys of the input, or null.
         """
         rows = self._batch.num_rows
-        made = {name: self._batch.column(name) for name in self._schema.names[:3]} | dict(columns)
+        made = {name: self._batch.column(name) for name in self.schema.names[:3]} | dict(columns)
         made["status"] = status_column(self._status_B, self._names)
         errors = [self._errors.get(row) for row in range(rows)] if self._errors else None
         made["error"] = pa.nulls(rows, pa.string()) if errors is None else pa.array(errors, pa.string())
-        arrays = [made[field.name] if field.name in made else pa.nulls(rows, field.type) for field in self._schema]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        arrays = [made[field.name] if field.name in made else pa.nulls(rows, field.type) for field in self.schema]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if not self._kept_B.all():
             batch = batch.filter(pa.array(self._kept_B))
         return [batch] if batch.num_rows else []

@@ -55,6 +55,10 @@ class Pending:
             self._items[stream_id] = [pair for pair in waiting if pair[0] >= time_us]
         return sorted(ready, key=lambda pair: pair[0])
 
+    def holds(self, stream_id: str) -> bool:
+        """Return whether items of a stream wait."""
+        return bool(self._items.get(stream_id))
+
     def close(self, stream_id: str) -> list[Item]:
         """Take all items of a stream out."""
         return [item for _, item in self._items.pop(stream_id, [])]

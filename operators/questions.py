@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from connectors import records
+from connectors.errors import ConfigError
 from connectors.options import option
 from operators.streams import Refusal
 
@@ -89,6 +90,14 @@ class QuestionOptions:
         unit="processes",
         ge=0,
     )
+
+    def check_answerers(self, disk_gib: float) -> None:
+        """Raise ``ConfigError`` where processes are to answer from files that the operator's bank does not have."""
+        if self.answerers and not disk_gib:
+            raise ConfigError(
+                f"answerers={self.answerers} read the bank's files, and there are none; set disk_gib and disk_path (a folder "
+                "below /dev/shm keeps them in memory), or answerers to 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,11 @@ import torch
 from impressions import write_impressions, write_model
 
 from connectors.records import FRAME, TIME_TYPE, key_schema
+from models.films import Film, make_film, questions
 from models.mamba import checkpoint as mamba_checkpoint
 from models.mamba.config import MambaConfig
 from models.mamba.model import Mamba
 from models.mamba.shapes import ShapesConfig, make_scene
-from models.rekv.films import Film, make_film, questions
 from operators.questions import QUESTION
 from operators.rekv.schemas import FRAME_SEQUENCES
 

@@ -6,18 +6,16 @@ missing. Knows no stream; transformers is imported when a folder is read.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from connectors.errors import CheckpointMismatch
+from connectors.errors import CheckpointMismatch, first_line
 from connectors.extras import optional
+from models.pretrained import quiet, read_config, some_of
 from models.weight_files import read_safetensors
 
 transformers = optional("transformers")
@@ -39,12 +37,12 @@ _SHOWN = 5
 
 def read_model_type(folder: str | os.PathLike[str]) -> str:
     """Return the ``model_type`` of a checkpoint folder. Raises ``CheckpointMismatch``."""
-    return str(_read_config(Path(folder))["model_type"])
+    return str(read_config(Path(folder), FAMILIES)["model_type"])
 
 
 def read_head_width(folder: str | os.PathLike[str]) -> int | None:
     """Return the width of an attention head of a checkpoint folder; None where its config.json leaves it to the family."""
-    text = _read_config(Path(folder)).get("text_config", {})
+    text = read_config(Path(folder), FAMILIES).get("text_config", {})
     hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
     width = text.get("head_dim") or (hidden // heads if hidden and heads else None)
     return None if width is None else int(width)
@@ -59,7 +57,7 @@ def load_checkpoint(
     ``CheckpointMismatch`` for a folder that is incomplete, of another family, or whose tensors do not fit the model.
     """
     path = Path(folder)
-    model_type = _read_config(path)["model_type"]
+    model_type = read_config(path, FAMILIES)["model_type"]
     if not any(path.glob("*.safetensors")):
         others = sorted(p.name for p in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")))
         raise CheckpointMismatch(
@@ -70,7 +68,7 @@ def load_checkpoint(
     try:
         config = model_class.config_class.from_pretrained(path, local_files_only=True)
         _leave_out_unused(config, path)
-        with _quiet():
+        with quiet():
             model, report = model_class.from_pretrained(
                 path,
                 config=config,
@@ -81,11 +79,11 @@ def load_checkpoint(
                 output_loading_info=True,
             )
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointMismatch(f"{path}: cannot be loaded as {model_type}: {_first_line(error)}") from error
+        raise CheckpointMismatch(f"{path}: cannot be loaded as {model_type}: {first_line(error)}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(what):
             raise CheckpointMismatch(
-                f"{path}: {what.replace('_', ' ')} for {model_type}: {_some(report[what])}; "
+                f"{path}: {what.replace('_', ' ')} for {model_type}: {some_of(report[what])}; "
                 "config.json and weights do not belong together, or a file is missing"
             )
     ready: nn.Module = model.to(device).eval().requires_grad_(False)
@@ -99,42 +97,3 @@ def _leave_out_unused(config: Any, path: Path) -> None:
     has_head = any("vision_tower." in name and ".head." in name for name in names)
     if vision.model_type == "siglip_vision_model" and not has_head:
         vision.vision_use_head = False
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no table of keys from the library: what is wrong comes back as an error."""
-    logging: Any = transformers.utils.logging
-    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror}; give the folder of a checkpoint") from error
-    except ValueError as error:
-        raise CheckpointMismatch(f"{file}: is not JSON: {error}; copy it again") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in FAMILIES:
-        raise CheckpointMismatch(f"{file}: model_type {model_type!r} is not supported; supported are {sorted(FAMILIES)}")
-    return dict(config)
-
-
-def _some(names: Iterable[Any]) -> str:
-    listed = sorted(str(name) for name in names)
-    rest = len(listed) - _SHOWN
-    return ", ".join(listed[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,7 +20,7 @@ from models.rekv.decoder import TextDecoder
 from models.rekv.rotary import Turn
 from models.rekv.session import Prefix, StreamState
 
-__all__ = ["encode_frames", "encode_prefix", "finite_frames"]
+__all__ = ["encode_frames", "encode_prefix"]
 
 
 @torch.inference_mode()
@@ -34,11 +34,6 @@ def encode_prefix(decoder: TextDecoder, ids_S: Tensor) -> Prefix:
     return Prefix(torch.stack(session.keys), torch.stack(session.values), hidden_SC)
 
 
-def finite_frames(features_FTC: Tensor) -> Tensor:
-    """Tell which frames may be encoded, [F]: one not-a-number would spoil every later frame of its stream."""
-    return features_FTC.isfinite().flatten(1).all(dim=1)
-
-
 @torch.inference_mode()
 def encode_frames(
     decoder: TextDecoder,
@@ -50,7 +45,7 @@ def encode_frames(
 ) -> list[Tensor]:
     """Append frames to streams: ``features[i]``, [F, T, C] with any F, to ``streams[i]``; streams are different objects.
 
-    Features must be finite (:func:`finite_frames`). Returns the decoder's output per stream, [F T, C], if ``outputs``;
+    Features must be finite. Returns the decoder's output per stream, [F T, C], if ``outputs``;
     otherwise empty tensors, and the last layer's attention, of which nothing is kept, is left out.
     """
     done = [0] * len(streams)

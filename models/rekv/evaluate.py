@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.films import Film, FilmQuestion, questions
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames
-from models.rekv.films import Film, FilmQuestion, questions
 from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
 from models.rekv.loaders import VideoLanguageModel
 from models.rekv.session import StreamView, open_stream

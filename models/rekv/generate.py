@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.greedy import greedy
 from models.rekv.answering import Context, Request, read_text, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.session import StreamView
 
-__all__ = ["TokenAnswer", "TokenQuestion", "answer_questions", "greedy"]
+__all__ = ["TokenAnswer", "TokenQuestion", "answer_questions", "read_answers"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -74,7 +75,7 @@ def answer_questions(
     room = max(len(q.prompt_ids_n) for q in asked) + max(q.max_new_tokens for q in asked)
     context, _ = retrieve(decoder, config, requests, room)
     prompts, limits = [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked]
-    tokens, confidences = greedy(decoder, config, context, prompts, limits, end_tokens)
+    tokens, confidences = read_answers(decoder, config, context, prompts, limits, end_tokens)
     for row, i in enumerate(good):
         layers = range(decoder.layers)
         answers[i].tokens, answers[i].confidence = tokens[row], confidences[row]
@@ -86,7 +87,7 @@ def answer_questions(
 
 
 @torch.inference_mode()
-def greedy(
+def read_answers(
     decoder: TextDecoder,
     config: ReKVConfig,
     context: Context,
@@ -95,30 +96,13 @@ def greedy(
     end_tokens: Collection[int],
     steps: list[Tensor] | None = None,
 ) -> tuple[list[list[int]], list[float]]:
-    """Read the prompts and generate at most ``limits[i]`` tokens each, up to and with an end token.
+    """Read the prompts and answer them from their contexts; see :func:`models.greedy.greedy`."""
 
-    Return the tokens and the confidence of each answer: exp of the mean log probability of its tokens.
+    def read(next_B: Tensor) -> Tensor:
+        return decoder.logits(torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1)))))
 
-    ``steps`` receives the logits [B, V] of every step. The whole batch runs until its longest answer is complete.
-    """
-    hidden_BC = torch.stack([part[-1] for part in read_text(decoder, config, context, prompts)])
-    answers: list[list[int]] = [[] for _ in prompts]
-    sums = [0.0] * len(prompts)  # of log probabilities
-    running = [True] * len(prompts)
-    while True:
-        logits_BV = decoder.logits(hidden_BC)
-        if steps is not None:
-            steps.append(logits_BV)
-        next_B = logits_BV.argmax(dim=-1)
-        likely_B = logits_BV.float().log_softmax(dim=-1).gather(1, next_B[:, None])[:, 0]
-        for row, (token, likely) in enumerate(zip(next_B.tolist(), likely_B.tolist(), strict=True)):
-            if running[row]:
-                answers[row].append(token)
-                sums[row] += likely
-                running[row] = token not in end_tokens and len(answers[row]) < limits[row]
-        if not any(running):
-            return answers, [math.exp(total / len(answer)) for total, answer in zip(sums, answers, strict=True)]
-        hidden_BC = torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1))))
+    first_BC = torch.stack([part[-1] for part in read_text(decoder, config, context, prompts)])
+    return greedy(decoder.logits(first_BC), read, limits, end_tokens, steps)
 
 
 def _status(question: TokenQuestion, config: ReKVConfig) -> str:

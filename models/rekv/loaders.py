@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch
+from models.prompts import PromptTemplate
 from models.rekv.checkpoint import load_checkpoint, read_model_type
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_prefix
-from models.rekv.prompts import PROMPTS, PromptTemplate
+from models.rekv.prompts import PROMPTS
 from models.rekv.session import Prefix
 from models.rekv.small import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_small
 from models.rekv.vision import FrameEncoder

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from models.answer_loss import answer_loss, pack
+from models.film_training import FramePool, film_stage, label_heads, render_pool, tower_stage
+from models.films import COLORS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, wording
 from models.rekv.evaluate import film_quality
-from models.rekv.films import COLORS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, render, wording
 from models.rekv.loaders import load_model
-from models.rekv.losses import answer_loss, pack
 from models.rekv.small import SMALL_PROMPTS, SmallModel, build_small, save_small
 from models.rekv.vision import FrameEncoder
 from models.tokenizers import WordTokenizer
-from models.training import Stage, Training, TrainResult, cosine, warm_up
+from models.training import Stage, Training, TrainResult
 
 __all__ = ["RECIPES", "FilmsSchedule", "film_tokenizer", "run_recipe", "train_films"]
 
@@ -37,9 +37,6 @@ RECIPES = ("shapes",)
 """Ready recipes by name."""
 
 _KINDS = ("color", "shape", "when", "count")
-_REPORTS = 60  # of a stage
-_WARMUP, _LAST_FACTOR = 100, 0.02
-_GRADIENT_NORM = 1.0
 _RETRIEVAL_WEIGHT = 0.5
 _FIRST_LONGEST, _LONGEST_EVENT = 6, 10  # frames
 _GATHERED_FROM = 3  # frames of the clip for each that is left
@@ -67,16 +64,6 @@ class FilmsSchedule:
     """Films of ten minutes that the figures at the end come from."""
 
 
-@dataclass(slots=True, eq=False)
-class _Pool:
-    """Rendered frames and what they show; index 0 of shape, color and count means nothing."""
-
-    frames_NHW3: Tensor
-    labels: dict[str, Tensor]
-    rows: dict[tuple[int, int, int, int], Tensor]
-    """(shape, color, count, time) → rows."""
-
-
 def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedule | None = None) -> TrainResult:
     """Train a recipe, write ``<recipe>.safetensors`` and measure it on unseen films."""
     schedule = schedule or FilmsSchedule()
@@ -100,9 +87,9 @@ def train_films(*, seed: int = 0, schedule: FilmsSchedule | None = None, trainin
         torch.manual_seed(seed)
         small = build_small(film_tokenizer(), SIDE)
         rng = np.random.default_rng([seed, 7])
-        pool = _render_pool(schedule, rng)
+        pool = render_pool(schedule.variants, rng)
         width = small.model.config.vision_config.hidden_size
-        heads = nn.ModuleDict({name: nn.Linear(width, int(label.max()) + 1) for name, label in pool.labels.items()})
+        heads = label_heads(pool, width)
         training.run(_vision_stage(small, heads, pool, schedule, rng))
         small.model.model.vision_tower.eval().requires_grad_(False)
         training.run(_answers_stage(small, heads, pool, schedule, rng))
@@ -120,48 +107,27 @@ def film_tokenizer() -> WordTokenizer:
     return WordTokenizer.of(texts)
 
 
-def _render_pool(schedule: FilmsSchedule, rng: np.random.Generator) -> _Pool:
-    frames, labels = [], []
-    colors, times = list(COLORS), list(TIMES)
-    for time in range(len(times)):
-        kinds = [(0, 0, 0)] * (10 * schedule.variants // 2)
-        kinds += [
-            (s + 1, c + 1, n + 1)
-            for s in range(len(SHAPES))
-            for c in range(len(COLORS))
-            for n in range(len(COUNTS))
-            for _ in range(schedule.variants)
-        ]
-        for s, c, n in kinds:
-            event = Event(SHAPES[s - 1], colors[c - 1], COUNTS[n - 1], times[time], 0, 1) if s else None
-            frames.append(render(event, times[time], int(rng.integers(8)), rng, rng))
-            labels.append((s, c, n, time))
-    labels_N4 = torch.tensor(labels)
-    rows = {tuple(kind.tolist()): (labels_N4 == kind).all(dim=1).nonzero().flatten() for kind in torch.unique(labels_N4, dim=0)}
-    named = dict(zip(("shape", "color", "count", "when"), labels_N4.unbind(1), strict=True))
-    return _Pool(torch.from_numpy(np.stack(frames)), named, rows)
-
-
 def _vision_stage(
-    small: SmallModel, heads: nn.ModuleDict, pool: _Pool, schedule: FilmsSchedule, rng: np.random.Generator
+    small: SmallModel, heads: nn.ModuleDict, pool: FramePool, schedule: FilmsSchedule, rng: np.random.Generator
 ) -> Stage:
-    """Teach the tower to tell what a frame shows, read off the mean of its patches."""
+    """Teach the tower to tell what a frame shows."""
     tower = small.model.model.vision_tower
     pixels = FrameEncoder.of(small.model, "llava_onevision").pixels
-
-    def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
-        rows = torch.from_numpy(rng.integers(len(pool.frames_NHW3), size=schedule.vision_batch))
-        patches_BPC = _patches(tower, pixels(pool.frames_NHW3[rows]))
-        yield {name: cross_entropy(head(patches_BPC.mean(dim=1)), pool.labels[name][rows]) for name, head in heads.items()}
-
-    trained = nn.ModuleList([tower, heads])
-    return _stage(
-        "vision", schedule.vision_steps, schedule.vision_rate, trained, losses, rng, kept=nn.ModuleList([small.model, heads])
+    return tower_stage(
+        tower,
+        lambda frames_BHW3: _patches(tower, pixels(frames_BHW3)),
+        heads,
+        pool,
+        steps=schedule.vision_steps,
+        batch=schedule.vision_batch,
+        rate=schedule.vision_rate,
+        rng=rng,
+        kept=nn.ModuleList([small.model, heads]),
     )
 
 
 def _answers_stage(
-    small: SmallModel, heads: nn.ModuleDict, pool: _Pool, schedule: FilmsSchedule, rng: np.random.Generator
+    small: SmallModel, heads: nn.ModuleDict, pool: FramePool, schedule: FilmsSchedule, rng: np.random.Generator
 ) -> Stage:
     """Teach projector and decoder to answer from clips put together of rendered frames."""
     core = small.model.model
@@ -185,7 +151,7 @@ def _answers_stage(
         features = core.apply_pooling(core.multi_modal_projector(patches_NPC[rows_BF.flatten()]))
         yield _clip_losses(small, clips, features.reshape(len(clips), -1, features.shape[-1]), frames)
 
-    return _stage(
+    return film_stage(
         "answers", schedule.answer_steps, schedule.answer_rate, trained, losses, rng, kept=nn.ModuleList([small.model, heads])
     )
 
@@ -200,7 +166,7 @@ class _Clip:
     """True for the frames that show the event asked about."""
 
 
-def _clip(pool: _Pool, frames: int, rng: np.random.Generator, *, gathered: bool) -> _Clip:
+def _clip(pool: FramePool, frames: int, rng: np.random.Generator, *, gathered: bool) -> _Clip:
     """Draw one to five events of different shapes and colors among empty frames, and a question about one of them.
 
     ``gathered``: what retrieval leaves of a longer clip: the event asked about, frames of others, and then empty ones.
@@ -285,28 +251,3 @@ def _patches(tower: Any, pixels_B3HW: Tensor) -> Tensor:
     """Return the tower's output [B, P, C] at the layer that the projector takes."""
     patches: Tensor = tower(pixels_B3HW, output_hidden_states=True).hidden_states[-1]
     return patches
-
-
-def _stage(
-    name: str,
-    steps: int,
-    rate: float,
-    trained: nn.Module,
-    losses: Callable[[int], Iterator[Mapping[str, Tensor]]],
-    rng: np.random.Generator,
-    *,
-    kept: nn.Module,
-) -> Stage:
-    return Stage(
-        name=name,
-        steps=steps,
-        trained=trained.train(),
-        kept=kept,
-        optimizer=torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
-        losses=losses,
-        # The share of the way is rounded first: so it was when the weights in the package were trained.
-        rate=lambda step: rate * (warm_up(step, _WARMUP) * cosine(step / steps, 1.0, _LAST_FACTOR)),
-        gradient_norm=_GRADIENT_NORM,
-        report_every=max(1, steps // _REPORTS),
-        generators=(rng,),
-    )

@@ -17,8 +17,8 @@ from torch import nn
 
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
+from models.prompts import PromptTemplate
 from models.rekv.config import ReKVConfig
-from models.rekv.prompts import PromptTemplate
 from models.tokenizers import WordTokenizer
 from models.weight_files import read_safetensors, write_safetensors
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
+from models.answer_loss import AnswerLoss, answer_loss, pack
 from models.devices import resolve_device
+from models.prompts import PromptTemplate
 from models.rekv.annotations import Sample, read_samples, sample_frames
 from models.rekv.checkpoint import load_checkpoint, read_model_type
-from models.rekv.losses import AnswerLoss, answer_loss, pack
-from models.rekv.prompts import PROMPTS, PromptTemplate
+from models.rekv.prompts import PROMPTS
 from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
 from models.rekv.small import SMALL_WEIGHTS, SmallModel, load_small, save_small
 from models.rekv.vision import FrameEncoder

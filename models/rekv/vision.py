@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError
+from models.pixels import CLIP_PIXELS, tower_pixels
 
 __all__ = ["FrameEncoder"]
 
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PIXELS = {  # family → mean, standard deviation, keep the aspect ratio and cut out the center
     "llava_onevision": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), False),
-    "video_llava": (_CLIP_MEAN, _CLIP_STD, True),
+    "video_llava": (*CLIP_PIXELS, True),
     "internvl": (_IMAGENET_MEAN, _IMAGENET_STD, False),
 }
 
@@ -49,22 +49,8 @@ class FrameEncoder:
 
     def pixels(self, frames_FHW3: Tensor) -> Tensor:
         """Return uint8 RGB frames [F, H, W, 3] as the tower's input [F, 3, h, w], float32."""
-        pixels = frames_FHW3.permute(0, 3, 1, 2).float()
         mean, std, crop = _PIXELS[self.family]
-        rows, columns = self.size
-        if tuple(pixels.shape[-2:]) != self.size:
-            if crop:
-                factor = max(rows / pixels.shape[-2], columns / pixels.shape[-1])
-                size = (round(pixels.shape[-2] * factor), round(pixels.shape[-1] * factor))
-            else:
-                size = self.size
-            pixels = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
-            top, left = (pixels.shape[-2] - rows) // 2, (pixels.shape[-1] - columns) // 2
-            # Processors resize images of whole numbers.
-            pixels = pixels[..., top : top + rows, left : left + columns].round().clamp(0, 255)
-        shape = (1, 3, 1, 1)
-        center, spread = (torch.tensor(v, device=pixels.device).view(shape) for v in (mean, std))
-        return (pixels / 255 - center) / spread
+        return tower_pixels(frames_FHW3, self.size, (mean, std), crop=crop)
 
     @torch.inference_mode()
     def __call__(self, frames_FHW3: Tensor) -> Tensor:

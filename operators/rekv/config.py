@@ -7,6 +7,7 @@ from typing import Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
+from operators.block_options import BlockBankOptions
 from operators.questions import QuestionOptions
 from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Scissorhands, ThinK
 from operators.streams import StreamOptions
@@ -15,7 +16,7 @@ __all__ = ["ReKVOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReKVOptions(QuestionOptions, StreamOptions):
+class ReKVOptions(QuestionOptions, BlockBankOptions, StreamOptions):
     """What a user can set for ``type: rekv`` (arXiv 2503.00540)."""
 
     checkpoint: str | None = option(
@@ -61,39 +62,13 @@ class ReKVOptions(QuestionOptions, StreamOptions):
         unit="processes",
         ge=0,
     )
-    on_bank_full: Literal["drop_oldest", "refuse"] = option(
-        "drop_oldest",
-        "When a stream's share of the bank is full: `drop_oldest` of its frames, or `refuse` new ones (status `bank_full`).",
-        was=("on_full",),
-    )
-    device_gib: float = option(
-        1.0,
-        "Device memory of the bank: representatives, and the blocks used last (all blocks where it is the only tier).",
-        unit="GiB",
-        gt=0,
-    )
-    host_gib: float = option(0.0, "Host memory of the bank (page-locked on a GPU); 0: no such tier.", unit="GiB", ge=0)
-    disk_gib: float = option(0.0, "Files of the bank; 0: no such tier. Snapshots then hold no blocks.", unit="GiB", ge=0)
-    disk_path: str | None = option(
-        None, "Folder of these files, kept as long as the state; a folder below /dev/shm keeps them in memory.", path=True
-    )
-    representatives: Literal["device", "host"] = option("device", "Where the frames' representatives lie.")
     frames_per_stream: int | None = option(
         None, "Frames that one stream keeps. Default: an equal share of the budget.", unit="frames", ge=1
     )
 
     def __post_init__(self) -> None:
-        if bool(self.disk_gib) != (self.disk_path is not None):
-            raise ConfigError(
-                f"disk_gib={self.disk_gib} with disk_path={self.disk_path!r}: give both, or neither for a bank without files"
-            )
-        if self.answerers and not self.disk_gib:
-            raise ConfigError(
-                f"answerers={self.answerers} read the bank's files, and there are none; set disk_gib and disk_path (a folder "
-                "below /dev/shm keeps them in memory), or answerers to 0"
-            )
-        if self.representatives == "host" and not self.host_gib:
-            raise ConfigError("representatives='host' needs host_gib above 0")
+        self.check_tiers()
+        self.check_answerers(self.disk_gib)
         if isinstance(self.policy, EMLLM) and self.chunk_frames > 1:
             raise ConfigError(
                 f"chunk_frames={self.chunk_frames} with policy em_llm: events take the place of chunks; set chunk_frames to 1"

@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from connectors.errors import ConfigError, StreambankError
-from models.rekv.encoding import encode_frames, finite_frames
+from connectors.errors import StreambankError
+from models.rekv.encoding import encode_frames
 from models.rekv.session import StreamState, open_stream, rebuild_window
 from operators.banks import REFUSED, BlockBank, BlockReader
+from operators.block_options import open_bank
+from operators.frame_features import frame_features
 from operators.images import Image
 from operators.rekv.answering import Answering
 from operators.rekv.config import ReKVOptions
@@ -24,53 +24,31 @@ from operators.state import State
 
 __all__ = ["FrameEncoding"]
 
-_GIB = 1 << 30
-
 
 class FrameEncoding:
     """The bank of all streams of a shard, and what writes to it."""
 
     def __init__(self, name: str, answering: Answering, options: ReKVOptions, device: torch.device) -> None:
         self._name, self._answering, self._options = name, answering, options
-        self.frames_per_stream = options.frames_per_stream or 0
-        bank = self._bank(device)
-        plan, slots = bank.plan, options.max_streams
-        share = plan.blocks // slots
-        if plan.home == "disk":  # oldest blocks are read by file: one of them may be needed for a few blocks only
-            share = max(plan.blocks // plan.segment_blocks // slots - 1, 0) * plan.segment_blocks
-        if self.frames_per_stream > share:
-            raise ConfigError(
-                f"{name}: frames_per_stream={self.frames_per_stream} of {slots} streams do not fit: each has room for {share}; "
-                f"raise {plan.home}_gib (a frame takes {bank.block_bytes} bytes), or lower frames_per_stream or max_streams"
-            )
-        self.frames_per_stream = self.frames_per_stream or share
-        config, tokens = answering.config, answering.grid.tokens
-        least = -(-(config.window_tokens + max(config.window_tokens // 4, tokens)) // tokens) + 1
-        if answering.policy.is_exact and self.frames_per_stream < least:
-            raise ConfigError(
-                f"{name}: a stream keeps {self.frames_per_stream} frames, but a window of {config.window_tokens} tokens needs "
-                f"{least}; raise {plan.home}_gib (a frame takes {bank.block_bytes} bytes) or frames_per_stream, or lower "
-                "max_streams or window_tokens"
-            )
-        bank.close()
-        self.bank = self._bank(device, self.frames_per_stream)
-
-    def _bank(self, device: torch.device, per_stream: int | None = None) -> BlockBank:
-        options = self._options
-        return BlockBank(
-            self._answering.spec,
-            slots=options.max_streams,
-            device=device,
-            device_bytes=int(options.device_gib * _GIB),
-            host_bytes=int(options.host_gib * _GIB),
-            disk_bytes=int(options.disk_gib * _GIB),
-            disk_folder=Path(options.disk_path) if options.disk_path is not None else None,
-            representatives=options.representatives,
-            codec=self._answering.policy.codec,
-            on_full=options.on_bank_full,
-            blocks_per_stream=per_stream,
-            name=self._name,
+        self.bank, self.frames_per_stream = open_bank(
+            name,
+            answering.spec,
+            options,
+            options.max_streams,
+            device,
+            noun="frame",
+            per_stream=options.frames_per_stream,
+            codec=answering.policy.codec,
+            least=self._least,
         )
+
+    def _least(self) -> tuple[int, str]:
+        """Return the fewest frames of a stream that the bank must keep, and why."""
+        config, tokens = self._answering.config, self._answering.grid.tokens
+        if not self._answering.policy.is_exact:
+            return 1, ""
+        least = -(-(config.window_tokens + max(config.window_tokens // 4, tokens)) // tokens) + 1
+        return least, f"a window of {config.window_tokens} tokens needs {least}"
 
     # Streams
 
@@ -116,20 +94,9 @@ class FrameEncoding:
 
     def features(self, images: Sequence[Image]) -> list[Tensor | None]:
         """Return the tokens [T, C] of RGB images of any sizes; None where they are not finite."""
-        sizes: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(images):
-            sizes.setdefault(image.shape, []).append(i)
-        features: list[Tensor | None] = [None] * len(images)
         encode = self._answering.model.frames
         assert encode is not None
-        for members in sizes.values():
-            for start in range(0, len(members), self._options.batch_frames):
-                chunk = members[start : start + self._options.batch_frames]
-                pixels = np.stack([np.rint(images[i]).astype(np.uint8, copy=False) for i in chunk])
-                tokens_FTC = encode(torch.from_numpy(pixels))
-                for i, tokens_TC, finite in zip(chunk, tokens_FTC, finite_frames(tokens_FTC).tolist(), strict=True):
-                    features[i] = tokens_TC if finite else None
-        return features
+        return frame_features(images, encode, self._options.batch_frames)
 
     def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
         """Encode frames of several streams together: their blocks go to the bank, oldest ones may go."""

@@ -11,32 +11,32 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from connectors import records
-from operators.answerers import Answerers
-from operators.answers import ANSWER_COUNTERS, Answers
+from operators.answerers import answerers
+from operators.answers import ANSWER_COUNTERS, Answers, merged_rows
 from operators.banks import stream_seed
 from operators.base import Context, Operator
+from operators.block_rows import BlockRows
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.frames import admit_frames
 from operators.images import Image
 from operators.output import OutputRows
-from operators.questions import QUESTION, QuestionLimits, Row, answer_batch
-from operators.rekv.answering import Answering, BlockAnswer
+from operators.questions import QUESTION, QuestionLimits, Row
+from operators.rekv.answering import Answering
 from operators.rekv.config import ReKVOptions
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.policies import policy_dict
-from operators.rekv.rules import next_keep
 from operators.rekv.schemas import ANSWER, FRAME_SEQUENCES, LOSSES, STATUSES, answer_schema
-from operators.rekv.streams import FrameTimes, ReKVStream, export_times, load_times
+from operators.rekv.streams import ReKVStream, export_times, load_times
 from operators.rekv.views import FramesOfStreams
 from operators.rekv.weights import check_policy, load_answering, load_file_answering, model_id, settings
 from operators.rekv.windows import export_windows
+from operators.sampling import next_keep
 from operators.state import State
 from operators.streams import NEVER_US, StreamTable
 
@@ -98,7 +98,9 @@ class ReKVOperator(Operator):
             streams=self._streams,
             counters=self._counters,
             method=FramesOfStreams(self._answering, self._encoding, self._streams, _unsure_below(self._answering, options)),
-            pool=_pool(options, context),
+            pool=answerers(
+                context.name, options.answerers, functools.partial(load_file_answering, options, context.name, context.device)
+            ),
         )
 
     @classmethod
@@ -109,7 +111,7 @@ class ReKVOperator(Operator):
         return ANSWER
 
     def _make(self, stream_id: str, slot: int) -> ReKVStream:
-        return ReKVStream(slot, encoded=self._encoding.make(slot), times=FrameTimes(self._encoding.frames_per_stream))
+        return ReKVStream(slot, encoded=self._encoding.make(slot), times=BlockRows(self._encoding.frames_per_stream, width=2))
 
     def _end(self, stream_id: str, stream: ReKVStream) -> None:
         self._answers.end(stream_id)
@@ -142,22 +144,11 @@ class ReKVOperator(Operator):
         self._encode(call)
         self._counters.note(call.out)
         self._counters.add("rejected", call.out.count("bank_full"))
-        return self._answers.batches() + self._rows_of(call)
+        call.out.drop_rest()
+        return self._answers.batches() + merged_rows(call.out, call.answers)
 
     def _next_keep(self, stream: ReKVStream | None, time_us: int) -> int | None:
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self.options.sample_fps)
-
-    def _rows_of(self, call: _Call) -> list[pa.RecordBatch]:
-        """Return the rows of a call in the order of its frames: of those that cannot be used, and the answers they release."""
-        call.out.drop_rest()
-        refused = call.out.batches({})
-        if not call.answers:
-            return refused
-        numbers, answers = zip(*call.answers, strict=True)
-        batches = [answer_batch(answers, self.output_schema), *refused]  # a frame sets questions free before it is looked at
-        order = np.argsort(np.concatenate([np.array(numbers), call.out.kept()]), kind="stable")
-        rows = pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks()
-        return list(rows.to_batches())
 
     def _encode(self, call: _Call) -> None:
         """Encode the queue, which becomes empty, streams together."""
@@ -276,13 +267,6 @@ def _limits(answering: Answering, options: ReKVOptions) -> QuestionLimits:
 
 def _unsure_below(answering: Answering, options: ReKVOptions) -> float:
     return answering.model.unsure_below if options.unsure_below is None else options.unsure_below
-
-
-def _pool(options: ReKVOptions, context: Context) -> Answerers[Any, BlockAnswer] | None:
-    if not options.answerers:
-        return None
-    load = functools.partial(load_file_answering, options, context.name, context.device)
-    return Answerers(context.name, options.answerers, load)
 
 
 def _note_times(stream: ReKVStream, jobs: Sequence[_Job]) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from operators.banks import BlockReader, SharedBlocks
+from operators.block_rows import BlockRows
 from operators.questions import Question, Row, answer_row, answered_row
 from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.rules import numbers_of
 from operators.rekv.schemas import FRAME_SEQUENCES, REASONS
-from operators.rekv.streams import FrameTimes, ReKVStream
+from operators.rekv.streams import ReKVStream
 from operators.streams import StreamTable
 
 __all__ = ["FramesOfStreams", "FramesView"]
@@ -27,7 +28,7 @@ class FramesView:
     """The blocks of one stream that a question may see."""
 
     blocks: BlockReader
-    times: FrameTimes
+    times: BlockRows
     asked: BlockQuestion
 
 
@@ -85,7 +86,7 @@ class FramesOfStreams:
         view.blocks.close()
 
 
-def _retrieved(times: FrameTimes, blocks_K: Any, scores_K: Any) -> list[Row]:
+def _retrieved(times: BlockRows, blocks_K: Any, scores_K: Any) -> list[Row]:
     """Return the frames that a layer retrieved, in order of time."""
     scores = [None] * len(blocks_K) if scores_K is None else scores_K.tolist()
     rows = zip(times.at(blocks_K).tolist(), scores, strict=True)

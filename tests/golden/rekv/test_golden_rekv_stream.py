@@ -11,7 +11,7 @@ from rekv_cases import END_TOKEN, KINDS, STREAM, assert_close, rekv_config, tiny
 
 from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import TokenQuestion, answer_questions, greedy
+from models.rekv.generate import TokenQuestion, answer_questions, read_answers
 from models.rekv.session import StreamState, StreamView, open_stream
 from models.rekv.store import TensorReader, TensorStore
 
@@ -63,7 +63,7 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
         assert_close(decoder.logits(prompt_hidden[-1:]), io[f"e{i}.prompt_logits_last"], f"e{i} logits of the prompt")
         context.text = [0]
         steps: list[torch.Tensor] = []
-        (answer,), _ = greedy(decoder, config, context, [prompt], [event["max_new"]], {END_TOKEN}, steps)
+        (answer,), _ = read_answers(decoder, config, context, [prompt], [event["max_new"]], {END_TOKEN}, steps)
         assert answer == io[f"e{i}.answer_ids"].tolist()
         assert_close(torch.cat(steps), io[f"e{i}.decode_logits"], f"e{i} logits")
 

@@ -26,7 +26,7 @@ from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions, greedy
+from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions, read_answers
 from models.rekv.rotary import Grid
 from models.rekv.session import StreamState, open_stream
 from models.rekv.store import TensorStore
@@ -242,7 +242,7 @@ def test_logits_of_every_step_are_handed_out() -> None:
     decoder = tiny_decoder()
     context, _ = retrieve(decoder, SMALL, [Request(seen(encoded(decoder, SMALL, FRAMES)), QUESTION)], 20)
     steps: list[Tensor] = []
-    (tokens,), _ = greedy(decoder, SMALL, context, [PROMPT], [4], NO_END, steps)
+    (tokens,), _ = read_answers(decoder, SMALL, context, [PROMPT], [4], NO_END, steps)
     assert torch.cat(steps).argmax(dim=1).tolist() == tokens
 
 
@@ -250,7 +250,7 @@ def test_confidence_is_the_geometric_mean_of_the_tokens_probabilities() -> None:
     decoder = tiny_decoder()
     context, _ = retrieve(decoder, SMALL, [Request(seen(encoded(decoder, SMALL, FRAMES)), QUESTION)] * 2, 20)
     steps: list[Tensor] = []
-    tokens, confidences = greedy(decoder, SMALL, context, [PROMPT, PROMPT[:2]], [4, 2], NO_END, steps)
+    tokens, confidences = read_answers(decoder, SMALL, context, [PROMPT, PROMPT[:2]], [4, 2], NO_END, steps)
     for row, answer in enumerate(tokens):
         probabilities = [float(steps[n][row].double().softmax(0)[token]) for n, token in enumerate(answer)]
         assert confidences[row] == pytest.approx(math.prod(probabilities) ** (1 / len(answer)), rel=1e-5)

@@ -21,9 +21,10 @@ from rekv_models import (
 from connectors.errors import ConfigError
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
-from models.rekv.encoding import encode_frames, encode_prefix, finite_frames
+from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.session import StreamState, open_stream, rebuild_window
 from models.rekv.store import TensorStore
+from operators.frame_features import finite_frames
 
 FRAMES = features(16)
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}  # float32 sums in another order

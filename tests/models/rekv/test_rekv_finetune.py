@@ -10,10 +10,10 @@ import torch
 from test_rekv_loaders import checkpoint
 
 from connectors.errors import ConfigError, SourceError
+from models.answer_loss import answer_loss, pack
+from models.films import SIDE, make_film, questions, write_mp4
 from models.rekv.annotations import Sample, read_samples, sample_frames
-from models.rekv.films import SIDE, make_film, questions, write_mp4
 from models.rekv.loaders import load_model
-from models.rekv.losses import answer_loss, pack
 from models.rekv.recipe import film_tokenizer
 from models.rekv.small import SMALL_REKV, build_small, save_small
 from models.rekv.train import train

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.rekv_memory_gain import bank_blocks
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.film_training import render_pool
+from models.films import COLORS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
 from models.rekv.encoding import encode_prefix
 from models.rekv.evaluate import film_quality
-from models.rekv.films import COLORS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
 from models.rekv.loaders import load_model
-from models.rekv.recipe import FilmsSchedule, _clip, _render_pool, film_tokenizer
+from models.rekv.recipe import FilmsSchedule, _clip, film_tokenizer
 from models.rekv.small import SMALL_PROMPTS, SMALL_REKV, build_small, load_small, save_small
 from models.rekv.train import Progress, train
 from models.tokenizers import WordTokenizer
@@ -112,7 +113,7 @@ def test_training_needs_a_recipe_that_exists(tmp_path: Path) -> None:
 
 def test_a_clip_shows_what_is_asked_about_and_nothing_else_of_that_shape_or_color() -> None:
     rng = np.random.default_rng(4)
-    pool = _render_pool(SHORT, rng)
+    pool = render_pool(SHORT.variants, rng)
     colors, times = list(COLORS), list(TIMES)
     for number in range(400):
         gathered = bool(number % 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from rekv_streams import frames, question, questions
 
-from models.rekv.films import make_film
-from models.rekv.films import questions as film_questions
+from models.films import make_film
+from models.films import questions as film_questions
 from operators.base import Context
 from operators.rekv import ReKVOperator, ReKVOptions
 

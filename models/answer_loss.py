@@ -1,7 +1,7 @@
 """Visual instruction tuning: prefix, frame tokens, prompt and answer in one sequence, next-token loss on the answer only.
 
-The ordinary training of a video-language model (spec: section 9), with full causal attention; ReKV changes nothing about it,
-and a model trained so runs under it as it is.
+The ordinary training of a video-language model, with full causal attention, whatever the frame tokens are: patches of frames,
+or memories of clips.
 """
 
 # B samples, n tokens of the longest sequence, F frames, T tokens per frame, C hidden size, V vocabulary, A answer tokens

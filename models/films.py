@@ -22,15 +22,21 @@ cv2 = optional("cv2")
 __all__ = [
     "COLORS",
     "COUNTS",
+    "NOTHING",
+    "PLURALS",
     "SHAPES",
     "SIDE",
     "TIMES",
     "Event",
     "Film",
     "FilmQuestion",
+    "answer_of",
+    "before_wording",
     "make_film",
+    "order_questions",
     "questions",
     "render",
+    "wording",
     "write_mp4",
 ]
 
@@ -61,6 +67,9 @@ _WORDINGS = {
     "when": ("when did the {shape} appear?", "when was the {color} thing there?"),
     "count": ("how many {plural} were there?", "how many {color} things were there?"),
 }
+NOTHING = "nothing"
+_BEFORE = ("which colour came before the {shape}?", "what colour was there before the {shape}?")
+
 _OUTLINES = {
     "square": np.array([[-0.8, -0.8], [0.8, -0.8], [0.8, 0.8], [-0.8, 0.8]]),
     "triangle": np.array([[0.0, -1.0], [1.0, 0.8], [-1.0, 0.8]]),
@@ -165,6 +174,19 @@ def questions(film: Film, rng: np.random.Generator) -> list[FilmQuestion]:
         for event in film.events
         for kind in _WORDINGS
     ]
+
+
+def order_questions(film: Film, rng: np.random.Generator) -> list[FilmQuestion]:
+    """Return a question about each event whose answer stands in the event before: its color, or ``NOTHING``."""
+    return [
+        FilmQuestion("before", before_wording(event, rng), before.color if before is not None else NOTHING, event)
+        for before, event in zip((None, *film.events[:-1]), film.events, strict=True)
+    ]
+
+
+def before_wording(event: Event, rng: np.random.Generator) -> str:
+    """Return a question for the color of what came before an event."""
+    return _BEFORE[rng.integers(len(_BEFORE))].format(shape=event.shape)
 
 
 def wording(kind: str, event: Event, rng: np.random.Generator) -> str:

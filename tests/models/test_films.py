@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from connectors.errors import ConfigError, SinkError
-from models.rekv.films import COUNTS, SHAPES, SIDE, TIMES, make_film, questions, write_mp4
+from models.films import COUNTS, SHAPES, SIDE, TIMES, make_film, questions, write_mp4
 
 
 def test_the_same_seed_gives_the_same_pixels_and_any_frame_by_itself() -> None:

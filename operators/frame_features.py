@@ -1,0 +1,37 @@
+"""Images of any sizes to the features of a network that takes frames of one size at a time."""
+
+# F frames of a call, H rows, W columns, T tokens per frame, C width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from operators.images import Image
+
+__all__ = ["finite_frames", "frame_features"]
+
+
+def frame_features(images: Sequence[Image], encode: Callable[[Tensor], Tensor], batch_frames: int) -> list[Tensor | None]:
+    """Return the tokens [T, C] of RGB images; None where they are not finite. ``encode``: uint8 [F, H, W, 3] to [F, T, C]."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(i)
+    features: list[Tensor | None] = [None] * len(images)
+    for members in sizes.values():
+        for start in range(0, len(members), batch_frames):
+            chunk = members[start : start + batch_frames]
+            pixels = np.stack([np.rint(images[i]).astype(np.uint8, copy=False) for i in chunk])
+            tokens_FTC = encode(torch.from_numpy(pixels))
+            finite_F = finite_frames(tokens_FTC).tolist()
+            for i, tokens_TC, finite in zip(chunk, tokens_FTC, finite_F, strict=True):
+                features[i] = tokens_TC if finite else None
+    return features
+
+
+def finite_frames(features_FTC: Tensor) -> Tensor:
+    """Tell which frames may be encoded, [F]: one not-a-number would spoil every later frame of its stream."""
+    return features_FTC.isfinite().flatten(1).all(dim=1)
