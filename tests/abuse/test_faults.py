@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,6 +281,34 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(bench: Bench, tmp_pat
     assert rows(tmp_path) == []
     run_here(values, resume=True)
     assert rows(tmp_path) == bench.rows
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 128 KiB in memory."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("place", ["state", "rows"])
+def test_a_small_disk_that_is_full_ends_the_run_and_on_a_larger_one_it_goes_on(
+    place: str, small_disk: Path, bench: Bench, tmp_path: Path
+) -> None:
+    change = {"state": str(small_disk)} if place == "state" else {"sinks__rows__path": str(small_disk / "rows")}
+    values = bench.values(tmp_path, epoch_s=60, **change)
+    (small_disk / "ballast").write_bytes(b"\0" * ((1 << 17) - (1 << 14)))
+    with pytest.raises(StreambankError, match=r"(No space left|full).*--resume"):
+        run_here(values)
+    assert plain_rows(tmp_path) == []
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    run_here(values, resume=True)
+    found = sorted((row["stream_id"], row["sequence"], row["n"], row["m"]) for row in plain_rows(tmp_path))
+    assert found == bench.rows
 
 
 def test_no_room_for_a_manifest_ends_the_run_and_with_room_it_goes_on(bench: Bench, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ class Nodes:
         self.env["RAY_ADDRESS"] = self.address = told["address"]
         self.jobs_url: str = told["jobs_url"]
         self.metrics_ports: list[int] = told["metrics_ports"]
+        self.session = Path(told["session"])
+        """The folder with Ray's own files: logs, sockets, what jobs have uploaded."""
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs on the nodes."""
@@ -106,6 +108,7 @@ def _serve(settings: dict[str, int], cpus: int, others: int, port: int) -> None:
         "address": cluster.address,
         "jobs_url": f"http://127.0.0.1:{port}",
         "metrics_ports": [node.metrics_export_port for node in nodes],
+        "session": cluster.head_node.get_session_dir_path(),
     }
     print(json.dumps(told), flush=True)
     for line in sys.stdin:

@@ -229,6 +229,68 @@ def test_a_submitted_job_is_watched_and_stopped(
     assert committed(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
+def test_a_job_with_relative_paths_is_refused_and_its_secrets_are_in_no_answer_of_the_dashboard(
+    head: Nodes, lines: Path, undisturbed: Any, tmp_path: Path
+) -> None:
+    secret = "s3cr3t-t0ken-4711"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "token").write_text(secret)
+    values = spread(lines, tmp_path)
+    live = {"type": "flight", "input": "mean", "port": 0, "token": {"file": str(tmp_path / "token")}}
+    values["sinks"]["live"] = live
+    (folder / "means.yaml").write_text(yaml.safe_dump(values))
+    beside = {**values, "state": "state", "sinks": {"rows": {**values["sinks"]["rows"], "path": "rows"}}}
+    (folder / "beside.yaml").write_text(yaml.safe_dump(beside))
+
+    said = submit_and_wait(head, folder, "beside")
+    for key in ("state", "path"):
+        assert f"{key}: " in said
+    assert "in the folder that Ray unpacks a job's files into and deletes; write an absolute path" in " ".join(said.split())
+    assert "/mnt/streambank/rows" in said
+    assert not (tmp_path / "state").exists()
+
+    hurry(tmp_path)
+    said = submit_and_wait(head, folder, "means", "--log-level", "debug")
+    assert "means: finished after" in said
+    assert committed(tmp_path) == undisturbed
+    pages = {path: answer_of(head, path) for path in PAGES}
+    assert "OperatorActor" in pages["/logical/actors"]
+    assert "means" in pages["/api/jobs/"]
+    files = {str(file): file.read_bytes() for file in head.session.rglob("*") if file.is_file()}
+    assert len(files) > 20
+    told = [place for place, text in {**pages, "said": said}.items() if secret in text]
+    assert told + [place for place, text in files.items() if secret.encode() in text] == []
+
+
+PAGES = (
+    "/api/jobs/", "/api/jobs/means", "/api/jobs/means/logs", "/logical/actors", "/nodes?view=summary", "/api/cluster_status",
+    "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1&limit=10000", "/api/v0/workers?detail=1",
+    "/api/v0/runtime_envs?detail=1", "/api/v0/jobs?detail=1",
+)  # fmt: skip
+"""What a dashboard shows of jobs, actors, tasks and runtime environments."""
+
+
+def answer_of(nodes: Nodes, path: str) -> str:
+    asked = urllib.request.Request(nodes.jobs_url + path)
+    asked.add_header("Authorization", f"Bearer {nodes.env['RAY_AUTH_TOKEN']}")
+    try:
+        with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{path}: {error}: {error.read().decode()}") from error
+
+
+def submit_and_wait(nodes: Nodes, folder: Path, name: str, *options: str) -> str:
+    """Submit ``name.yaml`` of a folder; return what the job has said at its end."""
+    wanted = ["streambank", "run", f"{name}.yaml", "--runner", "ray", *options]
+    while True:  # "No available agent" until Ray has it up
+        answer = job(nodes, "submit", "--working-dir", str(folder), "--submission-id", name, "--", *wanted)
+        if "No available agent" not in answer.stderr:
+            return answer.stdout + answer.stderr
+
+
 def job(nodes: Nodes, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     env = {**(env or nodes.env), "RAY_ADDRESS": nodes.jobs_url}
     return subprocess.run([str(BIN / "ray"), "job", *arguments], env=env, capture_output=True, text=True, timeout=PATIENCE_S)

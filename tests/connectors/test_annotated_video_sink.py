@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import decord
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import needs_browser, shown
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -570,3 +572,37 @@ def test_a_photo_is_turned_upright_as_its_orientation_tag_says() -> None:
     picture = decode_image(turned, "jpeg", 32, 16)
     assert picture is not None
     assert picture.shape == (16, 32, 3)
+
+
+PLAYER = """<title>page</title><video muted src="SOURCE"></video><script>
+const video = document.querySelector("video"), page = document.createElement("canvas"), told = document.createElement("p");
+const light = () => {
+  page.width = video.videoWidth; page.height = video.videoHeight;
+  page.getContext("2d").drawImage(video, 0, 0);
+  return page.getContext("2d").getImageData(4, video.videoHeight - 5, 1, 1).data[0];
+};
+video.onerror = () => told.textContent = "error: " + video.error.message;
+video.onseeked = () => {
+  let brightness; try { brightness = light(); } catch (error) { brightness = error.name; }
+  told.textContent = [video.videoWidth, video.videoHeight, video.duration.toFixed(2), brightness, "told"].join(" ");
+};
+video.onloadeddata = () => video.currentTime = 1.5;
+document.body.append(told);
+</script>"""
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_a_browser_plays_the_film_of_many_commits_and_finds_a_place_in_it(codec: Codec, tmp_path: Path) -> None:
+    sink = open_sink(tmp_path / "out", codec=codec)
+    for epoch in range(10):  # two seconds
+        sink.write("clips", frames("cam", 5, first=5 * epoch))
+        sink.write("detect", found("cam", list(range(5 * epoch, 5 * epoch + 5))))
+        (film,) = commit(sink, epoch)
+    (tmp_path / "page.html").write_text(PLAYER.replace("SOURCE", film.as_uri()))
+    (told,) = re.findall(r"<p>(.*?)</p>", shown(tmp_path / "page.html", until="told</p>"))
+    picture = read(film)[37]  # 1.5 seconds lie between two frames
+    width, height, duration, light, _ = told.split()
+    assert (int(height), int(width), duration) == (*picture.shape[:2], "2.00")
+    assert abs(int(light) - int(picture[-5, 4, 2])) <= 4

@@ -17,7 +17,7 @@ import pytest
 from engine_workload import PATIENCE_S, ROOT, committed, hurry, pipeline, run_here, staged_files, write_lines
 from ray_actors import Actors
 
-from connectors.errors import DeviceError, RecoveryError, StreambankError
+from connectors.errors import ContractError, DeviceError, RecoveryError, StreambankError
 from pipelines.api import Pipeline
 from pipelines.runners import Progress, run
 from pipelines.runners.transport import CREDIT
@@ -269,6 +269,14 @@ def test_what_can_never_fit_onto_the_cluster_is_said_clearly(
     assert "waiting for nodes to join, 1 s at most" in caplog.text
 
 
+def test_who_breaks_a_contract_on_ray_is_named_and_not_tried_again(lines: Path, tmp_path: Path) -> None:
+    values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Forgetful")
+    with pytest.raises(ContractError, match=r"^operator 'mean' \(engine_workload:Forgetful\) returned rows .*'n'"):
+        on_ray(values)
+    assert (tmp_path / "state" / "attempt").read_text() == "1"
+
+
+@pytest.mark.slow  # as the broken contract above
 def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path, tmp_path: Path) -> None:
     values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Broken")
     with pytest.raises(ZeroDivisionError) as raised:

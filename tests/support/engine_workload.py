@@ -42,6 +42,14 @@ class Broken(RunningMean):
         return [batch.slice(0, 1 // 0)]
 
 
+class Forgetful(RunningMean):
+    """Breaks the contract: its rows lack a column of its schema."""
+
+    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+        """Leave out the counts."""
+        return [out.drop_columns(["n"]) for out in super().process(batch)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NotingOptions(RunningMeanOptions):
     """Options of :class:`Noting`."""
