@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if "train" in item.path.stem or "finetune" in item.path.stem:
             item.add_marker("training")
-        if folder == "benchmarks" or item.path.stem == "test_wheel":
+        if folder in ("benchmarks", "faults") or item.path.stem == "test_wheel" or item.path.stem.endswith("_conformance"):
             item.add_marker("heavy")
         if "ray_address" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")

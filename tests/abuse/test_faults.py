@@ -17,6 +17,8 @@ from engine_workload import PATIENCE_S, hurry, pipeline, run_here, run_process, 
 
 from connectors.errors import StreambankError
 
+pytestmark = pytest.mark.heavy
+
 ROWS = 4_000
 Rows = list[tuple[Any, ...]]
 

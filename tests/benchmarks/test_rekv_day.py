@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import rekv_day
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_and_the_first_minute_exact(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

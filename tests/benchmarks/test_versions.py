@@ -83,6 +83,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_checkout_equals_itself_and_one_with_another_operator_does_not(tmp_path: Path) -> None:
     same = run(str(_HERE), "--only", "null")
     assert (same.returncode, "all rows are the same bit for bit" in same.stdout) == (0, True), same.stdout + same.stderr

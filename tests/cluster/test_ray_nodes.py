@@ -107,6 +107,7 @@ def lose_a_node(nodes: Nodes, how: str, lines: Path, run: Path) -> float:
     return recovery_s
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_node_goes_on_by_itself(nodes: Nodes, lines: Path, undisturbed: Any, tmp_path: Path) -> None:
     assert lose_a_node(nodes, "remove", lines, tmp_path) < RECOVERY_S
     assert committed(tmp_path) == undisturbed

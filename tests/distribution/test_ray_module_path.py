@@ -49,7 +49,7 @@ class Where(sb.Operator):
 
 
 @pytest.mark.ray
-def test_actors_take_our_packages_and_the_types_of_the_working_folder(tmp_path: Path) -> None:
+def test_actors_take_our_packages_and_the_types_of_the_working_folder(tmp_path: Path, ray_address: str) -> None:
     for package in ("models", "operators", "pipelines"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise AssertionError('a package of the working folder was imported')")
@@ -63,7 +63,7 @@ def test_actors_take_our_packages_and_the_types_of_the_working_folder(tmp_path: 
     )
     # As the installed command: its folder comes first on the path, then packages, and the working folder last.
     program = f"import sys; sys.argv[0] = {str(tmp_path / 'bin' / 'streambank')!r}; from streambank import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray_address}
     done = subprocess.run(
         [sys.executable, "-P", "-c", program, "run", "p.yaml"],
         cwd=tmp_path,

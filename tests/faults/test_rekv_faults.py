@@ -45,7 +45,14 @@ def test_a_kill_while_working_changes_no_bit_of_any_answer(
     assert answers(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("point", ["before_snapshot:epoch=1", "after_prepare:epoch=0", "after_manifest:epoch=1"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("before_snapshot:epoch=1", marks=pytest.mark.slow),
+        pytest.param("after_prepare:epoch=0", marks=pytest.mark.slow),
+        "after_manifest:epoch=1",
+    ],
+)
 def test_a_kill_at_the_points_of_an_epoch_changes_no_answer(
     point: str, folder: Path, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:

@@ -97,7 +97,10 @@ def filled(broker: Broker) -> tuple[str, Rows]:
 # One epoch for the points of transactions: which of many epochs have rows depends on how soon the brokers answer.
 @pytest.mark.parametrize(
     ("fault", "epoch_s", "slow_s"),
-    [("after_manifest:epoch=1", 0.25, 0.1), *((f"{point}:epoch=0", 60.0, 0.0) for point in faults.TRANSACTION_POINTS)],
+    [
+        pytest.param("after_manifest:epoch=1", 0.25, 0.1, marks=pytest.mark.slow),
+        *((f"{point}:epoch=0", 60.0, 0.0) for point in faults.TRANSACTION_POINTS),
+    ],
 )
 def test_the_driver_killed_at_any_point_loses_nothing_and_doubles_nothing(
     broker: Broker, topic: Topic, filled: tuple[str, Rows], tmp_path: Path, fault: str, epoch_s: float, slow_s: float

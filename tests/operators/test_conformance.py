@@ -347,6 +347,8 @@ def test_broken_operator_is_caught(promise: str, broken: type[WindowMean]):
     others = set(psutil.Process().children())  # a Ray or a Kafka that other tests of this process use
     try:
         with pytest.raises(ConformanceError, match=f"^{promise}: "):
+            if promise == "close":  # without the patience for what a machine that is busy has not ended yet
+                conformance.check_close(conformance.Case(make=broken, rows=numbers()), patience_s=0.1)
             check(broken, reshard=broken is not GrowsInSnapshot)
     finally:
         for child in set(psutil.Process().children()) - others:

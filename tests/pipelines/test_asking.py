@@ -30,6 +30,8 @@ from pipelines.asking.route import find_route
 from pipelines.cli import cli
 from pipelines.commands.ask import answer_json, answer_text
 
+pytestmark = pytest.mark.heavy
+
 
 def call(command: str, values: dict[str, Any], folder: Path, *arguments: str) -> Result:
     file = folder / "counting.yaml"

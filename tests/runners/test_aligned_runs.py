@@ -62,6 +62,7 @@ def test_the_order_does_not_depend_on_batches_and_tasks(
 
 
 @pytest.mark.parametrize("point", ["before_snapshot", "after_snapshot", "after_manifest"])
+@pytest.mark.heavy
 def test_a_kill_and_a_resume_change_nothing(point: str, folder: Path, times: Times, tmp_path: Path) -> None:
     values = aligned_pipeline(folder, tmp_path, operators__ledger__align_s=20, operators__ledger__slow_s=0.03)
     assert run_process(values, fault=f"{point}:epoch=2") == -signal.SIGKILL
@@ -123,6 +124,7 @@ def test_two_aligned_operators_that_share_an_input_do_not_wait_for_each_other(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_address")
+@pytest.mark.slow
 def test_on_ray_a_killed_operator_goes_on_with_the_rows_that_waited(folder: Path, times: Times, tmp_path: Path) -> None:
     actors = Actors()
     killed = False

@@ -31,6 +31,7 @@ def test_questions_are_answered_by_the_shard_of_their_stream_and_once_though_an_
     assert sorted(read_committed(tmp_path / "answers").column("sequence").to_pylist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_replay_on_ray_ends_though_its_questions_have_no_end(tmp_path: Path) -> None:
     values = counting(tmp_path)
     values["sources"]["questions"]["stay"] = False

@@ -164,6 +164,7 @@ def with_timeout(driver: subprocess.Popen[bytes], seconds: float) -> None:
     raise AssertionError(f"the driver ended on its own with {driver.returncode}")
 
 
+@pytest.mark.slow
 def test_one_shard_stopped_in_local_and_resumed_on_ray_with_three_gives_the_same_rows(
     lines: Path, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_one_shard_stopped_in_local_and_resumed_on_ray_with_three_gives_the_same
     assert on_ray(values, resume=True).status == "already finished"
 
 
+@pytest.mark.slow
 def test_a_finished_run_on_ray_reads_files_that_came_later_and_one_that_follows_is_never_finished(tmp_path: Path) -> None:
     stop = threading.Event()
     folder = tmp_path / "lines"
@@ -211,6 +213,7 @@ def test_a_finished_run_on_ray_reads_files_that_came_later_and_one_that_follows_
     assert not read_manifests(tmp_path / "state")[0].finished
 
 
+@pytest.mark.slow  # the suite has the signal to the command line, in tests/pipelines/test_cli.py
 def test_a_stop_on_ray_commits_and_can_be_resumed(lines: Path, undisturbed: Any, tmp_path: Path) -> None:
     stop = threading.Event()
     values = pipeline(lines, tmp_path, **SLOW)

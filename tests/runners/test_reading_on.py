@@ -28,6 +28,8 @@ from pipelines.runners import Progress, local
 from pipelines.runners.report import RunReport
 from pipelines.runtime.manifest import read_manifests
 
+pytestmark = pytest.mark.heavy
+
 ROWS = 3
 
 

@@ -19,6 +19,7 @@ WEIGHTS = Path(checkpoint.__file__).parent / "weights"
 TINY = ShapesSchedule(heads_steps=2, easy_steps=2, hard_steps=2, memory_steps=2, clips=1, clip_frames=3, batch=2)
 
 
+@pytest.mark.slow
 def test_a_hundred_steps_halve_the_loss() -> None:
     losses: list[float] = []
     schedule = ShapesSchedule(heads_steps=100, easy_steps=1, hard_steps=1, memory_steps=1, clips=1, clip_frames=2, batch=4)

@@ -21,6 +21,8 @@ from operators.banks.posting_slice import closure
 from operators.banks.row_search import unit_rows
 from operators.state import State
 
+pytestmark = pytest.mark.heavy
+
 DIM = 8
 RECORD = 4 * (DIM + 2 + 2)
 

@@ -28,7 +28,7 @@ def bad_rows() -> pa.RecordBatch:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="instance"),
+        pytest.param({}, id="instance", marks=pytest.mark.slow),
         pytest.param({"pixel": True}, id="both"),
         pytest.param(
             {"pixel": True, "network": {"pixel_position": "neck"}, "write_every": 2}, id="neck", marks=pytest.mark.slow
@@ -39,7 +39,7 @@ def bad_rows() -> pa.RecordBatch:
     ],
 )
 def test_mamba_conforms(options: dict[str, Any]):
-    rows = mamba_streams.frames(mamba_streams.interleaved(["a", "b", "c"], 8))
+    rows = mamba_streams.frames(mamba_streams.interleaved(["a", "b", "c"], 6))
     check_operator(lambda: mamba_streams.operator(**options), rows, bad_rows=bad_rows(), fill_after=2, compare=COMPARE)
 
 

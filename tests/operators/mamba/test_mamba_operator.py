@@ -393,9 +393,10 @@ def test_without_references_spread_equals_self():
     assert same(rows_of(operator(init="spread").process(rows)), rows_of(operator().process(rows)))
 
 
-@pytest.mark.parametrize("pixel", [False, True])
+@pytest.mark.parametrize("pixel", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.heavy
 def test_spread_conforms(pixel: bool):
-    keys = [(s, n) for n in range(-3, 5) for s in "ab"]
+    keys = [(s, n) for n in range(-2, 4) for s in "ab"]
     batch = frames(
         keys,
         roles=["reference" if n < 0 else None for _, n in keys],

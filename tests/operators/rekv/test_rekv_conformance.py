@@ -13,15 +13,15 @@ from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissor
 from pipelines.testing.conformance import Case, check_close, check_interleaving, check_operator
 
 STREAMS = ("a", "b", "c")
-FRAMES = 14
+FRAMES = 9
 COLOR = "which colour is it?"
 
 
 ASKED = (
-    (2, COLOR, 9 * STEP_US),
-    (7, "when did a red circle come", 4 * STEP_US + 1),
-    (12, "which circle", None),
-    (13, " ", None),
+    (2, COLOR, 6 * STEP_US),
+    (5, "when did a red circle come", 3 * STEP_US + 1),
+    (7, "which circle", None),
+    (8, " ", None),
 )
 FEW_ASKED = ((2, COLOR, 5 * STEP_US), (7, "which circle", None))
 

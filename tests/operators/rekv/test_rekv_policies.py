@@ -61,7 +61,14 @@ def test_a_share_may_be_smaller_than_a_window_that_no_blocks_are_needed_for(poli
     assert ask(first)[0]["frames_seen"] == 16
 
 
-@pytest.mark.parametrize("policy", [*LOSSY, EMLLM(shortest=1, longest=3, contiguity=0.3)], ids=lambda policy: policy.type)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *(policy if policy.type == "kv_merger" else pytest.param(policy, marks=pytest.mark.slow) for policy in LOSSY),
+        EMLLM(shortest=1, longest=3, contiguity=0.3),
+    ],
+    ids=lambda policy: policy.type,
+)
 def test_streams_go_on_from_files_whatever_the_policy(policy: Policy, tiny_rekv: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_streams": 2, "policy": policy}
     files: dict[str, Any] = {"disk_gib": 0.01, "disk_path": str(tmp_path / "blocks"), "device_gib": 0.002, **options}
@@ -76,6 +83,7 @@ def test_streams_go_on_from_files_whatever_the_policy(policy: Policy, tiny_rekv:
     assert ask(second) == ask(undisturbed)
 
 
+@pytest.mark.slow
 def test_processes_answer_by_the_same_policy(tiny_rekv: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"policy": KVMerger(), "disk_gib": 0.01, "device_gib": 0.002}
     alone = operator(tiny_rekv, disk_path=str(tmp_path / "one"), **options)

@@ -16,6 +16,8 @@ from operators.reloop2 import ReLoop2Operator, ReLoop2Options, row_memory
 from operators.state import State
 from pipelines.testing._compare import clone_state, state_difference
 
+pytestmark = pytest.mark.heavy
+
 TIMES = {"label_timeout_s": 30.0, "allowed_lateness_s": 1.0, "top_k": 5}
 
 
