@@ -87,6 +87,7 @@ def test_public_names_exist(package: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["connectors", "models", "operators", "pipelines", "operators.mamba", "connectors.base"])
+@pytest.mark.heavy
 def test_importing_a_package_is_light(module: str) -> None:
     code = f"import {module}, sys; from connectors.extras import EXTRAS; print([m for m in EXTRAS if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=240, check=True)

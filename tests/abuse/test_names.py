@@ -103,6 +103,7 @@ def test_partition_folders_tell_the_stream_and_other_readers_find_all_rows_of_on
 
 @settings(max_examples=6)
 @given(names=st.lists(st.text(min_size=1, max_size=300), min_size=1, max_size=8, unique=True))
+@pytest.mark.heavy
 def test_any_text_is_a_stream(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("any")
     write_rows(folder / "in.jsonl", [{"k": name, "v": number, "t": number} for number, name in enumerate(names)])

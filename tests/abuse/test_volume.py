@@ -154,6 +154,7 @@ def test_a_picture_of_900_million_pixels_is_refused_and_not_unpacked(rows: int, 
     assert "more than 268,435,456 pixels" in large
 
 
+@pytest.mark.heavy
 def test_a_file_that_claims_900_million_pixels_is_a_row_with_an_error_and_the_next_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "cam"
     folder.mkdir()

@@ -271,6 +271,7 @@ def test_a_film_may_have_every_frame_step_from_4_to_50_milliseconds(tmp_path: Pa
     steps=st.lists(st.integers(4_000, 50_000) | st.integers(1, 4_000_000), min_size=1, max_size=12),
     cuts=st.sets(st.integers(1, 12), max_size=3),
 )
+@pytest.mark.heavy
 def test_frames_are_shown_at_their_event_times_however_epochs_cut_them(
     tmp_path: Path, steps: list[int], cuts: set[int]
 ) -> None:
@@ -382,6 +383,7 @@ def restarted(root: Path, epoch: int, staged: list[Staged], attempt: int) -> Ann
 @given(
     st.lists(st.sampled_from(["go on", "lost", "before commit", "in commit", "after commit", "twice"]), min_size=1, max_size=6)
 )
+@pytest.mark.heavy
 def test_a_kill_at_any_moment_gives_the_file_of_an_undisturbed_run(tmp_path: Path, kills: list[str]) -> None:
     for name in ("plain", "killed"):
         shutil.rmtree(tmp_path / name, ignore_errors=True)

@@ -219,6 +219,7 @@ def test_counters_go_on_after_a_resume_and_time_never_goes_back(scripted: Script
     assert reader.position() == {"sequence": 103, "segment": 8, "time_us": position["time_us"] + 3}
 
 
+@pytest.mark.heavy
 def test_a_hundred_reconnects_leak_no_thread_and_no_descriptor(camera: MjpegCamera, opened: Open) -> None:
     camera.fps = 400.0
     reader = opened({"gate": camera.url}, reconnect_s=0.001, reconnect_max_s=0.002)

@@ -169,6 +169,7 @@ print(client.pid, flush=True)
 """
 
 
+@pytest.mark.heavy
 def test_a_process_ends_though_a_subscriber_has_stopped_reading() -> None:
     folders = f"{ROOT / 'tests/connectors'}{os.pathsep}{ROOT / 'tests/support'}"
     process = subprocess.Popen([sys.executable, "-c", _RUN, folders, _STALL], stdout=subprocess.PIPE, text=True, cwd=ROOT)

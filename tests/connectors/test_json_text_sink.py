@@ -63,6 +63,7 @@ KINDS = [
 @pytest.mark.parametrize(("kind", "values"), KINDS, ids=[str(kind) for kind, _ in KINDS])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
+@pytest.mark.heavy
 def test_every_type_says_what_python_objects_would_say(kind: pa.DataType, values: Any, data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.none() | values, max_size=8))
     array = pa.array(rows, kind)
@@ -210,6 +211,7 @@ def same(text: Any, expected: Any) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(columns_of_any_type())
+@pytest.mark.heavy
 def test_every_type_within_every_other_is_written_exactly(column: tuple[pa.Array, list[Any]]) -> None:
     array, expected = column
     for part, said in ((array, expected), (array[1:], expected[1:])):
@@ -218,6 +220,7 @@ def test_every_type_within_every_other_is_written_exactly(column: tuple[pa.Array
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.none() | st.integers(0, 9)), max_size=8), st.booleans())
+@pytest.mark.heavy
 def test_unions_are_written_as_the_value_they_hold(rows: list[tuple[bool, int | None]], sparse: bool) -> None:
     durations, words = [n for second, n in rows if not second], [None if n is None else f"w{n}" for second, n in rows if second]
     codes = pa.array([7 if second else 3 for second, _ in rows], pa.int8())
@@ -261,6 +264,7 @@ def decoded(value: bytes | None) -> str | None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.none() | BYTES, max_size=8), st.integers(0, 3), st.sampled_from(["string", "view", "list"]))
+@pytest.mark.heavy
 def test_lines_are_valid_text_whatever_the_bytes(values: list[bytes | None], start: int, kind: str) -> None:
     column = pa.array(values, pa.binary()).view(pa.string())
     if kind == "list":

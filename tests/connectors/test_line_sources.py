@@ -227,6 +227,7 @@ def test_a_line_too_long_is_one_row_and_is_not_kept_in_memory(tmp_path, small_bl
     assert table["error"].to_pylist()[1] == "line at byte 17 is longer than 300 bytes"
 
 
+@pytest.mark.heavy
 def test_restart_at_any_position_delivers_exactly_the_rest(tmp_path, small_blocks):
     text = "".join("bad\n" if i % 11 == 3 else f'{{"v": {i}, "k": "{"ab"[i % 2]}", "t": {i}}}\n' for i in range(60))
     write(tmp_path / "a.jsonl", text)
@@ -326,6 +327,7 @@ def test_csv_files_may_order_their_columns_differently_but_not_lack_one(tmp_path
     assert row["error"] == "c.csv: cannot be read on: columns ['x'] of the first file are missing; there are ['t', 'y']"
 
 
+@pytest.mark.heavy
 def test_csv_restart_at_any_position_delivers_exactly_the_rest(tmp_path, small_blocks):
     text = "t,x\n" + "".join("oops\n" if i % 13 == 5 else f"{i},{i * 0.5}\n" for i in range(50))
     write(tmp_path / "a.csv", text)

@@ -123,6 +123,7 @@ def test_files_go_when_two_later_epochs_have_been_committed(folder: Path, opened
     assert list(folder.glob("*.jsonl")) == []
 
 
+@pytest.mark.heavy
 def test_ten_thousand_files_that_have_waited_are_read_and_deleted_in_order(folder: Path, opened: Open) -> None:
     folder.mkdir()
     for n in range(10_000):

@@ -341,6 +341,7 @@ for kind, options in ((ArrowSink, ArrowOptions), (JsonlSink, JsonlOptions), (Par
 """
 
 
+@pytest.mark.heavy
 def test_a_real_limit_on_file_size_is_met_with_the_same_error(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LIMITED, str(tmp_path)],

@@ -69,6 +69,7 @@ def written_times(draw):
 
 
 @given(st.lists(st.one_of(written_times(), st.just((None, None)), st.just(("soon", None))), min_size=1, max_size=8))
+@pytest.mark.heavy
 def test_any_time_of_iso_8601_and_rfc_3339_is_read_to_the_microsecond(rows):
     assert us([text for text, _ in rows]) == [time for _, time in rows]
 
@@ -82,6 +83,7 @@ def test_any_other_text_is_no_time_and_no_failure(texts):
 @given(
     st.lists(st.from_regex(r"\A[0-9]{4}-?[0-9]{2}-?[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|\+00:00)?)?\Z"))
 )
+@pytest.mark.heavy
 def test_what_python_reads_is_read_alike(texts):
     for text, time in zip(texts, us(texts) if texts else [], strict=True):
         try:

@@ -77,6 +77,7 @@ def test_a_foreign_package_that_was_imported_before_is_named_too(tmp_path: Path)
     assert f"the module 'pipelines' is found at {tmp_path / 'pipelines.py'}" in done.stderr
 
 
+@pytest.mark.heavy
 def test_a_folder_of_files_with_the_name_of_a_package_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "weights.bin").touch()

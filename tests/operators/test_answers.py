@@ -240,6 +240,7 @@ def answered(asked: Sequence[tuple[int, int]]) -> list[str]:
     return [f"{view} rows{'' if os.getpid() == parent else ', elsewhere'}" for view, parent in asked]
 
 
+@pytest.mark.heavy
 def test_other_processes_answer_in_the_order_of_asking_and_end_with_close() -> None:
     made = Asked(Answerers("counting", 1, loaded), batch_questions=2)
     assert told(made.ask({}, {"question": ""}, {"stream_id": "b"}, {})) == [("1", "bad_question", None)]
@@ -254,6 +255,7 @@ def test_other_processes_answer_in_the_order_of_asking_and_end_with_close() -> N
     assert made.method.held == 0 and not made.answers.busy
 
 
+@pytest.mark.heavy
 def test_a_process_that_ends_is_an_error_that_says_what_to_do() -> None:
     made = Asked(Answerers("counting", 1, loaded))
     made.take("a", 12)

@@ -40,6 +40,7 @@ def numbers(schema: pa.Schema, values: list[float | None], errors: list[str | No
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
+@pytest.mark.heavy
 def test_operator_of_the_page_has_under_60_lines_and_conforms(smooth: types.ModuleType):
     lines = [line for line in smooth.code.splitlines() if line.strip()]
     assert len(lines) < 60

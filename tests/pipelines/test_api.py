@@ -104,6 +104,7 @@ def test_importing_the_package_loads_neither_torch_nor_ray() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=240)
 
 
+@pytest.mark.heavy
 def test_own_types_are_found_in_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from operators.null import NullOperator\n\nclass Mine(NullOperator):\n    '''Mine.'''\n")
     code = "import sys\nsys.argv = ['streambank', 'describe', 'mine:Mine']\nfrom pipelines.cli import main\nmain()"

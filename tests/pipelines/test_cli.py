@@ -150,6 +150,7 @@ def test_logs_are_json_where_asked_for(folder: Path) -> None:
         pytest.param("ray", signal.SIGTERM, marks=pytest.mark.ray),  # `ray.init` puts a handler of its own in place
     ],
 )
+@pytest.mark.heavy
 def test_a_signal_stops_with_status_0_and_resume_goes_on(folder: Path, runner: str, number: signal.Signals) -> None:
     arguments = ["-m", "pipelines.cli", "run", "copy.yaml", "--runner", runner, "--log-level", "info"]
     process = python([*arguments, "--set", "events.pace=2.0", "--set", "epoch_s=0.2"], folder)

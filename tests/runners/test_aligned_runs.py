@@ -52,6 +52,7 @@ def test_rows_are_handed_over_by_event_time(folder: Path, times: Times, tmp_path
     ],
     ids=["small batches", "parallel sources", "exact", "long spans"],
 )
+@pytest.mark.heavy
 def test_the_order_does_not_depend_on_batches_and_tasks(
     changes: dict[str, Any], folder: Path, times: Times, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def stop_when_committed(values: dict[str, Any]) -> None:
     assert run(Pipeline.from_dict(values).spec, runner="local", stop=stop, on_progress=watch).status == "stopped"
 
 
+@pytest.mark.heavy
 def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Path, times: Times, tmp_path: Path) -> None:
     values = aligned_pipeline(
         folder, tmp_path, operators__ledger__type="aligned_workload:StreamLedger", operators__ledger__align_s=20
@@ -103,6 +105,7 @@ def test_one_shard_stopped_and_resumed_with_three_gives_the_same_rows(folder: Pa
 
 
 @pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])])
+@pytest.mark.heavy
 def test_two_aligned_operators_that_share_an_input_do_not_wait_for_each_other(
     runner: str, folder: Path, times: Times, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

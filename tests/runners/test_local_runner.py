@@ -106,6 +106,7 @@ def test_rows_go_through_and_the_report_counts_them(tmp_path: Path, expected: An
 
 
 @pytest.mark.parametrize("places", [(3,), (0, 10), (5, 6, 19)])
+@pytest.mark.heavy
 def test_run_until_the_crash_and_again_gives_the_rows_of_an_undisturbed_run(
     places: tuple[int, ...], tmp_path: Path, expected: Any
 ) -> None:
@@ -375,6 +376,7 @@ class BoundedSink(Sink):
         """Nothing to release."""
 
 
+@pytest.mark.heavy
 def test_no_more_is_read_than_the_sinks_have_taken_and_one_batch(tmp_path: Path) -> None:
     @dataclass
     class Shared:

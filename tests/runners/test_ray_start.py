@@ -76,6 +76,7 @@ def test_a_host_that_has_no_address_is_told_at_once(monkeypatch: pytest.MonkeyPa
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20))
+@pytest.mark.heavy
 def test_any_text_as_an_address_is_one_line(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", text)

@@ -135,6 +135,7 @@ def drive(data: st.DataObject, messages: dict[Edge, list[Message]], span_us: int
 
 @given(data=st.data(), span_us=st.sampled_from([1, 2, 10, 1000]))
 @settings(max_examples=120, deadline=None)
+@pytest.mark.heavy
 def test_rows_come_in_one_order_whatever_their_arrival_cuts_and_restarts(
     data: st.DataObject, span_us: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -27,6 +27,7 @@ def add_all(batcher: Batcher, batches: list[list[str]]) -> None:
     st.data(),
 )
 @settings(max_examples=150, deadline=None)
+@pytest.mark.heavy
 def test_rows_leave_once_each_in_stream_order_and_never_more_than_max_rows(
     batches: list[list[str]], max_rows: int, data: st.DataObject
 ) -> None:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,7 @@ def test_statuses_are_counted_and_the_first_error_of_each_is_kept(parts: list[Ro
 
 
 @given(st.lists(rows, max_size=4), st.lists(rows, max_size=4), st.lists(rows, max_size=4))
+@pytest.mark.heavy
 def test_attempts_and_shards_add_up_to_one_run(before: list[Rows], left: list[Rows], right: list[Rows]) -> None:
     earlier = Tally.from_json(json.loads(json.dumps(tally_of(before).to_json())))
     whole = Tally.sum([tally_of(left), tally_of(right)]).after(earlier)

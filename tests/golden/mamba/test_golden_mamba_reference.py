@@ -7,6 +7,7 @@ import mamba_cases
 import mamba_reference as reference
 import mamba_reference_training as training
 import numpy as np
+import pytest
 import torch
 from golden_cases import golden, read_json, read_npz, sibling
 from mamba_cases import assert_close, assert_same_boxes
@@ -82,6 +83,7 @@ def test_reference_repeats_the_pixel_and_instance_level_video(path: Path) -> Non
 
 
 @golden("mamba", ".npz", *mamba_cases.TRAIN_STEP)
+@pytest.mark.heavy
 def test_reference_repeats_the_training_step(path: Path) -> None:
     arrays, settings = tensors(path), read_json(sibling(path, "tiny_train_step", "tiny_config", ".json"))
     net = Network(tensors(sibling(path, "tiny_train_step", "tiny_state_dict", ".npz")), settings)

@@ -54,6 +54,7 @@ def test_annotations_are_split_as_published(path: Path) -> None:
 
 
 @golden("rekv", ".json", *KEYS)
+@pytest.mark.heavy
 def test_published_checkpoints_have_the_names_and_shapes_of_the_model(path: Path) -> None:
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 

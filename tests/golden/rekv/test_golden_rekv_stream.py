@@ -22,6 +22,7 @@ def test_every_folder_has_cases_and_every_file_is_checked() -> None:
 
 
 @golden("rekv", ".json", *STREAM)
+@pytest.mark.heavy
 def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path) -> None:
     case, io = read_json(path), vectors(path)
     config, model = rekv_config(case), tiny_model(path, case, tmp_path)

@@ -69,6 +69,7 @@ def torchvision_map(net: torchvision.models.ResNet, pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+@pytest.mark.heavy
 def test_backbone_dilates_the_first_block_of_the_last_stage_where_torchvision_does_not(torchvision_dc5):
     ours = ResNet((3, 4, 6, 3), (64, 256, 512, 1024, 2048)).eval()
     state = {k: v for k, v in torchvision_dc5.state_dict().items() if not k.startswith("fc.")}

@@ -210,6 +210,7 @@ def test_multiple_choice_prompt_is_the_published_one() -> None:
         PROMPTS["internvl"].multiple_choice("Which?", ["red"])
 
 
+@pytest.mark.heavy
 def test_importing_the_package_does_not_import_transformers() -> None:
     names = sorted(p.stem for p in (Path(__file__).resolve().parents[3] / "models" / "rekv").glob("*.py"))
     code = "; ".join(f"import models.rekv.{name}" for name in names if name != "__init__")

@@ -137,6 +137,7 @@ def test_a_clip_shows_what_is_asked_about_and_nothing_else_of_that_shape_or_colo
         assert not gathered or len(holds) <= SMALL_REKV.retrieve_frames
 
 
+@pytest.mark.heavy
 def test_quality_is_the_same_from_a_bank_and_says_what_guessing_gives(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -174,6 +175,7 @@ def test_the_small_model_in_the_published_layout_loads_as_a_checkpoint_folder(tm
     assert torch.equal(from_folder.decoder.logits(first.hidden_SC), from_file.decoder.logits(second.hidden_SC))
 
 
+@pytest.mark.heavy
 def test_the_weights_in_the_package_find_events_in_unseen_films_and_answer_from_them() -> None:
     assert WEIGHTS.stat().st_size < 4_000_000
     small = load_small(WEIGHTS)

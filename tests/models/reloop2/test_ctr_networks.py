@@ -54,6 +54,7 @@ def test_longer_padding_changes_nothing(name: str):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.heavy
 def test_twenty_rows_are_learned(name: str):
     torch.manual_seed(0)
     model, drawn = build_model(CONFIGS[name], FEATURES, seed=1).train(), columns(20, seed=1)

@@ -146,6 +146,7 @@ def test_tiers_of_any_size_change_nothing(data, tmp_path_factory):
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
+@pytest.mark.heavy
 def test_any_course_of_events_leaves_the_blocks_that_are_held_as_written(data, tmp_path_factory):
     kind = data.draw(st.sampled_from(["device", "host_cached", "disk", "disk_cached"]))
     limit = data.draw(st.sampled_from([None, 4]))
@@ -532,6 +533,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.heavy
 def test_after_kill_minus_9_the_snapshot_restores_and_what_came_later_is_overwritten(tmp_path):
     folder, kept = tmp_path / "blocks", tmp_path / "state"
     code = CHILD.format(root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder), state=str(kept))
@@ -600,6 +602,7 @@ print(len(reader))
 """
 
 
+@pytest.mark.heavy
 def test_another_process_reads_the_same_files_while_blocks_are_appended(tmp_path):
     bank = BlockBank(SPEC, slots=1, **budgets("disk_cached", tmp_path, 60))
     bank.open([0], [7])

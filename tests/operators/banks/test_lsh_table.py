@@ -128,6 +128,7 @@ def test_any_cut_of_the_rows_gives_the_same_entries(policy: str):
     assert torch.equal(whole._count_P, pieces._count_P)
 
 
+@pytest.mark.heavy
 def test_reservoir_keeps_every_row_of_a_turn_with_the_same_probability():
     # One bucket of 4 slots and 40 rows: each row stays with probability 0.1. Counted over 2,000 seeds, sigma is 0.0067.
     kept = torch.zeros(40)

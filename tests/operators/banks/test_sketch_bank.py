@@ -39,6 +39,7 @@ RULES = [Never(), ResetEvery(13), Slices(20, 4), Slices(23, 3), Slices(9, 1)]
     seed=st.integers(0, 10_000),
     cuts=st.lists(st.integers(0, 40), max_size=8),
 )
+@pytest.mark.heavy
 def test_any_batches_equal_rows_one_by_one_in_a_dict(rule: object, slots: int, seed: int, cuts: list[int]):
     bank, reference = sketch(slots=slots, forgetting=rule), CellDict(rule)
     for step, number in enumerate(cuts):

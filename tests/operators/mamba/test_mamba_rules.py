@@ -6,6 +6,7 @@ import math
 
 import mamba_streams
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +49,7 @@ box = st.tuples(quarter_px, quarter_px, quarter_px, quarter_px, st.sampled_from(
 
 @given(st.lists(st.lists(box, max_size=4), min_size=1, max_size=3), st.integers(1, 12), st.integers(3, 20))
 @settings(max_examples=60, deadline=None)
+@pytest.mark.heavy
 def test_cells_equal_the_list_version(frames: list[list[tuple[float, ...]]], per_box: int, per_frame: int):
     rule = CellRule(score=0.4, per_box=per_box, per_frame=per_frame, fallback=3, stride=16.0)
     cells, maps = choose(frames, rule)
@@ -77,6 +79,7 @@ def test_a_frame_without_boxes_may_write_more_cells_than_one_with_boxes():
     assert sorted(cells.index_BN[1].tolist()) == list(range(HEIGHT * WIDTH))
 
 
+@pytest.mark.heavy
 def test_cells_of_a_big_box_are_drawn_anew_at_every_step_and_all_get_their_turn():
     rule = CellRule(score=0.4, per_box=5, per_frame=20, fallback=3, stride=16.0)
     whole = [[(0.0, 0.0, 16.0 * WIDTH, 16.0 * HEIGHT, 0.9)]]

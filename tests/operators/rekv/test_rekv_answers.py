@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from rekv_streams import frames, question, questions
 
 from models.films import make_film
@@ -11,6 +12,7 @@ from operators.base import Context
 from operators.rekv import ReKVOperator, ReKVOptions
 
 
+@pytest.mark.heavy
 def test_questions_about_a_film_of_ten_minutes_are_answered_in_plain_words() -> None:
     film = make_film(1_000_007)
     made = ReKVOperator(ReKVOptions(sample_fps=1.0, device_gib=0.05, max_streams=1), Context(name="watch"))

@@ -236,6 +236,7 @@ def test_a_snapshot_of_other_weights_is_refused(tiny_rekv: str) -> None:
         operator(tiny_rekv, window_tokens=28).restore(made.snapshot())
 
 
+@pytest.mark.heavy
 def test_processes_that_answer_from_the_same_files_give_the_same_rows(tiny_rekv: str, tmp_path: Path) -> None:
     def run(made: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

@@ -39,6 +39,7 @@ def test_a_policy_that_loses_something_takes_fewer_bytes_and_still_answers(polic
     assert [f["score"] for f in row["retrieved"][0]] == [f["score"] for f in ask(plain)[0]["retrieved"][0]]
 
 
+@pytest.mark.heavy
 def test_policies_that_lose_nothing_answer_as_none_does(tiny_rekv: str) -> None:
     made = [operator(tiny_rekv, policy=policy) for policy in (None, KVMerger(keep=1.0), Scissorhands(keep=1.0), ThinK(ratio=0))]
     for one in made:
@@ -48,6 +49,7 @@ def test_policies_that_lose_nothing_answer_as_none_does(tiny_rekv: str) -> None:
 
 
 @pytest.mark.parametrize("policy", LOSSY, ids=lambda policy: policy.type)
+@pytest.mark.heavy
 def test_a_share_may_be_smaller_than_a_window_that_no_blocks_are_needed_for(policy: Policy, tiny_rekv: str) -> None:
     small = {"frames_per_stream": 3, "max_streams": 1}
     with pytest.raises(ConfigError, match="window of 24 tokens needs"):
@@ -69,6 +71,7 @@ def test_a_share_may_be_smaller_than_a_window_that_no_blocks_are_needed_for(poli
     ],
     ids=lambda policy: policy.type,
 )
+@pytest.mark.heavy
 def test_streams_go_on_from_files_whatever_the_policy(policy: Policy, tiny_rekv: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_streams": 2, "policy": policy}
     files: dict[str, Any] = {"disk_gib": 0.01, "disk_path": str(tmp_path / "blocks"), "device_gib": 0.002, **options}

@@ -62,6 +62,7 @@ def replay(drift: Path, out: Path, *more: str) -> tuple[pa.Table, pa.Table]:
     )
 
 
+@pytest.mark.heavy
 def test_replay_follows_the_shift_and_repeats_to_the_bit(drift: Path, tmp_path: Path):
     predictions, windows = replay(drift, tmp_path / "a")
     assert predictions.num_rows == 7000

@@ -56,6 +56,7 @@ def test_window_agrees_with_a_plain_computation(ctr_model: str):
         )
 
 
+@pytest.mark.heavy
 def test_window_of_one_class_has_no_auc(ctr_model: str):
     events = predicted(ctr_model)
     negatives = events.labels.set_column(4, "label", pc.multiply(events.labels.column("label"), pa.scalar(0.0, pa.float32())))
