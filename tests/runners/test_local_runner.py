@@ -125,6 +125,7 @@ def test_run_until_the_crash_and_again_gives_the_rows_of_an_undisturbed_run(
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 5)])
+@pytest.mark.heavy
 def test_the_number_of_shards_may_change_on_resume(before: int, after: int, tmp_path: Path, expected: Any) -> None:
     store, clock = RowStore(), FakeClock()
     items = [*BATCHES[:5], Gap(1.0), *BATCHES[5:11], Crash(), *BATCHES[11:]]
@@ -135,6 +136,7 @@ def test_the_number_of_shards_may_change_on_resume(before: int, after: int, tmp_
     assert store.by_stream() == expected
 
 
+@pytest.mark.heavy
 def test_sink_shards_and_source_parallelism_give_the_same_rows(tmp_path: Path, expected: Any) -> None:
     by_key = {f"k{k}": [b.filter(pa.compute.equal(b["stream_id"], f"k{k}")) for b in BATCHES] for k in range(7)}
     store = RowStore()
@@ -208,6 +210,7 @@ def test_resume_without_anything_to_resume_starts_at_the_beginning(tmp_path: Pat
     assert store.by_stream() == expected
 
 
+@pytest.mark.heavy
 def test_operators_in_a_row_and_a_sink_of_several_inputs_stay_aligned(tmp_path: Path) -> None:
     store = RowStore()
 
@@ -239,6 +242,7 @@ def test_operators_in_a_row_and_a_sink_of_several_inputs_stay_aligned(tmp_path: 
         assert len({(r["stream_id"], r["sequence"]) for r in rows}) * 3 == len(rows)
 
 
+@pytest.mark.heavy
 def test_two_inputs_of_one_operator_lose_and_double_nothing(tmp_path: Path) -> None:
     left = [value_batch([f"l{i % 3}" for i in range(20)], 20 * j) for j in range(10)]
     right = [value_batch([f"r{i % 3}" for i in range(20)], 20 * j) for j in range(10)]

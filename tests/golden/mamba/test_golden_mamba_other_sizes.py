@@ -22,6 +22,7 @@ MODULES = (
 
 @pytest.mark.golden
 @pytest.mark.parametrize("label", made.SETTINGS)
+@pytest.mark.heavy
 def test_videos_and_training_steps_of_other_sizes(label: str, tmp_path: Path) -> None:
     for path in made.write_video_cases(tmp_path, label):
         checks = checks_of(path, MODULES)
