@@ -10,10 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CLIP_PIXELS", "tower_pixels"]
+__all__ = ["CLIP_PIXELS", "HALF_PIXELS", "tower_pixels"]
 
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """Mean and standard deviation of CLIP's training, per color, of values in 0..1."""
+
+HALF_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""The same of SigLIP's."""
 
 Color = tuple[float, float, float]
 

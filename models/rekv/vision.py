@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError
-from models.pixels import CLIP_PIXELS, tower_pixels
+from models.pixels import CLIP_PIXELS, HALF_PIXELS, tower_pixels
 
 __all__ = ["FrameEncoder"]
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PIXELS = {  # family → mean, standard deviation, keep the aspect ratio and cut out the center
-    "llava_onevision": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), False),
+    "llava_onevision": (*HALF_PIXELS, False),
     "video_llava": (*CLIP_PIXELS, True),
     "internvl": (_IMAGENET_MEAN, _IMAGENET_STD, False),
 }

@@ -19,13 +19,14 @@ from connectors.errors import CheckpointMismatch, first_line
 from connectors.extras import optional
 from models.pretrained import quiet, read_config, some_of
 from models.videostreaming.config import VideoStreamingConfig
-from models.videostreaming.model import PARTS, VideoStreamingModel, projector
+from models.videostreaming.model import PARTS, TOWERS, VideoStreamingModel, projector
 from models.weight_files import read_safetensors, read_state_dict
 
 transformers = optional("transformers")
 
 __all__ = [
     "PROJECTORS",
+    "PUBLISHED",
     "build_model",
     "encoder_tensors",
     "fitting_tensors",
@@ -37,8 +38,11 @@ __all__ = [
 ]
 
 PROJECTORS = "projectors.safetensors"
+PUBLISHED = ("vision_tower", "streaming_encoder", "language_model")
+"""Folders of a checkpoint folder."""
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 _ENCODER_TYPES = {"phi-msft": "phi", "mixformer-sequential": "phi"}
 _OLD_PHI = (
     ("transformer.embd.wte.", "embed_tokens."),
@@ -67,7 +71,7 @@ def build_model(
 
     ``vision`` None: features of ``feature_width`` are given. ``encoder_head``: with a vocabulary head on the encoder.
     """
-    tower = None if vision is None else transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**_plain(vision)))
+    tower: Any = None if vision is None else transformers.AutoModel.from_config(_config_of(vision))
     width = feature_width or 4 * int((vision or {})["hidden_size"])
     small: Any = transformers.AutoModel.from_config(_config_of(encoder))
     large: Any = transformers.AutoModelForCausalLM.from_config(_config_of(language))
@@ -183,9 +187,7 @@ def load_folder(
     that is an error, since a model that was never trained answers nonsense. ``encoder_head``: keep the encoder's vocabulary
     head. Raises ``CheckpointMismatch``.
     """
-    vision = _load_part(folder / "vision_tower", "CLIPVisionModel", config, dtype)
-    encoder = _load_part(folder / "streaming_encoder", "AutoModel", config, dtype)
-    language = _load_part(folder / "language_model", "AutoModelForCausalLM", config, dtype)
+    vision, encoder, language = (_load_part(folder / part, config, dtype) for part in PUBLISHED)
     head = _encoder_head(folder / "streaming_encoder", encoder) if encoder_head else None
     inner, outer = encoder.config.hidden_size, language.config.hidden_size
     model = VideoStreamingModel(
@@ -220,18 +222,21 @@ def _load_projectors(model: VideoStreamingModel, tensors: Tensors, file: Path) -
     model.load_state_dict(found, strict=False)
 
 
-def _load_part(folder: Path, class_name: str, config: VideoStreamingConfig, dtype: torch.dtype | None) -> Any:
+def _load_part(folder: Path, config: VideoStreamingConfig, dtype: torch.dtype | None) -> Any:
     """Load one published model by the library, from tensors that were read and renamed here."""
-    said = read_config(folder)
+    said, part = read_config(folder), folder.name
     said["model_type"] = _ENCODER_TYPES.get(said["model_type"], said["model_type"])
     try:
-        if class_name == "CLIPVisionModel":
-            settings: Any = transformers.CLIPVisionConfig(**_plain(said.get("vision_config", said)))
-        else:
-            settings = _config_of(said)
-        if class_name == "AutoModel":
+        if part == "vision_tower":
+            said = said.get("vision_config", said) | {"model_type": _VISION_TYPES.get(said["model_type"], said["model_type"])}
+        settings = _config_of(said)
+        if part == "vision_tower" and settings.model_type not in TOWERS:
+            raise CheckpointMismatch(
+                f"{folder}: model_type {settings.model_type!r} is no vision tower; use one of {sorted(TOWERS)}"
+            )
+        if part == "streaming_encoder":
             settings = shortened(settings, config.encoder_layers, folder)
-        own, tensors = fitting_tensors(class_name, settings, read_tensors(folder), str(folder))
+        own, tensors = fitting_tensors(part, settings, read_tensors(folder), str(folder))
         with quiet():
             model: Any = own.from_pretrained(None, config=settings, state_dict=tensors, dtype=dtype or _common_dtype(tensors))
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -241,19 +246,18 @@ def _load_part(folder: Path, class_name: str, config: VideoStreamingConfig, dtyp
     return model.eval().requires_grad_(False)
 
 
-def fitting_tensors(class_name: str, settings: Any, tensors: Tensors, where: str) -> tuple[Any, Tensors]:
-    """Return the library's class for a published part, and its tensors under the names of that class.
+def fitting_tensors(part: str, settings: Any, tensors: Tensors, where: str) -> tuple[Any, Tensors]:
+    """Return the library's class for a published part (one of ``PUBLISHED``), and its tensors under the names of that class.
 
-    ``class_name``: CLIPVisionModel, AutoModel or AutoModelForCausalLM. Raises ``CheckpointMismatch`` for missing and unknown
-    names and for shapes that differ.
+    Raises ``CheckpointMismatch`` for missing and unknown names and for shapes that differ.
     """
-    cls: Any = getattr(transformers, class_name)
-    own = cls if class_name == "CLIPVisionModel" else cls._model_mapping[type(settings)]
+    cls: Any = transformers.AutoModelForCausalLM if part == "language_model" else transformers.AutoModel
+    own = cls._model_mapping[type(settings)]
     with torch.device("meta"):
         shell = own(settings)
-    if class_name == "CLIPVisionModel":
+    if part == "vision_tower":
         tensors = _vision_tensors(tensors, shell)
-    elif class_name == "AutoModel":
+    elif part == "streaming_encoder":
         tensors = encoder_tensors(tensors, settings.num_hidden_layers, head=False)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     tied = {"lm_head.weight"} if getattr(settings, "tie_word_embeddings", False) else set()

@@ -19,7 +19,7 @@ from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
 from models.prompts import PromptTemplate
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
-from models.videostreaming.checkpoint import build_model, load_folder, load_tensors
+from models.videostreaming.checkpoint import PUBLISHED, build_model, load_folder, load_tensors
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.model import VideoStreamingModel
 from models.videostreaming.prompts import VICUNA, clip_time_text, time_prompt
@@ -160,7 +160,7 @@ def read_settings(path: Path, **changed: Any) -> tuple[VideoStreamingConfig, dic
                 "folder"
             )
     elif path.is_dir():
-        missing = [part for part in ("vision_tower", "streaming_encoder", "language_model") if not (path / part).is_dir()]
+        missing = [part for part in PUBLISHED if not (path / part).is_dir()]
         if missing:
             raise CheckpointMismatch(
                 f"{path}: has no folder {', '.join(missing)}; a checkpoint is one file, or a folder with vision_tower (CLIP), "

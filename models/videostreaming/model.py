@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import ConfigError
-from models.pixels import CLIP_PIXELS, tower_pixels
+from models.pixels import CLIP_PIXELS, HALF_PIXELS, tower_pixels
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.tokens import merge_patches
 
-__all__ = ["PARTS", "VideoStreamingModel", "projector"]
+__all__ = ["PARTS", "TOWERS", "VideoStreamingModel", "projector"]
 
 PARTS = ("vision_tower", "mm_projector", "streaming_encoder", "memory_projector", "language_model")
 """Parts of the network, which are also the prefixes of its checkpoint."""
+
+TOWERS = {"clip_vision_model": (CLIP_PIXELS, True), "siglip_vision_model": (HALF_PIXELS, False)}
+"""Vision towers by ``model_type``: normalization, and whether the aspect ratio is kept and the center cut out."""
 
 _FINAL_NORMS = ("final_layernorm", "norm", "ln_f", "final_layer_norm")
 
@@ -92,10 +95,11 @@ class VideoStreamingModel(nn.Module):
             raise ConfigError("videostreaming: this model has no vision tower; give features of frames")
         weight = next(tower.parameters())
         side = tower.config.image_size
-        pixels_F3HW = tower_pixels(frames_FHW3.to(weight.device), (side, side), CLIP_PIXELS, crop=True).to(weight.dtype)
+        mean_std, crop = TOWERS[tower.config.model_type]
+        pixels_F3HW = tower_pixels(frames_FHW3.to(weight.device), (side, side), mean_std, crop=crop).to(weight.dtype)
         hidden = tower(pixels_F3HW, output_hidden_states=True).hidden_states[self.config.vision_layer]
         patches = (side // tower.config.patch_size) ** 2
-        return merge_patches(hidden[:, hidden.shape[1] - patches :])  # without CLIP's class token
+        return merge_patches(hidden[:, hidden.shape[1] - patches :])  # without the class token that CLIP has
 
     def embed(self, ids_n: Tensor) -> Tensor:
         """Return the encoder's embeddings [n, D] of token ids."""

@@ -1,6 +1,6 @@
 """The small model: the method's layout at toy size with a tokenizer of whole words and single digits.
 
-CLIP tower, Phi as encoder, Llama as answering model, in the library's own classes. Nothing here depends on how it is trained.
+SigLIP tower, Phi as encoder, Llama as answering model, in the library's own classes. Nothing here depends on how it is trained.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def build_small(
         "eos_token_id": tokenizer.end,
     }
     vision = {
+        "model_type": "siglip_vision_model",
+        "vision_use_head": False,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -72,7 +74,7 @@ def build_small(
         config,
         vision=vision,
         encoder=text | {"model_type": "phi"} | sizes,
-        language=text | {"model_type": "llama", "num_hidden_layers": 2, "tie_word_embeddings": True} | sizes,
+        language=text | {"model_type": "llama", "num_hidden_layers": 3, "tie_word_embeddings": True} | sizes,
     )
     return VideoStreaming(
         model=model.eval(),

@@ -74,9 +74,7 @@ class FourDVLAOptions(StreamOptions):
     features: Color | Given | Torchvision | Dinov2 | None = option(
         None, "What frames are compared by. null: color in the mode select, the policy's own encoder in the mode act."
     )
-    checkpoint: str | None = option(
-        None, "With mode: act: a policy, one file or a folder.", path=True
-    )
+    checkpoint: str | None = option(None, "With mode: act: a policy, one file or a folder.", path=True)
     instruction: str | None = option(None, "With mode: act: what to do, for rows without a column `instruction`.")
     nominal_rate: float | None = option(
         None,

@@ -75,9 +75,9 @@ def test_published_names_and_shapes_fit_the_networks(path: Path) -> None:
     """The three published models at full size, without memory for them."""
     said = {name: {key: torch.empty(shape, device="meta") for key, shape in keys.items()} for name, keys in _keys(path)}
     for name, tensors in said.items():
-        class_name, settings = _settings(name, tensors)
-        _, fitting = fitting_tensors(class_name, settings, tensors, name)
-        dropped = [key for key in tensors if class_name == "AutoModel" and key.startswith("lm_head.")]
+        part, settings = _settings(name, tensors)
+        _, fitting = fitting_tensors(part, settings, tensors, name)
+        dropped = [key for key in tensors if part == "streaming_encoder" and key.startswith("lm_head.")]
         assert len(fitting) == len(tensors) - len(dropped)
 
 
@@ -93,9 +93,9 @@ def _settings(name: str, tensors: dict[str, torch.Tensor]) -> tuple[str, Any]:
         width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
         side = int((shapes["embeddings.position_embedding.weight"][0] - 1) ** 0.5) * patch
         own = {"hidden_size": width, "patch_size": patch, "image_size": side, "intermediate_size": shapes["mlp.fc1.weight"][0]}
-        return "CLIPVisionModel", transformers.CLIPVisionConfig(num_hidden_layers=layers, num_attention_heads=1, **own)
+        return "vision_tower", transformers.CLIPVisionConfig(num_hidden_layers=layers, num_attention_heads=1, **own)
     words, width = shapes["model.embed_tokens.weight"]
     own = {"vocab_size": words, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 1}
     if name.startswith("phi"):
-        return "AutoModel", transformers.PhiConfig(intermediate_size=shapes["mlp.fc1.weight"][0], **own)
-    return "AutoModelForCausalLM", transformers.LlamaConfig(intermediate_size=shapes["mlp.gate_proj.weight"][0], **own)
+        return "streaming_encoder", transformers.PhiConfig(intermediate_size=shapes["mlp.fc1.weight"][0], **own)
+    return "language_model", transformers.LlamaConfig(intermediate_size=shapes["mlp.gate_proj.weight"][0], **own)

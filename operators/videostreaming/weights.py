@@ -1,0 +1,89 @@
+"""From options to the model that encodes and answers, the same in every process, and its name. No streams, no banks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from connectors.errors import ConfigError
+from models.videostreaming.config import VideoStreamingConfig
+from models.videostreaming.loaders import SMALL_WEIGHTS, load_model, read_settings
+from operators.banks import FileReader, SharedBlocks
+from operators.videostreaming.answering import Answering, ClipAnswer, ClipQuestion
+from operators.videostreaming.config import VideoStreamingOptions
+
+__all__ = ["load_answering", "load_file_answering", "model_id", "settings"]
+
+_LATEST_S = 99_999_999.9  # three years: the longest text that a time becomes
+
+
+def settings(options: VideoStreamingOptions, name: str) -> VideoStreamingConfig:
+    """Return the settings of the model. Raise ``ConfigError`` or ``CheckpointMismatch`` for what cannot be used."""
+    return read_settings(_path(options), **_changed(options))[0]
+
+
+def _path(options: VideoStreamingOptions) -> Path:
+    return Path(options.checkpoint) if options.checkpoint is not None else SMALL_WEIGHTS
+
+
+def _changed(options: VideoStreamingOptions) -> dict[str, Any]:
+    names = ("clip_seconds", "frames_per_clip", "select_clips", "include_newest", "propagate", "llm_time_text", "similarity")
+    return {name: getattr(options, name) for name in names}
+
+
+def load_answering(options: VideoStreamingOptions, name: str, device: torch.device) -> Answering:
+    """Load the model. Raise ``ConfigError`` where clips are longer than its encoder reads, or memories than it answers from."""
+    ready = load_model(_path(options), device=device, **_changed(options))
+    side, config = ready.frame_size(), ready.config
+    if side is None:
+        raise ConfigError(f"{name}: the checkpoint has no vision tower, so frames cannot be encoded; give one that has")
+    with torch.inference_mode():
+        tokens = ready.model.frame_tokens(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1]
+    time_tokens = len(ready.time_ids(_LATEST_S, _LATEST_S, first=False))
+    length = time_tokens + config.memory_tokens + config.frames_per_clip * tokens + config.memory_tokens + 1
+    positions = getattr(ready.model.streaming_encoder.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ConfigError(
+            f"{name}: a clip of {config.frames_per_clip} frames is {length} tokens to the encoder, which reads {positions}; "
+            "lower frames_per_clip"
+        )
+    answering = Answering(ready, options.max_question_tokens, tokens)
+    most = answering.most_clips(options.max_question_tokens + options.max_answer_tokens)
+    if config.select_clips + config.include_newest > most:
+        raise ConfigError(
+            f"{name}: select_clips={config.select_clips} memories of {config.memory_tokens} tokens with a question of "
+            f"{options.max_question_tokens} and an answer of {options.max_answer_tokens} are more than the answering model "
+            f"reads; lower select_clips to at most {max(most - config.include_newest, 0)}, or max_question_tokens or "
+            "max_answer_tokens"
+        )
+    return answering
+
+
+def load_file_answering(
+    options: VideoStreamingOptions, name: str, device: torch.device
+) -> Callable[[Sequence[tuple[ClipQuestion, SharedBlocks]]], list[ClipAnswer]]:
+    """Load the model in a process of its own; return what answers questions there from the files of the operator's bank."""
+    answering = load_answering(options, name, device)
+
+    def answer(asked: Sequence[tuple[ClipQuestion, SharedBlocks]]) -> list[ClipAnswer]:
+        readers = [FileReader(blocks, device=device) for _, blocks in asked]
+        return answering([question for question, _ in asked], readers)
+
+    return answer
+
+
+def model_id(answering: Answering) -> str:
+    """Return a name of weights and settings, equal wherever stored memories may be used."""
+    encoded = ("frames_per_clip", "clip_seconds", "propagate", "time_prompt", "similarity", "summary_init", "final_norm")
+    said = {name: value for name, value in dataclasses.asdict(answering.ready.config).items() if name in encoded}
+    digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=6)
+    for name, tensor in sorted(answering.ready.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"videostreaming-{digest.hexdigest()}"
