@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from abuse import plain_rows
-from engine_workload import PATIENCE_S, pipeline, start_process
+from engine_workload import PATIENCE_S, ROOT, pipeline
+from ray_actors import KINDS, Actors
 
 RATE = 50
 WARM_S = 60.0
 """Until then libraries load and buffers find their size."""
+
+_RUN = "import ast, sys; from engine_workload import run_here; run_here(ast.literal_eval(sys.argv[1]), runner=sys.argv[2])"
 
 
 def held(process: int) -> tuple[int, int, int]:
@@ -21,32 +26,49 @@ def held(process: int) -> tuple[int, int, int]:
     return int(status["VmRSS"].split()[0]), int(status["Threads"]), len(list(Path(f"/proc/{process}/fd").iterdir()))
 
 
-def steady(folder: Path, seconds: float, warm_s: float) -> None:
-    """Run ``seconds`` at ``RATE`` rows a second; compare what is held then with what was held after ``warm_s``."""
+def steady(folder: Path, runner: str, seconds: float, warm_s: float, ray_address: str = "") -> None:
+    """Run ``seconds`` at ``RATE`` rows a second; compare what each process holds then with what it held after ``warm_s``."""
     count = round(seconds * RATE)
     lines = folder / "lines"
     lines.mkdir()
     with (lines / "all.jsonl").open("w") as file:
         for number in range(count):
             file.write(f'{{"k": "s{number % 23}", "v": {number % 100}, "t": {number / RATE}}}\n')
-    values: dict[str, Any] = pipeline(lines, folder, epoch_s=1.0, sources__events__pace="realtime")
-    process = start_process(values)
-    samples: list[tuple[int, int, int]] = []
+    values = pipeline(lines, folder, epoch_s=1.0, sources__events__pace="realtime")
+    actors = Actors()
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    driver = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _RUN, repr(values), runner],
+        env={**os.environ, "PYTHONPATH": paths, "RAY_ADDRESS": ray_address},
+        stderr=subprocess.DEVNULL,
+    )
+    samples: dict[int, list[tuple[int, int, int]]] = {}
     began = time.monotonic()
-    while process.is_alive() and time.monotonic() < began + seconds + PATIENCE_S:
-        process.join(1.0)
+    while driver.poll() is None and time.monotonic() < began + seconds + PATIENCE_S:
+        time.sleep(1.0)
         # The last seconds belong to the end of the run.
-        if process.is_alive() and warm_s < time.monotonic() - began < seconds - 5:
-            samples.append(held(process.pid))
-    assert process.exitcode == 0
+        if warm_s < time.monotonic() - began < seconds - 5:
+            own = [process.pid for kind in KINDS if (process := actors.find(kind)) is not None] if runner == "ray" else []
+            for process in (driver.pid, *own):
+                samples.setdefault(process, []).append(held(process))
+    assert driver.wait(PATIENCE_S) == 0
     assert len(plain_rows(folder / "rows")) == count
-    third = len(samples) // 3
-    early, late = samples[:third], samples[-third:]
-    for what, slack in ((0, 16 << 10), (1, 0), (2, 2)):
-        assert max(sample[what] for sample in late) <= max(sample[what] for sample in early) + slack
+    assert len(samples) == (1 + len(KINDS) if runner == "ray" else 1)
+    for taken in samples.values():
+        third = len(taken) // 3
+        early, late = taken[:third], taken[-third:]
+        for what, slack in ((0, 16 << 10), (1, 0), (2, 2)):
+            assert max(sample[what] for sample in late) <= max(sample[what] for sample in early) + slack
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4200)
 def test_an_hour_at_a_steady_rate_holds_no_more_memory_threads_or_descriptors(tmp_path: Path) -> None:
-    steady(tmp_path, 3600.0, WARM_S)
+    steady(tmp_path, "local", 3600.0, WARM_S)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(4200)
+def test_an_hour_at_a_steady_rate_on_ray_holds_no_more_in_any_of_its_processes(tmp_path: Path, ray_address: str) -> None:
+    steady(tmp_path, "ray", 3600.0, WARM_S, ray_address)

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["Actors"]
+__all__ = ["KINDS", "Actors"]
 
-_KINDS = ("SourceActor", "OperatorActor", "SinkActor")
+KINDS = ("SourceActor", "OperatorActor", "SinkActor")
 
 
 class Actors:
     """The actors of the run that is started next: those that are there already, on their way out, are not touched."""
 
     def __init__(self) -> None:
-        self._old = {process.pid for kind in _KINDS for process in _actors(kind)}
+        self._old = {process.pid for kind in KINDS for process in _actors(kind)}
 
     def find(self, kind: str) -> psutil.Process | None:
         """Return the process of an actor of this class, if there is one."""
