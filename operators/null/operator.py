@@ -18,7 +18,7 @@ from operators.state import State
 
 __all__ = ["NullOperator"]
 
-_OK, _CORRUPT = pa.scalar("ok"), pa.scalar("rejected_corrupt")  # made once: each takes 50 µs where pandas is not installed
+_OK, _CORRUPT = pa.scalar("ok"), pa.scalar("rejected_corrupt")
 
 
 class NullOperator(Operator):
