@@ -153,7 +153,7 @@ def test_logs_are_json_where_asked_for(folder: Path) -> None:
 @pytest.mark.heavy
 def test_a_signal_stops_with_status_0_and_resume_goes_on(folder: Path, runner: str, number: signal.Signals) -> None:
     arguments = ["-m", "pipelines.cli", "run", "copy.yaml", "--runner", runner, "--log-level", "info"]
-    process = python([*arguments, "--set", "events.pace=2.0", "--set", "epoch_s=0.2"], folder)
+    process = python([*arguments, "--set", "events.pace=0.01", "--set", "epoch_s=0.2"], folder)  # minutes
     assert process.stderr is not None
     for line in process.stderr:  # the run has started once it logs its attempt
         if "attempt=1" in line:
