@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pipeline(folder: Path, run: Path, mode: str, *, pace: float | str = "max", epoch_s: float = 0.05) -> dict[str, Any]:
-    """``pace`` 20 brings all impressions in eight seconds: else runs would be through before they are disturbed."""
+    """``pace`` 10 brings all impressions in 16 seconds: else runs would be through before they are disturbed."""
     values = impressions_pipeline(folder, run, **SMALL, **MODES[mode])
     values["sources"]["impressions"]["pace"] = pace
     return {**values, "epoch_s": epoch_s}
@@ -83,7 +83,7 @@ def test_kills_at_random_points_change_no_prediction_and_no_bit_of_the_bank(mode
         manifests = read_manifests(killed / "state")
         epoch = (manifests[0].epoch if manifests else -1) + draw.randint(1, 3)
         fault = f"{draw.choice(POINTS)}:epoch={epoch}"
-        made += run_process(pipeline(folder, killed, mode, pace=20.0, epoch_s=0.2), resume=True, fault=fault) == -signal.SIGKILL
+        made += run_process(pipeline(folder, killed, mode, pace=10.0, epoch_s=0.2), resume=True, fault=fault) == -signal.SIGKILL
     assert made == 3
     assert run_process(pipeline(folder, killed, mode), resume=True) == 0
     assert predictions(whole).num_rows == ROWS

@@ -73,7 +73,7 @@ def test_a_run_that_is_stopped_goes_on_with_resume(tmp_path: Path) -> None:
         if progress.rows_read:
             stop.set()
 
-    stopped = events(tmp_path, 40, pace=2.0).run(on_progress=on_progress, stop=stop)
+    stopped = events(tmp_path, 40, pace=0.05).run(on_progress=on_progress, stop=stop)
     assert stopped.report.status == "stopped"
     assert seen
     with pytest.raises(RecoveryError, match="Go on with --resume"):
@@ -82,7 +82,7 @@ def test_a_run_that_is_stopped_goes_on_with_resume(tmp_path: Path) -> None:
 
 def test_resume_gives_the_rows_of_an_undisturbed_run(tmp_path: Path) -> None:
     stop = threading.Event()
-    pipeline = events(tmp_path, 40, pace=2.0)
+    pipeline = events(tmp_path, 40, pace=0.05)
     pipeline.run(on_progress=lambda progress: stop.set() if progress.rows_read else None, stop=stop)
     slow = {**pipeline.spec.to_dict()}
     slow["sources"]["events"]["pace"] = "max"
