@@ -45,6 +45,13 @@ _ENTRIES = (
     Entry("source", "video", "connectors.sources.video:VideoSource", "video files, one stream per file", ("cv2",)),
     Entry("source", "images", "connectors.sources.images:ImagesSource", "folders of images, one stream per folder", ("cv2",)),
     Entry("source", "rgbd", "connectors.sources.rgbd:RgbdSource", "recorded RGB-D: TUM, Open3D, Redwood, 7-Scenes folders"),
+    Entry(
+        "source",
+        "lerobot",
+        "connectors.sources.lerobot:LeRobotSource",
+        "LeRobot data sets, versions 3 and 2.1: one stream per episode",
+        ("av",),
+    ),
     Entry("source", "camera", "connectors.sources.camera:CameraSource", "live cameras: RTSP, HTTP, devices", ("cv2",)),
     Entry("source", "host", "connectors.sources.host:HostSource", "telemetry of this machine: load, memory, disk, network"),
     Entry("source", "parquet", "connectors.sources.parquet:ParquetSource", "rows of Parquet files"),

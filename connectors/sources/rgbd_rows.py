@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -34,63 +35,34 @@ class RgbdBatch:
         sequence: int,
         time_us: int,
         *,
-        image: bytes,
-        depth: bytes | None = None,
+        image: bytes | npt.NDArray[Any],
+        depth: bytes | npt.NDArray[Any] | None = None,
         depth_scale: float | None = None,
         intrinsics: npt.NDArray[Any] | None = None,
         pose: npt.NDArray[Any] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append a frame of encoded images (JPEG or PNG; depth PNG). Raise ``ValueError`` where the color is neither."""
-        header = parse_header(image)
-        if header is None:
-            raise ValueError("the color image is neither JPEG nor PNG")
-        self._append(
-            sequence,
-            time_us,
-            len(image) + len(depth or b""),
-            image=image,
-            encoding=header.encoding,
-            height=header.height,
-            width=header.width,
-            depth=depth,
-            depth_encoding=None if depth is None else "png",
-            depth_scale=None if depth is None else depth_scale,
-            intrinsics=None if intrinsics is None else intrinsics.ravel().tolist(),
-            pose=None if pose is None else pose.ravel().tolist(),
-            **(more or {}),
-        )
+        """Append a frame. ``image``: JPEG or PNG, or RGB [H, W, 3] uint8; ``depth``: PNG, or [H, W] uint16 or float32.
 
-    def add_pixels(
-        self,
-        sequence: int,
-        time_us: int,
-        *,
-        color_rgb: npt.NDArray[Any],
-        depth_mm: npt.NDArray[Any] | None = None,
-        depth_m: npt.NDArray[Any] | None = None,
-        intrinsics: npt.NDArray[Any] | None = None,
-        pose: npt.NDArray[Any] | None = None,
-        more: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Append a frame of decoded pixels: color [H, W, 3] uint8, depth [H, W] of uint16 millimeters or float32 meters."""
-        raw = depth_mm if depth_mm is not None else depth_m
-        depth = None if raw is None else raw.astype("<u2" if depth_mm is not None else "<f4").tobytes()
-        self._append(
-            sequence,
-            time_us,
-            color_rgb.nbytes + len(depth or b""),
-            image=color_rgb.tobytes(),
-            encoding="raw_rgb8",
-            height=color_rgb.shape[0],
-            width=color_rgb.shape[1],
-            depth=depth,
-            depth_encoding=None if depth is None else "raw_u16" if depth_mm is not None else "raw_f32",
-            depth_scale=None if depth is None else 1000.0 if depth_mm is not None else 1.0,
-            intrinsics=None if intrinsics is None else intrinsics.ravel().tolist(),
-            pose=None if pose is None else pose.ravel().tolist(),
-            **(more or {}),
-        )
+        ``depth_scale``: units per meter, for both forms of depth. Raise ``ValueError`` where the color is neither.
+        """
+        values: dict[str, Any] = dict(more or {})
+        if isinstance(image, bytes):
+            header = parse_header(image)
+            if header is None:
+                raise ValueError("the color image is neither JPEG nor PNG")
+            values |= {"image": image, "encoding": header.encoding, "height": header.height, "width": header.width}
+        else:
+            height, width = image.shape[:2]
+            values |= {"image": image.tobytes(), "encoding": "raw_rgb8", "height": height, "width": width}
+        if isinstance(depth, bytes):
+            values |= {"depth": depth, "depth_encoding": "png", "depth_scale": depth_scale}
+        elif depth is not None:
+            kind, encoding = ("<u2", "raw_u16") if depth.dtype == np.uint16 else ("<f4", "raw_f32")
+            values |= {"depth": depth.astype(kind).tobytes(), "depth_encoding": encoding, "depth_scale": depth_scale}
+        for name, matrix in (("intrinsics", intrinsics), ("pose", pose)):
+            values[name] = None if matrix is None else matrix.ravel().tolist()
+        self._append(sequence, time_us, len(values["image"]) + len(values.get("depth") or b""), **values)
 
     def add_error(self, sequence: int, time_us: int, error: str) -> None:
         """Append a row without images that says what was wrong."""
