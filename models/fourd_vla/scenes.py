@@ -74,10 +74,11 @@ def random_cameras(count: int, height: int, width: int, generator: torch.Generat
     return Cameras(camera_33.repeat(count, 1, 1), pose_S44, height, width)
 
 
-def render(scenes: Scenes, cameras: Cameras, *, tile_m: float | None = None) -> tuple[Tensor, Tensor]:
+def render(scenes: Scenes, cameras: Cameras, *, floor: bool = True, tile_m: float | None = None) -> tuple[Tensor, Tensor]:
     """Return color [S, H, W, 3] in 0..255, float, and depth along the view [S, H, W] in meters, 0 for the sky.
 
-    ``tile_m``: the floor has tiles of two grays, of this side; None: it is plain and tells nothing of the camera.
+    ``floor``: False leaves the floor out, as where it is beyond the reach of depth. ``tile_m``: it has tiles of two
+    grays, of this side; None: it is plain and tells nothing of the camera.
     """
     H, W = cameras.height, cameras.width
     camera_S33, pose_S44 = cameras.camera_S33, cameras.pose_S44
@@ -90,7 +91,7 @@ def render(scenes: Scenes, cameras: Cameras, *, tile_m: float | None = None) -> 
     start_S3 = pose_S44[:, :3, 3]
 
     floor_SHW = -start_S3[:, 2, None, None] / ray_SHW3[..., 2]
-    on_floor_SHW = (floor_SHW > 0) & (floor_SHW < 5)
+    on_floor_SHW = (floor_SHW > 0) & (floor_SHW < 5) & floor
     depth_SHW = torch.where(on_floor_SHW, floor_SHW, torch.inf)
     floor_SHW3 = torch.tensor(_FLOOR).expand(*floor_SHW.shape, 3)
     if tile_m is not None:

@@ -72,10 +72,10 @@ def direction_of(answer_S: Tensor, answers: int) -> Tensor:
 
 
 def _point(count: int, generator: torch.Generator) -> Samples:
-    """One frame of a colored cube on a plain table, from anywhere: where is it, in the robot's frame?"""
+    """One frame of a colored cube before a background out of reach, from anywhere: where is it, in the robot's frame?"""
     scenes = _cubes(count, 1, generator)
     cameras = random_cameras(count, 48, 64, generator)
-    color_SHW3, depth_SHW = render(scenes, cameras)
+    color_SHW3, depth_SHW = render(scenes, cameras, floor=False)
     text = ["point to the colored cube"] * count
     move_S3 = scenes.center_SO3[:, 0]
     return Samples(
