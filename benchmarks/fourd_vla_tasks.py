@@ -1,8 +1,8 @@
 """Claim: with coordinates a tiny policy's pointing error falls to at most half of that without; with memory bank sampling it
 answers at least 0.9 of the questions about a frame of the past, where the newest frames alone leave it at chance.
 
-Policies of 0.2 million weights learn rendered tasks of ``models.fourd_vla.tasks`` (``streambank train fourd_vla --recipe NAME``): the
-same network, samples, updates and seed each time; what differs is coordinates or not, and how the frames are sampled.
+Policies of 0.16 million weights learn rendered tasks of ``models.fourd_vla.tasks`` (``streambank train fourd_vla``): the same
+network, samples, updates and seed each time; what differs is coordinates or not, and how the frames are sampled.
 
     python -m benchmarks.fourd_vla_tasks [--seeds 0,1,2] [--steps 200] [--tasks point,past,count,seen]
 """
