@@ -95,6 +95,7 @@ _ENTRIES = (
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
     Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
     Entry("sink", "jsonl", "connectors.sinks.jsonl:JsonlSink", "JSON lines"),
+    Entry("sink", "lerobot", "connectors.sinks.lerobot:LeRobotSink", "chosen history and actions as a LeRobot data set"),
     Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions", ("kafka",)),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
     Entry(

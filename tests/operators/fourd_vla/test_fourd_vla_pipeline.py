@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rgbd_folders as made
 from real_data import REAL_DATA
 
+from connectors.sources.lerobot_layout import LeRobotLayout
 from pipelines import Pipeline
 from pipelines.registry import ready_pipelines
 
@@ -36,6 +38,24 @@ def test_the_ready_pipeline_chooses_frames_of_every_recording_and_a_paced_replay
     assert {row["reference"] for row in rows} == {"world"}
     paced = run(tmp_path / "b", tmp_path / "scans", "choose.keep=3", "scans.pace=20", "choose.shards=2")
     assert paced == rows
+
+
+def test_what_was_chosen_becomes_a_lerobot_data_set(tmp_path: Path) -> None:
+    made.tum_folder(tmp_path / "scans" / "desk", 6)
+    values = {
+        "name": "set",
+        "state": str(tmp_path / "state"),
+        "sources": {"scans": {"type": "rgbd", "path": str(tmp_path / "scans")}},
+        "operators": {"choose": {"type": "fourd_vla", "input": "scans", "keep": 3}},
+        "sinks": {"set": {"type": "lerobot", "input": "choose", "path": str(tmp_path / "set"), "fps": 10, "keep": 3}},
+    }
+    Pipeline.from_dict(values).run()
+    layout = LeRobotLayout(tmp_path / "set")
+    assert sum(episode.length for episode in layout.episodes.values()) == 6
+    (episode,) = layout.episodes.values()
+    rows = pq.read_table(episode.data).to_pylist()
+    assert rows[0]["history.sequences"] == [0, -1, -1]
+    assert rows[5]["history.sequences"][-1] == 5
 
 
 @pytest.mark.skipif(not KITCHEN.is_dir(), reason=f"no recording in {KITCHEN}; set STREAMBANK_DATA")
