@@ -91,6 +91,26 @@ def rekv_recipe(out: Path, **given: Any) -> Any:
 
 def rekv_videos(out: Path, **given: Any) -> Any:
     """Fine-tuning of the small model in the package on two short films."""
+    options = {"annotations": str(_film_videos(out)), "iterations": 20, "frames": 4, "validation": 0.3}
+    return importlib.import_module("models.rekv.train").train(out, seed=3, **(options | given))
+
+
+def videostreaming_recipe(out: Path, **given: Any) -> Any:
+    """All stages on few clips."""
+    module = importlib.import_module("models.videostreaming.train")
+    steps = {"clip_steps": 12, "clip_batch": 4, "warm_steps": 6, "stream_steps": 6, "stream_batch": 2}
+    schedule = module.FilmsSchedule(variants=1, clips=4, asked=2, unseen_films=1, **steps)
+    return module.train(out, recipe="shapes", seed=3, schedule=schedule, **given)
+
+
+def videostreaming_videos(out: Path, **given: Any) -> Any:
+    """A stage on own videos, from the small model in the package."""
+    options = {"annotations": str(_film_videos(out)), "iterations": 20, "batch": 2, "most_clips": 3, "supervised": 0.5}
+    return importlib.import_module("models.videostreaming.train").train(out, seed=3, **(options | given))
+
+
+def _film_videos(out: Path) -> Path:
+    """Write two short films with questions about them; return the annotations."""
     at = "models.films" if importlib.util.find_spec("models.films") else "models.rekv.films"  # where earlier versions have it
     films, folder = importlib.import_module(at), out.parent / f"{out.name} data"
     folder.mkdir(exist_ok=True)
@@ -103,8 +123,7 @@ def rekv_videos(out: Path, **given: Any) -> Any:
         names = ("question", "answer", "start_time", "end_time")
         entries.append({"video_path": f"{seed}.mp4", "conversations": [dict(zip(names, span, strict=True)) for span in spans]})
     (folder / "annotations.json").write_text(json.dumps(entries))
-    options = {"annotations": str(folder / "annotations.json"), "iterations": 20, "frames": 4, "validation": 0.3}
-    return importlib.import_module("models.rekv.train").train(out, seed=3, **(options | given))
+    return folder / "annotations.json"
 
 
 def reloop2_recipe(out: Path, **given: Any) -> Any:
@@ -159,6 +178,9 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "rekv recipe shapes": (rekv_recipe, {}),
     "rekv videos": (rekv_videos, {}),
     "rekv videos, projector only": (rekv_videos, {"trained": "projector"}),
+    "videostreaming recipe shapes": (videostreaming_recipe, {}),
+    "videostreaming videos": (videostreaming_videos, {}),
+    "videostreaming videos, instructions": (videostreaming_videos, {"stage": "instructions"}),
     "reloop2 recipe drift": (reloop2_recipe, {}),
     "reloop2 rows, dcnv2 with dropout": (reloop2_rows, {"settings": {"dropout": 0.2, "batch_norm": True}}),
     "reloop2 rows, din": (

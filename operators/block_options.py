@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,20 +15,28 @@ from operators.banks import BlockBank, BlockCodec, BlockSpec
 from operators.banks.blocks.budget import Budget, TierPlan
 from operators.banks.blocks.spec import PlainCodec, page_bytes
 
-__all__ = ["BlockBankOptions", "open_bank"]
+__all__ = ["BlockBankOptions", "OnBankFull", "on_bank_full", "open_bank"]
 
 _GIB = 1 << 30
+
+
+OnBankFull = Literal["drop_oldest", "refuse"]
+
+
+def on_bank_full(*, was: Sequence[str] = ()) -> Any:
+    """Declare the option ``on_bank_full``; ``was``: what an operator called it before."""
+    return option(
+        "drop_oldest",
+        "When a stream's share of the bank is full: drop its oldest content, or `refuse` what is new (status `bank_full`).",
+        was=was,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockBankOptions:
     """Options of every operator with a BlockBank."""
 
-    on_bank_full: Literal["drop_oldest", "refuse"] = option(
-        "drop_oldest",
-        "When a stream's share of the bank is full: drop its oldest content, or `refuse` what is new (status `bank_full`).",
-        was=("on_full",),
-    )
+    on_bank_full: OnBankFull = on_bank_full()
     device_gib: float = option(
         1.0,
         "Device memory of the bank: what content is found by, and the content used last (all of it if there is no other tier).",

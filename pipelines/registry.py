@@ -90,6 +90,13 @@ _ENTRIES = (
         "the few past RGB-D frames that a robot's policy should see now, and the action of the 4D-VLA policy",
         ("cv2",),
     ),
+    Entry(
+        "operator",
+        "videostreaming",
+        "operators.videostreaming.operator:VideoStreamingOperator",
+        "answers about videos of any length from a few selected memories of clips",
+        ("cv2", "transformers"),
+    ),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),

@@ -25,7 +25,6 @@ from connectors.options import REQUIRED, option
 from models.answer_loss import AnswerLoss, answer_loss, pack
 from models.devices import resolve_device
 from models.prompts import PromptTemplate
-from models.rekv.annotations import Sample, read_samples, sample_frames
 from models.rekv.checkpoint import load_checkpoint, read_model_type
 from models.rekv.prompts import PROMPTS
 from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
@@ -41,11 +40,11 @@ from models.training import (
     TrainResult,
     check_choice,
     cosine,
-    data_checksum,
     one_thread,
     warm_up,
     weights_checksum,
 )
+from models.video_samples import Sample, fingerprint, read_samples, sample_frames
 
 __all__ = ["OWN_DATA", "RECIPES", "FilmsSchedule", "Options", "Progress", "TrainResult", "train"]
 
@@ -140,7 +139,7 @@ def _finetune(options: Options, training: Training) -> TrainResult:
         **{
             name: getattr(options, name) for name in ("trained", "frames", "iterations", "batch", "learning_rate", "validation")
         },
-        "annotations": _fingerprint(samples),
+        "annotations": fingerprint(samples),
         "start": weights_checksum(learner.model),
     }
     if (complete := training.open(settings)) is not None:
@@ -229,9 +228,3 @@ def _save(learner: _Learner, options: Options, folder: Path) -> Path:
         ):
             shutil.copy(file, target / file.name)
     return target
-
-
-def _fingerprint(samples: Sequence[Sample]) -> str:
-    """Say which questions are asked, so that a stopped training is not resumed with others. Videos may move."""
-    said = repr([(one.video.name, one.start_s, one.end_s, one.question, one.answer) for one in samples])
-    return f"{len(samples)} samples, checksum {data_checksum([list(said.encode())])}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from connectors import durable
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
 from models.prompts import PromptTemplate
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
-from models.videostreaming.checkpoint import PUBLISHED, build_model, load_folder, load_tensors
+from models.videostreaming.checkpoint import PROJECTORS, PUBLISHED, build_model, load_folder, load_tensors
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.model import VideoStreamingModel
 from models.videostreaming.prompts import VICUNA, clip_time_text, time_prompt
@@ -104,12 +106,14 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     new_projectors: bool = False,
+    encoder_head: bool = False,
     **changed: Any,
 ) -> VideoStreaming:
     """Load a file that :func:`save_model` wrote, or a folder (:mod:`models.videostreaming.checkpoint`), for inference.
 
-    ``changed``: fields of the settings that are not None take the place of the checkpoint's own. Raises ``CheckpointMismatch``
-    or ``ConfigError``.
+    ``changed``: fields of the settings that are not None take the place of the checkpoint's own. For training:
+    ``new_projectors`` where a folder has none yet, ``encoder_head`` with the encoder's vocabulary head. Raises
+    ``CheckpointMismatch`` or ``ConfigError``.
     """
     path = Path(checkpoint)
     config, header = read_settings(path, **changed)
@@ -126,10 +130,14 @@ def load_model(
             encoder_head=any(name.startswith("encoder_head.") for name in tensors),
         )
         load_tensors(model, tensors, str(path))
+        if encoder_head and model.encoder_head is None:  # small models are kept without; its words are tied to begin with
+            words = model.streaming_encoder.get_input_embeddings().weight
+            model.encoder_head = torch.nn.Linear(words.shape[1], words.shape[0], bias=False)
+            model.encoder_head.load_state_dict({"weight": words.detach()})
         encoder_tokenizer: Tokenizer = WordTokenizer(json.loads(header["words"]), digits=True)
         tokenizer = encoder_tokenizer
     else:
-        model = load_folder(path, config, dtype=dtype, new_projectors=new_projectors)
+        model = load_folder(path, config, dtype=dtype, new_projectors=new_projectors, encoder_head=encoder_head)
         encoder_tokenizer, tokenizer = (FolderTokenizer(path / part) for part in ("streaming_encoder", "language_model"))
     if model.vision_tower is not None:
         tower = model.vision_tower.config
@@ -234,3 +242,19 @@ def save_model(ready: VideoStreaming, path: str | os.PathLike[str]) -> None:
 def _said(config: Any) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     return said | {"model_type": config.model_type}
+
+
+def save_folder(ready: VideoStreaming, source: Path, target: Path) -> None:
+    """Write a folder of the form that ``source`` has, with its tokenizers and what its models have become."""
+    model = ready.model
+    for part in PUBLISHED:
+        getattr(model, part).save_pretrained(target / part)
+        for file in (source / part).iterdir():
+            known = file.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in file.name
+            if known and not (target / part / file.name).exists():
+                shutil.copy(file, target / part / file.name)
+    large = tuple(f"{part}." for part in (*PUBLISHED, "encoder_head"))
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(large)}
+    write_safetensors(tensors, {}, target / PROJECTORS)
+    said = {"config": dataclasses.asdict(ready.config), "prompts": dataclasses.asdict(ready.prompts)}
+    durable.write(target / SETTINGS_FILE, (json.dumps(said, indent=2) + "\n").encode())

@@ -23,13 +23,13 @@ SMALL_CONFIG = VideoStreamingConfig(
     frames_per_clip=8,
     clip_seconds=8.0,
     frame_summaries=1,
-    select_clips=4,
+    select_clips=2,
     vision_layer=-1,
     encoder_layers=2,
     time_prompt="none",
     llm_time_text=False,
 )
-"""Clips of eight frames, one per second; four memories of eight tokens are 32 video tokens."""
+"""Clips of eight frames, one per second; two memories of eight tokens are 16 video tokens."""
 
 _HIDDEN, _HEADS = 96, 4
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
-from operators.block_options import BlockBankOptions
+from operators.block_options import BlockBankOptions, OnBankFull, on_bank_full
 from operators.questions import QuestionOptions
 from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Scissorhands, ThinK
 from operators.streams import StreamOptions
@@ -62,6 +62,7 @@ class ReKVOptions(QuestionOptions, BlockBankOptions, StreamOptions):
         unit="processes",
         ge=0,
     )
+    on_bank_full: OnBankFull = on_bank_full(was=("on_full",))
     frames_per_stream: int | None = option(
         None, "Frames that one stream keeps. Default: an equal share of the budget.", unit="frames", ge=1
     )

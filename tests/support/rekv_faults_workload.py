@@ -1,4 +1,4 @@
-"""ReKV over rendered films with questions in the order of event time; an operator that is killed while it works."""
+"""Films with questions in the order of event time, and operators that answer which are killed while they work."""
 
 from __future__ import annotations
 
@@ -26,30 +26,34 @@ class KilledOnce(ReKVOperator):
 
     def __init__(self, options: ReKVOptions, context: Context) -> None:
         super().__init__(options, context)
-        self._left = {"answering": 3, "encoding": 12}
-        append = self._encoding.append
+        arm(self, "append", {"answering": 3, "encoding": 12})  # blocks are in the files then, and in no snapshot
 
-        def appending(streams: Sequence[Any], features: Sequence[Any]) -> None:
-            append(streams, features)  # blocks are in the files, and in no snapshot
-            self._reach("encoding")
 
-        self._encoding.append = appending  # type: ignore[method-assign]
-        answer = self._answers._answer
+def arm(operator: Any, encode: str, left: dict[str, int]) -> None:
+    """Let an operator that answers kill its process after so many calls, when a file beside its blocks says so."""
 
-        def answering(questions: Sequence[Any]) -> Any:
-            rows = answer(questions)
-            if questions:
-                self._reach("answering")
-            return rows
-
-        self._answers._answer = answering  # type: ignore[method-assign]
-
-    def _reach(self, what: str) -> None:
-        self._left[what] -= 1
-        marker = Path(str(self.options.disk_path)).parent / f"kill-{what}"
-        if self._left[what] <= 0 and marker.exists():
+    def reach(what: str) -> None:
+        left[what] -= 1
+        marker = Path(str(operator.options.disk_path)).parent / f"kill-{what}"
+        if left[what] <= 0 and marker.exists():
             marker.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    encoding, answer = getattr(operator._encoding, encode), operator._answers._answer
+
+    def encoding_and(*given: Any) -> Any:
+        done = encoding(*given)
+        reach("encoding")
+        return done
+
+    def answering_and(questions: Sequence[Any]) -> Any:
+        rows = answer(questions)
+        if questions:
+            reach("answering")
+        return rows
+
+    setattr(operator._encoding, encode, encoding_and)
+    operator._answers._answer = answering_and
 
 
 def write_films(folder: Path) -> None:
@@ -76,14 +80,18 @@ def write_films(folder: Path) -> None:
 
 
 def pipeline(folder: Path, run: Path, **options: Any) -> dict[str, Any]:
-    """``batch_*`` 1: the same bits however rows are cut into batches."""
+    """Return the pipeline of ReKV."""
+    return films_pipeline(folder, run, "rekv_faults_workload:KilledOnce", sample_fps=1, **options)
+
+
+def films_pipeline(folder: Path, run: Path, type_name: str, **options: Any) -> dict[str, Any]:
+    """Return a pipeline of any operator that answers. ``batch_*`` 1: the same bits however rows are cut into batches."""
     columns = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "max_tokens": "int32"}
     watch = {
-        "type": "rekv_faults_workload:KilledOnce",
+        "type": type_name,
         "input": "films",
         "control": "questions",
         "align_s": 1,
-        "sample_fps": 1,
         "batch_frames": 1,
         "batch_questions": 1,
         "max_batch": 4,
@@ -103,7 +111,7 @@ def pipeline(folder: Path, run: Path, **options: Any) -> dict[str, Any]:
         "columns": columns,
     }
     return {
-        "name": "rekv",
+        "name": "films",
         "state": str(run / "state"),
         "epoch_s": 0.05,
         "sources": {"films": {"type": "video", "path": str(folder / "films" / "*.mp4")}, "questions": questions},

@@ -19,12 +19,15 @@ from models.mamba.train import train as train_mamba
 from models.rekv import recipe as rekv_recipe
 from models.rekv.evaluate import FilmQuality
 from models.training import TrainingStopped, loop
+from models.videostreaming import recipe as videostreaming_recipe
+from models.videostreaming.evaluate import FilmQuality as SelectionQuality
 
-METHODS = ("mamba", "rekv", "reloop2")
+METHODS = ("mamba", "rekv", "reloop2", "videostreaming")
 # Each loop and kind of data of each method. `python -m benchmarks.training_hashes` has more, with processes that are killed.
 STOPPED = [
     *("mamba recipe shapes", "mamba videos from nothing", "rekv recipe shapes", "rekv videos", "reloop2 recipe drift"),
     "reloop2 rows, dcnv2 with dropout",
+    "videostreaming recipe shapes",
 ]
 
 
@@ -37,6 +40,8 @@ def one_thread_little_evaluation(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setattr(mamba_recipe, "_FRESH_CLIPS", 1)
     quality = FilmQuality(1, {"memory": 0.5}, {}, 0.5, [0.5], 0.5)  # of the weights, which are compared
     monkeypatch.setattr(rekv_recipe, "film_quality", lambda *_: quality)
+    selected = SelectionQuality(1, {"memory": 0.5}, {}, {"memory": 0.5}, 0.5)
+    monkeypatch.setattr(videostreaming_recipe, "film_quality", lambda *_: selected)
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 5)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import ConfigError, SourceError
 from connectors.extras import optional
+from models.training.checksums import data_checksum
 
 cv2 = optional("cv2")
 
-__all__ = ["Sample", "read_samples", "sample_frames"]
+__all__ = ["Sample", "fingerprint", "read_samples", "sample_frames", "stream_frames"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +67,48 @@ def read_samples(file: Path) -> list[Sample]:
 
 def sample_frames(sample: Sample, most: int) -> Tensor:
     """Decode at most ``most`` frames, spread evenly over the sample's time, as RGB [F, H, W, 3]. Raises ``SourceError``."""
-    video = cv2.VideoCapture(str(sample.video))
-    try:
-        rate, total = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-        if not video.isOpened() or rate <= 0 or total < 1:
-            raise SourceError(f"{sample.video}: cannot be read as a video; convert it, or remove it from the annotations")
+
+    def wanted(rate: float, total: int) -> list[int]:
         first = min(max(math.floor(sample.start_s * rate), 0), total - 1)
         last = total if sample.end_s is None else min(max(math.ceil(sample.end_s * rate), first + 1), total)
         count = min(most, last - first)
-        wanted = set((first + (np.arange(count) + 0.5) * (last - first) / count).astype(int).tolist())
-        frames = []
-        for index in range(last):
-            if not video.grab():
-                break
-            if index in wanted:
-                frames.append(cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB))
-    finally:
-        video.release()
+        spread: list[int] = (first + (np.arange(count) + 0.5) * (last - first) / count).astype(int).tolist()
+        return spread
+
+    frames = _decode(sample.video, wanted)
     if not frames:
         raise SourceError(f"{sample.video}: no frame between {sample.start_s} s and {sample.end_s} s could be decoded")
     return torch.from_numpy(np.stack(frames))
+
+
+def stream_frames(video: Path, fps: float, most: int) -> Tensor:
+    """Decode at most the first ``most`` frames of a video at ``fps``, as RGB [F, H, W, 3]. Raises ``SourceError``."""
+    frames = _decode(video, lambda rate, total: [int(i * rate / fps) for i in range(most) if int(i * rate / fps) < total])
+    if not frames:
+        raise SourceError(f"{video}: no frame could be decoded")
+    return torch.from_numpy(np.stack(frames))
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """Say which questions are asked, so that a stopped training is not resumed with others. Videos may move."""
+    said = repr([(one.video.name, one.start_s, one.end_s, one.question, one.answer) for one in samples])
+    return f"{len(samples)} samples, checksum {data_checksum([list(said.encode())])}"
+
+
+def _decode(path: Path, wanted: Callable[[float, int], list[int]]) -> list[NDArray[np.uint8]]:
+    """Decode the frames that ``wanted`` names, given frame rate and number of frames."""
+    video = cv2.VideoCapture(str(path))
+    try:
+        rate, total = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        if not video.isOpened() or rate <= 0 or total < 1:
+            raise SourceError(f"{path}: cannot be read as a video; convert it, or remove it from the annotations")
+        chosen = set(wanted(rate, total))
+        frames: list[NDArray[np.uint8]] = []
+        for index in range(max(chosen, default=-1) + 1):
+            if not video.grab():
+                break
+            if index in chosen:
+                frames.append(cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB))
+    finally:
+        video.release()
+    return frames
