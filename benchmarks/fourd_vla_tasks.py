@@ -4,7 +4,7 @@ answers at least 0.9 of the questions about a frame of the past, where the newes
 Policies of 0.16 million weights learn rendered tasks of ``models.fourd_vla.tasks`` (``streambank train fourd_vla``): the same
 network, samples, updates and seed each time; what differs is coordinates or not, and how the frames are sampled.
 
-    python -m benchmarks.fourd_vla_tasks [--seeds 0,1,2] [--steps 200] [--tasks point,past,count,seen]
+    python -m benchmarks.fourd_vla_tasks [--seeds 0,1,2] [--steps 300] [--tasks point,past,count,seen]
 """
 
 from __future__ import annotations

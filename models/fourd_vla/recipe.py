@@ -45,7 +45,7 @@ _FRESH = 1 << 20
 class SmallSchedule:
     """Updates, batch and learning rate: AdamW, warm-up, cosine decay."""
 
-    steps: int = 200
+    steps: int = 300
     batch: int = 32
     rate: float = 2e-3
     fresh: int = 400
