@@ -179,10 +179,11 @@ class Answering:
             stored_KD = one.clips.representatives(0)[:, 0].to(model.device)
             if one.open_indicator_D is not None:
                 stored_KD = torch.cat((stored_KD, one.open_indicator_D[None]))
-            usable_K = (stored_KD != 0).any(dim=1)
-            scores_K = similarities(indicator_D, stored_KD, config.similarity).masked_fill(~usable_K, -torch.inf)
+            scores_K = similarities(indicator_D, stored_KD, config.similarity)
+            suspects = (scores_K == 0).nonzero().flatten()  # an indicator of zeros; looking at all of them costs a pass
+            scores_K[suspects[(stored_KD[suspects] == 0).all(dim=1)]] = -torch.inf
             places = top_clips(scores_K, one.question.select or config.select_clips).tolist()
-            if config.include_newest and len(scores_K) - 1 not in places and bool(usable_K[-1]):
+            if config.include_newest and len(scores_K) - 1 not in places and bool(scores_K[-1] > -torch.inf):
                 places.append(len(scores_K) - 1)
             share_K = torch.softmax(model.sim_scale.float() * scores_K, dim=0)
             self._take(one, places, scores_K[places].tolist(), share_K[places].tolist())
