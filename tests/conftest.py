@@ -110,15 +110,22 @@ def ray_address() -> Iterator[str]:
     """The address of a small Ray cluster on this machine, to which this process is connected. Started once per session."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=0,
-        include_dashboard=False,
-        object_store_memory=200 << 20,
-        namespace="tests",
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
+    for attempt in range(2):  # Ray draws ports; another Ray that starts at the same time may draw the same
+        try:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                num_gpus=0,
+                include_dashboard=False,
+                object_store_memory=200 << 20,
+                namespace="tests",
+                logging_level="ERROR",
+                log_to_driver=False,
+            )
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt:
+                raise
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
