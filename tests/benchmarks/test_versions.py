@@ -103,6 +103,7 @@ def test_a_checkout_equals_itself_and_one_with_another_operator_does_not(tmp_pat
     assert "status: 59 of 60 rows" in different.stdout
 
 
+@pytest.mark.slow
 def test_what_is_no_checkout_and_unknown_names_are_refused(tmp_path: Path) -> None:
     assert "is no checkout of this project" in run(str(tmp_path)).stderr
     assert "no workload begins so" in run(str(_HERE), "--only", "nothing").stderr

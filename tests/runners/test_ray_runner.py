@@ -289,6 +289,7 @@ def test_an_error_in_an_operator_ends_the_run_and_is_not_tried_again(lines: Path
 
 
 @pytest.mark.parametrize("breaks", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
 def test_operators_are_closed_when_the_run_ends_also_after_another_has_failed(
     breaks: bool, lines: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_fourd_vla_conforms_with_colors_of_frames() -> None:
     check_operator(lambda: operator(**SMALL), frames(STREAMS[:2], 6), bad_rows=bad_frames(), fill_after=1)
 
 
+@pytest.mark.slow
 def test_fourd_vla_conforms_when_it_acts(tmp_path: Path) -> None:
     policy = tiny_policy(tmp_path)
     make = lambda: operator(mode="act", checkpoint=policy, instruction="point to the red cube", **SMALL)  # noqa: E731

@@ -237,6 +237,7 @@ def test_a_snapshot_of_other_weights_is_refused(tiny_rekv: str) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_processes_that_answer_from_the_same_files_give_the_same_rows(tiny_rekv: str, tmp_path: Path) -> None:
     def run(made: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []

@@ -80,6 +80,7 @@ def same_clips(wanted: pa.Array, got: pa.Array) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_close_ends_answering_processes(tiny_videostreaming: str, tmp_path: Path) -> None:
     folders = iter(range(100))
 
