@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _SHARED = {
-    *("__init__", "__main__", "kafka_soak_rows", "kafka_soak_run", "keyed_stream_bytewax", "machine"),
+    *("__init__", "__main__", "film_models", "kafka_soak_rows", "kafka_soak_run", "keyed_stream_bytewax", "machine"),
     "training_hashes_run",
 }
 _CANNOT_RUN = 2

@@ -12,7 +12,6 @@ none of which the recipe's own figures come from; the claim must hold on each.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import statistics
@@ -27,12 +26,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
+from benchmarks.film_models import choose, parse
 from models.films import make_film
 from models.rekv.decoder import TextDecoder
 from models.rekv.evaluate import MODES, FilmBlocks, film_quality
 from models.rekv.loaders import load_model
 from models.rekv.small import SMALL_WEIGHTS, load_small
-from models.rekv.train import Progress, train
+from models.rekv.train import train
 from models.weight_files import read_safetensors
 from operators.banks.block_bank import BlockBank
 from operators.banks.blocks.reader import BlockReader
@@ -103,34 +103,14 @@ def report(name: str, rows: list[dict[str, Any]]) -> list[str]:
     return failures
 
 
-def choose(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Path, float | None]]:
-    """Give name, weights and processor seconds of the training (None: not trained now) of each model."""
-    if not arguments.train:
-        yield "weights", arguments.weights, None
-        return
-    for seed in (int(text) for text in arguments.train.split(",")):
-        folder, seconds = (arguments.folder or scratch) / str(seed), None
-        weights = folder / "shapes.safetensors"
-        if not weights.is_file():
-            began = time.process_time()
-            train(folder, recipe="shapes", seed=seed, progress=_say)
-            seconds = round(time.process_time() - began, 1)
-        yield f"seed {seed}", weights, seconds
-
-
 def main() -> int:
     """Measure, print the tables, write the result; return 1 if the claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=20, help="of each set")
-    parser.add_argument("--weights", type=Path, default=SMALL_WEIGHTS, help="a small model; default: the one in the package")
-    parser.add_argument("--train", metavar="SEEDS", help="train the recipe from nothing with each of these seeds instead")
-    parser.add_argument("--folder", type=Path, help="keep what was trained here and use what is there")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, films=20, weights=SMALL_WEIGHTS)
     torch.set_num_threads(1)
     models: dict[str, Any] = {}
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, weights, training_s in choose(arguments, Path(scratch)):
+        for name, weights, training_s in choose(arguments, train, Path(scratch)):
             began = time.process_time()
             rows = measure(weights, arguments.films)
             seconds = (time.process_time() - began) / (arguments.films * len(rows))
@@ -167,11 +147,6 @@ def main() -> int:
     }
     print("written:", machine.write("rekv_memory_gain", document))
     return int(bool(failures))
-
-
-def _say(progress: Progress) -> None:
-    if progress.step == progress.steps:
-        print(f"  {progress.stage} {progress.step}/{progress.steps} loss {progress.loss:.3f}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

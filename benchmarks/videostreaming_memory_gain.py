@@ -14,25 +14,22 @@ films; the claim must hold on each.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import machine
+from benchmarks.film_models import choose, parse
 from models.films import make_film
 from models.rekv.evaluate import film_quality as rekv_quality
 from models.rekv.loaders import load_model as load_rekv
 from models.rekv.small import SMALL_WEIGHTS as REKV_WEIGHTS
 from models.rekv.small import load_small
-from models.training import Progress
 from models.videostreaming.evaluate import MODES, film_quality
 from models.videostreaming.loaders import SMALL_WEIGHTS, load_model
 from models.videostreaming.train import train
@@ -102,35 +99,15 @@ def report(name: str, rows: list[dict[str, Any]], rekv: list[dict[str, Any]]) ->
     return failures
 
 
-def choose(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Path, float | None]]:
-    """Give name, weights and processor seconds of the training (None: not trained now) of each model."""
-    if not arguments.train:
-        yield "weights", arguments.weights, None
-        return
-    for seed in (int(text) for text in arguments.train.split(",")):
-        folder, seconds = (arguments.folder or scratch) / str(seed), None
-        weights = folder / "shapes.safetensors"
-        if not weights.is_file():
-            began = time.process_time()
-            train(folder, recipe="shapes", seed=seed, progress=_say)
-            seconds = round(time.process_time() - began, 1)
-        yield f"seed {seed}", weights, seconds
-
-
 def main() -> int:
     """Measure, print the tables, write the result; return 1 if the claim does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=10, help="of each set")
-    parser.add_argument("--weights", type=Path, default=SMALL_WEIGHTS, help="a small model; default: the one in the package")
-    parser.add_argument("--train", metavar="SEEDS", help="train the recipe from nothing with each of these seeds instead")
-    parser.add_argument("--folder", type=Path, help="keep what was trained here and use what is there")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, films=10, weights=SMALL_WEIGHTS)
     torch.set_num_threads(1)
     failures: list[str] = []
     models: dict[str, Any] = {}
     rekv = measure_rekv(arguments.films, load_model(SMALL_WEIGHTS).config.video_tokens)
     with tempfile.TemporaryDirectory() as scratch:
-        for name, weights, training_s in choose(arguments, Path(scratch)):
+        for name, weights, training_s in choose(arguments, train, Path(scratch)):
             rows = measure(weights, arguments.films)
             failures += report(name, rows, rekv)
             models[name] = {"training_processor_s": training_s, "sets": rows}
@@ -146,11 +123,6 @@ def main() -> int:
     }
     print("written:", machine.write("videostreaming_memory_gain", document))
     return int(bool(failures))
-
-
-def _say(progress: Progress) -> None:
-    if progress.step == progress.steps:
-        print(f"  {progress.stage} {progress.step}/{progress.steps} loss {progress.loss:.3f}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

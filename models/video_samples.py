@@ -20,11 +20,41 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, SourceError
 from connectors.extras import optional
-from models.training.checksums import data_checksum
+from connectors.options import REQUIRED, option
+from models.tokenizers import Tokenizer, WordTokenizer
+from models.training import OwnDataOptions, data_checksum
 
 cv2 = optional("cv2")
 
-__all__ = ["Sample", "fingerprint", "read_samples", "sample_frames", "stream_frames"]
+__all__ = [
+    "OWN_VIDEOS",
+    "OwnVideoOptions",
+    "Sample",
+    "fingerprint",
+    "read_samples",
+    "require_words",
+    "sample_frames",
+    "stream_frames",
+]
+
+OWN_VIDEOS = ("annotations", "own videos with questions and answers")
+"""The option that brings one's own data, and what it is called in the help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnVideoOptions(OwnDataOptions):
+    """What every training on own videos is asked for."""
+
+    annotations: str = option(
+        REQUIRED,
+        "JSON file: a list of {video_path, conversations: [{question, answer, start_time?, end_time?}]}, times in seconds.",
+        path=True,
+    )
+    checkpoint: str | None = option(
+        None, "Model to start from: a checkpoint folder or a small model's file; default: the one in the package.", path=True
+    )
+    iterations: int = option(300, "Updates of the weights.", ge=1)
+    batch: int = option(4, "Samples per update.", ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +117,17 @@ def stream_frames(video: Path, fps: float, most: int) -> Tensor:
     if not frames:
         raise SourceError(f"{video}: no frame could be decoded")
     return torch.from_numpy(np.stack(frames))
+
+
+def require_words(tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
+    """Raise ``ConfigError`` where answers have words that a small model lacks: its words are fixed, so it cannot learn them."""
+    if isinstance(tokenizer, WordTokenizer):
+        unknown = sorted({word for sample in samples for word in tokenizer.unknown(sample.answer)})
+        if unknown:
+            raise ConfigError(
+                f"annotations: the small model does not know the words {unknown[:8]} of the answers; it knows "
+                f"{', '.join(tokenizer.words[2:])}; give a checkpoint folder of a larger model"
+            )
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

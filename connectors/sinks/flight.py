@@ -130,7 +130,9 @@ class FlightSink(Sink):
 
     def incomplete(self) -> Mapping[str, int]:
         """Return how many rows subscribers have lost that read too slowly; a row that two have lost counts twice."""
-        return {"were dropped for a subscriber that read too slowly": sum(channel.lost for channel in self._channels.values())}
+        return {
+            "were dropped for a subscriber that read too slowly": sum(channel.dropped for channel in self._channels.values())
+        }
 
     def close(self) -> None:
         """End the server. Subscribers have a second to take what waits; none of them keeps the run from ending."""

@@ -79,7 +79,7 @@ class Channel:
     def __init__(self, schema: pa.Schema, *, queue_bytes: int, max_subscribers: int) -> None:
         self.schema = plain_schema(schema)
         self.rows = 0
-        self.dropped = 0
+        self._gone_dropped = 0
         self._queue_bytes = queue_bytes
         self._max_subscribers = max_subscribers
         self._subscribers: set[_Subscriber] = set()
@@ -93,10 +93,10 @@ class Channel:
             return len(self._subscribers)
 
     @property
-    def lost(self) -> int:
+    def dropped(self) -> int:
         """How many rows were dropped for slow clients, those that have gone and those that read now."""
         with self._lock:
-            return self.dropped + sum(subscriber.dropped for subscriber in self._subscribers)
+            return self._gone_dropped + sum(subscriber.dropped for subscriber in self._subscribers)
 
     def put(self, batch: pa.RecordBatch) -> None:
         """Hand rows to all subscribers."""
@@ -147,7 +147,7 @@ class Channel:
         finally:
             with self._lock:
                 self._subscribers.discard(subscriber)
-                self.dropped += subscriber.dropped
+                self._gone_dropped += subscriber.dropped
 
     def _put(self, batch: pa.RecordBatch, note: dict[str, Any]) -> None:
         with self._lock:

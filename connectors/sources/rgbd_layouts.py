@@ -1,7 +1,7 @@
 """Folders of RGB-D frames in the layouts of the field: which file is which frame's color, depth, time, camera and pose.
 
 TUM RGB-D (index files and a trajectory by time), Open3D and Redwood (numbered files and a ``.log``), 7-Scenes and tsdf-fusion
-(``frame-XXXXXX.color``, ``.depth``, ``.pose``). Reads the text files of a folder, no image. Each frame keeps its place: what is
+(``frame-000000.color``, ``.depth``, ``.pose``). Reads the text files of a folder, no image. Each frame keeps its place: what is
 wrong with one is said in its row.
 """
 

@@ -37,7 +37,6 @@ from models.training import (
     Training,
     TrainResult,
     check_choice,
-    check_options,
     cosine,
     data_checksum,
     one_thread,
@@ -77,9 +76,6 @@ class Options(OwnDataOptions):
     batch: int = option(32, "Samples per update.", ge=1)
     learning_rate: float = option(1e-3, "Of AdamW; warm-up of 50 updates, then cosine.", gt=0)
     validation: float = option(0.1, "Share of the episodes, the last ones, that is held out.", ge=0, lt=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def train(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import ConfigError
-from connectors.options import REQUIRED, option
+from connectors.options import option
 from models.answer_loss import AnswerLoss, answer_loss, pack
 from models.devices import resolve_device
 from models.prompts import PromptTemplate
@@ -30,9 +30,8 @@ from models.rekv.prompts import PROMPTS
 from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
 from models.rekv.small import SMALL_WEIGHTS, SmallModel, load_small, save_small
 from models.rekv.vision import FrameEncoder
-from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
+from models.tokenizers import FolderTokenizer, Tokenizer
 from models.training import (
-    OwnDataOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -44,12 +43,11 @@ from models.training import (
     warm_up,
     weights_checksum,
 )
-from models.video_samples import Sample, fingerprint, read_samples, sample_frames
+from models.video_samples import OWN_VIDEOS, OwnVideoOptions, Sample, fingerprint, read_samples, require_words, sample_frames
 
 __all__ = ["OWN_DATA", "RECIPES", "FilmsSchedule", "Options", "Progress", "TrainResult", "train"]
 
-OWN_DATA = ("annotations", "own videos with questions and answers")
-"""The option that brings one's own data, and what it is called in the help."""
+OWN_DATA = OWN_VIDEOS
 
 _WARMUP = 0.05  # of all iterations
 _GRADIENT_NORM = 1.0
@@ -57,23 +55,13 @@ _REPORTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnDataOptions):
+class Options(OwnVideoOptions):
     """What can be set."""
 
-    annotations: str = option(
-        REQUIRED,
-        "JSON file: a list of {video_path, conversations: [{question, answer, start_time?, end_time?}]}, times in seconds.",
-        path=True,
-    )
-    checkpoint: str | None = option(
-        None, "Model to start from: a checkpoint folder or a small model's file; default: the one in the package.", path=True
-    )
     trained: Literal["projector", "projector_and_decoder"] = option(
         "projector_and_decoder", "Which parts learn; the vision tower never does."
     )
     frames: int = option(16, "Most frames of a sample, spread evenly over its time.", unit="frames", ge=1)
-    iterations: int = option(300, "Updates of the weights.", ge=1)
-    batch: int = option(4, "Samples per update.", ge=1)
     learning_rate: float = option(1e-4, "Highest rate of AdamW; it rises and falls along a cosine.", gt=0)
     validation: float = option(0.1, "Share of the samples, the last ones, that is held out and measured on.", ge=0, lt=1)
 
@@ -131,7 +119,7 @@ def _finetune(options: Options, training: Training) -> TrainResult:
             f"validation is {options.validation:g} of {len(samples)} samples: none is left to learn from; lower it"
         )
     learner = _open(options)
-    _check_words(learner.tokenizer, samples)
+    require_words(learner.tokenizer, samples)
     settings = {
         "method": "rekv",
         "recipe": None,
@@ -191,17 +179,6 @@ def _open(options: Options) -> _Learner:
     ends = model.generation_config.eos_token_id
     end = ends if isinstance(ends, int) else (ends or [model.config.text_config.eos_token_id])[0]
     return _Learner(model, family, FolderTokenizer(path), PROMPTS[family], end, None)
-
-
-def _check_words(tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
-    """The small model's words are fixed: an answer with another word cannot be learnt."""
-    if isinstance(tokenizer, WordTokenizer):
-        unknown = sorted({word for sample in samples for word in tokenizer.unknown(sample.answer)})
-        if unknown:
-            raise ConfigError(
-                f"annotations: the small model does not know the words {unknown[:8]} of the answers; it knows "
-                f"{', '.join(tokenizer.words[2:])}; give a checkpoint folder of a larger model"
-            )
 
 
 def _loss(learner: _Learner, samples: Sequence[Sample], frames: int) -> AnswerLoss:

@@ -62,8 +62,8 @@ class Stage:
     optimizer: torch.optim.Optimizer
     losses: Callable[[int], Iterable[Mapping[str, Tensor]]]
     """The number of the update (0-based) → parts of the loss, to be summed, once per accumulated batch."""
-    rate: Callable[[int], float] | None = None
-    """The number of the update → its learning rate. None: that of the optimizer stays."""
+    rate: Callable[[int], float | Sequence[float]] | None = None
+    """The number of the update → its learning rate, or one for each group of parameters. None: the optimizer's own stays."""
     gradient_norm: float
     report_every: int
     kept: nn.Module | None = None
@@ -215,8 +215,9 @@ class Training:
 def _update(stage: Stage, step: int) -> float:
     """Make one update and return its loss."""
     if stage.rate is not None:
-        for group in stage.optimizer.param_groups:
-            group["lr"] = stage.rate(step)
+        groups, rate = stage.optimizer.param_groups, stage.rate(step)
+        for group, own in zip(groups, rate if isinstance(rate, Sequence) else [rate] * len(groups), strict=True):
+            group["lr"] = own
     stage.optimizer.zero_grad(set_to_none=True)
     value = 0.0
     for parts in stage.losses(step):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from connectors.errors import ConfigError
-from connectors.options import REQUIRED, option
+from connectors.options import option
 from models.devices import resolve_device
-from models.tokenizers import WordTokenizer
 from models.training import (
-    OwnDataOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -36,15 +33,23 @@ from models.training import (
     warm_up,
     weights_checksum,
 )
-from models.video_samples import Sample, fingerprint, read_samples, sample_frames, stream_frames
+from models.video_samples import (
+    OWN_VIDEOS,
+    OwnVideoOptions,
+    Sample,
+    fingerprint,
+    read_samples,
+    require_words,
+    sample_frames,
+    stream_frames,
+)
 from models.videostreaming.loaders import SMALL_WEIGHTS, VideoStreaming, load_model, save_folder, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
 from models.videostreaming.recipe import RECIPES, FilmsSchedule, run_recipe
 
 __all__ = ["OWN_DATA", "RECIPES", "FilmsSchedule", "Options", "Progress", "TrainResult", "train"]
 
-OWN_DATA = ("annotations", "own videos with questions and answers")
-"""The option that brings one's own data, and what it is called in the help."""
+OWN_DATA = OWN_VIDEOS
 
 _WARMUP = 0.03  # of all iterations
 _GRADIENT_NORM = 1.0
@@ -52,24 +57,14 @@ _REPORTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnDataOptions):
+class Options(OwnVideoOptions):
     """What can be set."""
 
-    annotations: str = option(
-        REQUIRED,
-        "JSON file: a list of {video_path, conversations: [{question, answer, start_time?, end_time?}]}, times in seconds.",
-        path=True,
-    )
-    checkpoint: str | None = option(
-        None, "Model to start from: a checkpoint folder or a small model's file; default: the one in the package.", path=True
-    )
     stage: Literal["captions", "instructions", "streaming"] = option(
         "streaming",
         "What is learned: `captions` and `instructions` of single clips through their summaries (projector, then encoder, "
         "too), or `streaming` with memories and selection (all but the vision tower).",
     )
-    iterations: int = option(300, "Updates of the weights.", ge=1)
-    batch: int = option(4, "Samples per update.", ge=1)
     projector_rate: float = option(1e-3, "Highest rate of AdamW for the projectors; it rises and falls along a cosine.", gt=0)
     model_rate: float = option(2e-5, "The same for encoder and answering model.", gt=0)
     supervised: float = option(
@@ -122,7 +117,7 @@ def _finetune(options: Options, training: Training) -> TrainResult:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)  # of projectors that are not there yet
         ready = load_model(start, device=device, dtype=torch.float32, new_projectors=True, encoder_head=clips_only)
-    _check_words(ready, samples)
+    require_words(ready.tokenizer, samples)
     names = ("stage", "iterations", "batch", "projector_rate", "model_rate", "supervised", "most_clips", "bptt_clips")
     settings = {
         "method": "videostreaming",
@@ -147,16 +142,11 @@ def _finetune(options: Options, training: Training) -> TrainResult:
         model.streaming_encoder.gradient_checkpointing_enable()
     rng, draws = np.random.default_rng(options.seed), torch.Generator().manual_seed(options.seed)
 
-    groups = [
-        {"params": list(projectors.parameters()), "lr": options.projector_rate},
-        {"params": list(rest.parameters()), "lr": options.model_rate},
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-    rates, warm = (options.projector_rate, options.model_rate), max(1, round(_WARMUP * steps))
+    groups = [(list(projectors.parameters()), options.projector_rate), (list(rest.parameters()), options.model_rate)]
+    groups = [(parameters, rate) for parameters, rate in groups if parameters]
+    warm = max(1, round(_WARMUP * steps))
 
     def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
-        for group, rate in zip(optimizer.param_groups, rates, strict=False):  # projectors come first
-            group["lr"] = rate * min(warm_up(step, warm), cosine(step, steps))
         chosen = [samples[i] for i in rng.integers(len(samples), size=options.batch)]
         supervised = step < options.supervised * steps
         found = [
@@ -171,8 +161,9 @@ def _finetune(options: Options, training: Training) -> TrainResult:
             name=options.stage,
             steps=steps,
             trained=trained,
-            optimizer=optimizer,
+            optimizer=torch.optim.AdamW([{"params": parameters, "lr": rate} for parameters, rate in groups]),
             losses=losses,
+            rate=lambda step: [rate * min(warm_up(step, warm), cosine(step, steps)) for _, rate in groups],
             gradient_norm=_GRADIENT_NORM,
             report_every=max(1, steps // _REPORTS),
             generators=(rng, draws),
@@ -212,17 +203,6 @@ def _stream_parts(
     asked = Asked(0, sample.question, sample.answer, relevant_K)
     parts = stream_loss(ready, encoded, [times], [asked], selecting, draws).parts
     return parts | {"selection": parts["selection"] if supervised else torch.zeros((), device=ready.model.device)}
-
-
-def _check_words(ready: VideoStreaming, samples: Sequence[Sample]) -> None:
-    """The small model's words are fixed: an answer with another word cannot be learnt."""
-    if isinstance(ready.tokenizer, WordTokenizer):
-        unknown = sorted({word for sample in samples for word in ready.tokenizer.unknown(sample.answer)})
-        if unknown:
-            raise ConfigError(
-                f"annotations: the small model does not know the words {unknown[:8]} of the answers; it knows "
-                f"{', '.join(ready.tokenizer.words[2:])}; give a checkpoint folder of a larger model"
-            )
 
 
 def _save(ready: VideoStreaming, start: Path, folder: Path) -> Path:

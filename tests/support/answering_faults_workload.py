@@ -15,18 +15,27 @@ import numpy as np
 from operators.base import Context
 from operators.rekv import ReKVOperator
 from operators.rekv.config import ReKVOptions
+from operators.videostreaming import VideoStreamingOperator, VideoStreamingOptions
 
 FRAMES = 40
 QUESTIONS = ((5, None), (12, 7), (20, 30), (33, None), (36, 2), (38, 500))
 """When asked, and about what time, in seconds; 500 never comes."""
 
 
-class KilledOnce(ReKVOperator):
+class KilledReKV(ReKVOperator):
     """Kills its process when a file beside its blocks says so, at the 3rd answer or the 12th call of the encoder."""
 
     def __init__(self, options: ReKVOptions, context: Context) -> None:
         super().__init__(options, context)
         arm(self, "append", {"answering": 3, "encoding": 12})  # blocks are in the files then, and in no snapshot
+
+
+class KilledVideoStreaming(VideoStreamingOperator):
+    """The same at the 3rd answer or the 5th call of the encoder."""
+
+    def __init__(self, options: VideoStreamingOptions, context: Context) -> None:
+        super().__init__(options, context)
+        arm(self, "encode", {"answering": 3, "encoding": 5})
 
 
 def arm(operator: Any, encode: str, left: dict[str, int]) -> None:
@@ -79,16 +88,24 @@ def write_films(folder: Path) -> None:
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def pipeline(folder: Path, run: Path, **options: Any) -> dict[str, Any]:
-    """Return the pipeline of ReKV."""
-    return films_pipeline(folder, run, "rekv_faults_workload:KilledOnce", sample_fps=1, **options)
+OWN: dict[str, dict[str, Any]] = {
+    "rekv": {"type": "answering_faults_workload:KilledReKV", "sample_fps": 1},
+    # Clips of four seconds, so that there are many.
+    "videostreaming": {
+        "type": "answering_faults_workload:KilledVideoStreaming",
+        "clip_seconds": 4.0,
+        "frames_per_clip": 4,
+        "batch_clips": 1,
+        "include_open": True,
+    },
+}
 
 
-def films_pipeline(folder: Path, run: Path, type_name: str, **options: Any) -> dict[str, Any]:
-    """Return a pipeline of any operator that answers. ``batch_*`` 1: the same bits however rows are cut into batches."""
+def pipeline(method: str, folder: Path, run: Path, **options: Any) -> dict[str, Any]:
+    """Return the pipeline of a method. ``batch_*`` 1: the same bits however rows are cut into batches."""
     columns = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "max_tokens": "int32"}
     watch = {
-        "type": type_name,
+        **OWN[method],
         "input": "films",
         "control": "questions",
         "align_s": 1,

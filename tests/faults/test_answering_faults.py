@@ -1,0 +1,84 @@
+"""Operators that answer, killed while encoding, answering and at points of an epoch: resumed, answers are the same bits."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answering_faults_workload import OWN, QUESTIONS, pipeline, write_films
+from engine_workload import run_here, run_process
+
+from connectors.sinks.read import read_committed
+
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=OWN)
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Return a pipeline of each method over the same films, for a folder of a run."""
+    folder = tmp_path_factory.mktemp("films")
+    write_films(folder)
+    return partial(pipeline, request.param, folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make: Make, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    run = tmp_path_factory.mktemp("whole")
+    run_here(make(run))
+    rows = answers(run)
+    assert len(rows) == 2 * len(QUESTIONS)
+    # VideoStreaming: the question about the second second comes when that clip has ended, and no other had by then.
+    assert {row["status"] for row in rows} <= {"ok", "unsure", "no_video"}
+    assert [row["status"] for row in rows].count("no_video") in (0, 2)
+    return rows
+
+
+def answers(run: Path) -> list[dict[str, Any]]:
+    rows = read_committed(run / "rows").drop_columns(["lag_s"]).to_pylist()
+    return sorted(rows, key=lambda row: row["question_id"])
+
+
+@pytest.mark.parametrize("what", ["encoding", "answering"])
+def test_a_kill_while_working_changes_no_bit_of_any_answer(
+    what: str, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
+) -> None:
+    (tmp_path / f"kill-{what}").touch()
+    assert run_process(make(tmp_path)) == -signal.SIGKILL
+    run_here(make(tmp_path), resume=True)
+    assert answers(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("before_snapshot:epoch=1", marks=pytest.mark.slow),
+        pytest.param("after_prepare:epoch=0", marks=pytest.mark.slow),
+        "after_manifest:epoch=1",
+    ],
+)
+def test_a_kill_at_the_points_of_an_epoch_changes_no_answer(
+    point: str, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
+) -> None:
+    assert run_process(make(tmp_path), fault=point) == -signal.SIGKILL
+    run_here(make(tmp_path), resume=True)
+    assert answers(tmp_path) == undisturbed
+
+
+def test_answers_of_other_processes_are_committed_once_whatever_is_killed(
+    make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
+) -> None:
+    (tmp_path / "kill-answering").touch()
+    values = make(tmp_path, answerers=1)
+    assert run_process(values) == -signal.SIGKILL
+    run_here(values, resume=True)
+    assert answers(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_three_shards_give_the_same_answers(make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
+    run_here(make(tmp_path, shards=3))
+    assert answers(tmp_path) == undisturbed
