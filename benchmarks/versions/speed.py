@@ -157,6 +157,8 @@ def _keyed(given: dict[str, Any]) -> float:
 
 
 def _decode(given: dict[str, Any]) -> float:
+    import cv2  # noqa: F401  # the older version loads it while it starts, the newer one when the first frame is read
+
     run = Path(given["run"])
     null = {"type": "null", "input": "clips", "max_batch": 64, "max_wait_ms": 0}
     sink = {"type": "parquet", "input": "null", "path": str(run / "rows")}

@@ -14,6 +14,8 @@ from engine_workload import PATIENCE_S, ROOT, pipeline
 from ray_actors import KINDS, Actors
 
 RATE = 50
+SAMPLED_S = 5.0
+"""Looking for the actors among all processes costs more than the run itself: not every second."""
 WARM_S = 60.0
 """Until then libraries load and buffers find their size."""
 
@@ -45,7 +47,7 @@ def steady(folder: Path, runner: str, seconds: float, warm_s: float, ray_address
     samples: dict[int, list[tuple[int, int, int]]] = {}
     began = time.monotonic()
     while driver.poll() is None and time.monotonic() < began + seconds + PATIENCE_S:
-        time.sleep(1.0)
+        time.sleep(SAMPLED_S)
         # The last seconds belong to the end of the run.
         if warm_s < time.monotonic() - began < seconds - 5:
             own = [process.pid for kind in KINDS if (process := actors.find(kind)) is not None] if runner == "ray" else []
