@@ -1,0 +1,22 @@
+"""The loss of MemPromptTSS: cross-entropy of all samples of a window, averaged over windows (spec section 5)."""
+
+# B subsequences, W windows of each, T samples, K states
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["window_losses"]
+
+
+def window_losses(logits_BWTK: Tensor, state_BWT: Tensor, counts_B: Tensor | None = None) -> Tensor:
+    """Return the loss of each window, [W]: the mean over the samples of all subsequences.
+
+    ``counts_B`` False: this subsequence does not count. The loss of an update is the mean over windows.
+    """
+    losses_BWT = F.cross_entropy(logits_BWTK.movedim(-1, 1), state_BWT, reduction="none")
+    if counts_B is None:
+        return losses_BWT.mean(dim=(0, 2))
+    weight_B = counts_B.to(losses_BWT.dtype)
+    return (losses_BWT.mean(2) * weight_B[:, None]).sum(0) / weight_B.sum().clamp_min(1.0)
