@@ -1,0 +1,1 @@
+"""PromptTPP: temporal point processes with a pool of learned prompts, and the networks they are built on."""

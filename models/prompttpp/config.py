@@ -1,0 +1,95 @@
+"""Settings of the point-process networks, with the published defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from connectors.errors import ConfigError
+
+__all__ = ["Backbone", "TppConfig"]
+
+Backbone = Literal["attnhp", "s2p2", "nhp", "thp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TppConfig:
+    """Sizes of a network. Defaults are those of the official PromptTPP code (its yaml and its prompt layer)."""
+
+    backbone: Backbone = "attnhp"
+    """``attnhp`` attends to a window of events; ``s2p2`` and ``nhp`` keep a state of fixed size; ``thp`` is a peer."""
+    types: int
+    """Kinds of events; id ``types`` is padding."""
+    hidden: int = 32
+    time_dim: int = 16
+    """Width of the time encoding; even."""
+    layers: int = 2
+    heads: int = 2
+    state: int = 16
+    """Complex numbers that a layer of ``s2p2`` keeps."""
+    feed_forward: int = 16
+    """Inner width of the MLP of ``thp``."""
+    pool: int = 10
+    """Prompts of a pool; 0: no prompts (``attnhp`` is then plain AttNHP)."""
+    top_k: int = 5
+    """Prompts read."""
+    prompt_length: int = 5
+    """Tokens of a prompt."""
+    query_events: int = 0
+    """Events that the prompt query remembers: 0 is the mean over the whole history (published), n forgets by 1/n per event."""
+    layer_norm: bool = False
+    """Normalize probe states after each layer (``attnhp``)."""
+    scaled: bool = False
+    """Learn the sharpness of each type's softplus (EasyTPP), instead of 1 (official)."""
+    time_scale: float = 1.0
+    """Seconds per unit of model time; the mean gap of the training data is a good one."""
+    type_names: tuple[str, ...] = ()
+    """Names of the types, in the order of their ids; empty: types are numbers."""
+
+    def __post_init__(self) -> None:
+        """Check. Raises ``ConfigError``."""
+        if self.backbone not in get_args(Backbone):
+            raise ConfigError(f"backbone is {self.backbone!r}; it must be one of {list(get_args(Backbone))}")
+        for name in ("types", "hidden", "layers", "heads", "state", "feed_forward", "prompt_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.time_dim < 2 or self.time_dim % 2:
+            raise ConfigError(f"time_dim is {self.time_dim}; it must be even and at least 2")
+        if self.pool and not 1 <= self.top_k <= self.pool:
+            raise ConfigError(f"top_k is {self.top_k}, the pool has {self.pool} prompts; top_k must be 1 to {self.pool}")
+        if self.pool < 0 or self.query_events < 0:
+            raise ConfigError("pool and query_events must be at least 0")
+        if not 0 < self.time_scale < float("inf"):
+            raise ConfigError(f"time_scale is {self.time_scale}; it must be a number of seconds above 0")
+        if self.backbone == "thp" and (self.pool or self.hidden % self.heads):
+            raise ConfigError("backbone thp has no prompts (set pool=0), and hidden must be a multiple of heads")
+        if self.type_names and len(self.type_names) != self.types:
+            raise ConfigError(f"{len(self.type_names)} type_names are given for {self.types} types")
+
+    @property
+    def token_dim(self) -> int:
+        """Width of an event token: embedding and time encoding."""
+        return self.hidden + self.time_dim
+
+    @property
+    def pools(self) -> int:
+        """Number of prompt pools: two for each attention layer (keys, values), one for a recurrent network."""
+        if not self.pool:
+            return 0
+        return 2 * self.heads * self.layers if self.backbone == "attnhp" else 1
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens of one read."""
+        return self.top_k * self.prompt_length if self.pool else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return dataclasses.asdict(self) | {"type_names": list(self.type_names)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TppConfig:
+        """Return the settings of ``to_json``. Raises ``ConfigError`` or ``TypeError`` for what cannot be."""
+        return cls(**{**values, "type_names": tuple(values.get("type_names", ()))})

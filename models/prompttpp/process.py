@@ -1,0 +1,143 @@
+"""What every network of this package offers: a pass over whole sequences, and the same step by step with an explicit state.
+
+Times are float64, in model units since the key's first event. A network holds weights only; a :class:`KeyState` holds what
+depends on events. ``run`` and ``step``/``rates`` compute the same numbers. Nothing at an event depends on later events, on
+other rows, or on padding.
+"""
+
+# B keys, L events of a sequence, G moments per event, W cached events, K types, R types of rows
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.prompttpp.config import TppConfig
+from models.prompttpp.prompts import Chosen, PromptPools, PromptReader
+
+__all__ = ["KeyState", "PointProcess", "Run", "mean_gap", "running_mean"]
+
+
+@dataclass(slots=True)
+class KeyState:
+    """What is known of B keys after their latest event."""
+
+    cells: dict[str, Tensor]
+    """name → [B, *shape]: replaced at every event."""
+    rows: dict[str, Tensor]
+    """name → [B, W, *shape]: one entry per event of the window, in a ring."""
+    visible_BW: Tensor
+    """Which entries hold events."""
+    time_B: Tensor
+    """float64: of the latest event."""
+    ordinal_B: Tensor
+    """int64: events so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rates over whole sequences."""
+
+    rate_BLGK: Tensor
+    """After event l, at its G moments, given events up to l."""
+    cosine_BL: Tensor
+    """Sum over all look-ups at event l of the cosines to the chosen prompt keys; zeros without prompts."""
+    chosen: Mapping[int, Tensor]
+    """Pool → indices [B, L, N]."""
+    hidden_BLGD: Tensor
+    """What the rates are computed from."""
+
+
+def mean_gap(time: Tensor, ordinal: Tensor) -> Tensor:
+    """Return the mean gap of a key's events so far, float64; 0 for the first one."""
+    return torch.where(ordinal > 1, time / (ordinal - 1).clamp_min(1), 0.0)
+
+
+def running_mean(token_BLQ: Tensor, remember: int) -> Tensor:
+    """Return the mean of tokens 1..l at each l; with ``remember`` each older token weighs (1 - 1/remember) times the next."""
+    length = token_BLQ.shape[1]
+    if not remember:
+        count_L1 = torch.arange(1, length + 1, device=token_BLQ.device, dtype=token_BLQ.dtype)[:, None]
+        return token_BLQ.cumsum(1) / count_L1
+    age_LL = torch.arange(length)[:, None] - torch.arange(length)
+    weight_LL = torch.where(age_LL >= 0, (1.0 - 1.0 / remember) ** age_LL.clamp_min(0).double(), 0.0)
+    weight_LL = (weight_LL / weight_LL.sum(1, keepdim=True)).to(token_BLQ)
+    return weight_LL @ token_BLQ
+
+
+class PointProcess(nn.Module, ABC):
+    """Rates of K types of events given the history of a key."""
+
+    def __init__(self, config: TppConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.prompts: PromptPools | None = None
+        if config.pool:
+            self.prompts = PromptPools(
+                config.pools, config.pool, config.token_dim, config.prompt_length, config.hidden, config.top_k
+            )
+
+    @property
+    @abstractmethod
+    def embedding(self) -> nn.Embedding:
+        """The table of types, with a row for padding."""
+
+    @property
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """What turns hidden states into rates."""
+
+    @abstractmethod
+    def cell_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of what is replaced at every event."""
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of what is cached of every event; empty where the state has a fixed size."""
+        return {}
+
+    @abstractmethod
+    def run(
+        self, time_BL: Tensor, type_BL: Tensor, lag_BLG: Tensor, *, prompts: PromptReader | None = None, window: int = 0
+    ) -> Run:
+        """Return the rates ``lag_BLG`` after each event of whole sequences, which begin at time 0.
+
+        Padding has type ``config.types``. ``window``: attend to so many events at most; 0 is all.
+        """
+
+    @abstractmethod
+    def step(self, key: KeyState, time_B: Tensor, type_B: Tensor, prompts: PromptReader | None = None) -> dict[str, Tensor]:
+        """Take one event of each key: ``key`` is updated in place, rows at ring position ``ordinal % W``.
+
+        Return what was put into the rows, name → [B, *shape].
+        """
+
+    @abstractmethod
+    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> tuple[Tensor, list[Chosen]]:
+        """Return the rates [B, G, K] so long after each key's latest event, and the prompts that were read."""
+
+    def reader(self) -> PromptReader | None:
+        """Return the network's own prompts."""
+        return None if self.prompts is None else self.prompts.reader()
+
+    def start(self, keys: int, window: int = 1) -> KeyState:
+        """Return the state of keys without events."""
+        weight = self.embedding.weight
+        device, dtype = weight.device, weight.dtype
+        width = window if self.row_shapes() else 0
+        return KeyState(
+            {name: torch.zeros(keys, *shape, device=device, dtype=dtype) for name, shape in self.cell_shapes().items()},
+            {name: torch.zeros(keys, width, *shape, device=device, dtype=dtype) for name, shape in self.row_shapes().items()},
+            torch.zeros(keys, width, dtype=torch.bool, device=device),
+            torch.zeros(keys, dtype=torch.float64, device=device),
+            torch.zeros(keys, dtype=torch.int64, device=device),
+        )
+
+    def remember(self, total_BQ: Tensor, count_B1: Tensor, token_BQ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sum and weight of the prompt query after one more token."""
+        events = self.config.query_events
+        keep = 1.0 - 1.0 / events if events else 1.0
+        return total_BQ * keep + token_BQ, count_B1 * keep + 1.0

@@ -1,0 +1,77 @@
+"""All networks: causal, blind to padding and neighbors, and the same step by step as over whole sequences."""
+
+import pytest
+import torch
+from tpp_models import BACKBONES, events, small
+
+from models.prompttpp.process import PointProcess
+from models.prompttpp.prompts import PromptPools
+
+LAG = torch.tensor([0.0, 0.1, 1.0, 7.0], dtype=torch.float64)
+
+
+def stepped(model: PointProcess, time: torch.Tensor, kind: torch.Tensor, window: int) -> torch.Tensor:
+    """Return the rates after each event, event by event."""
+    key = model.start(len(time), window)
+    rates = []
+    for place in range(time.shape[1]):
+        model.step(key, time[:, place], kind[:, place])
+        rates.append(model.rates(key, LAG.expand(len(time), -1))[0])
+    return torch.stack(rates, dim=1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_later_events_other_rows_and_padding_change_nothing(backbone: str) -> None:
+    model = small(backbone)
+    time, kind = events(3, 9, 3)
+    lag = LAG.expand(3, 9, -1)
+    whole = model.run(time, kind, lag).rate_BLGK
+    prefix = model.run(time[:, :5], kind[:, :5], lag[:, :5]).rate_BLGK
+    torch.testing.assert_close(prefix, whole[:, :5], rtol=1e-5, atol=1e-6)
+    alone = model.run(time[1:2], kind[1:2], lag[1:2]).rate_BLGK
+    torch.testing.assert_close(alone, whole[1:2], rtol=1e-5, atol=1e-6)
+    changed = kind.clone()
+    changed[:, 5:], later = model.config.types, time.clone()
+    later[:, 5:] = time[:, 4:5]
+    torch.testing.assert_close(model.run(later, changed, lag).rate_BLGK[:, :5], whole[:, :5], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [20, 4])
+@pytest.mark.parametrize("changes", [{}, {"query_events": 3}, {"pool": 0}], ids=["mean", "forgetting", "no prompts"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_streaming_equals_whole_sequences(backbone: str, changes: dict[str, int], window: int) -> None:
+    model = small(backbone, **changes)
+    time, kind = events(4, 11, 3)
+    whole = model.run(time, kind, LAG.expand(4, 11, -1), window=window).rate_BLGK
+    torch.testing.assert_close(stepped(model, time, kind, window), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_parameter_that_is_used_learns(backbone: str) -> None:
+    model = small(backbone)
+    time, kind = events(4, 8, 3)
+    run = model.run(time, kind, LAG.expand(4, 8, -1))
+    (run.rate_BLGK.square().sum() + run.cosine_BL.sum()).backward()
+    still = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not still
+
+
+def test_prompts_are_chosen_in_order_and_ties_go_to_the_lower_index() -> None:
+    pools = PromptPools(1, 4, 2, 1, 3, top_k=3)
+    with torch.no_grad():
+        pools.key[0] = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.0], [-1.0, 0.0]])
+    found = pools.reader().choose(0, torch.tensor([[3.0, 0.1], [0.0, 0.0]]))
+    assert found.index.tolist() == [[1, 2, 0], [0, 1, 2]]
+    torch.testing.assert_close(found.cosine[0, 0], found.cosine[0, 1])
+
+
+def test_time_far_from_zero_keeps_its_precision() -> None:
+    model = small("attnhp")
+    time, kind = events(1, 6, 3)
+    lag = LAG.expand(1, 6, -1)
+    # 2^40 units later a difference of 1e-3 is still seen; in float32 it would be lost.
+    late = model.run(time + 2.0**40, kind, lag).rate_BLGK
+    later = model.run(time + 2.0**40 + 1e-3, kind, lag).rate_BLGK
+    assert not torch.equal(late, later)
