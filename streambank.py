@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from connectors.extras import MissingExtra
     from connectors.options import REQUIRED, option
     from connectors.records import FRAME, field, key_schema, output_schema, require
-    from operators.base import Context, Operator
+    from operators.base import Context, Operator, Output
     from operators.state import State
     from pipelines.api import Pipeline, Result
     from pipelines.asking.questions import Answer
@@ -52,6 +52,7 @@ __all__ = [
     "Finding",
     "MissingExtra",
     "Operator",
+    "Output",
     "Pipeline",
     "Position",
     "Reader",
@@ -91,7 +92,7 @@ _HOMES = {
     "connectors.extras": ("MissingExtra",),
     "connectors.options": ("REQUIRED", "option"),
     "connectors.records": ("FRAME", "field", "key_schema", "output_schema", "require"),
-    "operators.base": ("Context", "Operator"),
+    "operators.base": ("Context", "Operator", "Output"),
     "operators.state": ("State",),
     "pipelines.api": ("Pipeline", "Result"),
     "pipelines.asking.questions": ("Answer",),

@@ -5,7 +5,8 @@ Promises that the conformance suite (``pipelines.testing.conformance``) checks f
 * Each stream's output depends on its own rows only: not on other streams of a batch, nor on where batches are cut. (Where the
   method is one memory for all streams, its page says so: the output then depends on the one order of all rows, never on cuts.)
 * Causal: a row's output depends on rows up to it, unless an option that says otherwise is chosen.
-* A bad row gives an output row with ``status`` and ``error``; it changes no state but the counters and never raises.
+* A bad row gives an output row with ``status`` and ``error``, one over all outputs; it changes no state but the counters and
+  never raises.
 * Rows are admitted in one order: schema, error of the source, late or duplicate, no free slot, decoding, the method.
 * Every status it emits is declared in ``statuses``.
 * ``advance`` may come in any steps: answers depend on the rows and the final event time only.
@@ -19,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import pyarrow as pa
 import torch
@@ -27,7 +28,19 @@ import torch
 from connectors.errors import SchemaError
 from operators.state import State
 
-__all__ = ["Context", "Operator"]
+__all__ = ["Context", "Emitted", "Operator", "Output"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Rows of one of an operator's named outputs (``Operator.outputs``), as ``process`` and the other methods return them."""
+
+    name: str
+    batch: pa.RecordBatch
+
+
+Emitted: TypeAlias = pa.RecordBatch | Output
+"""What the methods of an operator return: rows of its output without a name, or of a named one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +64,15 @@ class Operator(ABC):
     input_schema: pa.Schema
     control_schema: pa.Schema | None = None
     output_schema: pa.Schema
+    """Of the output without a name, which a pipeline file calls ``NODE``. Most operators have this one only."""
+    outputs: Mapping[str, pa.Schema] = MappingProxyType({})
+    """Named outputs, which a pipeline file calls ``NODE.NAME``, beside ``output_schema`` or in its place.
+
+    The class says which there are, by name, and whether there is one without (it then has ``output_schema``, too); an instance
+    may have other schemas for the same names. Rows of named outputs keep their order within each stream and output.
+    """
     statuses: ClassVar[Mapping[str, str]]
-    """Every value of the output column ``status``, with its meaning; ``ok`` comes first."""
+    """Every value of the column ``status``, with its meaning; ``ok`` comes first. The same for all outputs that have it."""
     good_statuses: ClassVar[Collection[str]] = frozenset({"ok"})
     """Those by which nothing is wrong with a row. All others are told at the end of a run, and fail one with ``--strict``."""
     losses: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -63,13 +83,15 @@ class Operator(ABC):
         self.context = context
 
     @classmethod
-    def examine(cls, options: Any, name: str) -> pa.Schema | None:
+    def examine(cls, options: Any, name: str) -> pa.Schema | Mapping[str, pa.Schema] | None:
         """Look at what ``options`` refer to, such as a checkpoint's header, without building anything; for ``check``.
 
-        Return the output schema that an operator with these options would have, None where only building it tells. Raise a
-        ``StreambankError`` for what would fail at the start; ``name`` is the node's name for messages.
+        Return the output schema that an operator with these options would have, None where only building it tells; where it
+        has named outputs, a mapping of those that are known (``""``: the one without a name). Raise a ``StreambankError`` for
+        what would fail at the start; ``name`` is the node's name for messages.
         """
-        return getattr(cls, "output_schema", None)
+        schema = getattr(cls, "output_schema", None)
+        return schema if not cls.outputs else cls.outputs if schema is None else {"": schema, **cls.outputs}
 
     @classmethod
     def keyed(cls, options: Any) -> bool:
@@ -88,14 +110,14 @@ class Operator(ABC):
         return ()
 
     @abstractmethod
-    def process(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-        """Take rows of many streams, in order within each stream; return output rows, in order within each stream."""
+    def process(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
+        """Take rows of many streams, in order within each stream; return a list of output rows, in order within each stream."""
 
-    def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    def control(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
         """Take control rows (questions, prompts, labels); may answer at once. Only where ``control_schema`` is set."""
         raise SchemaError(f"{self.context.name}: this operator takes no control rows; remove 'control' from the pipeline file")
 
-    def advance(self, watermark_us: int) -> list[pa.RecordBatch]:
+    def advance(self, watermark_us: int) -> Sequence[Emitted]:
         """Take note that all rows before this event time have been handed over; return rows that waited for it.
 
         Called in aligned runs only, with rising times in microseconds. Without alignment an operator knows event time from its
@@ -103,7 +125,7 @@ class Operator(ABC):
         """
         return []
 
-    def flush(self) -> list[pa.RecordBatch]:
+    def flush(self) -> Sequence[Emitted]:
         """Return rows that need no more input; called before ``snapshot`` and at the end. For operators that answer later."""
         return []
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from operators.base import Emitted, Output
+
 __all__ = ["OutputRows", "status_column"]
 
 Ints = npt.NDArray[np.int64]
@@ -20,10 +22,13 @@ Bools = npt.NDArray[np.bool_]
 
 
 class OutputRows:
-    """Collects what became of the rows of one batch. Every row is ``ok`` until told otherwise."""
+    """Collects what became of the rows of one batch. Every row is ``ok`` until told otherwise.
 
-    def __init__(self, batch: pa.RecordBatch, schema: pa.Schema, statuses: Mapping[str, str]) -> None:
-        self._batch, self.schema = batch, schema
+    ``output``: the named output that the rows are for; nothing: the one without a name.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, schema: pa.Schema, statuses: Mapping[str, str], output: str = "") -> None:
+        self._batch, self.schema, self._output = batch, schema, output
         self._names = list(statuses)
         self._codes = {name: code for code, name in enumerate(statuses)}
         self._status_B = np.full(batch.num_rows, self._codes["ok"], np.int8)
@@ -76,7 +81,7 @@ class OutputRows:
         """Return the rows that give an output row, ascending."""
         return np.flatnonzero(self._kept_B)
 
-    def batches(self, columns: Mapping[str, pa.Array]) -> list[pa.RecordBatch]:
+    def batches(self, columns: Mapping[str, pa.Array]) -> list[Emitted]:
         """Return the output rows as one batch, or none if every row was dropped.
 
         ``columns`` have one entry per row of the input batch; a column of the schema that is not among them is copied from the
@@ -91,7 +96,7 @@ class OutputRows:
         batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         if not self._kept_B.all():
             batch = batch.filter(pa.array(self._kept_B))
-        return [batch] if batch.num_rows else []
+        return [Output(self._output, batch) if self._output else batch] if batch.num_rows else []
 
 
 def status_column(codes_B: npt.NDArray[np.int8], names: Sequence[str]) -> pa.DictionaryArray:

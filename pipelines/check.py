@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -19,6 +19,7 @@ from connectors import extras, records
 from connectors.errors import DeviceError, StreambankError
 from pipelines import registry
 from pipelines.devices import resolve_device
+from pipelines.outputs import address_of, examined, node_of
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, read_manifests
 from pipelines.runtime.recovery import list_splits, reshard_problem
@@ -55,7 +56,7 @@ class _Checker:
     spec: PipelineSpec
     findings: list[Finding] = field(default_factory=list)
     schemas: dict[str, pa.Schema | None] = field(default_factory=dict)
-    """Node → schema of its rows, None where it is not known before the start."""
+    """Address of an output → schema of its rows, None where it is not known before the start."""
     streams: dict[str, list[str]] = field(default_factory=dict)
     """Node → its streams, where they are known before the start."""
     at_once: dict[str, int] = field(default_factory=dict)
@@ -128,25 +129,40 @@ class _Checker:
             self._add("error", f"{where}.shards", problem)
         self._room(node, kind, where)
         before = sum(finding.level == "error" for finding in self.findings)
-        schema = getattr(kind, "output_schema", None)
+        given = getattr(kind, "output_schema", None)
         if installed:
-            schema = self._try(where, lambda: kind.examine(node.options, node.name))
-        self.schemas[node.name] = schema
+            given = self._try(where, lambda: kind.examine(node.options, node.name))
+        outputs = examined(kind, given)
+        self.schemas |= {address_of(node.name, name): schema for name, schema in outputs.items()}
         for option, reason in kind.cautions(node.options, node.align_s):
             self._add("warning", f"{where}.{option}", reason)
         device = self._device(node, f"{where}.device")
         sound = sum(finding.level == "error" for finding in self.findings) == before
         if installed and sound and device is not None:
             shards = f", {node.shards} shards" if node.shards > 1 else ""
-            gives = f", gives {_rows(schema)}" if schema is not None else ""
-            self._add("ok", where, f"{node.type} on {device}{shards}{gives}")
+            self._add("ok", where, f"{node.type} on {device}{shards}{self._gives(node, outputs)}")
+
+    def _gives(self, node: OperatorSpec, outputs: Mapping[str, pa.Schema | None]) -> str:
+        """Name the schemas of an operator's outputs and, where it has several, those that nobody reads."""
+        if set(outputs) == {""}:
+            schema = outputs[""]
+            return f", gives {_rows(schema)}" if schema is not None else ""
+        readers: list[OperatorSpec | SinkSpec] = [*self.spec.operators, *self.spec.sinks]
+        read = {up for reader in readers for up in (*reader.inputs, *getattr(reader, "control", ()))}
+        named = [
+            address_of(node.name, name) + (f" ({_rows(schema)})" if schema is not None else "")
+            for name, schema in outputs.items()
+        ]
+        unread = [up for name in outputs if (up := address_of(node.name, name)) not in read]
+        return f", gives {', '.join(named)}" + (f"; nobody reads {', '.join(unread)}" if unread else "")
 
     def _room(self, node: OperatorSpec, kind: type[Operator], where: str) -> None:
         """Compare the streams that come, where they are known, with the slots that there are for them."""
-        if not all(up in self.streams for up in node.inputs):
+        nodes = list(dict.fromkeys(map(node_of, node.inputs)))
+        if not all(up in self.streams for up in nodes):
             return
-        streams = self.streams[node.name] = list(dict.fromkeys(name for up in node.inputs for name in self.streams[up]))
-        at_once = sum(self.at_once[up] for up in node.inputs)
+        streams = self.streams[node.name] = list(dict.fromkeys(name for up in nodes for name in self.streams[up]))
+        at_once = sum(self.at_once[up] for up in nodes)
         at_once = self.at_once[node.name] = len(streams) if self.spec.keeps_streams(node) else min(len(streams), at_once)
         slots = getattr(node.options, "max_streams", None)
         if not kind.keyed(node.options):
@@ -209,7 +225,7 @@ class _Checker:
             self._add("ok", where, f"{node.type}" + (f" into {folder}" if folder is not None else ""))
 
     def _fits(self, where: str, key: str, up: str, wanted: pa.Schema | None) -> None:
-        """Check the rows of node ``up`` against what an operator takes, where both are known."""
+        """Check the rows of output ``up`` against what an operator takes, where both are known."""
         given = self.schemas.get(up)
         if given is None or wanted is None:
             return

@@ -114,8 +114,8 @@ class _TypeKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class _InputKeys(_TypeKeys):
-    input: str | None = option(None, "Node whose rows it takes.")
-    inputs: list[str] | None = option(None, "Nodes whose rows it takes, in the place of `input`.")
+    input: str | None = option(None, "Node whose rows it takes, or NODE.OUTPUT where it names its outputs.")
+    inputs: list[str] | None = option(None, "Nodes (or NODE.OUTPUT) whose rows it takes, in the place of `input`.")
 
 
 @dataclass(frozen=True, kw_only=True)

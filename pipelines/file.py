@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +19,10 @@ from pipelines.document import Document, KeyPath, Problem, parse_scalar_or_flow,
 from pipelines.engine_keys import ENGINE_KEYS, RootKeys
 from pipelines.graph import topological_order
 from pipelines.options import former_names, option_infos, parse_options, parse_values, show_value, unknown_keys
+from pipelines.outputs import NAME, address_of, address_problem, node_of, output_names
 from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, Secret, SinkSpec, SourceSpec, span_us
 
 __all__ = ["load_spec", "spec_from_dict"]
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 _RAY_PACKAGES = "/runtime_resources/working_dir_files/"
 """Part of the path of what ``ray job submit --working-dir`` uploads, where the job then runs."""
@@ -147,6 +145,7 @@ class _Checker:
         self._values = document.values
         self._sections: dict[str, str] = {}  # node name → section
         self._nodes: dict[str, NodeSpec] = {}  # those without problems of their own
+        self._outputs: dict[str, tuple[str, ...]] = {}  # node → names of its outputs, where its type tells
 
     def spec(self) -> PipelineSpec:
         root = self._root()
@@ -206,7 +205,7 @@ class _Checker:
                 self._nodes[name] = node
 
     def _check_name(self, name: str, path: KeyPath) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             allowed = "letters, digits, '_' and '-', at most 64, not beginning with a digit or '-'"
             self._document.report(path, f"{name!r} is not a usable name; allowed: {allowed}")
 
@@ -226,6 +225,8 @@ class _Checker:
             return None
         if kind == "operator":
             self._check_operator(values, loaded, path)
+        if kind != "sink":
+            self._outputs[name] = output_names(loaded) if kind == "operator" else ("",)
         given = {key: value for key, value in values.items() if key not in engine_names}
         options, references = self._options(loaded, given, engine_names, path)
         if keys is None or options is None:
@@ -353,10 +354,11 @@ class _Checker:
                     path = (section, name, key) if isinstance(values[key], str) else (section, name, key, number)
                     self._check_reference(name, wanted, senders, path)
                     if wanted in names[:number]:
-                        self._document.report(path, f"the node {wanted!r} stands twice; remove one")
-                    read.add(wanted)
+                        what = "output" if "." in wanted else "node"
+                        self._document.report(path, f"the {what} {wanted!r} stands twice; remove one")
+                    read.add(node_of(wanted))
                     if section == "operators":
-                        (control if key == "control" else data).add(wanted)
+                        (control if key == "control" else data).add(node_of(wanted))
         if len(senders) < len(self._sections):  # without a sink nothing can be read, and that is reported already
             for name in senders:
                 if name not in read:
@@ -373,13 +375,21 @@ class _Checker:
             self._document.report(("operators", cycle[0]), f"the nodes form a cycle: {' → '.join(cycle)}; cut it at one place")
 
     def _check_reference(self, name: str, wanted: str, senders: list[str], path: KeyPath) -> None:
-        if wanted == name:
+        node = node_of(wanted)
+        if node == name:
             self._document.report(path, f"the node {name!r} cannot read its own rows")
-        elif self._sections.get(wanted) == "sinks":
-            self._document.report(path, f"{wanted!r} is a sink, and sinks have no rows to read; allowed: {', '.join(senders)}")
-        elif wanted not in senders:
-            others = [sender for sender in senders if sender != name]
-            self._document.report(path, f"there is no node {wanted!r}{nearest(wanted, others)}; allowed: {', '.join(others)}")
+        elif self._sections.get(node) == "sinks":
+            allowed = ", ".join(self._addresses(senders))
+            self._document.report(path, f"{node!r} is a sink, and sinks have no rows to read; allowed: {allowed}")
+        elif node not in senders:
+            others = self._addresses(sender for sender in senders if sender != name)
+            self._document.report(path, f"there is no node {node!r}{nearest(wanted, others)}; allowed: {', '.join(others)}")
+        elif problem := address_problem(wanted, self._outputs.get(node)):
+            self._document.report(path, problem)
+
+    def _addresses(self, senders: Iterable[str]) -> list[str]:
+        """Return all outputs of nodes."""
+        return [address_of(sender, name) for sender in senders for name in self._outputs.get(sender, ("",))]
 
     def _alignment(self) -> None:
         """An operator cannot align more finely than its inputs come, nor what comes out of several inputs as they arrive."""
@@ -387,7 +397,7 @@ class _Checker:
         operators = [node for node in self._nodes.values() if isinstance(node, OperatorSpec)]
         lengths = {node.name: node.align_s for node in operators if node.align_s is not None}
         for node in operators:
-            asked = [up for up in node.control if up in self._nodes and self._nodes[up].type == "requests"]
+            asked = [up for up in map(node_of, node.control) if up in self._nodes and self._nodes[up].type == "requests"]
             if node.align_s is not None and node.align_control and asked:
                 self._document.report(
                     ("operators", node.name, "control"),
@@ -449,7 +459,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _node_spec(kind: registry.Kind, name: str, keys: Any, options: Any, references: Mapping[str, Any]) -> NodeSpec:
-    """Make a spec of the engine's keys and the options of a node; its inputs are node names without exception."""
+    """Make a spec of the engine's keys and the options of a node; its inputs are addresses without exception."""
     given = _given(keys)
     if kind != "source":
         given["inputs"] = _names(given.pop("input")) or _names(given["inputs"])
@@ -463,7 +473,7 @@ def _given(keys: Any) -> dict[str, Any]:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Return the node names in ``input``, ``inputs`` or ``control``, leaving out what is no text."""
+    """Return the addresses in ``input``, ``inputs`` or ``control``, leaving out what is no text."""
     if isinstance(value, str):
         return (value,)
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
@@ -473,7 +483,7 @@ def _reads(values: Any) -> tuple[str, ...]:
     """Return all nodes that a node reads."""
     if not isinstance(values, dict):
         return ()
-    return tuple(name for key in ("input", "inputs", "control") for name in _names(values.get(key)))
+    return tuple(node_of(name) for key in ("input", "inputs", "control") for name in _names(values.get(key)))
 
 
 def _absolute(value: Any, base: Path) -> Any:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
+from pipelines.outputs import node_of, output_of
 from pipelines.runtime.messages import Edge, TaskId
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 
@@ -55,11 +56,13 @@ class Graph:
             for shard in range(node.shards):
                 receiver = TaskId(node.name, shard)
                 for up in node.inputs:
-                    edges += [Edge(sender, receiver, "data", aligned) for sender in self.tasks_of(up)]
+                    edges += [Edge(sender, receiver, "data", aligned, output_of(up)) for sender in self.tasks_of(node_of(up))]
                 if isinstance(node, OperatorSpec):
                     for up in node.control:
                         follows = aligned and node.align_control
-                        edges += [Edge(sender, receiver, "control", follows) for sender in self.tasks_of(up)]
+                        edges += [
+                            Edge(sender, receiver, "control", follows, output_of(up)) for sender in self.tasks_of(node_of(up))
+                        ]
         return edges
 
     def split_wait_s(self, source: str) -> float:
@@ -99,7 +102,7 @@ class Graph:
 
 
 def _aligned_inputs(node: OperatorSpec) -> tuple[str, ...]:
-    return (*node.inputs, *(node.control if node.align_control else ()))
+    return tuple(map(node_of, (*node.inputs, *(node.control if node.align_control else ()))))
 
 
 def _shards(node: SourceSpec | OperatorSpec | SinkSpec) -> int:

@@ -18,6 +18,7 @@ from connectors.errors import ConfigError, nearest
 from pipelines import registry
 from pipelines.devices import device_problem, resolve_device
 from pipelines.engine_keys import OperatorSettings, RootKeys, RunnerName, SinkSettings, SourceSettings
+from pipelines.outputs import node_of
 
 if TYPE_CHECKING:
     from connectors.base import Sink, Source
@@ -83,8 +84,9 @@ class OperatorSpec(OperatorSettings, NodeSpec):
     """One entry of ``operators``."""
 
     inputs: tuple[str, ...]
+    """Addresses (``pipelines.outputs``) of the rows that it takes: ``NODE`` or ``NODE.OUTPUT``."""
     control: tuple[str, ...] = ()
-    """Nodes whose rows go to ``Operator.control``."""
+    """Addresses of the rows that go to ``Operator.control``."""
 
     def __post_init__(self) -> None:
         if self.num_gpus is None:
@@ -146,7 +148,7 @@ class PipelineSpec(RootKeys):
 
     def keeps_streams(self, operator: OperatorSpec) -> bool:
         """Return whether an operator is to remember streams that have ended, since control rows may still ask for them."""
-        return any(isinstance(node := self.nodes[name], SourceSpec) and node.stay for name in operator.control)
+        return any(isinstance(node := self.nodes[node_of(name)], SourceSpec) and node.stay for name in operator.control)
 
     def with_runner(self, runner: str) -> PipelineSpec:
         """Return the same pipeline for another runner. Raise ``ConfigError`` for a runner or a device that it has not."""

@@ -106,7 +106,7 @@ def ask(
     shards = sorted({shard_of(stream, route.sink.shards) for stream in streams})
     try:
         # Followed before the question is put, so that no answer is missed.
-        tail = route.outlet.tail(route.operator.name, route.id_column, streams, shards)
+        tail = route.outlet.tail(route.answers, route.id_column, streams, shards)
     except SinkError as error:
         raise SinkError(f"sinks.{route.sink.name}: {error}") from error
     try:

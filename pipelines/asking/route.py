@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -15,7 +16,11 @@ from connectors.errors import ConfigError, nearest
 from connectors.records import KEY_FIELDS
 from connectors.sources.columns import type_name
 from pipelines import registry
+from pipelines.outputs import address_of, node_of
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
+
+if TYPE_CHECKING:
+    from operators.base import Operator
 
 __all__ = ["Route", "find_route"]
 
@@ -30,6 +35,8 @@ class Route:
     source: SourceSpec
     inlet: Source
     """Made of ``source``: takes the question."""
+    answers: str
+    """Address of the operator's output that holds answers."""
     sink: SinkSpec
     outlet: Sink
     """Made of ``sink``: shows the answer."""
@@ -61,8 +68,15 @@ def find_route(spec: PipelineSpec, column: str, *, operator: str | None = None, 
             "node:\n  align_control: false"
         )
     source, inlet = _source(spec, node, column, values)
-    shown_by, outlet = _sink(spec, node, id_column, sink)
-    return Route(node, source, inlet, shown_by, outlet, column, id_column, values)
+    answers = _answers(node, id_column)
+    if not answers:
+        raise ConfigError(
+            f"operators.{node.name}: none of its outputs has a column {id_column!r}, so no answer can be told to belong to a "
+            f"{column}"
+        )
+    shown_by, outlet = _sink(spec, answers, node, id_column, sink)
+    answer = next(up for up in shown_by.inputs if up in answers)
+    return Route(node, source, inlet, answer, shown_by, outlet, column, id_column, values)
 
 
 def _operator(spec: PipelineSpec, column: str, wanted: str | None) -> OperatorSpec:
@@ -94,7 +108,7 @@ def _operator(spec: PipelineSpec, column: str, wanted: str | None) -> OperatorSp
 def _source(spec: PipelineSpec, operator: OperatorSpec, column: str, values: pa.Schema) -> tuple[SourceSpec, Source]:
     """Return the source of the operator's control rows that one can put rows into."""
     problems = []
-    for node in map(spec.node, operator.control):
+    for node in map(spec.node, map(node_of, operator.control)):
         if not isinstance(node, SourceSpec):
             continue
         source = node.build()
@@ -113,13 +127,26 @@ def _source(spec: PipelineSpec, operator: OperatorSpec, column: str, values: pa.
     )
 
 
-def _sink(spec: PipelineSpec, operator: OperatorSpec, id_column: str, wanted: str | None) -> tuple[SinkSpec, Sink]:
+def _answers(operator: OperatorSpec, id_column: str) -> list[str]:
+    """Return the addresses of the operator's outputs that may hold answers: those that have the column of ids."""
+    kind: type[Operator] = registry.load("operator", operator.type)
+    if not kind.outputs:
+        return [operator.name]
+    schemas = {"": getattr(kind, "output_schema", None), **kind.outputs}
+    return [
+        address_of(operator.name, name) for name, schema in schemas.items() if schema is not None and id_column in schema.names
+    ]
+
+
+def _sink(
+    spec: PipelineSpec, answers: Sequence[str], operator: OperatorSpec, id_column: str, wanted: str | None
+) -> tuple[SinkSpec, Sink]:
     """Return where to read answers: the sink that shows them first, of several such the first one of the file."""
-    readers = {node.name: node for node in spec.sinks if operator.name in node.inputs}
+    readers = {node.name: node for node in spec.sinks if not set(answers).isdisjoint(node.inputs)}
     if wanted is not None and wanted not in readers:
         raise ConfigError(
-            f"--sink {wanted}: no sink of this name takes the rows of {operator.name!r}{nearest(wanted, readers)}; allowed: "
-            f"{', '.join(readers) or 'none'}"
+            f"--sink {wanted}: no sink of this name takes the rows of {' or '.join(map(repr, answers))}"
+            f"{nearest(wanted, readers)}; allowed: {', '.join(readers) or 'none'}"
         )
     usable: list[tuple[Shown, SinkSpec, Sink]] = []
     problems: dict[str, str] = {}
@@ -137,7 +164,7 @@ def _sink(spec: PipelineSpec, operator: OperatorSpec, id_column: str, wanted: st
         listed = "".join(f"\n  sinks.{name}: {problem}" for name, problem in problems.items())
         raise ConfigError(
             f"operators.{operator.name}: its answers cannot be read from any sink{':' if listed else ''}{listed}\nadd to "
-            f"the pipeline file\nsinks:\n  answers: {{type: jsonl, input: {operator.name}, path: answers}}"
+            f"the pipeline file\nsinks:\n  answers: {{type: jsonl, input: {answers[0]}, path: answers}}"
         )
     _, node, sink = min(usable, key=lambda entry: entry[0])
     return node, sink

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from connectors.extras import MissingExtra, install_command
 from pipelines import registry
 from pipelines.engine_keys import ENGINE_KEYS, RootKeys
 from pipelines.options import OptionInfo, option_infos, parse_options, show_value
+from pipelines.outputs import examined
 
 __all__ = ["describe", "describe_root", "list_types", "option_lines"]
 
@@ -99,18 +100,20 @@ def _schemas(kind: registry.Kind, cls: type[Any]) -> list[str]:
     lines = ["takes", *_fields(cls.input_schema)] if hasattr(cls, "input_schema") else []
     if cls.control_schema is not None:
         lines += ["takes as control", *_fields(cls.control_schema)]
-    given = _output_schema(cls)
-    lines += ["gives", *(_fields(given) if given is not None else ["  what depends on the options"])]
+    for output, given in _outputs(cls).items():
+        lines.append(f"gives as NODE.{output}" if output else "gives")
+        lines += _fields(given) if given is not None else ["  what depends on the options"]
     return [*lines, ""]
 
 
-def _output_schema(cls: type[Any]) -> pa.Schema | None:
-    """Return the output schema of an operator with default options, where those suffice to tell."""
+def _outputs(cls: type[Any]) -> dict[str, pa.Schema | None]:
+    """Return the schemas of an operator's outputs with default options, where those suffice to tell."""
     options, problems = parse_options(cls.Options, {})
-    schema: pa.Schema | None = None
+    told: pa.Schema | Mapping[str, pa.Schema] | None = None
     with contextlib.suppress(MissingExtra):  # the text does not depend on what is installed here
-        schema = None if problems else cls.examine(options, "operator")
-    return schema if schema is not None else getattr(cls, "output_schema", None)
+        told = None if problems else cls.examine(options, "operator")
+    declared = {"": getattr(cls, "output_schema", None), **cls.outputs}
+    return {name: schema if schema is not None else declared[name] for name, schema in examined(cls, told).items()}
 
 
 def _fields(schema: pa.Schema) -> list[str]:

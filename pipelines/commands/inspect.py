@@ -104,8 +104,12 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
 
 def _tally(state: dict[str, Any], node: str) -> list[str]:
     """Return what has become of the rows of a node, where something has."""
-    tally = Tally.from_json(state["tallies"].get(node, {}))
-    return [f"              {line}" for line in tally_lines(tally, MAX_NAMES)]
+    lines = []
+    for output, tally in Tally.from_json(state["tallies"].get(node, {})).by_output():
+        told = tally_lines(tally, MAX_NAMES)
+        lines += [f"output {output}: {tally.rows:,} rows" + (f": {told.pop(0)}" if tally.statuses else "")] if output else []
+        lines += told
+    return [f"              {line}" for line in lines]
 
 
 def _sources(root: Path, manifest: Manifest) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from pipelines.outputs import address_of
 from pipelines.runtime.tally import MAX_NAMES, Tally
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _NAMES = 5
 
 def facts(tallies: Iterable[Tally]) -> dict[str, int]:
     """Return how much was not ok, by kind; what is nothing is left out."""
-    total = Tally.sum(tallies)
+    total = Tally.sum(part for tally in tallies for _, part in tally.by_output())
     counts = {
         "not_ok": total.not_ok,
         "late_rows": total.late_rows,
@@ -38,29 +39,30 @@ def problem_text(report: RunReport) -> str:
     """Return in one line what was not ok in a run, node by node."""
     return "; ".join(
         f"{node}: {', '.join(f'{number:,} {name.replace(chr(95), chr(32))}' for name, number in facts([tally]).items())}"
-        for node, tally in report.tallies.items()
+        for node, tally in _by_address(report.tallies).items()
         if not tally.all_ok
     )
 
 
 def report_text(name: str, report: RunReport, folders: Mapping[str, str]) -> str:
     """Return what is said at the end of a run; ``folders`` says where each sink has written."""
+    tallies = _by_address(report.tallies)
     if report.status == "already finished":
         lines = [f"{name}: already finished at epoch {report.epoch}; nothing has come since"]
-        lines += [
-            line for node, tally in report.tallies.items() if not tally.all_ok for line in _node_lines(node, 0, None, tally)
-        ]
+        lines += [line for node, tally in tallies.items() if not tally.all_ok for line in _node_lines(node, 0, None, tally)]
         return "\n".join(lines)
     lines = [
         f"{name}: {report.status} after {duration(report.seconds)} (start-up {report.startup_s:.1f} s) on {report.runner}, "
         f"{report.epochs} epoch{'s' if report.epochs != 1 else ''}"
         + (f", {report.attempts} attempts" if report.attempts > 1 else "")
     ]
-    rows = {node: tally.rows for node, tally in report.tallies.items()} | dict(report.rows_committed)
-    nodes = [*report.tallies, *(node for node in report.rows_committed if node not in report.tallies)]
+    rows: dict[str, int | None] = {node: tally.rows for node, tally in tallies.items()}
+    rows |= report.rows_committed
+    rows |= {node: None for node, tally in report.tallies.items() if tally.outputs and not tally.rows}  # all are of an output
+    nodes = [*tallies, *(node for node in report.rows_committed if node not in tallies)]
     width = max(map(len, nodes), default=0)
     for node in nodes:
-        tally = report.tallies.get(node)
+        tally = tallies.get(node)
         first, *further = _node_lines(node, width, rows[node], tally)
         lines += [f"{first}  {folders[node]}" if node in folders else first, *further]
     if report.status == "stopped":
@@ -68,9 +70,14 @@ def report_text(name: str, report: RunReport, folders: Mapping[str, str]) -> str
     return "\n".join(lines)
 
 
+def _by_address(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
+    """Return the tally of each output by its address: an operator that names its outputs has one line for each."""
+    return {address_of(node, output): part for node, tally in tallies.items() for output, part in tally.by_output()}
+
+
 def _node_lines(node: str, width: int, rows: int | None, tally: Tally | None) -> list[str]:
     """Return the line of a node, and more where more than statuses is to be told."""
-    line = f"  {node:<{width}}" + ("" if rows is None else f"  {rows:>12,} rows")
+    line = f"  {node}" if rows is None else f"  {node:<{width}}  {rows:>12,} rows"
     if tally is None:
         return [line]
     first, *further = tally_lines(tally, _NAMES) if tally.statuses else ["", *tally_lines(tally, _NAMES)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from connectors.base import Staged
+from pipelines.outputs import schemas_of
 from pipelines.runners.transport import CreditTransport
 from pipelines.runtime.clock import SystemClock
 from pipelines.runtime.host import Host
@@ -64,8 +65,8 @@ class OperatorCell:
         self._operator: Operator | None = None
         self._states: Sequence[OperatorState] = ()
 
-    def build(self, device: str, gpu_share: float, threads: int, states: Sequence[OperatorState]) -> pa.Schema:
-        """Build the operator and give it its state; return its output schema."""
+    def build(self, device: str, gpu_share: float, threads: int, states: Sequence[OperatorState]) -> dict[str, pa.Schema]:
+        """Build the operator and give it its state; return the schemas of its outputs by address."""
         import torch
 
         torch.set_num_threads(threads)
@@ -73,7 +74,7 @@ class OperatorCell:
             torch.cuda.set_per_process_memory_fraction(gpu_share)  # Ray shares out the device, not its memory
         self._states = states
         self._operator = make_operator(self._plan, states, device)
-        return self._operator.output_schema
+        return schemas_of(self._plan.task.node, self._operator)
 
     def start(self, transport: CreditTransport) -> None:
         """Begin to take messages."""

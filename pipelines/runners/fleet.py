@@ -91,7 +91,8 @@ class Fleet:
             for task in tasks_of(node.name):
                 share = shares[task]
                 builds[task] = (share.device, share.gpus, max(1, int(node.num_cpus)), states)
-        schemas |= {task.node: schema for task, schema in self._prepare("build", builds).items()}
+        for outputs in self._prepare("build", builds).values():
+            schemas |= outputs
         epoch = base.epoch if base is not None else -1
         self._prepare("recover", {TaskId(sink.name, 0): (epoch, staged_of(base, sink.name)) for sink in spec.sinks})
         starts: dict[TaskId, Arguments] = {}

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from connectors.base import Source, Staged
 from pipelines.graph import Graph
+from pipelines.outputs import schemas_of
 from pipelines.runners.report import Progress, RunReport, finish, make_progress, make_report
 from pipelines.runtime.clock import Clock, SystemClock
 from pipelines.runtime.coordinator import Coordinator
@@ -122,7 +123,7 @@ class LocalRunner:
         for plan in self._plans(self._spec.operators, attempt):
             states = base.operators.get(plan.task.node, ()) if base is not None else ()
             operator = make_operator(plan, states)
-            schemas[plan.task.node] = operator.output_schema
+            schemas |= schemas_of(plan.task.node, operator)
             inbox = self._inbox(plan)
             self._operators.append(
                 make_operator_task(plan, operator, states, inbox, self, writer, self._events.put, self._clock)

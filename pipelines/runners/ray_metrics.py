@@ -34,7 +34,9 @@ class TaskMetrics:
         self._counters = {field: Counter(name, text, tag_keys=_TAGS) for field, (name, text) in _COUNTERS.items()}
         self._dropped = Counter("streambank_dropped_total", "Rows or messages dropped.", tag_keys=(*_TAGS, "reason"))
         self._statuses = Counter(
-            "streambank_status_total", "Rows given by status; of a source those with an error.", tag_keys=(*_TAGS, "status")
+            "streambank_status_total",
+            "Rows given by status; of a source those with an error.",
+            tag_keys=(*_TAGS, "output", "status"),
         )
         self._unread = Counter("streambank_unread_files_total", "Files not read, or not to the end.", tag_keys=_TAGS)
         self._epoch = Gauge("streambank_last_epoch", "Last epoch that the task has acknowledged.", tag_keys=_TAGS)
@@ -52,9 +54,12 @@ class TaskMetrics:
         for reason, count in stats.dropped.items():
             if (change := count - self._before.dropped[reason]) > 0:
                 self._dropped.inc(change, {**tags, "reason": reason})
-        for status, count in stats.tally.statuses.items():
-            if (change := count - self._before.tally.statuses[status]) > 0:
-                self._statuses.inc(change, {**tags, "status": status})
+        before = {"": self._before.tally, **self._before.tally.outputs}
+        for output, tally in ("", stats.tally), *stats.tally.outputs.items():
+            earlier = before[output].statuses if output in before else {}
+            for status, count in tally.statuses.items():
+                if (change := count - earlier.get(status, 0)) > 0:
+                    self._statuses.inc(change, {**tags, "output": output, "status": status})
         if (change := stats.tally.unread_files - self._before.tally.unread_files) > 0:
             self._unread.inc(change, tags)
         for name, value in stats.gauges.items():

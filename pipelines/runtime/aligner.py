@@ -35,7 +35,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class HeldRows:
-    """Rows of one input node that wait, and for each the span that it belongs to."""
+    """Rows of one input that wait, and for each the span that it belongs to."""
 
     role: Role
     node: str
@@ -98,7 +98,7 @@ class Aligner:
         self._backlog = backlog
         self._inflows = {edge: _Inflow(edge, NEVER_US, clock()) for edge in edges}
         data_first = sorted(edges, key=lambda edge: edge.role == "control")
-        self._chunks: dict[tuple[Role, str], list[_Chunk]] = {(edge.role, edge.sender.node): [] for edge in data_first}
+        self._chunks: dict[tuple[Role, str], list[_Chunk]] = {(edge.role, edge.source): [] for edge in data_first}
         self._closes: list[tuple[int, str, tuple[str, ...]]] = []  # span, node, streams
         self._released = NEVER_US  # the first span that has not been handed over; less than any span: none has been
 
@@ -118,7 +118,7 @@ class Aligner:
         self.held_rows += batch.num_rows
         inflow.rows += batch.num_rows
         inflow.bytes += batch.nbytes
-        self._chunks[edge.role, edge.sender.node].append(_Chunk(batch, spans, inflow))
+        self._chunks[edge.role, edge.source].append(_Chunk(batch, spans, inflow))
 
     def close(self, edge: Edge, streams: Sequence[str]) -> None:
         """Take in the end of streams: it comes after their rows and the control rows of the same span."""
@@ -126,11 +126,11 @@ class Aligner:
             return  # the end of a control stream ends no data stream
         span = self._reached(self._inflows[edge])
         wanted = set(streams)
-        for chunk in self._chunks[edge.role, edge.sender.node]:
+        for chunk in self._chunks[edge.role, edge.source]:
             names, codes = encode_streams(chunk.batch.column("stream_id"))
             ending = np.array([name in wanted for name in names], np.bool_)[codes]
             span = max(span, int(chunk.spans[ending].max(initial=NEVER_US)))
-        self._closes.append((span, edge.sender.node, tuple(streams)))
+        self._closes.append((span, edge.source, tuple(streams)))
 
     def advance(self, edge: Edge, watermark_us: int) -> None:
         """Note that no rows before ``watermark_us`` are expected from an edge."""
@@ -218,7 +218,7 @@ class Aligner:
     # State
 
     def snapshot(self) -> tuple[Alignment, list[HeldRows]]:
-        """Return all there is to know, and the rows that wait, one batch per input node at most."""
+        """Return all there is to know, and the rows that wait, one batch per input at most."""
         alignment = Alignment(
             released_us=None if self._released == NEVER_US else self.released_us,
             closes=[(span * self._span_us, node, streams) for span, node, streams in self._closes],

@@ -15,9 +15,10 @@ import pyarrow as pa
 from connectors.base import Position, Staged
 from connectors.errors import ContractError, nearest
 from connectors.records import KEY_FIELDS, encode_streams
+from pipelines.outputs import NAME, output_names
 
 if TYPE_CHECKING:
-    from operators.base import Operator
+    from operators.base import Emitted, Operator
     from operators.state import State
 
 __all__ = ["OperatorContract", "ReaderContract", "require_splits", "require_staged"]
@@ -30,37 +31,35 @@ class OperatorContract:
     """What one operator shard gives back. Raises ``ContractError`` at the first thing that it must not."""
 
     def __init__(self, name: str, operator: Operator) -> None:
+        from operators.base import Output  # needs torch, which actors of sources do not load
+
+        self._named = Output
         self._who = f"operator {name!r} ({_type(operator)})"
-        schema = getattr(operator, "output_schema", None)
-        if not isinstance(schema, pa.Schema):
-            raise self._broken(
-                f"has the output_schema {schema!r}", "set output_schema in __init__ or in the class; see connectors.records"
-            )
-        problem = _key_problem(schema)
-        if problem is not None:
-            raise self._broken(f"has an output_schema in which {problem}", "make it with connectors.records.output_schema")
-        self._schema = schema
+        self.schemas = self._declared(operator)
+        """Of each output, by name; the one without a name has an empty one."""
         self._statuses: Mapping[str, str] = getattr(operator, "statuses", {})
-        if "status" in schema.names and not self._statuses:
+        if any("status" in schema.names for schema in self.schemas.values()) and not self._statuses:
             raise self._broken(
                 "declares no statuses", "name each value of its column status with its meaning: statuses = {'ok': …}"
             )
         self._closed: dict[str, None] = {}
         self._ending: dict[str, None] = {}  # closed, but answers that they leave may come up to the end of the next flush
 
-    def outputs(self, method: str, given: Any) -> Sequence[pa.RecordBatch]:
-        """Return what ``method`` has given back if it may: a list of batches of the declared schema, of no closed stream."""
+    def outputs(self, method: str, given: Any) -> Sequence[Emitted]:
+        """Return what ``method`` has given back if it may: a list of rows of declared outputs, of no closed stream."""
         if not isinstance(given, list | tuple):
             raise self._broken(f"returned {_kind(given)} from {method}", "return a list of record batches, [] for none")
-        for batch in given:
-            if not isinstance(batch, pa.RecordBatch):
-                raise self._broken(f"returned a list with {_kind(batch)} from {method}", "return a list of pyarrow.RecordBatch")
-            if batch.schema is not self._schema and not batch.schema.equals(self._schema):
-                problem = _difference(batch.schema, self._schema)
+        for emitted in given:
+            name, batch = ("", emitted) if isinstance(emitted, pa.RecordBatch) else self._of_output(emitted, method)
+            schema = self.schemas.get(name)
+            if schema is None:
+                raise self._broken(*self._undeclared(name, method))
+            if batch.schema is not schema and not batch.schema.equals(schema):
+                problem = _difference(batch.schema, schema)
                 if problem is not None:
                     raise self._broken(
-                        f"returned rows from {method} in which {problem}",
-                        "return the columns of output_schema, in its order; OutputRows of operators.output does so",
+                        f"returned rows {_of(name)}from {method} in which {problem}",
+                        f"return the columns of {_place(name)}, in its order; OutputRows of operators.output does so",
                     )
             self._require_keys(batch, method)
             if self._closed:
@@ -71,6 +70,60 @@ class OperatorContract:
             while len(self._closed) > _CLOSED:
                 del self._closed[next(iter(self._closed))]
         return given
+
+    def _declared(self, operator: Operator) -> dict[str, pa.Schema]:
+        """Return the schemas of all outputs; raise where one is not there, or not as the class or the engine needs it."""
+        names = output_names(type(operator))
+        named = operator.outputs
+        if not isinstance(named, Mapping) or set(named) != set(type(operator).outputs):
+            has = ", ".join(map(repr, named)) if isinstance(named, Mapping) else _kind(named)
+            raise self._broken(
+                f"has the outputs {has or 'none'}, but its class declares {', '.join(type(operator).outputs) or 'none'}",
+                "declare all names in the class, from which a pipeline file is checked; an instance may change schemas only",
+            )
+        if "" not in names and getattr(operator, "output_schema", None) is not None:
+            raise self._broken(
+                "has an output_schema beside its outputs that its class does not have",
+                "set output_schema in the class, too, or leave it out",
+            )
+        schemas: dict[str, pa.Schema] = {}
+        for name in named:
+            if not (isinstance(name, str) and NAME.fullmatch(name)):
+                raise self._broken(f"has an output called {name!r}", "use letters, digits, '_' and '-', at most 64")
+        for name in names:
+            schema = named[name] if name else getattr(operator, "output_schema", None)
+            if not isinstance(schema, pa.Schema):
+                raise self._broken(
+                    f"has the {_place(name)} {schema!r}",
+                    f"set {_place(name)} in __init__ or in the class; see connectors.records",
+                )
+            problem = _key_problem(schema)
+            if problem is not None:
+                made = "connectors.records.output_schema" + (", or key_schema where it has no status" if name else "")
+                raise self._broken(f"has an {_place(name)} in which {problem}", f"make it with {made}")
+            schemas[name] = schema
+        return schemas
+
+    def _of_output(self, emitted: Any, method: str) -> tuple[str, pa.RecordBatch]:
+        """Return name and rows of what should be rows of a named output."""
+        if not isinstance(emitted, self._named):
+            expected = "a list of pyarrow.RecordBatch" + (" or Output" if set(self.schemas) != {""} else "")
+            raise self._broken(f"returned a list with {_kind(emitted)} from {method}", f"return {expected}")
+        if not isinstance(emitted.batch, pa.RecordBatch):
+            raise self._broken(
+                f"returned Output({emitted.name!r}, …) with {_kind(emitted.batch)} from {method}",
+                "give it a pyarrow.RecordBatch",
+            )
+        return emitted.name, emitted.batch
+
+    def _undeclared(self, name: str, method: str) -> tuple[str, str]:
+        """Say of rows for an output that there is not what was done and what is expected."""
+        names = [known for known in self.schemas if known]
+        if not name:
+            return f"returned rows without an output from {method}", f"return Output(NAME, rows); it has {', '.join(names)}"
+        near = nearest(name, names) if isinstance(name, str) else ""
+        has = f"outputs has {', '.join(names)}" if names else "it has the one without a name only, for plain record batches"
+        return f"returned rows of output {name!r} from {method}{near}, which it does not declare", has
 
     def statuses(self, new: Sequence[str], method: str) -> None:
         """Take note of statuses that have not come before: all must be declared."""
@@ -236,6 +289,15 @@ def _difference(given: pa.Schema, wanted: pa.Schema) -> str | None:
         if kind != field.type:
             return f"column {field.name!r} is {kind}, not {field.type}"
     return None
+
+
+def _of(output: str) -> str:
+    return f"of output {output!r} " if output else ""
+
+
+def _place(output: str) -> str:
+    """Return where an operator declares the schema of an output."""
+    return f"outputs[{output!r}]" if output else "output_schema"
 
 
 def _type(thing: Any) -> str:

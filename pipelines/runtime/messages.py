@@ -53,16 +53,24 @@ class TaskId(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A channel between two tasks. ``role`` says which of an operator's methods takes its rows."""
+    """A channel between two tasks for the rows of one output. ``role`` says which of an operator's methods takes them."""
 
     sender: TaskId
     receiver: TaskId
     role: Literal["data", "control"] = "data"
     aligned: bool = False
     """Whether an operator behind this edge aligns its rows by event time, so that watermarks are sent along."""
+    output: str = ""
+    """Whose rows it carries, of those that the sender has; the one without a name where it is empty."""
+
+    @property
+    def source(self) -> str:
+        """The address of that output: what the receiver's inputs call it."""
+        return f"{self.sender.node}.{self.output}" if self.output else self.sender.node
 
     def __str__(self) -> str:
-        return f"{self.sender}->{self.receiver}" + (":control" if self.role == "control" else "")
+        named = f":{self.output}" if self.output else ""
+        return f"{self.sender}{named}->{self.receiver}" + (":control" if self.role == "control" else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from connectors import faults
 from connectors.records import NEVER_US, encode_streams
-from operators.base import Operator
+from operators.base import Emitted, Operator
 from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
 from pipelines.runtime.clock import Clock
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 class OperatorTask:
-    """One operator shard. ``inputs`` are the names of its data nodes. With ``keeps_streams`` streams that end stay open."""
+    """One operator shard. ``inputs`` are the addresses of its data. With ``keeps_streams`` streams that end stay open."""
 
     def __init__(
         self,
@@ -84,7 +84,11 @@ class OperatorTask:
         self._operator = operator
         self._contract = OperatorContract(task.node, operator)
         self._good = operator.good_statuses
-        self._has_status = "status" in operator.output_schema.names
+        own = self.stats.tally
+        self._tallies = {
+            output: (own.outputs.setdefault(output, Tally()) if output else own, "status" in schema.names)
+            for output, schema in self._contract.schemas.items()
+        }
         self._inbox = inbox
         self._router = router
         self._snapshots = snapshots
@@ -179,13 +183,13 @@ class OperatorTask:
         """Hand a message over as it arrives."""
         if isinstance(body, Close):
             if edge.role == "data":  # the end of a control stream ends no data stream
-                self._close_streams(edge.sender.node, body.streams)
+                self._close_streams(edge.source, body.streams)
             return
         if isinstance(body, Data):
             if edge.role == "control":
                 self._control(body.batch)
             else:
-                self._data(edge.sender.node, body.batch)
+                self._data(edge.source, body.batch)
         watermark = body.watermark_us if isinstance(body, Data) else body.time_us
         if self._times is not None and watermark is not None:
             least = self._times.advance(edge, watermark)
@@ -311,7 +315,7 @@ class OperatorTask:
         if self._watermarks:
             self._pass_watermarks()
 
-    def _run(self, method: str, call: Callable[[], list[pa.RecordBatch]], rows: int = 0) -> None:
+    def _run(self, method: str, call: Callable[[], Sequence[Emitted]], rows: int = 0) -> None:
         started = time.perf_counter()
         try:
             outputs = call()
@@ -319,20 +323,22 @@ class OperatorTask:
             error.add_note(f"in operator {self.task}, {method} of {rows} rows")
             raise
         self.stats.step_s += time.perf_counter() - started
-        for output in self._contract.outputs(method, outputs):
-            if output.num_rows:
-                self._count(output, method)
-                self._router.send(Data(output))
+        for emitted in self._contract.outputs(method, outputs):
+            output, batch = ("", emitted) if isinstance(emitted, pa.RecordBatch) else (emitted.name, emitted.batch)
+            if batch.num_rows:
+                self._count(output, batch, method)
+                self._router.send(Data(batch), output)
         now = self._clock()
         if now - self._gauges_at >= _GAUGES_EVERY_S:
             self._gauges_at = now
             self._measure()
 
-    def _count(self, output: pa.RecordBatch, method: str) -> None:
-        self.stats.rows_out += output.num_rows
-        if not self._has_status:
-            self.stats.tally.rows += output.num_rows
-        elif new := self.stats.tally.count(output, self._good):
+    def _count(self, output: str, batch: pa.RecordBatch, method: str) -> None:
+        self.stats.rows_out += batch.num_rows
+        tally, has_status = self._tallies[output]
+        if not has_status:
+            tally.rows += batch.num_rows
+        elif new := tally.count(batch, self._good):
             self._contract.statuses(new, method)
 
     def _measure(self) -> None:

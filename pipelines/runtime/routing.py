@@ -24,22 +24,25 @@ class Transport(Protocol):
 
 
 class Router:
-    """Sends a task's output to all its consumers."""
+    """Sends a task's outputs to their consumers."""
 
     def __init__(self, edges: Sequence[Edge], transport: Transport) -> None:
-        consumers: dict[tuple[str, str], list[Edge]] = {}
+        consumers: dict[tuple[str, str, str], list[Edge]] = {}
         for edge in edges:
-            consumers.setdefault((edge.receiver.node, edge.role), []).append(edge)
+            consumers.setdefault((edge.receiver.node, edge.role, edge.output), []).append(edge)
         self._consumers = [sorted(group, key=lambda edge: edge.receiver.shard) for group in consumers.values()]
+        self._readers: dict[str, list[list[Edge]]] = {}  # output → those of its rows
+        for group in self._consumers:
+            self._readers.setdefault(group[0].output, []).append(group)
         self._next = dict.fromkeys(edges, 0)
         self._transport = transport
         self.aligned = any(edge.aligned for edge in edges)
         """Whether somebody behind this task asks for watermarks."""
 
-    def send(self, body: Body) -> None:
-        """Send rows and closings to the shards they belong to, all else to all of them, or to all that align."""
+    def send(self, body: Body, output: str = "") -> None:
+        """Send rows of ``output`` and closings to the shards they belong to, all else to all of them, or to all that align."""
         messages = []
-        for shards in self._consumers:
+        for shards in self._readers.get(output, ()) if isinstance(body, Data) else self._consumers:
             for edge, part in self._split(body, shards):
                 messages.append((edge, self._next[edge], part))
                 self._next[edge] += 1

@@ -41,9 +41,9 @@ class SinkTask:
             assert edge is not None  # only barriers and ends have none
             started = time.perf_counter()
             try:
-                self._sink.write(edge.sender.node, body.batch)
+                self._sink.write(edge.source, body.batch)
             except Exception as error:
-                error.add_note(f"in sink {self.task}, write of {body.batch.num_rows} rows of {edge.sender.node!r}")
+                error.add_note(f"in sink {self.task}, write of {body.batch.num_rows} rows of {edge.source!r}")
                 raise
             self.stats.step_s += time.perf_counter() - started
             self.stats.rows_in += body.batch.num_rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ class Tally:
     """File that was not read, or not to its end → why; at most ``MAX_NAMES``."""
     unread_files: int = 0
     """All such files."""
+    outputs: dict[str, Tally] = field(default_factory=dict)
+    """Of an operator: rows and statuses of each of its named outputs. All else stands above, of the operator as a whole."""
 
     def count(self, batch: pa.RecordBatch, good: Collection[str]) -> list[str]:
         """Count rows with the column ``status``; those that are not ``good`` are not ok. Return the statuses that are new."""
@@ -111,6 +113,8 @@ class Tally:
             for name, reason in part.unread.items():
                 if len(total.unread) < MAX_NAMES:
                     total.unread.setdefault(name, reason)
+            for output, tally in part.outputs.items():
+                total.outputs[output] = Tally.sum([total.outputs.get(output, Tally()), tally])
         return total
 
     def after(self, earlier: Tally) -> Tally:
@@ -122,11 +126,20 @@ class Tally:
     @property
     def all_ok(self) -> bool:
         """Whether nothing was wrong, lost, late or left out."""
-        return not (self.not_ok or self.late_rows or self.unread_files or +self.dropped or +self.losses or +self.incomplete)
+        own = self.not_ok or self.late_rows or self.unread_files or +self.dropped or +self.losses or +self.incomplete
+        return not own and all(tally.all_ok for tally in self.outputs.values())
+
+    def by_output(self) -> Iterator[tuple[str, Tally]]:
+        """Yield name and tally of each output that has a name, after that of the rest, unless there is nothing in it."""
+        own = replace(self, outputs={})
+        if not self.outputs or own.rows or not own.all_ok:
+            yield "", own
+        yield from self.outputs.items()
 
     def to_json(self) -> dict[str, Any]:
         """Return what is not empty as JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["outputs"] = {output: tally.to_json() for output, tally in self.outputs.items()}
         return {name: dict(value) if isinstance(value, dict) else value for name, value in values.items() if value}
 
     @staticmethod
@@ -134,6 +147,7 @@ class Tally:
         """Rebuild what ``to_json`` returned."""
         counters = ("statuses", "dropped", "losses", "incomplete")
         parts: dict[str, Any] = {name: Counter(part) if name in counters else part for name, part in value.items()}
+        parts["outputs"] = {output: Tally.from_json(part) for output, part in value.get("outputs", {}).items()}
         return Tally(**parts)
 
 

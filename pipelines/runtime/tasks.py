@@ -148,7 +148,7 @@ def make_operator_task(
 
 
 def make_sink_task(plan: TaskPlan, schemas: Mapping[str, pa.Schema], inbox: Inbox, report: Report) -> SinkTask:
-    """Make the task of a sink and open the sink. ``schemas`` are those of all nodes, by name."""
+    """Make the task of a sink and open the sink. ``schemas`` are those of all outputs, by address."""
     assert isinstance(plan.node, SinkSpec)
     sink = plan.node.build()
     with _closed_on_error(sink):

@@ -14,11 +14,16 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.base import Operator
+from connectors.errors import ContractError
+from operators.base import Emitted, Operator
 from operators.state import State
+from pipelines.runtime.contracts import OperatorContract
 from pipelines.testing._compare import ColumnCompare, clone_state, state_difference, table_difference
 
 Ints = npt.NDArray[np.int64]
+
+Tables = dict[str, pa.Table]
+"""Output rows by the name of their output; the one without a name has an empty one."""
 
 
 class ConformanceError(AssertionError):
@@ -69,24 +74,35 @@ def resources() -> set[str]:
 # Driving an operator
 
 
-def process_rows(operator: Operator, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-    return checked_batches(operator, operator.process(batch))
+def process_rows(operator: Operator, batch: pa.RecordBatch) -> list[Emitted]:
+    return checked(operator, "process", operator.process(batch))
 
 
-def control_rows(operator: Operator, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
-    return checked_batches(operator, operator.control(batch))
+def control_rows(operator: Operator, batch: pa.RecordBatch) -> list[Emitted]:
+    return checked(operator, "control", operator.control(batch))
 
 
-def checked_batches(operator: Operator, batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Return the batches; raise where they hold a status that the operator does not declare."""
-    unknown = statuses_of(batches) - set(operator.statuses)
+def checked(operator: Operator, method: str, given: Sequence[Emitted]) -> list[Emitted]:
+    """Return output rows; raise where they are of an output, a schema or a status that the operator does not declare."""
+    try:
+        emitted = list(OperatorContract("operator", operator).outputs(method, given))
+    except ContractError as error:
+        raise ConformanceError(f"outputs: {error}") from error
+    unknown = statuses_of(emitted) - set(operator.statuses)
     if unknown:
         raise ConformanceError(f"statuses: {sorted(unknown)} emitted, declared are {sorted(operator.statuses)}")
-    return batches
+    return emitted
 
 
-def statuses_of(batches: Sequence[pa.RecordBatch]) -> set[str]:
-    return {status for batch in batches for status in pc.unique(batch.column("status").cast(pa.string())).to_pylist()}
+def statuses_of(emitted: Iterable[Emitted]) -> set[str]:
+    batches = (batch for _, batch in map(named, emitted))
+    columns = [batch.column("status").cast(pa.string()) for batch in batches if "status" in batch.schema.names]
+    return {status for column in columns for status in pc.unique(column).to_pylist()}
+
+
+def named(emitted: Emitted) -> tuple[str, pa.RecordBatch]:
+    """Return the name of the output, and the rows."""
+    return ("", emitted) if isinstance(emitted, pa.RecordBatch) else (emitted.name, emitted.batch)
 
 
 def is_keyed(operator: Operator) -> bool:
@@ -158,34 +174,34 @@ def cut(events: Sequence[Event], rng: np.random.Generator, mean: int) -> list[St
     return list(steps)
 
 
-def do_step(operator: Operator, case: Case, step: Step) -> list[pa.RecordBatch]:
+def do_step(operator: Operator, case: Case, step: Step) -> list[Emitted]:
     source = case.control if step[0].control else case.rows
     assert source is not None
     batch = source.take(pa.array([event.row for event in step]))
     return (control_rows if step[0].control else process_rows)(operator, batch)
 
 
-def run_steps(operator: Operator, case: Case, steps: Iterable[Step]) -> list[pa.RecordBatch]:
+def run_steps(operator: Operator, case: Case, steps: Iterable[Step]) -> list[Emitted]:
     return [out for step in steps for out in do_step(operator, case, step)]
 
 
-def run_alone(case: Case) -> dict[str, pa.Table]:
+def run_alone(case: Case) -> dict[str, Tables]:
     """Return the output of each stream alone, one row at a time."""
     events = events_of(case)
-    return {stream: as_table(run_steps(case.make(), case, [[event] for event in mine])) for stream, mine in events.items()}
+    return {stream: as_tables(run_steps(case.make(), case, [[event] for event in mine])) for stream, mine in events.items()}
 
 
-def alone_data(case: Case) -> dict[str, pa.Table]:
+def alone_data(case: Case) -> dict[str, Tables]:
     """Return the output of each stream's data rows alone, without control rows."""
     return {
-        stream: as_table(process_rows(case.make(), case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
+        stream: as_tables(process_rows(case.make(), case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
         for stream in case.streams
     }
 
 
-def by_stream(case: Case, batches: Sequence[pa.RecordBatch]) -> dict[str, pa.Table]:
-    table = as_table(batches)
-    return {stream: table.filter(pc.equal(table.column("stream_id"), stream)) for stream in case.streams}
+def by_stream(case: Case, emitted: Sequence[Emitted]) -> dict[str, Tables]:
+    tables = as_tables(emitted)
+    return {stream: of_stream(tables, stream) for stream in case.streams}
 
 
 def shifted(rows: pa.RecordBatch, sequence: int, time_us: int) -> pa.RecordBatch:
@@ -198,24 +214,40 @@ def shifted(rows: pa.RecordBatch, sequence: int, time_us: int) -> pa.RecordBatch
 # Comparing
 
 
-def as_table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    if not batches:
-        return pa.table({})
-    # Answers to control rows may have columns of their own.
-    return pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
+def as_tables(emitted: Iterable[Emitted]) -> Tables:
+    """Return all rows of each output in one table, in the order in which they came."""
+    batches: dict[str, list[pa.RecordBatch]] = {}
+    for output, batch in map(named, emitted):
+        batches.setdefault(output, []).append(batch)
+    return {
+        output: pa.concat_tables([pa.Table.from_batches([batch]) for batch in parts], promote_options="default")
+        for output, parts in batches.items()
+    }
 
 
-def expect(case: Case, promise: str, wanted: Mapping[str, pa.Table], batches: Sequence[pa.RecordBatch]) -> None:
-    got = as_table(batches)
-    for stream, table in wanted.items():
-        mine = got.filter(pc.equal(got.column("stream_id"), stream)) if got.num_rows else got
-        expect_equal(case, f"{promise}: stream {stream!r}", table, mine)
+def of_stream(tables: Tables, stream: str) -> Tables:
+    return {output: table.filter(pc.equal(table.column("stream_id"), stream)) for output, table in tables.items()}
 
 
-def expect_equal(case: Case, promise: str, wanted: pa.Table, got: pa.Table) -> None:
-    difference = table_difference(wanted, got, ignore=case.ignore, atol=case.atol, rtol=case.rtol, compare=case.compare)
-    if difference is not None and wanted.num_rows + got.num_rows:
-        raise ConformanceError(f"{promise}: {difference}")
+def streams_of(tables: Tables) -> set[str]:
+    return {stream for table in tables.values() for stream in table.column("stream_id").unique().to_pylist()}
+
+
+def expect(case: Case, promise: str, wanted: Mapping[str, Tables], emitted: Sequence[Emitted]) -> None:
+    got = as_tables(emitted)
+    for stream, tables in wanted.items():
+        expect_equal(case, f"{promise}: stream {stream!r}", tables, of_stream(got, stream))
+
+
+def expect_equal(case: Case, promise: str, wanted: Tables, got: Tables) -> None:
+    """Compare the rows of each output; in which order rows of different outputs come is nobody's promise."""
+    none = pa.table({})
+    for output in {**wanted, **got}:
+        table, other = wanted.get(output, none), got.get(output, none)
+        difference = table_difference(table, other, ignore=case.ignore, atol=case.atol, rtol=case.rtol, compare=case.compare)
+        if difference is not None and table.num_rows + other.num_rows:
+            where = f"output {output!r}: " if output else ""
+            raise ConformanceError(f"{promise}: {where}{difference}")
 
 
 def expect_state(promise: str, wanted: State, got: State) -> None:

@@ -24,11 +24,12 @@ from pipelines.testing._compare import ColumnCompare, clone_state
 from pipelines.testing._driving import (
     Case,
     ConformanceError,
+    Tables,
     alone_data,
-    as_table,
+    as_tables,
     by_stream,
     by_time,
-    checked_batches,
+    checked,
     control_rows,
     cut,
     do_step,
@@ -37,6 +38,7 @@ from pipelines.testing._driving import (
     expect_state,
     interleave,
     is_keyed,
+    of_stream,
     process_rows,
     resources,
     rows_between,
@@ -44,6 +46,7 @@ from pipelines.testing._driving import (
     run_steps,
     shifted,
     statuses_of,
+    streams_of,
     times_of,
     uncounted,
 )
@@ -94,7 +97,8 @@ def check_operator(
     ``atol + rtol·|x|`` between batchings, since kernels differ; ``compare`` replaces the comparison of a column and ``ignore``
     leaves columns out (wall times). ``causal=False`` is for operators whose documentation says so; ``reshard`` is by default
     what ``Operator.keyed`` says. Where one memory serves all streams, cuts must not matter; other streams of course do.
-    ``fill_after``: after how many repetitions of ``rows`` all memories are full.
+    ``fill_after``: after how many repetitions of ``rows`` all memories are full. Outputs that have names are compared each by
+    itself; ``compare`` and ``ignore`` hold for all that have a column of that name.
     """
     case = Case(
         make=make,
@@ -144,11 +148,14 @@ def check_cuts(case: Case, *, tries: int = 4) -> None:
     """Where one memory serves all streams the output depends on the one order of all rows, not on where batches are cut."""
     rng = case.rng()
     events = interleave(case, rng)
-    wanted = as_table(run_steps(case.make(), case, [[event] for event in events]))
+    wanted = as_tables(run_steps(case.make(), case, [[event] for event in events]))
     for attempt in range(tries):
         steps = cut(events, rng, 2 * 4**attempt)
         expect_equal(
-            case, f"cuts: one row at a time against {len(steps)} batches", wanted, as_table(run_steps(case.make(), case, steps))
+            case,
+            f"cuts: one row at a time against {len(steps)} batches",
+            wanted,
+            as_tables(run_steps(case.make(), case, steps)),
         )
 
 
@@ -163,12 +170,20 @@ def check_causal(case: Case) -> None:
         columns = [column.take(order) if i in payload else column for i, column in enumerate(mine.columns)]
         changed = pa.RecordBatch.from_arrays(columns, schema=mine.schema)
         last = mine.column("sequence")[cut - 1]
-        outputs = []
-        for batch in (mine, changed, mine.slice(0, cut)):
-            table = as_table(process_rows(case.make(), batch))
-            outputs.append(table.filter(pc.less_equal(table.column("sequence"), last)) if table.num_rows else table)
-        for got in outputs[1:]:
-            expect_equal(case, f"causal: stream {stream!r} up to sequence {last}", outputs[0], got)
+        earlier, *others = (as_tables(process_rows(case.make(), batch)) for batch in (mine.slice(0, cut), mine, changed))
+        for tables in others:
+            got = {output: _as_of(output, table, last, earlier.get(output)) for output, table in tables.items()}
+            expect_equal(case, f"causal: stream {stream!r} up to sequence {last}", earlier, got)
+
+
+def _as_of(output: str, table: pa.Table, last: int, earlier: pa.Table | None) -> pa.Table:
+    """Return the rows that were there before anything behind ``last`` came.
+
+    Rows of a named output may count something of their own by ``sequence``: there it is as many as ``earlier`` has.
+    """
+    if output:
+        return table.slice(0, 0 if earlier is None else earlier.num_rows)
+    return table.filter(pc.less_equal(table.column("sequence"), last))
 
 
 def check_snapshot(case: Case) -> None:
@@ -192,7 +207,7 @@ def check_snapshot(case: Case) -> None:
         rest = [out for step in steps[point:] for out in do_step(second, case, step)]
         skipped = len(undisturbed) - len(rest)
         expect_equal(
-            case, f"snapshot: output after a restore at batch {point}", as_table(undisturbed[skipped:]), as_table(rest)
+            case, f"snapshot: output after a restore at batch {point}", as_tables(undisturbed[skipped:]), as_tables(rest)
         )
         expect_state(f"snapshot: final state after a restore at batch {point}", final, second.snapshot())
         for step in steps[point:]:
@@ -252,30 +267,33 @@ def check_bad_rows(case: Case) -> None:
     named = pa.RecordBatch.from_arrays([*keys.columns[:3], *bad.columns[3:]], schema=rows.schema)
     for i in range(named.num_rows):
         try:
-            answers = as_table(process_rows(operator, named.slice(i, 1)))
+            answers = [table for table in as_tables(process_rows(operator, named.slice(i, 1))).values() if table.num_rows]
         except ConformanceError:
             raise
         except Exception as error:
             raise ConformanceError(f"bad rows: row {i} raised {type(error).__name__}: {error}") from error
-        if answers.num_rows != 1:
-            raise ConformanceError(f"bad rows: row {i} gave {answers.num_rows} output rows instead of 1")
-        status, reason = answers.column("status")[0].as_py(), answers.column("error")[0].as_py()
-        if status == "ok" or not reason:
+        if (rows_out := sum(table.num_rows for table in answers)) != 1:
+            raise ConformanceError(f"bad rows: row {i} gave {rows_out} output rows instead of 1")
+        answer = answers[0].to_pylist()[0]
+        status, reason = answer.get("status"), answer.get("error")
+        if status in (None, "ok") or not reason:
             raise ConformanceError(f"bad rows: row {i} came back with status {status!r} and error {reason!r}")
         expect_state(f"bad rows: state after row {i}", before, uncounted(operator.snapshot()))
 
     order = np.argsort(np.concatenate([np.arange(rows.num_rows), places - 0.5]), kind="stable")
     together = pa.Table.from_batches([rows, named]).take(pa.array(order)).combine_chunks().to_batches()[0]
-    found = as_table(process_rows(case.make(), together))
+    found = as_tables(process_rows(case.make(), together))
     inputs = np.array(together.column("stream_id").to_pylist())
     whole = {} if is_keyed(operator) else by_stream(case, process_rows(case.make(), rows))
     for stream, wanted in (whole or alone_data(case)).items():
-        mine = found.filter(pc.equal(found.column("stream_id"), stream))
         is_bad = (order >= rows.num_rows)[inputs == stream]
-        if wanted.num_rows == len(is_bad) - is_bad.sum() and mine.num_rows == len(is_bad):  # one row out per row in
-            mine = mine.filter(pa.array(~is_bad))
-        else:
-            mine = mine.filter(pc.is_null(mine.column("error")))
+        mine = of_stream(found, stream)
+        for output, table in mine.items():
+            good = wanted[output].num_rows if output in wanted else 0
+            if good == len(is_bad) - is_bad.sum() and table.num_rows == len(is_bad):  # one row out per row in
+                mine[output] = table.filter(pa.array(~is_bad))
+            elif "error" in table.column_names:
+                mine[output] = table.filter(pc.is_null(table.column("error")))
         expect_equal(case, f"bad rows: good rows of {stream!r} beside bad ones", wanted, mine)
 
 
@@ -314,7 +332,7 @@ def check_advance(case: Case) -> None:
     times = rows.column("event_time").cast(pa.int64()).to_numpy()
     edges = [int(times[len(times) * part // 4]) for part in (1, 2, 3)]
     end = int(times[-1]) + 1
-    wanted: dict[str, pa.Table] = {}
+    wanted: dict[str, Tables] = {}
     for steps in ("spans", "rows", "end"):
         operator, outputs, start = make(), [], -(2**63)
         for edge in (*edges, end):
@@ -326,24 +344,23 @@ def check_advance(case: Case) -> None:
                 part = rows_between(data, low, high)
                 outputs += process_rows(operator, part) if part.num_rows else []
                 if high != edge:
-                    outputs += checked_batches(operator, operator.advance(high))
+                    outputs += checked(operator, "advance", operator.advance(high))
             outputs += control_rows(operator, questions) if questions is not None and questions.num_rows else []
             if steps != "end":
-                outputs += checked_batches(operator, operator.advance(edge))
+                outputs += checked(operator, "advance", operator.advance(edge))
             start = edge
-        outputs += checked_batches(operator, operator.advance(2**63 - 1))
-        outputs += checked_batches(operator, operator.flush())
-        got = as_table(outputs)
-        streams = sorted(set(got.column("stream_id").to_pylist())) if got.num_rows else []
-        tables = {stream: got.filter(pc.equal(got.column("stream_id"), stream)) for stream in streams}
+        outputs += checked(operator, "advance", operator.advance(2**63 - 1))
+        outputs += checked(operator, "flush", operator.flush())
+        got = as_tables(outputs)
+        tables = {stream: of_stream(got, stream) for stream in streams_of(got)}
         if steps == "spans":
             wanted = tables
         for stream in wanted.keys() | tables.keys():
             expect_equal(
                 case,
                 f"advance: stream {stream!r} in steps of {steps} instead of spans",
-                wanted.get(stream, got.slice(0, 0)),
-                tables.get(stream, got.slice(0, 0)),
+                wanted.get(stream, {}),
+                tables.get(stream, {}),
             )
 
 
@@ -355,7 +372,7 @@ def check_close(case: Case, *, patience_s: float = 10.0) -> None:
         process_rows(operator, case.rows)
         if case.control is not None:
             control_rows(operator, case.control)
-        checked_batches(operator, operator.flush())
+        checked(operator, "flush", operator.flush())
         operator.close()
         operator.close()
         del operator

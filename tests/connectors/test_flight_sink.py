@@ -122,6 +122,18 @@ def test_flights_are_listed_with_a_ticket_that_works(start: Start) -> None:
     assert reader.read()["sequence"].to_pylist() == [5]
 
 
+def test_each_output_of_an_operator_is_a_flight_by_its_address(start: Start) -> None:
+    sink = start({"detect.boxes": SCHEMA, "detect.tracks": SCHEMA})
+    reader = Reader(sink, {"node": "detect.tracks"})
+    sink.write("detect.boxes", rows(0, 3))
+    sink.write("detect.tracks", rows(3, 2))
+    client = fl.connect(sink.location)
+    assert [str(info.descriptor.path[0], "ascii") for info in client.list_flights()] == ["detect.boxes", "detect.tracks"]
+    assert client.get_flight_info(fl.FlightDescriptor.for_path("detect.tracks")).schema.names == SCHEMA.names
+    sink.close()
+    assert reader.read()["sequence"].to_pylist() == [3, 4]
+
+
 def test_a_subscriber_that_does_not_read_loses_the_oldest_rows_and_holds_nobody_up(start: Start) -> None:
     sink = start(queue_mib=1.0)
     fast = Reader(sink)

@@ -19,7 +19,7 @@ from connectors import records
 from connectors.errors import SchemaError
 from operators.admission import admit_rows
 from operators.banks import RowSpec, SlotBank, ring
-from operators.base import Context, Operator
+from operators.base import Context, Operator, Output
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.null import NullOperator, NullOptions
 from operators.output import OutputRows
@@ -30,12 +30,19 @@ from pipelines.testing.conformance import ConformanceError, check_operator
 
 INPUT = records.key_schema("number", 1, [pa.field("value", pa.float64()), pa.field("error", pa.string())])
 OUTPUT = records.output_schema("mean", 1, [pa.field("mean", pa.float64())])
+RECORD = records.key_schema("record", 1, [pa.field("mean", pa.float64())])
 WINDOW = 4
 
 
 @dataclass(slots=True)
 class Offset(Stream):
     offset: float = 0.0
+
+
+@dataclass(slots=True)
+class Record(Offset):
+    highest: float = -np.inf
+    records: int = 0
 
 
 class WindowMean(Operator):
@@ -127,6 +134,62 @@ def check(make: Any, **arguments: Any) -> None:
 
 def test_correct_operator_passes():
     check(WindowMean)
+
+
+class TwoOutputs(WindowMean):
+    """Gives its rows by name, and beside them those that exceed all before, which have no status and a count of their own."""
+
+    output_schema = None
+    outputs: ClassVar[dict[str, pa.Schema]] = {"means": OUTPUT, "records": RECORD}
+
+    def __init__(self):
+        super().__init__()
+        self.streams = StreamTable("mean", self.open, self.options, kind=Record, counters=self.counters)
+
+    def open(self, stream, slot):
+        super().open(stream, slot)
+        return Record(slot)
+
+    def process(self, batch):
+        return [out for rows in super().process(batch) for out in self.named(rows)]
+
+    def named(self, rows):
+        found = []
+        for row in rows.to_pylist():
+            stream = self.streams.get(row["stream_id"])
+            if row["mean"] is not None and row["mean"] > stream.highest:
+                stream.highest = row["mean"]
+                found.append({**row, "sequence": stream.records})
+                stream.records += 1
+        return [Output("records", pa.RecordBatch.from_pylist(found, schema=RECORD)), Output("means", rows)]
+
+
+def test_an_operator_with_two_outputs_passes():
+    check(TwoOutputs)
+
+
+class GivesAnUndeclaredOutput(TwoOutputs):
+    def named(self, rows):
+        return [Output("record", super().named(rows)[0].batch), Output("means", rows)]
+
+
+class GivesAnotherSchema(TwoOutputs):
+    def named(self, rows):
+        return [Output("records", rows), Output("means", rows)]
+
+
+class SharesBetweenStreamsOfOneOutput(TwoOutputs):
+    def named(self, rows):
+        records, means = super().named(rows)
+        self.given = getattr(self, "given", 0) + records.batch.num_rows
+        numbers = pa.array([self.given] * records.batch.num_rows, pa.int64())
+        return [Output("records", records.batch.set_column(1, RECORD.field(1), numbers)), means]
+
+
+class AnswersBadRowsTwice(TwoOutputs):
+    def named(self, rows):
+        bad = rows.filter(pc.is_valid(rows.column("error"))).select(RECORD.names)
+        return [Output("records", bad.cast(RECORD)), Output("means", rows)]
 
 
 class SharesBetweenStreams(WindowMean):
@@ -328,10 +391,11 @@ class GrowsTheBank(WindowMean):
 
 
 BROKEN = {
-    "interleaving": [SharesBetweenStreams, DependsOnCuts],
+    "outputs": [GivesAnUndeclaredOutput, GivesAnotherSchema],
+    "interleaving": [SharesBetweenStreams, DependsOnCuts, SharesBetweenStreamsOfOneOutput],
     "snapshot": [ForgetsInSnapshot, RestoresTheCounterOnly, LeaksViews, SkipsDirtyRows],
     "resharding": [CountsForAllStreams],
-    "bad rows": [RaisesOnBadRows, StoresBadRows, HidesBadRows],
+    "bad rows": [RaisesOnBadRows, StoresBadRows, HidesBadRows, AnswersBadRowsTwice],
     "statuses": [EmitsAnUndeclaredStatus],
     "admission": [LooksAtContentBeforeTime],
     "advance": [ClosesWindowsByStepsOfAdvance],
@@ -362,6 +426,21 @@ def test_operator_that_looks_ahead_is_caught():
     case = conformance.Case(make=LooksAhead, rows=numbers())
     with pytest.raises(ConformanceError, match=r"^causal: "):
         conformance.check_causal(case)
+
+
+class TellsLaterRows(TwoOutputs):
+    """Puts the number of rows of the whole batch into the first row of one output."""
+
+    def named(self, rows):
+        records, means = super().named(rows)
+        records = records.batch.set_column(3, "mean", pa.array([float(rows.num_rows)] * records.batch.num_rows))
+        return [Output("records", records), means]
+
+
+def test_a_named_output_that_looks_ahead_is_caught():
+    conformance.check_causal(conformance.Case(make=TwoOutputs, rows=numbers()))
+    with pytest.raises(ConformanceError, match=r"^causal: .* output 'records': column 'mean'"):
+        conformance.check_causal(conformance.Case(make=TellsLaterRows, rows=numbers()))
 
 
 def test_one_stream_is_too_little_to_check():

@@ -62,6 +62,26 @@ class LabelOperator(Operator):
         pass
 
 
+class SplitOperator(LabelOperator):
+    """Has two named outputs and none without a name."""
+
+    output_schema = None  # type: ignore[assignment]
+    outputs: Mapping[str, pa.Schema] = {
+        "low": LabelOperator.output_schema,
+        "high": records.key_schema("high", 1, [records.field("v", pa.float64(), unit="m/s")]),
+    }
+
+
+class TaggedOperator(SplitOperator):
+    """Has one without a name, too; its options say what is in ``high``."""
+
+    output_schema = records.output_schema("tagged", 1)
+
+    @classmethod
+    def examine(cls, options: Any, name: str) -> Mapping[str, pa.Schema]:
+        return {"high": records.key_schema(f"high_{options.high}", 1)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumberOptions:
     """A source that needs a file."""

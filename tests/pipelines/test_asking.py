@@ -343,6 +343,22 @@ def test_a_source_and_a_sink_of_ones_own_take_part_by_their_contracts_alone(tmp_
         assert answers[0].text == "20 rows, mean 2.375"
 
 
+def test_answers_are_read_from_the_output_that_has_them(tmp_path: Path) -> None:
+    values = counting(tmp_path, type="asking_workload:Telling")
+    values["sinks"] = {
+        "seen": {"type": "jsonl", "input": "count.seen", "path": str(tmp_path / "seen")},
+        "answers": {"type": "parquet", "input": "count.answers", "path": str(tmp_path / "answers")},
+    }
+    assert find_route(Pipeline.from_dict(values).spec, "question").answers == "count.answers"
+    with running(values):
+        assert Pipeline.from_dict(values).ask("how many?", stream="a").text == "20 rows, mean 2.375"
+    del values["sinks"]["answers"]
+    with pytest.raises(ConfigError, match=r"answers: \{type: jsonl, input: count\.answers, path: answers\}"):
+        find_route(Pipeline.from_dict(values).spec, "question")
+    with pytest.raises(ConfigError, match=r"--sink seen: no sink of this name takes the rows of 'count\.answers'"):
+        find_route(Pipeline.from_dict(values).spec, "question", sink="seen")
+
+
 def test_a_column_that_only_the_source_declares_can_be_filled(tmp_path: Path) -> None:
     values = counting(tmp_path)
     values["sources"]["questions"]["columns"] = {**COLUMNS, "frames": "list<int64>"}

@@ -45,6 +45,37 @@ def test_a_sound_pipeline_is_said_to_be_ok_node_by_node(tmp_path: Path) -> None:
     ]
 
 
+def test_every_output_is_named_with_its_schema_and_whether_somebody_reads_it(tmp_path: Path) -> None:
+    changes = {"operators__label__type": "pipeline_types:SplitOperator", "sinks__rows__input": "label.high"}
+    found = findings(tmp_path, **changes)
+    assert (
+        Finding(
+            "ok",
+            "operators.label",
+            "pipeline_types:SplitOperator on auto, gives label.low (labeled.v1), label.high (high.v1); nobody reads label.low",
+        )
+        in found
+    )
+    assert problems(found) == []
+    wrong = problems(findings(tmp_path, **changes, sinks__rows__columns=["label"]))
+    assert [(level, where) for level, where, _ in wrong] == [("error", "sinks.rows")]
+    assert "'label'" in wrong[0][2]  # which only the other output has
+
+
+def test_schemas_of_outputs_that_options_decide_are_told(tmp_path: Path) -> None:
+    found = findings(tmp_path, operators__label__type="pipeline_types:TaggedOperator", operators__label__high=7)
+    gives = "gives label, label.low, label.high (high_7.v1); nobody reads label.low, label.high"
+    assert f"pipeline_types:TaggedOperator on auto, {gives}" in [finding.message for finding in found]
+
+
+def test_rows_of_one_output_that_do_not_fit_an_operator(tmp_path: Path) -> None:
+    more = {"type": "pipeline_types:LabelOperator", "input": "label.low"}
+    changes = {"operators__label__type": "pipeline_types:SplitOperator", "operators__more": more, "sinks__rows__input": "more"}
+    assert problems(findings(tmp_path, **changes))[0][:2] == ("error", "operators.more.input")
+    more["input"] = "label.high"
+    assert problems(findings(tmp_path, **changes)) == []
+
+
 def test_nothing_is_written_by_a_check(tmp_path: Path) -> None:
     findings(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["n.txt"]

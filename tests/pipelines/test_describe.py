@@ -49,6 +49,16 @@ def test_own_types_are_described_with_their_secrets_and_control_rows() -> None:
     assert "v           double (m/s)" in text
 
 
+def test_every_named_output_is_described() -> None:
+    text = describe("pipeline_types:SplitOperator")
+    assert "gives as NODE.low\n  labeled.v1\n" in text
+    assert "gives as NODE.high\n  high.v1\n" in text
+    assert "\ngives\n" not in text
+    text = describe("pipeline_types:TaggedOperator")
+    assert "gives\n  tagged.v1\n" in text
+    assert "gives as NODE.high\n  high_10.v1\n" in text  # by the default of an option
+
+
 def test_an_unknown_name_gives_the_nearest() -> None:
     with pytest.raises(
         ConfigError, match=r"^no source, operator or sink is called 'mamab' \(did you mean 'mamba'\?\); allowed: "

@@ -45,6 +45,27 @@ def test_control_rows_have_edges_of_their_own() -> None:
     assert [(edge.sender.node, edge.role) for edge in edges] == [("numbers", "data"), ("hints", "control")]
 
 
+def test_each_output_has_edges_of_its_own() -> None:
+    spec = {
+        "name": "g",
+        "state": "s",
+        "sources": {"numbers": {"type": "pipeline_types:NumberSource", "path": "n"}},
+        "operators": {
+            "cut": {"type": "pipeline_types:SplitOperator", "input": "numbers", "shards": 2},
+            "label": {"type": "pipeline_types:LabelOperator", "input": "cut.high", "control": "cut.low"},
+        },
+        "sinks": {"out": {"type": "flight", "inputs": ["cut.low", "label", "cut.high"]}},
+    }
+    found = Graph(spec_from_dict(spec))
+    assert [(str(edge), edge.source, edge.role) for edge in found.inputs_of(TaskId("label", 0))] == [
+        ("cut[0]:high->label[0]", "cut.high", "data"),
+        ("cut[1]:high->label[0]", "cut.high", "data"),
+        ("cut[0]:low->label[0]:control", "cut.low", "control"),
+        ("cut[1]:low->label[0]:control", "cut.low", "control"),
+    ]
+    assert len(set(found.inputs_of(TaskId("out", 0)))) == 5
+
+
 def test_operators_stand_after_what_they_read() -> None:
     found = graph(c={"type": "null", "input": "b"}, b={"type": "null", "input": "a"}, d={"type": "null", "inputs": ["c", "b"]})
     assert [node.name for node in found.spec.operators] == ["b", "c", "d"]

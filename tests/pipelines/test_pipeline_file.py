@@ -505,6 +505,42 @@ def test_a_mistake_in_a_secret_never_shows_it(tmp_path: Path, value: str, messag
 
 
 @pytest.mark.parametrize(
+    ("operator", "wanted", "message"),
+    [
+        ("SplitOperator", "label", "the outputs of 'label' have names; say which you mean: label.low, label.high"),
+        ("SplitOperator", "label.hihg", "'label' has no output 'hihg' (did you mean 'high'?); allowed: label.low, label.high"),
+        ("TaggedOperator", "label.x", "'label' has no output 'x'; allowed: label, label.low, label.high"),
+        ("LabelOperator", "label.labels", "'label' has one output, without a name; write 'label'"),
+        ("LabelOperator", "label.", "'label' has one output, without a name; write 'label'"),
+        ("SplitOperator", "numbers.v", "'numbers' has one output, without a name; write 'numbers'"),
+        ("SplitOperator", "lable.low", "there is no node 'lable' (did you mean 'label.low'?); allowed: numbers, label.low, "),
+        ("SplitOperator", "rows.low", "the node 'rows' cannot read its own rows"),
+    ],
+)
+def test_an_output_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, operator: str, wanted: str, message: str
+) -> None:
+    text = labels("", operator).replace("input: label,", f"input: {wanted},")
+    assert any(line.startswith(f"p.yaml:10:25  sinks.rows.input: {message}") for line in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize("wanted", ["label", "label.low", "label.high"])
+def test_an_output_may_be_named_or_be_the_one_without_a_name(tmp_path: Path, wanted: str) -> None:
+    spec = load(tmp_path, labels("", "TaggedOperator").replace("input: label,", f"input: {wanted},"))
+    assert spec.sinks[0].inputs == (wanted,)
+    assert spec_from_dict(spec.to_dict()).sinks[0].inputs == (wanted,)  # what `check --print` writes
+
+
+def test_outputs_stand_in_lists_of_inputs_and_as_control(tmp_path: Path) -> None:
+    more = "  more: {type: 'pipeline_types:LabelOperator', inputs: [numbers, label.high], control: label.low}\nsinks:"
+    spec = load(tmp_path, labels("", "SplitOperator").replace("sinks:", more).replace("input: label,", "input: more,"))
+    assert [node.name for node in spec.operators] == ["label", "more"]
+    assert (spec.operators[1].inputs, spec.operators[1].control) == (("numbers", "label.high"), ("label.low",))
+    twice = labels("", "SplitOperator").replace("input: label,", "inputs: [label.low, label.low],")
+    assert "p.yaml:10:45  sinks.rows.inputs[1]: the output 'label.low' stands twice; remove one" in problems(tmp_path, twice)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         (

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from pipelines import Pipeline
 from pipelines.cli import cli
-from pipelines.commands.summary import problem_text, report_text
+from pipelines.commands.summary import facts, problem_text, report_text
 from pipelines.runners.report import RunReport
 from pipelines.runtime.tally import Tally
 
@@ -88,6 +88,27 @@ def test_statuses_reasons_and_everything_that_was_lost_are_told_per_node() -> No
     again = report(status="already finished", tallies=tallies)
     assert report_text("cameras", again, {}).splitlines()[0] == "cameras: already finished at epoch 0; nothing has come since"
     assert "39 reset" in report_text("cameras", again, {})
+
+
+def test_each_output_has_a_line_and_the_operator_one_where_there_is_something_to_tell() -> None:
+    outputs = {"states": Tally(rows=90, statuses=Counter(ok=80, late=10), not_ok=10), "segments": Tally(rows=3)}
+    segment = Tally(outputs=outputs, losses=Counter(evictions=2), reasons={"evictions": "lost memory"})
+    ended = report(tallies={"segment": segment})
+    assert report_text("p", ended, {}).splitlines()[1:3] == [
+        "  segment",
+        "                    2 evictions: lost memory",
+    ]
+    assert report_text("p", report(tallies={"segment": Tally(outputs=outputs)}), {}).splitlines()[1:] == [
+        "  segment.states              90 rows: 80 ok, 10 late",
+        "  segment.segments             3 rows",
+    ]
+    assert problem_text(ended) == "segment: 2 losses; segment.states: 10 not ok"
+    assert facts([segment]) == {"not_ok": 10, "losses": 2}
+    assert Tally.from_json(json.loads(json.dumps(segment.to_json()))) == segment
+    twice = Tally.sum([segment, segment])
+    assert twice.outputs["states"].rows == 180
+    assert segment.outputs["states"].rows == 90
+    assert segment.after(segment).outputs["segments"].rows == 6
 
 
 def test_few_of_many_files_are_named() -> None:

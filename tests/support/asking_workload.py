@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import torch
 
 from connectors import records
 from connectors.options import option
-from operators.base import Context, Operator
+from operators.base import Context, Emitted, Operator, Output
 from operators.state import State
 from pipelines.api import Pipeline, Result
 from pipelines.runners import Progress
@@ -40,6 +40,20 @@ class Options:
     slow_until: str = option("", "A file; once it is there, nothing is slow anymore.")
 
 
+ANSWER = records.output_schema(
+    "answer",
+    1,
+    [
+        pa.field("question_id", pa.string()),
+        pa.field("question", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("at", records.TIME_TYPE),
+        pa.field("latest", pa.list_(pa.float64())),
+    ],
+)
+
+
 class Counting(Operator):
     """Takes values; gives one row per question and none otherwise."""
 
@@ -60,18 +74,7 @@ class Counting(Operator):
         "unknown_stream": "nothing of this stream has come",
         "bad_question": "the question cannot be read",
     }
-    output_schema = records.output_schema(
-        "answer",
-        1,
-        [
-            pa.field("question_id", pa.string()),
-            pa.field("question", pa.string()),
-            pa.field("answer", pa.string()),
-            pa.field("rows", pa.int64()),
-            pa.field("at", records.TIME_TYPE),
-            pa.field("latest", pa.list_(pa.float64())),
-        ],
-    )
+    output_schema = ANSWER
 
     def __init__(self, options: Any, context: Context) -> None:
         super().__init__(options, context)
@@ -86,7 +89,7 @@ class Counting(Operator):
     def control(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
         if self.options.slow_s and not Path(self.options.slow_until).exists():
             time.sleep(self.options.slow_s)
-        return [pa.RecordBatch.from_pylist([self._answer(row) for row in batch.to_pylist()], schema=self.output_schema)]
+        return [pa.RecordBatch.from_pylist([self._answer(row) for row in batch.to_pylist()], schema=ANSWER)]
 
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
         count, total = self._sums.get(row["stream_id"], (0, 0.0))
@@ -108,6 +111,20 @@ class Counting(Operator):
 
     def close_stream(self, stream_id: str) -> None:
         self._sums.pop(stream_id, None)
+
+
+class Telling(Counting):
+    """Gives its answers by one of two named outputs."""
+
+    output_schema = None
+    outputs: Mapping[str, pa.Schema] = {"seen": Counting.input_schema, "answers": ANSWER}
+
+    def process(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
+        super().process(batch)
+        return [Output("seen", batch.select(Counting.input_schema.names))]
+
+    def control(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
+        return [Output("answers", rows) for rows in super().control(batch)]
 
 
 def write_values(folder: Path, streams: str = "ab") -> None:
