@@ -37,6 +37,11 @@ EXTRAS: Mapping[str, _Package] = {
     "kafka": _Package("kafka", "kafka-python"),
     "crc32c": _Package("kafka", "crc32c"),
     "open3d": _Package("rgbd", "open3d"),
+    "mcap": _Package("mcap", "mcap"),
+    "mcap_ros2": _Package("mcap", "mcap-ros2-support"),
+    "mcap_protobuf": _Package("mcap", "mcap-protobuf-support"),
+    "zstandard": _Package("mcap", "zstandard"),
+    "lz4": _Package("mcap", "lz4"),
     "transformers": _Package("rekv", "transformers"),
 }
 """Top-level module → the extra of pyproject.toml that installs it."""

@@ -52,6 +52,13 @@ _ENTRIES = (
         "LeRobot data sets, versions 3 and 2.1: one stream per episode",
         ("av",),
     ),
+    Entry(
+        "source",
+        "mcap",
+        "connectors.sources.mcap:McapSource",
+        "MCAP recordings of robots: images, depth, cameras, transforms of ROS 1, ROS 2 and Foxglove",
+        ("mcap", "mcap_ros2", "mcap_protobuf"),
+    ),
     Entry("source", "camera", "connectors.sources.camera:CameraSource", "live cameras: RTSP, HTTP, devices", ("cv2",)),
     Entry("source", "host", "connectors.sources.host:HostSource", "telemetry of this machine: load, memory, disk, network"),
     Entry("source", "parquet", "connectors.sources.parquet:ParquetSource", "rows of Parquet files"),

@@ -23,6 +23,7 @@ from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import digest_of
 from connectors.sources.lerobot_layout import Episode, LeRobotLayout
 from connectors.sources.paced import ReplayOptions
+from connectors.sources.rgbd_cameras import camera_matrix, require_camera
 from connectors.sources.rgbd_rows import RgbdBatch
 from connectors.sources.video_times import FramesByTime
 
@@ -61,8 +62,7 @@ class LeRobotOptions(ReplayOptions):
         super().__post_init__()
         if self.start_time is not None:
             parse_start_time(self.start_time)
-        if self.camera is not None and (len(self.camera) != 4 or min(self.camera[:2]) <= 0):
-            raise ConfigError(f"camera: {self.camera} must be fx, fy, cx, cy in px, with fx and fy above 0")
+        require_camera(self.camera)
         if self.camera is not None and self.intrinsics is not None:
             raise ConfigError("camera and intrinsics both say what the camera is; remove one")
 
@@ -140,10 +140,7 @@ class _EpisodeReader(Reader):
                 f"the files of {stream_id!r} in {str(layout.root)!r} have changed since the position was recorded; put the old "
                 "ones back, or start over with another state folder"
             )
-        self._matrix: np.ndarray[Any, Any] | None = None
-        if options.camera is not None:
-            fx, fy, cx, cy = options.camera
-            self._matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        self._matrix = None if options.camera is None else camera_matrix(options.camera)
         self._next = int(position["row"]) if position is not None else 0
         self._rows = self._table()
         self._videos: dict[str, FramesByTime] = {}

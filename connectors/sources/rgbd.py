@@ -14,12 +14,13 @@ from typing import Literal
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
-from connectors.errors import ConfigError, SourceError, nearest
+from connectors.errors import SourceError, nearest
 from connectors.options import REQUIRED, option
 from connectors.records import RGBD
 from connectors.sources.event_time import parse_start_time
 from connectors.sources.files import digest_of, expand, name_streams, natural_key
 from connectors.sources.paced import ReplayOptions
+from connectors.sources.rgbd_cameras import require_camera
 from connectors.sources.rgbd_layouts import Layout, RgbdFolder, RgbdFrame, is_rgbd_folder, list_folder
 from connectors.sources.rgbd_rows import RgbdBatch
 
@@ -59,8 +60,7 @@ class RgbdOptions(ReplayOptions):
         super().__post_init__()
         if self.start_time is not None:
             parse_start_time(self.start_time)
-        if self.camera is not None and (len(self.camera) != 4 or min(self.camera[:2]) <= 0):
-            raise ConfigError(f"camera: {self.camera} must be fx, fy, cx, cy in px, with fx and fy above 0")
+        require_camera(self.camera)
 
 
 class RgbdSource(Source):

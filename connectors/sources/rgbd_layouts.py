@@ -18,6 +18,7 @@ import numpy as np
 
 from connectors.errors import NothingToRead, SourceError
 from connectors.sources.files import natural_key
+from connectors.sources.rgbd_cameras import camera_matrix
 from connectors.sources.rgbd_poses import Floats, read_log, read_matrix, read_numbers, read_tum_trajectory
 
 __all__ = ["Layout", "RgbdFolder", "RgbdFrame", "associate", "is_rgbd_folder", "list_folder"]
@@ -101,7 +102,7 @@ def list_folder(
         frames, named = _seven_scenes(path, trajectory, texts), _SCENES_DEFAULT
     if not frames:
         raise NothingToRead(f"{str(path)!r} ({kind}) holds no color frame")
-    matrix = _matrix(camera) if camera is not None else told.matrix if told is not None else _matrix(named)
+    matrix = camera_matrix(camera) if camera is not None else told.matrix if told is not None else camera_matrix(named)
     scale = depth_scale or (told.depth_scale if told is not None else None) or _SCALES[kind]
     return RgbdFolder(frames, matrix, scale, texts)
 
@@ -259,18 +260,13 @@ def _json_camera(file: Path) -> _Camera:
         if "intrinsic_matrix" in values:
             matrix = np.array([float(value) for value in values["intrinsic_matrix"]]).reshape(3, 3).T
         else:
-            matrix = _matrix([float(values[name]) for name in ("fx", "fy", "cx", "cy")])
+            matrix = camera_matrix([float(values[name]) for name in ("fx", "fy", "cx", "cy")])
         return _Camera(matrix, None if scale is None else float(scale))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{str(file)!r} is no camera: {error!r}; expected Open3D's intrinsic_matrix (9 numbers, by columns), or fx, fy, cx "
             "and cy"
         ) from error
-
-
-def _matrix(camera: Sequence[float]) -> Floats:
-    fx, fy, cx, cy = camera
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
 def _images(folder: Path) -> list[Path]:
