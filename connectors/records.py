@@ -7,11 +7,13 @@ columns are only added, and only nullable ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from connectors.errors import SchemaError
 
@@ -21,14 +23,18 @@ __all__ = [
     "NEVER_US",
     "PER_SECOND",
     "RGBD",
+    "SAMPLE",
     "STATUS_FIELDS",
     "TIME_TYPE",
     "align",
+    "channels_of",
     "encode_streams",
     "field",
     "key_schema",
     "output_schema",
     "require",
+    "sample_schema",
+    "sample_values",
     "schema_name",
 ]
 
@@ -108,6 +114,44 @@ RGBD = key_schema(
 ``intrinsics``: the 3x3 matrix row by row, whole numbers at pixel centers. ``pose``: the 4x4 matrix row by row, camera to world
 (x right, y down, z forward, meters); null where none is known. Sources may add ``episode`` (string; a change starts the stream
 over), ``instruction`` (string), ``state`` (list of float) and ``feature`` (list of float)."""
+
+
+SAMPLE = key_schema("sample", 1, [pa.field("values", pa.list_(pa.float32())), pa.field("error", pa.string())])
+"""One sample of several channels of a machine, a body or another thing that sensors are on. ``values``: one number per channel,
+null where a channel has none. The names of the channels, in this order, stand in the schema's metadata (``channels_of``)."""
+
+_CHANNELS = b"streambank.channels"
+
+
+def sample_schema(channels: Sequence[str], others: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Make the schema of samples of these channels; ``others`` are further columns beside ``values``."""
+    fields = [*(each for each in SAMPLE if each.name != "error"), *others]
+    if "error" not in (each.name for each in fields):
+        fields.append(SAMPLE.field("error"))
+    return pa.schema(fields, metadata={**SAMPLE.metadata, _CHANNELS: json.dumps(list(channels))})
+
+
+def channels_of(schema: pa.Schema) -> list[str] | None:
+    """Return the names of the channels of samples, None where the schema does not tell."""
+    text = (schema.metadata or {}).get(_CHANNELS)
+    return None if text is None else [str(name) for name in json.loads(text)]
+
+
+def sample_values(batch: pa.RecordBatch, channels: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the values of samples, [rows, channels], NaN where there is none, and which rows have another number of them.
+
+    Rows of the wrong length, and those without ``values``, are NaN as a whole.
+    """
+    column = batch.column("values")
+    lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+    wrong: npt.NDArray[np.bool_] = lengths != channels
+    good = column.filter(pa.array(~wrong)) if wrong.any() else column
+    flat = good.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(-1, channels)
+    if not wrong.any():
+        return flat, wrong
+    values = np.full((batch.num_rows, channels), np.nan, np.float32)
+    values[~wrong] = flat
+    return values, wrong
 
 
 def schema_name(schema: pa.Schema) -> str:

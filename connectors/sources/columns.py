@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.errors import ConfigError, SourceError, nearest
-from connectors.records import KEY_FIELDS, TIME_TYPE
+from connectors.records import KEY_FIELDS, TIME_TYPE, sample_schema
 from connectors.sources.casting import convert, is_text, plain_type
+from connectors.sources.channels import Channels, channel_columns, pack
 from connectors.sources.event_time import times_us
 
 __all__ = ["Layout", "parse_type", "type_name"]
@@ -64,6 +65,8 @@ class Layout:
     row_rate: float
     raw: pa.Schema
     schema: pa.Schema
+    channels: tuple[str, ...] = ()
+    """Columns that become one column ``values``, in this order."""
 
     @classmethod
     def of(
@@ -77,11 +80,15 @@ class Layout:
         unit: str,
         row_rate: float,
         columns: Sequence[str] | None,
+        channels: Channels = None,
         read_as: Callable[[str, pa.DataType], pa.DataType] = lambda _, kind: plain_type(kind),
     ) -> Layout:
         """Resolve the options against the columns of a file; a column called like a key is that key by default.
 
         ``read_as`` tells the type to read a column with, by its name and the type that it is meant to be; ``apply`` casts it.
+        ``channels``: columns that are packed into ``values`` of a sample (``records.SAMPLE``); ``all``: those of numbers. Then
+        only ``columns`` stand beside it.
+
         Raise ``SourceError`` for a column that does not exist or cannot be what it is meant to be.
         """
         file = pa.schema([field.with_type(plain_type(field.type)) for field in file], metadata=file.metadata)
@@ -99,7 +106,13 @@ class Layout:
         else:
             unit = _resolve_unit(file.field(keys["event_time"]), unit, where)
         used = {name for name in keys.values() if name is not None}
-        chosen = list(columns) if columns is not None else [name for name in file.names if name not in used]
+        packed = channel_columns(file, channels, used | set(columns or ()), where)
+        for name in packed:
+            _find(file, name, "channels", where, required=True)
+        if columns is not None:
+            chosen = list(columns)
+        else:
+            chosen = [name for name in file.names if name not in used] if channels is None else []
         for name in chosen:
             _find(file, name, "columns", where, required=True)
         values = [file.field(name).with_nullable(True) for name in dict.fromkeys(chosen) if keys.get(name) != name]
@@ -112,9 +125,12 @@ class Layout:
                 )
             if value.name == "error" and value.type != pa.string():
                 raise SourceError(f"{where}: column 'error' is {value.type}; it must be string, or be left out by columns: […]")
+        if channels is not None and "values" in (value.name for value in values):
+            raise SourceError(f"{where}: columns: 'values' is the column of all channels; rename the column of that name")
         fields = [*KEY_FIELDS, *values]
         if "error" not in (value.name for value in values):
             fields.append(pa.field("error", pa.string()))
+        schema = pa.schema(fields, metadata=_kept_metadata(file)) if channels is None else sample_schema(packed, values)
         return cls(
             stream_id=keys["stream_id"],
             event_time=keys["event_time"],
@@ -122,9 +138,14 @@ class Layout:
             unit=unit,
             row_rate=row_rate,
             raw=pa.schema(
-                [(name, read_as(name, file.field(name).type)) for name in file.names if name in used or name in chosen]
+                [
+                    (name, read_as(name, pa.float64() if name in packed else file.field(name).type))
+                    for name in file.names
+                    if name in used or name in chosen or name in packed
+                ]
             ),
-            schema=pa.schema(fields, metadata=_kept_metadata(file)),
+            schema=schema,
+            channels=packed,
         )
 
     def apply(
@@ -161,6 +182,9 @@ class Layout:
                 problems.append(_complain(sequence.is_null(), f"column {self.sequence!r} is no whole number", source))
                 sequence = pc.if_else(sequence.is_null(), numbers, sequence)
         columns = {"stream_id": streams, "sequence": sequence, "event_time": times.view(TIME_TYPE)}
+        if self.channels:
+            columns["values"], wrong = pack(raw, self.channels)
+            problems += [_complain(bad, f"channel {name!r} is no number", raw.column(name)) for name, bad in wrong]
         for field in self.schema:
             if field.name not in columns and field.name in self.raw.names:
                 values = convert(raw.column(field.name), field.type)

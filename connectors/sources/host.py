@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
 from connectors.options import option
-from connectors.records import TIME_TYPE, field, key_schema
+from connectors.records import TIME_TYPE, field, key_schema, sample_schema
+from connectors.sources.channels import check_channels
 
 __all__ = ["HOST", "HostOptions", "HostReader", "HostSource"]
 
@@ -40,6 +41,8 @@ HOST = key_schema(
 """``cpu`` over all cores since the row before; ``load`` is that of a minute; ``temperature`` is the highest sensor's. Null
 where the machine does not tell."""
 
+_MEASURED = tuple(name for name in HOST.names if name not in ("stream_id", "sequence", "event_time", "error"))
+
 _MAX_BEHIND = 1
 """Intervals that may be missed without being skipped: a sensor reads now, not what was."""
 
@@ -51,10 +54,23 @@ class HostOptions:
     interval_s: float = option(1.0, "Time between rows.", unit="s", ge=0.05)
     stream_id: str | None = option(None, "Stream id; default: the machine's host name.")
     duration_s: float | None = option(None, "End after this long; default: never.", unit="s", gt=0)
+    channels: str | list[str] | None = option(
+        None,
+        "Columns to pack into one column `values` (sample.v1), which operators of sensor data take: a list, or all. Default: a "
+        "column each.",
+    )
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels, _MEASURED)
+
+    @property
+    def measured(self) -> list[str] | None:
+        """The channels by name; None where each is a column."""
+        return list(_MEASURED) if isinstance(self.channels, str) else self.channels
 
 
 class HostSource(Source):
-    """One split and stream: this machine."""
+    """One split and stream: this machine. Rows of host.v1; with ``channels`` of sample.v1."""
 
     Options = HostOptions
     options: HostOptions
@@ -64,6 +80,7 @@ class HostSource(Source):
     def __init__(self, options: HostOptions) -> None:
         super().__init__(options)
         self.bounded = options.duration_s is not None
+        self.schema = HOST if options.measured is None else sample_schema(options.measured)
 
     def splits(self) -> list[str]:
         """Return the stream id."""
@@ -87,6 +104,7 @@ class HostReader(Reader):
         self.closes: Sequence[str] = (name,)
         self._name = name
         self._options = options
+        self._schema = HOST if options.measured is None else sample_schema(options.measured)
         self._clock = clock
         self._sequence = int(position["sequence"]) if position is not None else 0
         self._time_us = int(position["time_us"]) if position is not None else 0
@@ -109,15 +127,17 @@ class HostReader(Reader):
         if self._due_s < now_s - _MAX_BEHIND * interval_s:
             self._due_s = now_s + interval_s
         self._time_us = max(self._time_us + 1, time.time_ns() // 1000)
-        values = {**self._measure(now_s - self._last_s), "error": None}
+        measured = self._measure(now_s - self._last_s)
         self._last_s = now_s
-        keys = {"stream_id": self._name, "sequence": self._sequence}
+        row = {"stream_id": self._name, "sequence": self._sequence, **measured, "error": None}
+        if self._options.measured is not None:
+            row["values"] = [measured[name] for name in self._options.measured]
         columns = [
-            pa.array([self._time_us]).cast(TIME_TYPE) if name == "event_time" else pa.array([(keys | values)[name]], kind)
-            for name, kind in zip(HOST.names, HOST.types, strict=True)
+            pa.array([self._time_us]).cast(TIME_TYPE) if name == "event_time" else pa.array([row[name]], kind)
+            for name, kind in zip(self._schema.names, self._schema.types, strict=True)
         ]
         self._sequence += 1
-        return pa.RecordBatch.from_arrays(columns, schema=HOST)
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def position(self) -> Position:
         """Return where the counters stand."""

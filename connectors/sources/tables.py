@@ -19,6 +19,7 @@ from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError, StreambankError, first_line, nearest
 from connectors.options import REQUIRED, option
 from connectors.sources.casting import plain_type
+from connectors.sources.channels import check_channels
 from connectors.sources.columns import Layout, parse_type
 from connectors.sources.event_time import TimeUnit
 from connectors.sources.files import FileStamp, expand, name_streams, natural_key
@@ -54,6 +55,15 @@ class TableOptions(FollowOptions):
     columns: list[str] | dict[str, str] | None = option(
         None, "Columns to read, as a list or as {name: type}; nothing: all, with the types that the files show."
     )
+    channels: str | list[str] | None = option(
+        None,
+        "Columns of numbers to pack into one column `values` (sample.v1), which operators of sensor data take: a list, or all. "
+        "Then only `columns` stand beside it.",
+    )
+    channel: str | None = option(
+        None, "Long form, one row per value: the column that names the channel; `channels` then lists its values that are read."
+    )
+    value: str | None = option(None, "Long form: the column with the value.")
     stream_names: Literal["stem", "path"] = option(
         "stem",
         "Stream id of a file where no column names it: its name without suffix, or its path below the common folder.",
@@ -66,6 +76,17 @@ class TableOptions(FollowOptions):
                 parse_type(kind)
         if self.event_time is not None and self.event_time_unit == "rows":
             raise ConfigError(f"event_time: {self.event_time!r} is not read with event_time_unit: rows; leave one of them out")
+        check_channels(self.channels)
+        if (self.channel is None) != (self.value is None):
+            raise ConfigError("channel: belongs together with value; give both for the long form, or neither")
+        if self.channel is not None:
+            if not isinstance(self.channels, list):
+                raise ConfigError(f"channels: list the channels to read, which are values of the column {self.channel!r}")
+            for name, given in (("event_time_unit", self.event_time_unit == "rows"), ("sequence", self.sequence is not None)):
+                if given:
+                    raise ConfigError(
+                        f"{name}: does not go with the long form, where several rows make one sample; leave it out"
+                    )
         if self.row_rate != 1.0 and self.event_time_unit != "rows":
             raise ConfigError(f"row_rate: {self.row_rate!r} needs event_time_unit: rows; it is {self.event_time_unit!r}")
 
@@ -140,7 +161,7 @@ class TableSource(Source):
 
     @property
     def schema(self) -> pa.Schema:
-        """The key columns, the chosen columns, ``error``. Reads the head of the files on first use."""
+        """The key columns, the chosen columns, ``error``; with ``channels`` they are sample.v1. Reads the head of the files."""
         return self._layout().schema
 
     @property
@@ -166,12 +187,12 @@ class TableSource(Source):
         """Open a split; every file is compared with what the position recorded of it."""
         if self._layout().stream_id is not None:
             return TableReader(
-                self.format(), self._list(), split, self._layout(), position, self._folder, follow=self.options.follow
+                self._format(), self._list(), split, self._layout(), position, self._folder, follow=self.options.follow
             )
         files = self._named()
         if split not in files:
             raise SourceError(f"file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
-        return TableReader(self.format(), [files[split]], split, self._layout(), position, self._folder)
+        return TableReader(self._format(), [files[split]], split, self._layout(), position, self._folder)
 
     def grown(self, split: str, position: Position) -> Position | None:
         """Return the position behind the last file where files have come since, or where they are followed from now on."""
@@ -181,6 +202,22 @@ class TableSource(Source):
         reader = self.open(split, position)
         reader.close()
         return None if reader.exhausted else reader.position()
+
+    def _format(self) -> TableFormat:
+        options = self.options
+        if options.channel is None or options.value is None or options.channels is None:
+            return self.format()
+        from connectors.sources.long_form import LongForm
+
+        stream, time = options.stream_id or "stream_id", options.event_time or "event_time"
+        return LongForm(
+            self.format(),
+            channel=options.channel,
+            value=options.value,
+            channels=list(options.channels),
+            stream=stream,
+            time=time,
+        )
 
     def _named(self) -> dict[str, Path]:
         if self._files is None:
@@ -201,7 +238,7 @@ class TableSource(Source):
     def _layout(self) -> Layout:
         if self._resolved is None:
             options = self.options
-            format = self.format()
+            format = self._format()
             paths = self._list()
             if not paths and not (options.follow and isinstance(options.columns, dict)):
                 paths = self._expand()  # columns may be told from a file that is still being written
@@ -230,6 +267,7 @@ class TableSource(Source):
                 unit=options.event_time_unit,
                 row_rate=options.row_rate,
                 columns=None if options.columns is None else list(options.columns),
+                channels=options.channels,
                 read_as=read_as,
             )
             format.require(self._resolved.raw)

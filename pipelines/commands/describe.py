@@ -94,7 +94,7 @@ def _schemas(kind: registry.Kind, cls: type[Any]) -> list[str]:
         schema = getattr(cls, "schema", None)
         doc = " ".join(inspect.cleandoc(schema.fget.__doc__ or "").split()) if isinstance(schema, property) else ""
         lines = ["gives", *textwrap.wrap(doc, _WIDTH, initial_indent="  ", subsequent_indent="  ")]
-        for known in (records.FRAME, records.RGBD):
+        for known in (records.FRAME, records.RGBD, records.SAMPLE):
             lines += _fields(known) if records.schema_name(known) in doc else []
         return [*lines, ""]
     lines = ["takes", *_fields(cls.input_schema)] if hasattr(cls, "input_schema") else []
