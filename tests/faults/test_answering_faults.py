@@ -16,8 +16,22 @@ from connectors.sinks.read import read_committed
 
 Make = Callable[..., dict[str, Any]]
 
+VALUES: dict[str, tuple[Any, ...]] = {
+    "what": ("encoding", "answering"),
+    "point": ("before_snapshot:epoch=1", "after_prepare:epoch=0", "after_manifest:epoch=1"),
+    "answerers": (1,),
+    "shards": (3,),
+}
 
-@pytest.fixture(scope="module", params=OWN)
+
+def of_both(name: str, *normal: tuple[str, Any]) -> pytest.MarkDecorator:
+    """Parametrize by method and ``name``: what is not ``normal`` is of the slow suite."""
+    cases = [(method, what) for what in VALUES[name] for method in OWN]
+    marked = [pytest.param(*case, marks=() if case in normal else pytest.mark.slow) for case in cases]
+    return pytest.mark.parametrize(("make", name), marked, indirect=["make"])
+
+
+@pytest.fixture(scope="module")
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Return a pipeline of each method over the same films, for a folder of a run."""
     folder = tmp_path_factory.mktemp("films")
@@ -42,7 +56,7 @@ def answers(run: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["question_id"])
 
 
-@pytest.mark.parametrize("what", ["encoding", "answering"])
+@of_both("what", ("rekv", "answering"), ("videostreaming", "encoding"))
 def test_a_kill_while_working_changes_no_bit_of_any_answer(
     what: str, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
@@ -52,14 +66,7 @@ def test_a_kill_while_working_changes_no_bit_of_any_answer(
     assert answers(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        pytest.param("before_snapshot:epoch=1", marks=pytest.mark.slow),
-        pytest.param("after_prepare:epoch=0", marks=pytest.mark.slow),
-        "after_manifest:epoch=1",
-    ],
-)
+@of_both("point", ("rekv", "after_manifest:epoch=1"))
 def test_a_kill_at_the_points_of_an_epoch_changes_no_answer(
     point: str, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
@@ -68,17 +75,18 @@ def test_a_kill_at_the_points_of_an_epoch_changes_no_answer(
     assert answers(tmp_path) == undisturbed
 
 
+@of_both("answerers", ("videostreaming", 1))
 def test_answers_of_other_processes_are_committed_once_whatever_is_killed(
-    make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
+    answerers: int, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
     (tmp_path / "kill-answering").touch()
-    values = make(tmp_path, answerers=1)
+    values = make(tmp_path, answerers=answerers)
     assert run_process(values) == -signal.SIGKILL
     run_here(values, resume=True)
     assert answers(tmp_path) == undisturbed
 
 
-@pytest.mark.slow
-def test_three_shards_give_the_same_answers(make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
-    run_here(make(tmp_path, shards=3))
+@of_both("shards")
+def test_more_shards_give_the_same_answers(shards: int, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
+    run_here(make(tmp_path, shards=shards))
     assert answers(tmp_path) == undisturbed

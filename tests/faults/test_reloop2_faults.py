@@ -73,7 +73,9 @@ def bank(run: Path) -> State:
     return State.merge([read_chain(run / "state", shard.chain) for shard in manifest.operators["correct"]])
 
 
-@pytest.mark.parametrize("mode", [pytest.param(mode, marks=pytest.mark.slow) if mode == "knn" else mode for mode in MODES])
+@pytest.mark.parametrize(
+    "mode", [mode if mode == "corrections" else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 def test_kills_at_random_points_change_no_prediction_and_no_bit_of_the_bank(mode: str, folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_here(pipeline(folder, whole, mode))

@@ -99,7 +99,8 @@ def filled(broker: Broker) -> tuple[str, Rows]:
     ("fault", "epoch_s", "slow_s"),
     [
         pytest.param("after_manifest:epoch=1", 0.25, 0.1, marks=pytest.mark.slow),
-        *((f"{point}:epoch=0", 60.0, 0.0) for point in faults.TRANSACTION_POINTS),
+        pytest.param("after_transaction:epoch=0", 60.0, 0.0, marks=pytest.mark.slow),
+        ("in_transaction:epoch=0", 60.0, 0.0),
     ],
 )
 def test_the_driver_killed_at_any_point_loses_nothing_and_doubles_nothing(

@@ -62,7 +62,14 @@ def test_the_order_does_not_depend_on_batches_and_tasks(
     assert committed_digests(tmp_path) == expected_digests(times, span)
 
 
-@pytest.mark.parametrize("point", ["before_snapshot", "after_snapshot", "after_manifest"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("before_snapshot", marks=pytest.mark.slow),
+        pytest.param("after_snapshot", marks=pytest.mark.slow),
+        "after_manifest",
+    ],
+)
 @pytest.mark.heavy
 def test_a_kill_and_a_resume_change_nothing(point: str, folder: Path, times: Times, tmp_path: Path) -> None:
     values = aligned_pipeline(folder, tmp_path, operators__ledger__align_s=20, operators__ledger__slow_s=0.03)

@@ -133,6 +133,7 @@ def test_an_actor_that_dies_at_a_fault_point_is_replaced(fault: str, lines: Path
     assert staged_files(tmp_path) == []
 
 
+@pytest.mark.slow  # the driver is killed on the local runner, an actor here
 def test_a_killed_driver_is_resumed_from_its_state_folder(
     lines: Path, undisturbed: Any, tmp_path: Path, ray_address: str
 ) -> None:
@@ -272,6 +273,7 @@ def test_what_can_never_fit_onto_the_cluster_is_said_clearly(
     assert "waiting for nodes to join, 1 s at most" in caplog.text
 
 
+@pytest.mark.slow
 def test_who_breaks_a_contract_on_ray_is_named_and_not_tried_again(lines: Path, tmp_path: Path) -> None:
     values = pipeline(lines, tmp_path, operators__mean__type="engine_workload:Forgetful")
     with pytest.raises(ContractError, match=r"^operator 'mean' \(engine_workload:Forgetful\) returned rows .*'n'"):

@@ -25,7 +25,8 @@ from models.videostreaming.evaluate import FilmQuality as SelectionQuality
 METHODS = ("mamba", "rekv", "reloop2", "videostreaming")
 # Each loop and kind of data of each method. `python -m benchmarks.training_hashes` has more, with processes that are killed.
 STOPPED = [
-    *("mamba recipe shapes", "mamba videos from nothing", "rekv recipe shapes", "rekv videos", "reloop2 recipe drift"),
+    pytest.param("mamba recipe shapes", marks=pytest.mark.slow),
+    *("mamba videos from nothing", "rekv recipe shapes", "rekv videos", "reloop2 recipe drift"),
     "reloop2 rows, dcnv2 with dropout",
     "videostreaming recipe shapes",
 ]

@@ -29,7 +29,7 @@ def bad_rows() -> pa.RecordBatch:
     "options",
     [
         pytest.param({}, id="instance", marks=pytest.mark.slow),
-        pytest.param({"pixel": True}, id="both"),
+        pytest.param({"pixel": True}, id="both", marks=pytest.mark.slow),
         pytest.param(
             {"pixel": True, "network": {"pixel_position": "neck"}, "write_every": 2}, id="neck", marks=pytest.mark.slow
         ),

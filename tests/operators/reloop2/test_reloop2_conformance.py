@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from reloop2_streams import impressions, labels, make
 
 from connectors.records import key_schema
@@ -65,6 +66,7 @@ def test_reloop2_conforms_with_a_memory_per_stream(ctr_model: str):
     check_operator(build, rows(), make_aligned=partial(build, aligned=True), control=given(), bad_rows=bad_rows(), fill_after=6)
 
 
+@pytest.mark.slow
 def test_reloop2_conforms_with_one_memory_for_all_streams(ctr_model: str):
     build = partial(make, ctr_model, **SETTINGS)
     check_operator(
