@@ -311,14 +311,17 @@ class StreamTable(Generic[S]):
             distinct, first = np.unique(codes, return_index=True)
             stop = len(rows_B)
             returned: list[str] = []
+            seen: set[str] = set()
             for code, row in zip(distinct[np.argsort(first)].tolist(), np.sort(first).tolist(), strict=True):
-                if names[code] in self._streams:
-                    continue
-                if self.full and row > 0:
+                name = names[code]
+                if name in self._streams:
+                    self._streams.move_to_end(name)
+                elif self.full and next(iter(self._streams)) in seen:  # the one to go has rows in this part
                     stop = row
                     break
-                if self.open(names[code]).was_evicted:
-                    returned.append(names[code])
+                elif self.open(name).was_evicted:
+                    returned.append(name)
+                seen.add(name)
             codes = codes[:stop]
             distinct, back = np.unique(codes[::-1], return_index=True)
             slot_of = np.zeros(len(names), np.int64)

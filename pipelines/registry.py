@@ -104,6 +104,12 @@ _ENTRIES = (
         "answers about videos of any length from a few selected memories of clips",
         ("cv2", "transformers"),
     ),
+    Entry(
+        "operator",
+        "prompttpp",
+        "operators.prompttpp.operator:PromptTPPOperator",
+        "when the next event of each key comes and of which type, learned on while behavior drifts",
+    ),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, running_mean
+from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, pick, running_mean
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import RateHead, encode_time
 
@@ -136,18 +136,28 @@ class PromptAttNHP(PointProcess):
     # Whole sequences
 
     def run(
-        self, time_BL: Tensor, type_BL: Tensor, lag_BLG: Tensor, *, prompts: PromptReader | None = None, window: int = 0
+        self,
+        time_BL: Tensor,
+        type_BL: Tensor,
+        lag_BLG: Tensor,
+        *,
+        prompts: PromptReader | None = None,
+        window: int = 0,
+        after_BC: Tensor | None = None,
+        before_B: Tensor | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences."""
         config, dtype = self.config, self.types.weight.dtype
         prompts = prompts or self.reader()
-        length = lag_BLG.shape[1]
+        length = time_BL.shape[1]
         code_BLT = encode_time(time_BL, config.time_dim, dtype)
-        probe_BLGT = encode_time(time_BL[:, :, None] + lag_BLG, config.time_dim, dtype)
-        ordinal_L = torch.arange(1, length + 1, device=time_BL.device)
-        tau_BLT = encode_time(time_BL + mean_gap(time_BL, ordinal_L), config.time_dim, dtype)
-        age_LL = ordinal_L[:, None] - ordinal_L
+        probe_BLGT = encode_time(pick(time_BL, after_BC)[:, :, None] + lag_BLG, config.time_dim, dtype)
+        ordinal_BL = torch.arange(1, length + 1, device=time_BL.device)[None]
+        age_LL = ordinal_BL[0][:, None] - ordinal_BL[0]
+        ordinal_BL = ordinal_BL if before_B is None else ordinal_BL + before_B[:, None]
+        tau_BLT = encode_time(time_BL + mean_gap(time_BL, ordinal_BL), config.time_dim, dtype)
         visible = ((age_LL >= 0) & (age_LL < (window or length)))[None, :, None]
+        seen = visible if after_BC is None else visible[0][after_BC]
         event_BLQ = self.token(type_BL, code_BLT)
         chosen: dict[int, Tensor] = {}
         cosine_BL = torch.zeros(time_BL.shape, dtype=dtype, device=time_BL.device)
@@ -164,13 +174,14 @@ class PromptAttNHP(PointProcess):
                 key_BLD, value_BLD = layer.key(event_BLQ), layer.value(event_BLQ)
                 token_BLGQ = torch.cat([state, probe_BLGT], dim=-1)
                 own = layer.key(token_BLGQ), layer.value(token_BLGQ)
-                mixed = layer.attend(layer.query(token_BLGQ), prompt, key_BLD, value_BLD, visible, own)
+                here = PromptTokens(pick(prompt.key, after_BC), pick(prompt.value, after_BC), None)
+                mixed = layer.attend(layer.query(token_BLGQ), here, key_BLD, value_BLD, seen, own)
                 state = self.update(state, mixed)
                 mixed_BLD = layer.attend(layer.query(event_BLQ)[:, :, None], prompt, key_BLD, value_BLD, visible)[:, :, 0]
                 event_BLQ = torch.cat([mixed_BLD, code_BLT], dim=-1)
             states.append(state)
         hidden = torch.cat(states, dim=-1)
-        return Run(self.rate(hidden), cosine_BL, chosen, hidden)
+        return Run(self.rate(hidden), pick(cosine_BL, after_BC), chosen, hidden)
 
     # Step by step
 

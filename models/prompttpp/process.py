@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.prompttpp.config import TppConfig
 from models.prompttpp.prompts import Chosen, PromptPools, PromptReader
 
-__all__ = ["KeyState", "PointProcess", "Run", "mean_gap", "running_mean"]
+__all__ = ["KeyState", "PointProcess", "Run", "mean_gap", "pick", "running_mean"]
 
 
 @dataclass(slots=True)
@@ -69,6 +69,11 @@ def running_mean(token_BLQ: Tensor, remember: int) -> Tensor:
     return weight_LL @ token_BLQ
 
 
+def pick(values_BL: Tensor, after_BC: Tensor | None) -> Tensor:
+    """Return the entries [B, C, ...] at these places; all of them where there are none."""
+    return values_BL if after_BC is None else values_BL[torch.arange(len(after_BC))[:, None], after_BC]
+
+
 class PointProcess(nn.Module, ABC):
     """Rates of K types of events given the history of a key."""
 
@@ -101,11 +106,21 @@ class PointProcess(nn.Module, ABC):
 
     @abstractmethod
     def run(
-        self, time_BL: Tensor, type_BL: Tensor, lag_BLG: Tensor, *, prompts: PromptReader | None = None, window: int = 0
+        self,
+        time_BL: Tensor,
+        type_BL: Tensor,
+        lag_BLG: Tensor,
+        *,
+        prompts: PromptReader | None = None,
+        window: int = 0,
+        after_BC: Tensor | None = None,
+        before_B: Tensor | None = None,
     ) -> Run:
-        """Return the rates ``lag_BLG`` after each event of whole sequences, which begin at time 0.
+        """Return the rates ``lag_BLG`` after each event of sequences.
 
-        Padding has type ``config.types``. ``window``: attend to so many events at most; 0 is all.
+        Padding has type ``config.types``. ``window``: attend to so many events at most; 0 is all. ``after_BC``: only after the
+        events at these places; lags and results then have C in place of L, but for the prompts chosen. ``before_B``: events of
+        the key before the sequence, which count for the mean gap only; times go on from the key's first event then.
         """
 
     @abstractmethod
@@ -118,6 +133,26 @@ class PointProcess(nn.Module, ABC):
     @abstractmethod
     def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> tuple[Tensor, list[Chosen]]:
         """Return the rates [B, G, K] so long after each key's latest event, and the prompts that were read."""
+
+    def step_where(
+        self, key: KeyState, active_B: Tensor, time_B: Tensor, type_B: Tensor, prompts: PromptReader | None = None
+    ) -> None:
+        """Take one event of those keys where ``active_B`` is true; the others stay as they are, bit for bit."""
+        every_B = torch.arange(len(time_B), device=time_B.device)
+        place_B = key.ordinal_B % max(1, key.visible_BW.shape[1])
+        cells, time, ordinal = dict(key.cells), key.time_B, key.ordinal_B
+        cells = {name: cell.clone() for name, cell in cells.items()}
+        rows = {name: row[every_B, place_B] for name, row in key.rows.items()}
+        visible_B = key.visible_BW[every_B, place_B] if rows else None
+        self.step(key, time_B, type_B, prompts)
+        for name, cell in cells.items():
+            key.cells[name] = torch.where(active_B.view(-1, *[1] * (cell.dim() - 1)), key.cells[name], cell)
+        for name, row in rows.items():
+            kept = torch.where(active_B.view(-1, *[1] * (row.dim() - 1)), key.rows[name][every_B, place_B], row)
+            key.rows[name][every_B, place_B] = kept
+        if visible_B is not None:
+            key.visible_BW[every_B, place_B] = visible_B | active_B
+        key.time_B, key.ordinal_B = torch.where(active_B, key.time_B, time), torch.where(active_B, key.ordinal_B, ordinal)
 
     def reader(self) -> PromptReader | None:
         """Return the network's own prompts."""

@@ -43,15 +43,18 @@ def unit(x: Tensor) -> Tensor:
 
 
 class TensorPrompts:
-    """Prompts in plain tensors: keys [J, M, Q] and values [J, M, Z, D]."""
+    """Prompts in plain tensors: keys [J, M, Q] and values [J, M, Z, D].
 
-    def __init__(self, key_JMQ: Tensor, value_JMZD: Tensor, top_k: int) -> None:
+    ``detached``: no gradient goes through queries, so that only keys move towards them.
+    """
+
+    def __init__(self, key_JMQ: Tensor, value_JMZD: Tensor, top_k: int, *, detached: bool = False) -> None:
         self.key_JMQ, self.value_JMZD, self.top_k = key_JMQ, value_JMZD, top_k
-        self._unit_JMQ = unit(key_JMQ)
+        self._unit_JMQ, self._detached = unit(key_JMQ), detached
 
     def choose(self, pool: int, query: Tensor) -> Chosen:
         """Return the prompts of a pool for queries [..., Q]."""
-        cosine = unit(query) @ self._unit_JMQ[pool].T
+        cosine = unit(query.detach() if self._detached else query) @ self._unit_JMQ[pool].T
         best = cosine.sort(dim=-1, descending=True, stable=True)
         return Chosen(best.indices[..., : self.top_k], best.values[..., : self.top_k])
 

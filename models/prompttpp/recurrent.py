@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap
+from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, pick
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import RateHead, encode_time
 
@@ -81,7 +81,15 @@ class RecurrentProcess(PointProcess):
         return after | self.absorb(cells, gap_B.to(event_BD.dtype), event_BD, prompt_BD), chosen
 
     def run(
-        self, time_BL: Tensor, type_BL: Tensor, lag_BLG: Tensor, *, prompts: PromptReader | None = None, window: int = 0
+        self,
+        time_BL: Tensor,
+        type_BL: Tensor,
+        lag_BLG: Tensor,
+        *,
+        prompts: PromptReader | None = None,
+        window: int = 0,
+        after_BC: Tensor | None = None,
+        before_B: Tensor | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences; ``window`` does not matter."""
         prompts = prompts or self.reader()
@@ -91,16 +99,17 @@ class RecurrentProcess(PointProcess):
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
         for place in range(length):
             ordinal_B = torch.full((rows,), place + 1, device=time_BL.device)
+            ordinal_B = ordinal_B if before_B is None else ordinal_B + before_B
             cells, chosen = self._take(cells, time_BL[:, place], gap_BL[:, place], ordinal_B, type_BL[:, place], prompts)
             states.append({name: cells[name] for name in self.state_shapes()})
             if chosen is not None:
                 cosines.append(chosen.cosine.sum(-1))
                 indices.append(chosen.index)
         # All moments of all events at once: the rates after an event depend on the cells after it only.
-        stacked = {name: torch.stack([one[name] for one in states], dim=1).flatten(0, 1) for name in states[0]}
+        stacked = {name: pick(torch.stack([one[name] for one in states], dim=1), after_BC).flatten(0, 1) for name in states[0]}
         lag = lag_BLG.flatten(0, 1).to(self.types.weight.dtype)
-        hidden = self.hidden(stacked, lag).view(rows, length, lag.shape[1], -1)
-        cosine_BL = torch.stack(cosines, dim=1) if cosines else hidden.new_zeros(rows, length)
+        hidden = self.hidden(stacked, lag).view(*lag_BLG.shape, -1)
+        cosine_BL = pick(torch.stack(cosines, dim=1), after_BC) if cosines else hidden.new_zeros(lag_BLG.shape[:2])
         return Run(self.rate(hidden), cosine_BL, {0: torch.stack(indices, dim=1)} if indices else {}, hidden)
 
     def step(self, key: KeyState, time_B: Tensor, type_B: Tensor, prompts: PromptReader | None = None) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 "Deep continuous-time state-space models for marked event sequences"). O(1) state per key, O(1) work per event and moment.
 
 Layer l holds P complex numbers x. Between events x relaxes to w at complex rates λ (held input, so the solution is exact);
-an event adds to x. The layer above sees gelu(C x + d u) + u, normalized, where u is this layer's input. The first input is the
+an event adds to x. The layer above sees silu(C x + d u) + u, normalized, where u is this layer's input. The first input is the
 prompt vector of the history: prompts steer what the states relax to. Held inputs are the right limits at the last event, so
 nothing depends on the future.
 """
@@ -38,7 +38,7 @@ class _Layer(nn.Module):
 
     def out(self, state: Tensor, given: Tensor) -> Tensor:
         """Return what the layer above sees."""
-        value: Tensor = self.norm(F.gelu(self.read(state) + self.skip * given, approximate="tanh") + given)
+        value: Tensor = self.norm(F.silu(self.read(state) + self.skip * given) + given)
         return value
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.prompttpp.attnhp import AttentionLayer
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run
+from models.prompttpp.process import KeyState, PointProcess, Run, pick
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import encode_time, scaled_softplus
 
@@ -68,7 +68,15 @@ class THP(PointProcess):
         return out
 
     def run(
-        self, time_BL: Tensor, type_BL: Tensor, lag_BLG: Tensor, *, prompts: PromptReader | None = None, window: int = 0
+        self,
+        time_BL: Tensor,
+        type_BL: Tensor,
+        lag_BLG: Tensor,
+        *,
+        prompts: PromptReader | None = None,
+        window: int = 0,
+        after_BC: Tensor | None = None,
+        before_B: Tensor | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences."""
         length = time_BL.shape[1]
@@ -81,6 +89,7 @@ class THP(PointProcess):
             assert isinstance(layer, AttentionLayer)
             x_BLD = x_BLD + code_BLD
             x_BLD = self._mix(layer.query(x_BLD), layer.key(x_BLD), layer.value(x_BLD), visible)
+        x_BLD = pick(x_BLD, after_BC)
         hidden = x_BLD[:, :, None].expand(-1, -1, lag_BLG.shape[2], -1)
         return Run(self._rate(hidden, lag_BLG), x_BLD.new_zeros(x_BLD.shape[:2]), {}, hidden)
 

@@ -75,3 +75,32 @@ def test_time_far_from_zero_keeps_its_precision() -> None:
     late = model.run(time + 2.0**40, kind, lag).rate_BLGK
     later = model.run(time + 2.0**40 + 1e-3, kind, lag).rate_BLGK
     assert not torch.equal(late, later)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_rates_after_some_events_are_those_of_all(backbone: str) -> None:
+    model = small(backbone)
+    time, kind = events(3, 7, 3)
+    whole = model.run(time, kind, LAG.expand(3, 7, -1))
+    after = torch.tensor([[2, 6], [0, 1], [5, 5]])
+    some = model.run(time, kind, LAG.expand(3, 2, -1), after_BC=after)
+    every = torch.arange(3)[:, None]
+    torch.testing.assert_close(some.rate_BLGK, whole.rate_BLGK[every, after], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some.cosine_BL, whole.cosine_BL[every, after])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_keys_that_take_no_event_stay_as_they_are(backbone: str) -> None:
+    model = small(backbone)
+    time, kind = events(3, 9, 3)
+    key = model.start(3, 4)
+    for place in range(5):
+        model.step(key, time[:, place], kind[:, place])
+    before = model.rates(key, LAG.expand(3, -1))[0]
+    model.step_where(key, torch.tensor([True, False, False]), time[:, 5], kind[:, 5])
+    after = model.rates(key, LAG.expand(3, -1))[0]
+    assert torch.equal(before[1:], after[1:])
+    assert not torch.equal(before[0], after[0])
+    assert key.ordinal_B.tolist() == [6, 5, 5]

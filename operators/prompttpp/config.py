@@ -1,0 +1,79 @@
+"""Options of the operator ``prompttpp``; the network's sizes come with its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from connectors.errors import ConfigError
+from connectors.options import REQUIRED, option
+from operators.streams import StreamOptions
+
+__all__ = ["PromptTPPOptions", "cautions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTPPOptions(StreamOptions):
+    """What a user can set for ``type: prompttpp`` (arXiv 2310.04993)."""
+
+    checkpoint: str = option(
+        REQUIRED, "Network: a safetensors file of `streambank train prompttpp`, or converted from an official one.", path=True
+    )
+    types: Literal["id", "name"] = option(
+        "id", "The column `type`: ids (int32) from 0, or names (string) as the checkpoint lists them."
+    )
+    unknown_type: Literal["refuse", "other"] = option(
+        "refuse", "Events of a type that the network does not know: `refuse`, or `other` (count as its type named `other`)."
+    )
+    max_streams: int = option(
+        10_000, "Keys with a memory at the same time; memory for them is allocated at the start.", unit="streams", ge=1
+    )
+    window: int = option(
+        64, "Latest events kept of each key: what attention sees, what states are made anew from.", unit="events", ge=2
+    )
+    bank_gib: float = option(4.0, "Upper bound of the memory of one shard; checked before the start.", unit="GiB", gt=0)
+
+    predict: bool = option(True, "Predict the next event after each one; without it events are only scored, which is faster.")
+    points: int = option(20, "Grid of the integral between two events; more are more exact.", ge=2)
+    grid: int = option(97, "Lags of a prediction: 97 are right to 1e-3, 33 to 1e-2.", ge=5)
+    allowed_lateness_s: float = option(
+        0.0, "An event older than its key's latest by up to this much is put where it belongs, if the window goes back so far.",
+        unit="s", ge=0,
+    )  # fmt: skip
+    max_skew_s: float | None = option(
+        None, "Refuse events further ahead of their key's latest one, for clocks that jump; None: pauses may be of any length.",
+        unit="s", gt=0,
+    )  # fmt: skip
+
+    learn: Literal["prompts", "prompts+head", "all", "off"] = option(
+        "prompts",
+        "What learns from the stream, for all keys of a shard together; `off`: nothing, and keys may move between shards.",
+    )
+    learn_batch: int = option(256, "Scored events between two steps, each of which is learned from once.", unit="events", ge=1)
+    learn_steps: int = option(1, "Updates per step.", ge=1)
+    learn_history: int = option(16, "Events before the learned ones that a step encodes with gradient.", unit="events", ge=1)
+    learning_rate: float = option(1e-2, "Of Adam.", gt=0)
+    alpha: float = option(0.1, "Weight of drawing the keys of chosen prompts towards their queries (published: 0.1).", ge=0)
+    refresh_lag: int | None = option(
+        None,
+        "Make a key's state anew from its window when it is more than so many steps old: 0 is exact and slow, None never.",
+        unit="steps",
+        ge=0,
+    )
+
+    def __post_init__(self) -> None:
+        """Check across fields. Raises ``ConfigError``."""
+        if self.learn == "off" and self.refresh_lag is not None:
+            raise ConfigError("refresh_lag does nothing with learn='off', where states never grow old; remove it")
+        if self.learn != "off" and self.learn_history >= self.window:
+            raise ConfigError(
+                f"learn_history={self.learn_history} leaves nothing of window={self.window} to learn; lower it, or raise window"
+            )
+
+
+def cautions(options: PromptTPPOptions) -> Sequence[tuple[str, str]]:
+    """Return options that are allowed but hardly meant."""
+    if options.learn != "off" and options.learn_batch > options.max_streams * (options.window - options.learn_history):
+        return [("learn_batch", "is more events than all windows hold: most of them will not be learned from")]
+    return []

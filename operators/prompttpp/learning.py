@@ -1,0 +1,172 @@
+"""Learning from the stream without replay: Adam steps on the intervals that keys have had since the last step.
+
+Only what has a gradient moves: of a pool the rows that were chosen; all others stay bit for bit as they are, with their
+moments. A step whose loss or gradient is not finite is left out. The order of keys within a step does not depend on slots,
+so a restored run takes the same steps. Knows no Arrow and no streams.
+"""
+
+# B keys, L events of a window, C learned intervals, G grid points, J pools, M prompts
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from connectors.errors import RecoveryError
+from models.prompttpp.integral import integrate, shares
+from models.prompttpp.process import PointProcess
+from models.prompttpp.prompts import TensorPrompts
+from operators.prompttpp.prompts import PromptBank
+from operators.state import State
+
+__all__ = ["Learner", "Windows", "row_adam"]
+
+_CLIP = 5.0  # of the gradient's norm
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+class Windows(NamedTuple):
+    """The latest events of some keys, and which intervals are to be learned."""
+
+    time_BL: Tensor
+    """float64, model units since the key's first event; padding at the end repeats the last."""
+    type_BL: Tensor
+    before_B: Tensor
+    """Events of the key before the window."""
+    after_BC: Tensor
+    """Places of events; the intervals behind them are learned."""
+    real_BC: Tensor
+
+
+class Moments(NamedTuple):
+    """Adam's state of one parameter; ``step`` counts per row of a pool, else per parameter."""
+
+    first: Tensor
+    second: Tensor
+    step: Tensor
+
+
+def row_adam(parameter: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
+    """Update in place, by Adam's rule, the rows that have a gradient; rows are what ``moments.step`` counts."""
+    rows = moments.step.dim()
+    shape = (*moments.step.shape, *[1] * (gradient.dim() - rows))
+    moved = gradient.flatten(rows).any(rows).view(shape) if rows else torch.ones(shape, dtype=torch.bool)
+    step = moments.step + moved.view(moments.step.shape)
+    first = _BETA1 * moments.first + (1 - _BETA1) * gradient
+    second = _BETA2 * moments.second + (1 - _BETA2) * gradient.square()
+    count = step.clamp_min(1).view(shape).to(gradient.dtype)
+    update = rate * (first / (1 - _BETA1**count)) / ((second / (1 - _BETA2**count)).sqrt() + _EPSILON)
+    for held, new in zip((parameter, moments.first, moments.second), (parameter - update, first, second), strict=True):
+        held.copy_(torch.where(moved, new, held))
+    moments.step.copy_(step)
+
+
+class Learner:
+    """What is learned (``prompts``, ``prompts+head``, ``all``), its moments, and the step."""
+
+    def __init__(
+        self, model: PointProcess, prompts: PromptBank | None, *, scope: str, rate: float, alpha: float, points: int, steps: int
+    ) -> None:
+        self._model, self._prompts = model, prompts
+        self._rate, self._alpha, self._points, self._steps = rate, alpha, points, steps
+        self.version = 0
+        """Steps so far."""
+        self._moments: dict[str, Moments] = {}
+        if prompts is not None:
+            for name, tensor in zip(("prompts.key", "prompts.value"), prompts.tensors(), strict=True):
+                zeros = torch.zeros_like(tensor)
+                count_JM = torch.zeros(tensor.shape[:2], dtype=torch.int64, device=tensor.device)
+                self._moments[name] = Moments(zeros, zeros.clone(), count_JM)
+        learned = {"prompts": None, "prompts+head": model.head, "all": model}[scope]
+        inside = set() if learned is None else set(learned.parameters())
+        self._weights = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter in inside and not name.startswith("prompts.")
+        }
+        for name, parameter in self._weights.items():
+            parameter.requires_grad_(True)
+            count = torch.zeros((), dtype=torch.int64, device=parameter.device)
+            self._moments[name] = Moments(torch.zeros_like(parameter), torch.zeros_like(parameter), count)
+
+    def learn(self, windows: Windows) -> int:
+        """Take the steps for some windows; return how many were left out since something was not finite."""
+        skipped = 0
+        with torch.enable_grad():
+            for _ in range(self._steps):
+                skipped += not self._step(windows)
+        self.version += 1
+        return skipped
+
+    def loss(self, windows: Windows, reader: TensorPrompts | None) -> Tensor:
+        """Return minus the log-likelihood per learned interval, minus alpha times the cosines of the look-ups."""
+        after_BC = windows.after_BC
+        every_B1 = torch.arange(len(after_BC), device=after_BC.device)[:, None]
+        next_BC = (after_BC + 1).clamp_max(windows.time_BL.shape[1] - 1)
+        gap_BC = windows.time_BL[every_B1, next_BC] - windows.time_BL[every_B1, after_BC]
+        share_G = shares(self._points, "trapezoid").to(gap_BC.device)
+        run = self._model.run(
+            windows.time_BL,
+            windows.type_BL,
+            gap_BC[:, :, None] * share_G,
+            prompts=reader,
+            after_BC=after_BC,
+            before_B=windows.before_B,
+        )
+        type_BC = windows.type_BL[every_B1, next_BC].clamp_max(self._model.config.types - 1)
+        own_BC = run.rate_BLGK[:, :, -1].gather(2, type_BC[:, :, None])[:, :, 0]
+        event_BC = own_BC.clamp_min(torch.finfo(own_BC.dtype).tiny).log()
+        integral_BC = integrate(run.rate_BLGK.sum(3), gap_BC.to(own_BC.dtype), "trapezoid")
+        each_BC = integral_BC - event_BC - self._alpha * run.cosine_BL
+        return each_BC.masked_fill(~windows.real_BC, 0.0).sum() / windows.real_BC.sum().clamp_min(1)
+
+    def _step(self, windows: Windows) -> bool:
+        learned: dict[str, Tensor] = dict(self._weights)
+        reader = None
+        if self._prompts is not None:
+            key_JMQ, value_JMZD = (tensor.requires_grad_(True) for tensor in self._prompts.tensors())
+            learned |= {"prompts.key": key_JMQ, "prompts.value": value_JMZD}
+            reader = TensorPrompts(key_JMQ, value_JMZD, self._prompts.top_k, detached=True)
+        loss = self.loss(windows, reader)
+        gradients = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+        found = {name: gradient for name, gradient in zip(learned, gradients, strict=True) if gradient is not None}
+        norm = torch.stack([gradient.square().sum() for gradient in found.values()]).sum().sqrt()
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            return False
+        scale = (_CLIP / (norm + 1e-6)).clamp_max(1.0)
+        with torch.no_grad():
+            for name, gradient in found.items():
+                row_adam(learned[name], gradient * scale, self._moments[name], self._rate)
+            if self._prompts is not None:
+                self._prompts.write(learned["prompts.key"], learned["prompts.value"])
+        return True
+
+    # Snapshots
+
+    def export(self, state: State) -> None:
+        """Add moments, learned weights and the version to ``state``; prompts are the bank's."""
+        state.shared["learner.version"] = torch.tensor([self.version])
+        for name, moments in self._moments.items():
+            for part, tensor in moments._asdict().items():
+                state.shared[f"learner.{part}.{name}"] = tensor.detach().cpu().clone()
+        for name, parameter in self._weights.items():
+            state.shared[f"learner.weight.{name}"] = parameter.detach().cpu().clone()
+
+    def load(self, state: State, name: str) -> None:
+        """Take them from a full ``state``. Raise ``RecoveryError`` where it does not fit."""
+        wanted = {
+            f"learner.{part}.{key}": held for key, moments in self._moments.items() for part, held in moments._asdict().items()
+        }
+        wanted |= {f"learner.weight.{key}": parameter for key, parameter in self._weights.items()}
+        wrong = [key for key, held in wanted.items() if key not in state.shared or state.shared[key].shape != held.shape]
+        if wrong or "learner.version" not in state.shared:
+            raise RecoveryError(
+                f"{name}: the snapshot lacks {len(wrong)} tensors of what is learned ({', '.join(wrong[:3])}); resume with the "
+                "options of the first run"
+            )
+        with torch.no_grad():
+            for key, held in wanted.items():
+                held.copy_(state.shared[key])
+        self.version = int(state.shared["learner.version"][0])

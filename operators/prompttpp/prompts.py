@@ -1,0 +1,89 @@
+"""The prompt memory: one PoolBank per look-up of the network, with counts of what was read."""
+
+# J pools, M prompts of a pool, N prompts read, Z tokens, D hidden, Q query width
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.prompttpp.process import PointProcess
+from models.prompttpp.prompts import Chosen
+from operators.banks.pool_bank import PoolBank
+from operators.banks.slot_bank import RowSpec
+from operators.state import State
+
+__all__ = ["PromptBank"]
+
+_READS = "prompts.reads"
+
+
+class PromptBank:
+    """Prompts as a network reads them (``models.prompttpp.prompts.PromptReader``), kept in banks."""
+
+    def __init__(self, model: PointProcess, device: torch.device) -> None:
+        """Take over the network's prompts. It must have some."""
+        assert model.prompts is not None
+        config = model.config
+        self.top_k = config.top_k
+        self.pools = [
+            PoolBank(
+                config.pool,
+                config.token_dim,
+                {"value": RowSpec((config.prompt_length, config.hidden))},
+                name=f"prompts.{number}",
+                device=device,
+            )
+            for number in range(config.pools)
+        ]
+        self.reads_JM = torch.zeros(config.pools, config.pool, dtype=torch.int64)
+        """How often each prompt was read for a prediction."""
+        self.write(model.prompts.key, model.prompts.value)
+
+    def write(self, key_JMQ: Tensor, value_JMZD: Tensor) -> None:
+        """Replace all prompts."""
+        for pool, key_MQ, value_MZD in zip(self.pools, key_JMQ, value_JMZD, strict=True):
+            pool.write(key_MQ, {"value": value_MZD})
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return copies of keys [J, M, Q] and values [J, M, Z, D]."""
+        return torch.stack([pool.key_MD for pool in self.pools]), torch.stack([pool.columns["value"] for pool in self.pools])
+
+    def choose(self, pool: int, query: Tensor) -> Chosen:
+        """Return the prompts of a pool for queries [..., Q]."""
+        found = self.pools[pool].search(query, self.top_k)
+        return Chosen(found.index, found.score)
+
+    def values(self, pool: int) -> Tensor:
+        """Return all prompts of a pool, [M, Z, D]."""
+        return self.pools[pool].columns["value"]
+
+    def count(self, pool: int, index_BN: Tensor) -> None:
+        """Count prompts that were read."""
+        self.reads_JM[pool] += torch.bincount(index_BN.reshape(-1).cpu(), minlength=self.reads_JM.shape[1])
+
+    def dead(self, reads: int) -> int:
+        """Return how many prompts were never read although their pool was read ``reads`` times."""
+        enough_J1 = self.reads_JM.sum(1, keepdim=True) >= reads * self.top_k
+        return int(((self.reads_JM == 0) & enough_J1).sum())
+
+    def bytes(self) -> int:
+        """Return the bytes of all pools."""
+        return sum(sum(pool.bytes().values()) for pool in self.pools)
+
+    def export(self, state: State, *, learned: bool, incremental: bool) -> None:
+        """Add counts, and prompts that are ``learned``, to ``state``."""
+        state.additive[_READS] = self.reads_JM.clone()
+        if learned:
+            for pool in self.pools:
+                pool.export(state, incremental=incremental)
+                pool.mark_clean()
+
+    def load(self, state: State, *, learned: bool) -> None:
+        """Take them from a full ``state``."""
+        stored = state.additive.get(_READS)
+        self.reads_JM = torch.zeros_like(self.reads_JM) if stored is None else stored.clone()
+        if learned:
+            for pool in self.pools:
+                pool.load(state)
+                pool.mark_clean()

@@ -1,0 +1,175 @@
+"""Learning from the stream: prompts move and nothing else does, steps are where the rows are, staleness and refresh."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from prompttpp_streams import network, operator, stream, table
+
+from models.prompttpp.checkpoint import load
+from models.prompttpp.model import build_model
+from models.prompttpp.prompts import PromptReader
+from operators.prompttpp import PromptTPPOperator
+from operators.prompttpp.learning import Moments, row_adam
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return network(tmp_path_factory.mktemp("network"), pool=12, top_k=2)
+
+
+def prompts_of(one: PromptTPPOperator) -> tuple[torch.Tensor, torch.Tensor]:
+    bank = one._network.prompts
+    assert bank is not None
+    return bank.tensors()
+
+
+def test_rows_without_gradient_stay_bit_identical_with_their_moments() -> None:
+    parameter, zeros = torch.randn(2, 4, 3), torch.zeros(2, 4, 3)
+    moments = Moments(zeros.clone(), zeros.clone(), torch.zeros(2, 4, dtype=torch.int64))
+    full = torch.randn(2, 4, 3)
+    row_adam(parameter, full, moments, 0.1)
+    before, first = parameter.clone(), moments.first.clone()
+    gradient = torch.zeros(2, 4, 3)
+    gradient[0, 2] = 1.0
+    row_adam(parameter, gradient, moments, 0.1)
+    moved = (parameter != before).any(2)
+    assert moved.tolist() == [[False, False, True, False], [False] * 4]
+    assert torch.equal(moments.first[1], first[1])
+    assert moments.step.tolist() == [[1, 1, 2, 1], [1, 1, 1, 1]]
+    # Where every row has a gradient it is Adam.
+    one, other = torch.randn(5, 3), torch.nn.Parameter(torch.zeros(5, 3))
+    with torch.no_grad():
+        other.copy_(one)
+    adam = torch.optim.Adam([other], lr=0.1)
+    whole = Moments(torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros((), dtype=torch.int64))
+    for seed in range(4):
+        other.grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+        adam.step()
+        row_adam(one, other.grad, whole, 0.1)
+    torch.testing.assert_close(one, other.detach())
+
+
+@pytest.mark.parametrize("scope", ["prompts", "prompts+head", "all"])
+def test_only_what_is_to_be_learned_moves_and_it_moves_at_every_step(path: str, scope: str) -> None:
+    one, frozen = operator(path, learn=scope, learn_batch=10), load(path).state_dict()
+    batch, moved, last = stream(4, 16), set[str](), prompts_of(one)
+    for start in range(0, batch.num_rows, 8):
+        version = one.version
+        one.process(batch.slice(start, 8))
+        now = prompts_of(one)
+        assert torch.equal(now[0], last[0]) == torch.equal(now[1], last[1]) == (one.version == version)
+        last = now
+    assert one.version == (4 * 16 - 4) // 10
+    for name, tensor in one._network.model.state_dict().items():
+        if not torch.equal(tensor, frozen[name]) and not name.startswith("prompts."):
+            moved.add(name)
+    wanted = {"prompts": set(), "prompts+head": {"rate.linear.weight", "rate.linear.bias"}}
+    assert moved == wanted[scope] if scope in wanted else len(moved) > 5
+    read = one._network.prompts.reads_JM  # type: ignore[union-attr]
+    unread = (read == 0)[0]
+    if scope == "prompts":  # the query does not move then: what was never read was never learned
+        assert unread.any()
+        assert torch.equal(last[0][0, unread], frozen["prompts.key"][0, unread])
+        assert torch.equal(last[1][0, unread], frozen["prompts.value"][0, unread])
+
+
+def test_the_loss_of_a_repeated_window_falls(path: str) -> None:
+    one = operator(path, learn="all", learn_batch=10_000, learning_rate=0.02)
+    one.process(stream(6, 6))
+    slots = np.flatnonzero(one._network.keys.pending_S)
+    windows, _ = one._network.windows(slots, 3)
+    assert one._learner is not None
+    prompts: PromptReader | None = one._network.prompts
+    losses = []
+    for _ in range(12):
+        losses.append(float(one._learner.loss(windows, prompts).detach()))  # type: ignore[arg-type]
+        one._learner.learn(windows)
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(path: str) -> None:
+    one = operator(path, learn="prompts", learn_batch=6)
+    with torch.no_grad():
+        one._network.model.rate.linear.bias.fill_(torch.nan)  # type: ignore[union-attr]
+    before = prompts_of(one)
+    one.process(stream(3, 6))
+    assert one.metrics()["skipped_steps"] == one.version == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, prompts_of(one), strict=True))
+
+
+def test_interleaved_cut_and_restored_runs_end_with_the_same_bits(path: str) -> None:
+    batch = stream(5, 14)
+    whole = operator(path, learn="prompts", learn_batch=7, refresh_lag=2)
+    wanted = table(whole.process(batch))
+    rng, outputs = np.random.default_rng(0), []
+    one = operator(path, learn="prompts", learn_batch=7, refresh_lag=2)
+    start = 0
+    while start < batch.num_rows:
+        size = int(rng.integers(1, 12))
+        outputs += one.process(batch.slice(start, size))
+        start += size
+        state = one.snapshot()  # as after kill -9: all that is left is the snapshot
+        one = operator(path, learn="prompts", learn_batch=7, refresh_lag=2)
+        one.restore(state)
+    assert table(outputs).equals(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(prompts_of(one), prompts_of(whole), strict=True))
+
+
+def test_with_refresh_lag_zero_states_are_those_of_the_present_weights(path: str) -> None:
+    one = operator(path, learn="all", learn_batch=6, refresh_lag=0, window=20)
+    batch = stream(3, 10)
+    one.process(batch.slice(0, 20))
+    names = sorted(one._streams)
+    # Brute force: a fresh key is fed the same events under the weights as they are now.
+    fresh = operator(path, learn="off", window=20)
+    fresh._network.model.load_state_dict(one._network.model.state_dict())
+    assert fresh._network.prompts is not None
+    fresh._network.prompts.write(*prompts_of(one))
+    fresh.process(batch.slice(0, 20))
+    rest = batch.slice(20, 1)
+    key = rest.column("stream_id")[0].as_py()
+    assert key in names
+    got, wanted = table(one.process(rest)), table(fresh.process(rest))
+    for name in ("loglik", "pit", "next_dt_mean", "type_probs"):
+        assert got.column(name).equals(wanted.column(name)), name
+    stale = operator(path, learn="all", learn_batch=6, window=20)
+    stale.process(batch.slice(0, 20))
+    assert not table(stale.process(rest)).column("loglik").equals(wanted.column("loglik"))
+
+
+def test_evicted_keys_are_not_learned_from_and_are_counted(path: str) -> None:
+    one = operator(path, learn="prompts", learn_batch=1000, max_streams=3)
+    one.process(stream(8, 6))
+    metrics = one.metrics()
+    assert metrics["unlearned"] > 0
+    pending = int(one._network.keys.pending_S.sum())
+    assert metrics["scored"] == metrics["unlearned"] + pending
+
+
+def test_prompts_that_are_never_read_are_reported(path: str) -> None:
+    one = operator(path)
+    one.process(stream(4, 10))
+    bank = one._network.prompts
+    assert bank is not None
+    assert bank.dead(10) == int((bank.reads_JM == 0).sum()) > 0
+    assert bank.dead(10_000) == 0 == one.metrics()["dead_prompts"]
+    assert int(bank.reads_JM.sum()) == 2 * 40
+
+
+def test_loading_a_checkpoint_changes_every_tensor(path: str) -> None:
+    fresh = build_model(load(path).config, seed=99)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    fresh.load_state_dict(load(path).state_dict())
+    constant = {"first", "types.weight"}  # start as zeros, or hold a row of zeros
+    same = [name for name, tensor in fresh.state_dict().items() if torch.equal(tensor, before[name])]
+    assert all(name in constant or "log_rate" in name or "skip" in name or "norm" in name for name in same)
+
+
+def test_outputs_are_one_schema_for_all_states(path: str, tmp_path: Path) -> None:
+    one = operator(path)
+    (out,) = one.process(stream(2, 3))
+    assert out.schema.equals(one.output_schema, check_metadata=True)
+    assert isinstance(out, pa.RecordBatch)
