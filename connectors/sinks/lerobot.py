@@ -33,6 +33,17 @@ _NEEDED = ("selected_sequences", "offsets", "similarity", "coverage", "status")
 _CUTS = ("new_episode", "reset")
 _DATA, _EPISODES = "data/chunk-000", "meta/episodes/chunk-000"
 
+_PANDAS = {
+    "index_columns": ["__index_level_0__"],
+    "column_indexes": [],
+    "columns": [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {"name": None, "field_name": "__index_level_0__", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+    ],
+    "pandas_version": "2.0.0",
+}
+"""What makes pandas, by which lerobot reads tasks, take their texts for the index."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeRobotSinkOptions:
@@ -189,8 +200,7 @@ class LeRobotSink(FileSink):
         meta = self.root / "meta"
         tasks = pa.BufferOutputStream()
         table = pa.table({"task_index": [0], "__index_level_0__": [self.options.task]})
-        pandas = {"index_columns": ["__index_level_0__"], "columns": [], "column_indexes": [], "pandas_version": "2.0.0"}
-        pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), tasks)
+        pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(_PANDAS)}), tasks)
         try:
             durable.write(meta / "info.json", (json.dumps(info, indent=2) + "\n").encode())
             durable.write(meta / "tasks.parquet", tasks.getvalue().to_pybytes())

@@ -1,7 +1,7 @@
-"""Demonstrations to learn from: RGB-D rows with actions in Parquet, as a LeRobot data set gives them (see the docs page).
+"""Demonstrations to learn from: RGB-D rows with actions, in Parquet or as a source delivers them (see the docs page).
 
-Every frame is decoded, resized and unprojected once. Episodes are those of the column ``episode``, else streams. Rows that
-cannot be used are left out and counted. Knows no network but the settings of the policy.
+Every frame is decoded, resized and unprojected once, and its image forgotten. Episodes are those of the column ``episode``,
+else streams. Rows that cannot be used are left out and counted. Knows no network but the settings of the policy.
 """
 
 # R rows, P places where coordinates are added
@@ -9,7 +9,7 @@ cannot be used are left out and counted. Knows no network but the settings of th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,31 +60,34 @@ class Demonstrations:
         return ActionScale(translation=(ends[0],) * 3, rotation=(ends[1],) * 3)
 
 
-def read_demonstrations(path: str | os.PathLike[str], config: FourDVLAConfig) -> Demonstrations:
-    """Read a Parquet file or folder. Raise ``ConfigError`` where it lacks a column or no row of it can be used."""
-    source = Path(path)
-    try:
-        table = pq.read_table(source)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{source}: cannot be read as Parquet: {error}; check the path") from error
+def read_demonstrations(
+    path: str | os.PathLike[str], config: FourDVLAConfig, rows: Iterable[pa.RecordBatch] | None = None
+) -> Demonstrations:
+    """Read a Parquet file or folder, or ``rows`` (one stream after the other, each in order), which ``path`` is the name of.
+
+    Raise ``ConfigError`` where a column is lacking or no row can be used.
+    """
     needed = _NEEDED + (_DEPTH if config.coordinates else ())
-    lacking = [name for name in needed if name not in table.column_names]
-    if lacking:
-        raise ConfigError(f"{source}: has no column {', '.join(lacking)}; it has {table.column_names}")
-    episodes = "episode" if "episode" in table.column_names else "stream_id"
-    table = table.sort_by([("stream_id", "ascending"), ("sequence", "ascending")])
     frames: list[dict[str, Any]] = []
     names: list[tuple[str, Any]] = []
-    bad = 0
-    for batch in table.to_batches(max_chunksize=256):
+    bad: dict[str, int] = {}
+    for batch in _parquet(Path(path)) if rows is None else rows:
+        lacking = [name for name in needed if name not in batch.schema.names]
+        if lacking:
+            raise ConfigError(f"{path}: has no column {', '.join(lacking)}; it has {batch.schema.names}")
+        episodes = "episode" if "episode" in batch.schema.names else "stream_id"
         for row in batch.to_pylist():
             try:
                 frames.append(_prepared(row, config))
                 names.append((row["stream_id"], row[episodes]))
-            except (ValueError, TypeError, cv2.error):
-                bad += 1
+            except (ValueError, TypeError, cv2.error) as error:
+                why = row.get("error") or str(error)
+                bad[why] = bad.get(why, 0) + 1
     if not frames:
-        raise ConfigError(f"{source}: none of {table.num_rows} rows has an image, 7 numbers of action and what else is needed")
+        told = "; ".join(f"{count} rows: {why}" for why, count in sorted(bad.items(), key=lambda one: -one[1])[:3])
+        raise ConfigError(
+            f"{path}: no row can be used ({told or 'there is none'}); see what rows need on the page of the training"
+        )
     first = [0] * len(names)
     for i in range(1, len(names)):
         first[i] = first[i - 1] if names[i] == names[i - 1] else i
@@ -100,8 +103,19 @@ def read_demonstrations(path: str | os.PathLike[str], config: FourDVLAConfig) ->
         stacked["state"],
         [frame["instruction"] for frame in frames],
         torch.tensor(first),
-        bad,
+        sum(bad.values()),
     )
+
+
+def _parquet(path: Path) -> Iterable[pa.RecordBatch]:
+    """Return the rows of a Parquet file or folder by stream and sequence."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet: {error}; check the path") from error
+    order = [name for name in ("stream_id", "sequence") if name in table.column_names]
+    batches: list[pa.RecordBatch] = table.sort_by([(name, "ascending") for name in order]).to_batches(max_chunksize=256)
+    return batches or [pa.RecordBatch.from_pylist([], schema=table.schema)]
 
 
 def _prepared(row: Mapping[str, Any], config: FourDVLAConfig) -> dict[str, Any]:
@@ -109,7 +123,7 @@ def _prepared(row: Mapping[str, Any], config: FourDVLAConfig) -> dict[str, Any]:
     action = np.asarray(row["action"], np.float32)
     state = np.asarray(row.get("state") or [], np.float32)[: config.state_dim or None]
     if action.shape != (7,) or not np.isfinite(action).all():
-        raise ValueError("no action of 7 finite numbers")
+        raise ValueError(f"its action is {row['action']}; 7 finite numbers are needed")
     if config.state_dim and (state.shape != (config.state_dim,) or not np.isfinite(state).all()):
         raise ValueError("no state")
     color = _color(row)
@@ -121,10 +135,12 @@ def _prepared(row: Mapping[str, Any], config: FourDVLAConfig) -> dict[str, Any]:
     coord, share = torch.zeros(places, 3), torch.zeros(places)
     if config.coordinates and row["depth"] is not None:
         if row["intrinsics"] is None or camera_problem(row["intrinsics"]) is not None:
-            raise ValueError("no camera")
+            raise ValueError(
+                "depth without a camera matrix; give camera: [fx, fy, cx, cy] to the source, or coordinates: false"
+            )
         pose = row.get("pose") or np.eye(4).ravel().tolist()
         if pose_problem(pose) is not None:
-            raise ValueError("no pose")
+            raise ValueError(f"{pose_problem(pose)}")
         raw = torch.from_numpy(_depth(row, color.shape[:2]))[None]
         depth, valid = depth_meters(raw, torch.tensor([float(row["depth_scale"])]), config.depth_max_m)
         camera = plan.camera(torch.tensor(row["intrinsics"], dtype=torch.float64).view(1, 3, 3))

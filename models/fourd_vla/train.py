@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -57,7 +58,10 @@ class Options(OwnDataOptions):
     """What can be set for one's own data."""
 
     data: str = option(
-        REQUIRED, "Parquet file or folder of rgbd rows with columns action (7 numbers), instruction, episode, state.", path=True
+        REQUIRED,
+        "Parquet file or folder of rgbd rows with columns action (7 numbers), instruction, episode, state; folder of a LeRobot "
+        "data set; or a source as in a pipeline file, such as '{type: lerobot, path: set/, camera: [615, 615, 320, 240]}'.",
+        path=True,
     )
     start: str | None = option(
         None, "Policy of words to go on from, one file; without it a small policy of random weights.", path=True
@@ -86,13 +90,14 @@ def train(
     resume: bool = False,
     progress: ProgressCallback | None = None,
     schedule: SmallSchedule | None = None,
+    rows: Iterable[pa.RecordBatch] | None = None,
     **options: Any,
 ) -> TrainResult:
     """Train a policy and write it into the folder ``out``.
 
     Either ``recipe`` (a name of ``RECIPES``; ``schedule`` replaces its length): writes ``<recipe>.safetensors`` and the same
     policy without what is to help as ``<recipe>_control.safetensors``. Or ``data=PATH`` with any other field of
-    :class:`Options`: writes ``policy.safetensors``.
+    :class:`Options`: writes ``policy.safetensors``. ``rows``: what is read in place of the file ``data``, which then is a name.
 
     ``resume``: go on from the folder's checkpoint if there is one; a complete training is returned as it is. Raises
     ``ConfigError``, ``DeviceError``.
@@ -100,16 +105,16 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
     if recipe is None:
         own = Options(seed=seed, **options)
-        return _train(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        return _train(own, rows, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
     with one_thread():
         return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
 
 
-def _train(options: Options, training: Training) -> TrainResult:
+def _train(options: Options, rows: Iterable[pa.RecordBatch] | None, training: Training) -> TrainResult:
     device = resolve_device(options.device, "training")
     start = load_policy(options.start) if options.start is not None else None
     config = start.model.config if start is not None else _config(options)
-    data = read_demonstrations(options.data, config)
+    data = read_demonstrations(options.data, config, rows)
     train_R, held_R = _split(data, options.validation)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name != "data"}
     fingerprint = data_checksum([data.action_R7.numpy(), data.share_RP.numpy()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from connectors.errors import ConfigError, nearest
 from connectors.options import option
 from pipelines.commands.describe import option_lines
+from pipelines.commands.own_rows import as_source, read_rows
 from pipelines.commands.progress import training_progress
 from pipelines.document import parse_scalar_or_flow
 from pipelines.options import option_infos, parse_values, unknown_keys
@@ -30,6 +32,11 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
     """Train and return what is said at the end. Raise ``ConfigError`` for arguments that cannot be used."""
     module = _module(method)
     values = parse_arguments(arguments)
+    brings, _ = module.OWN_DATA
+    takes_rows = "rows" in inspect.signature(module.train).parameters
+    source = as_source(values[brings], brings) if takes_rows and brings in values else None
+    if source is not None:
+        values[brings] = str(source.options.path) if hasattr(source.options, "path") else "a source"
     given, problems = _checked(module, values)
     if problems:
         raise ConfigError("\n".join(f"train {method}: --{problem}" for problem in problems))
@@ -37,7 +44,8 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
 
     try:
         with training_progress(live=live) as progress:
-            result = module.train(given.pop("out", Path("runs") / method), progress=progress, **given)
+            rows = {} if source is None else {"rows": read_rows(source)}
+            result = module.train(given.pop("out", Path("runs") / method), progress=progress, **rows, **given)
     except TrainingStopped as stop:
         return f"{method}: {stop}"
     lines = [f"{method}: trained in {result.seconds:.0f} s", f"  weights  {result.weights}"]

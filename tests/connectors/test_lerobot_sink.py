@@ -58,6 +58,17 @@ def opened(path: Path, attempt: int = 1) -> LeRobotSink:
     return sink
 
 
+def test_the_table_of_tasks_is_one_of_pandas_with_their_texts_as_its_index(tmp_path: Path) -> None:
+    """By which lerobot reads it; a column that pandas is not told of stops it."""
+    sink = opened(tmp_path)
+    sink.write("choose", rows("a", [0]))
+    sink.commit(0, sink.prepare(0))
+    schema = pq.read_schema(tmp_path / "meta" / "tasks.parquet")
+    told = json.loads(schema.metadata[b"pandas"])
+    assert [column["field_name"] for column in told["columns"]] == schema.names == ["task_index", "__index_level_0__"]
+    assert told["index_columns"] == ["__index_level_0__"]
+
+
 def data(path: Path) -> list[dict]:
     return [row for file in sorted((path / "data").rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lerobot_sets
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from connectors.errors import ConfigError
+from connectors.errors import ConfigError, SourceError
 from connectors.sources.lerobot import LeRobotOptions, LeRobotSource
 from models.fourd_vla.checkpoint import load_policy
 from models.fourd_vla.geometry import unproject
@@ -18,6 +19,7 @@ from models.fourd_vla.recipe import RECIPES, SmallSchedule, measure, train_task
 from models.fourd_vla.scenes import Scenes, random_cameras, render
 from models.fourd_vla.train import train
 from models.training import Progress
+from pipelines.commands.train import train_method
 
 SHORT = SmallSchedule(steps=20, batch=8, fresh=8)
 
@@ -91,6 +93,69 @@ def test_own_demonstrations_are_learned_and_measured_on_held_out_episodes(demons
     assert policy.model.config.state_dim == 2
     assert policy.model.config.action_scale.translation == pytest.approx((0.5, 0.5, 0.5), abs=0.01)
     assert policy.tokenizer.encode("open the drawer") == policy.tokenizer.encode("Open the drawer")
+
+
+def test_a_lerobot_data_set_and_any_source_are_learned_from_directly(demonstrations: Path, tmp_path: Path) -> None:
+    folder = demonstrations.parent / "set"
+    size = ["--width=32", "--height=32", "--patch=8", "--hidden=16", "--layers=1", "--steps=3", "--batch=2", "--device=cpu"]
+    source = f"{{type: lerobot, path: {folder}, camera: [30.0, 31.0, 15.5, 11.0], pose: camera.pose}}"
+    said = train_method("fourd_vla", [f"--out={tmp_path / 'a'}", "--data", source, *size], live=False)
+    assert "rows  18" in said
+    by_hand = train(
+        tmp_path / "b",
+        data=str(demonstrations),
+        width=32,
+        height=32,
+        patch=8,
+        hidden=16,
+        layers=1,
+        steps=3,
+        batch=2,
+        device="cpu",
+    )
+    weights = [load_policy(file).model.state_dict() for file in (tmp_path / "a" / "policy.safetensors", by_hand.weights)]
+    assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+    plain = train_method("fourd_vla", [f"--out={tmp_path / 'c'}", f"--data={folder}", "--coordinates=false", *size], live=False)
+    assert "rows  18" in plain
+
+
+def test_a_source_of_a_training_that_cannot_be_is_named(demonstrations: Path, tmp_path: Path) -> None:
+    def wrong(data: str) -> str:
+        with pytest.raises((ConfigError, SourceError)) as caught:
+            train_method("fourd_vla", [f"--out={tmp_path}", "--data", data, "--steps=1", "--device=cpu"], live=False)
+        return str(caught.value)
+
+    folder = demonstrations.parent / "set"
+    assert "18 rows: depth without a camera matrix; give camera: [fx, fy, cx, cy] to the source" in wrong(str(folder))
+    assert "has no type; write a source as in a pipeline file" in wrong("{path: x}")
+    assert "--data.camra: unknown option" in wrong(f"{{type: lerobot, path: {folder}, camra: [1, 1, 0, 0]}}")
+    assert "unknown source type 'lerobt'" in wrong(f"{{type: lerobt, path: {folder}}}")
+    assert "has no end" in wrong("{type: host}")
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_a_training_on_own_data_that_was_stopped_goes_on_bit_for_bit(demonstrations: Path, tmp_path: Path) -> None:
+    sizes = {"width": 32, "height": 32, "patch": 8, "hidden": 16, "layers": 1, "steps": 6, "batch": 2, "device": "cpu"}
+    options: dict[str, Any] = {"data": str(demonstrations), "checkpoint_every": 2, **sizes}
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 5:
+            raise _StoppedError
+
+    whole = train(tmp_path / "whole", **options)
+    with pytest.raises(_StoppedError):
+        train(tmp_path / "stopped", progress=stop, **options)
+    assert torch.load(tmp_path / "stopped" / "training.pt", weights_only=True)["position"]["done"] == 4
+    with pytest.raises(ConfigError, match="a training was stopped here"):
+        train(tmp_path / "stopped", **options)
+    resumed = train(tmp_path / "stopped", resume=True, **options)
+    first, second = (load_policy(run.weights).model.state_dict() for run in (whole, resumed))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    with pytest.raises(ConfigError, match="batch was 2, is 3"):
+        train(tmp_path / "stopped", resume=True, **(options | {"batch": 3}))
 
 
 def test_demonstrations_that_cannot_be_used_are_named(tmp_path: Path, demonstrations: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,55 @@ def test_the_ready_pipeline_chooses_frames_of_every_recording_and_a_paced_replay
     ]
     assert [len(row["offsets"]) for row in rows] == [1, 2, 3, 3, 3, 3, 1, 2, 3, 3]
     assert {row["reference"] for row in rows} == {"world"}
-    paced = run(tmp_path / "b", tmp_path / "scans", "choose.keep=3", "scans.pace=20", "choose.shards=2")
+    paced = run(tmp_path / "b", tmp_path / "scans", "choose.keep=3", "scans.pace=realtime", "choose.shards=2")
     assert paced == rows
+
+
+@pytest.mark.ray
+def test_a_run_on_ray_chooses_the_frames_of_a_local_run(tmp_path: Path, ray_address: str) -> None:
+    made.tum_folder(tmp_path / "scans" / "desk", 6)
+    made.open3d_folder(tmp_path / "scans" / "room", 4)
+    rows = run(tmp_path / "local", tmp_path / "scans", "choose.keep=3")
+    assert run(tmp_path / "ray", tmp_path / "scans", "choose.keep=3", "choose.shards=2", "runner=ray") == rows
+
+
+def test_frames_out_of_order_are_sorted_by_spans_of_event_time_and_late_without(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    feature = rng.standard_normal((24, 6)).astype(np.float32)
+    for name, order in (("sorted", range(24)), ("mixed", [n + d for n in range(0, 24, 4) for d in (2, 0, 3, 1)])):
+        (tmp_path / name).mkdir()
+        lines = [{"stream_id": "a", "sequence": n, "event_time": n * 0.05, "feature": feature[n].tolist()} for n in order]
+        (tmp_path / name / "frames.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def chosen(name: str, **options: Any) -> list[dict[str, Any]]:
+        values = {
+            "name": "given",
+            "state": str(tmp_path / f"state_{name}_{len(options)}"),
+            "sources": {
+                "frames": {
+                    "type": "jsonl",
+                    "path": str(tmp_path / name),
+                    "stream_id": "stream_id",
+                    "event_time": "event_time",
+                    "event_time_unit": "s",
+                    "columns": {"sequence": "int64", "feature": "list<float>"},
+                }
+            },
+            "operators": {
+                "choose": {
+                    "type": "fourd_vla", "input": "frames", "features": {"type": "given", "size": 6},
+                    "window": 8, "keep": 3, **options
+                }
+            },
+            "sinks": {"rows": {"type": "arrow", "input": "choose", "path": str(tmp_path / f"rows_{name}_{len(options)}")}},
+        }  # fmt: skip
+        rows: list[dict[str, Any]] = Pipeline.from_dict(values).run().table("rows").to_pylist()
+        return rows
+
+    wanted = chosen("sorted")
+    assert [row["status"] for row in wanted] == ["ok"] * 24
+    assert chosen("mixed", align_s=0.2) == wanted
+    assert {row["status"] for row in chosen("mixed")} == {"ok", "late"}
 
 
 def test_what_was_chosen_becomes_a_lerobot_data_set(tmp_path: Path) -> None:
