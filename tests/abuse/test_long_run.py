@@ -14,6 +14,8 @@ from engine_workload import PATIENCE_S, ROOT, pipeline
 from ray_actors import KINDS, Actors
 
 RATE = 50
+THREADS_OF_RAY = 4
+"""gRPC inside Ray adds a thread when all of its own are late, as on a busy machine: 35 became 36 within an hour of one process."""
 SAMPLED_S = 5.0
 """Looking for the actors among all processes costs more than the run itself: not every second."""
 WARM_S = 60.0
@@ -36,7 +38,7 @@ def steady(folder: Path, runner: str, seconds: float, warm_s: float, ray_address
     with (lines / "all.jsonl").open("w") as file:
         for number in range(count):
             file.write(f'{{"k": "s{number % 23}", "v": {number % 100}, "t": {number / RATE}}}\n')
-    values = pipeline(lines, folder, epoch_s=1.0, sources__events__pace="realtime")
+    values = pipeline(lines, folder, epoch_s=2.0, sources__events__pace="realtime")
     actors = Actors()
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     driver = subprocess.Popen(
@@ -44,23 +46,26 @@ def steady(folder: Path, runner: str, seconds: float, warm_s: float, ray_address
         env={**os.environ, "PYTHONPATH": paths, "RAY_ADDRESS": ray_address},
         stderr=subprocess.DEVNULL,
     )
-    samples: dict[int, list[tuple[int, int, int]]] = {}
+    samples: dict[str, list[tuple[int, int, int]]] = {}
     began = time.monotonic()
     while driver.poll() is None and time.monotonic() < began + seconds + PATIENCE_S:
         time.sleep(SAMPLED_S)
         # The last seconds belong to the end of the run.
         if warm_s < time.monotonic() - began < seconds - 5:
-            own = [process.pid for kind in KINDS if (process := actors.find(kind)) is not None] if runner == "ray" else []
-            for process in (driver.pid, *own):
-                samples.setdefault(process, []).append(held(process))
+            own = {kind: process.pid for kind in KINDS if (process := actors.find(kind)) is not None} if runner == "ray" else {}
+            for name, process in {"driver": driver.pid, **own}.items():
+                samples.setdefault(name, []).append(held(process))
     assert driver.wait(PATIENCE_S) == 0
     assert len(plain_rows(folder / "rows")) == count
     assert len(samples) == (1 + len(KINDS) if runner == "ray" else 1)
-    for taken in samples.values():
+    grown = {}
+    for name, taken in samples.items():
         third = len(taken) // 3
-        early, late = taken[:third], taken[-third:]
-        for what, slack in ((0, 16 << 10), (1, 0), (2, 2)):
-            assert max(sample[what] for sample in late) <= max(sample[what] for sample in early) + slack
+        early, late = ([max(column) for column in zip(*part, strict=True)] for part in (taken[:third], taken[-third:]))
+        slack = (16 << 10, THREADS_OF_RAY if runner == "ray" else 0, 2)
+        if any(after > before + more for after, before, more in zip(late, early, slack, strict=True)):
+            grown[name] = f"KiB, threads, descriptors: first {early}, last {late}"
+    assert not grown
 
 
 @pytest.mark.slow
