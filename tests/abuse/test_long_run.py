@@ -15,7 +15,7 @@ from ray_actors import KINDS, Actors
 
 RATE = 50
 THREADS_OF_RAY = 4
-"""gRPC inside Ray adds a thread when all of its own are late, as on a busy machine: 35 became 36 within an hour of one process."""
+"""gRPC inside Ray adds a thread when all of its own are late, as on a busy machine: in an hour 35 became 36."""
 SAMPLED_S = 5.0
 """Looking for the actors among all processes costs more than the run itself: not every second."""
 WARM_S = 60.0
@@ -54,7 +54,7 @@ def steady(folder: Path, runner: str, seconds: float, warm_s: float, ray_address
         if warm_s < time.monotonic() - began < seconds - 5:
             own = {kind: process.pid for kind in KINDS if (process := actors.find(kind)) is not None} if runner == "ray" else {}
             for name, process in {"driver": driver.pid, **own}.items():
-                samples.setdefault(name, []).append(held(process))
+                samples.setdefault(f"{name} {process}", []).append(held(process))
     assert driver.wait(PATIENCE_S) == 0
     assert len(plain_rows(folder / "rows")) == count
     assert len(samples) == (1 + len(KINDS) if runner == "ray" else 1)
