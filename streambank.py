@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from operators.base import Context, Operator, Output
     from operators.state import State
     from pipelines.api import Pipeline, Result
-    from pipelines.asking.questions import Answer
+    from pipelines.asking.putting import Answer
     from pipelines.check import Finding
 
 __version__ = "0.1.0"
@@ -95,7 +95,7 @@ _HOMES = {
     "operators.base": ("Context", "Operator", "Output"),
     "operators.state": ("State",),
     "pipelines.api": ("Pipeline", "Result"),
-    "pipelines.asking.questions": ("Answer",),
+    "pipelines.asking.putting": ("Answer",),
     "pipelines.check": ("Finding",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

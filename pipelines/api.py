@@ -16,7 +16,8 @@ from pipelines.spec import PipelineSpec, SinkSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.asking.questions import Answer
+    from pipelines.asking.prompts import PromptKind
+    from pipelines.asking.putting import Answer
     from pipelines.check import Finding
     from pipelines.runners.report import Progress, RunReport
 
@@ -92,12 +93,34 @@ class Pipeline:
 
         ``at`` is the event time that it is about: ISO 8601, seconds since 1970, ``00:05:00`` into the stream, ``-30s`` before
         its newest row; None: now. ``values`` fill other control columns.
-        ``pipelines.asking.questions.ask`` takes several streams, prompts and a sink to read. Raise ``ConfigError``
+        ``pipelines.asking.questions.ask`` takes several streams and a sink to read. Raise ``ConfigError``
         where the pipeline has no way for questions, another ``StreambankError`` where its sink cannot be reached.
         """
         from pipelines.asking.questions import ask
 
         return ask(self.spec, question, [stream], at=at, operator=operator, values=values, timeout_s=timeout_s)[0]
+
+    def prompt(
+        self,
+        kind: PromptKind,
+        value: int | str | bool | None = None,
+        *,
+        stream: str,
+        at: datetime | str | float | None = None,
+        correct: bool = True,
+        granularity: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Tell this pipeline, which another process runs, what is so in a stream; wait for what becomes of it.
+
+        ``prompt("label", 7, stream="pump")`` says that its state is 7; ``boundary``, ``retract``, ``pin`` and ``reset`` are the
+        other kinds. ``at`` as in ``ask``; None: the newest row. ``pipelines.asking.prompts.prompt`` takes several streams,
+        ranges and ids. Raise ``ConfigError`` where the pipeline has no way for prompts or the prompt makes no sense.
+        """
+        from pipelines.asking.prompts import prompt
+
+        about: dict[str, Any] = {"at": at, "correct": correct, "granularity": granularity, "timeout_s": timeout_s}
+        return prompt(self.spec, kind, value, streams=[stream], **about)[0]
 
 
 class Result:

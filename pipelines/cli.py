@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import streambank
 from connectors.errors import ConfigError, StreambankError
 from pipelines.commands.logs import LEVELS, set_up_logging
+
+if TYPE_CHECKING:
+    from pipelines.asking.putting import Answer
+    from pipelines.asking.route import Request
+    from pipelines.spec import PipelineSpec
 
 __all__ = ["cli", "main"]
 
@@ -179,15 +184,14 @@ def view(out: Path, video: Path | None, output: Path | None) -> None:
         click.echo(path)
 
 
-def _asking(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a question to a running pipeline."""
+def _asking(about: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of a row that is put into a running pipeline; ``about``: what it is about where ``--at`` says nothing."""
     decorators = [
-        click.argument("text"),
-        click.option("--stream", "streams", multiple=True, metavar="ID", help="What it is about; repeat it to ask each."),
+        click.option("--stream", "streams", multiple=True, metavar="ID", help="What it is about; repeat it for several."),
         click.option(
             "--at",
             metavar="TIME",
-            help="Time it is about: ISO 8601, seconds since 1970, 00:05:00 into the stream, -30s. Default: now.",
+            help=f"Time it is about: ISO 8601, seconds since 1970, 00:05:00 into the stream, -30s. Default: {about}.",
         ),
         click.option("--operator", metavar="NAME", help="Who is to answer, where several could."),
         click.option("--sink", metavar="NAME", help="Where to read the answer; default: flight, else kafka, else files."),
@@ -197,44 +201,72 @@ def _asking(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--timeout", "timeout_s", type=float, metavar="S", help="Longest wait; default: 60, or 3 epochs."),
         click.option("--json", "as_json", is_flag=True, help="The row of each answer, one JSON line."),
     ]
-    for decorate in reversed(decorators):
-        command = decorate(command)
-    return command
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for one in reversed(decorators):
+            command = one(command)
+        return command
+
+    return decorate
 
 
-def _ask(column: str, file: str, sets: tuple[str, ...], text: str, streams: tuple[str, ...], as_json: bool, **how: Any) -> None:
-    from pipelines.api import Pipeline
-    from pipelines.commands.ask import answer_json, answer_text, ask_pipeline
+def _tell(answers: Sequence[Answer], spec: PipelineSpec, request: Request, *, as_json: bool) -> None:
+    """Print what came back; exit with 1 unless all of it is ok."""
+    from pipelines.commands.ask import answer_json, answer_text
 
-    spec = Pipeline.load(file, sets=sets).spec
-    answers = ask_pipeline(spec, text, streams, column=column, **how)
     for answer in answers:
-        click.echo(answer_json(answer) if as_json else answer_text(answer, spec, column))
+        click.echo(answer_json(answer) if as_json else answer_text(answer, spec, request))
     if not all(answer.ok for answer in answers):
         raise click.exceptions.Exit(1)
 
 
 @cli.command()
 @click.argument("file")
-@_asking
+@click.argument("text")
+@_asking("now")
 @_sets
 @_common
-def ask(**arguments: Any) -> None:
+def ask(file: str, text: str, sets: tuple[str, ...], streams: tuple[str, ...], as_json: bool, **how: Any) -> None:
     """Ask the running pipeline FILE the question TEXT about a stream, and print the answer.
 
     Exit status: 0 answered; 1 not in time, or with a status that is not ok; 2 the pipeline file has no way for questions.
     """
-    _ask("question", **arguments)
+    from pipelines.api import Pipeline
+    from pipelines.asking.route import QUESTION
+    from pipelines.commands.ask import ask_pipeline
+
+    spec = Pipeline.load(file, sets=sets).spec
+    _tell(ask_pipeline(spec, text, streams, **how), spec, QUESTION, as_json=as_json)
 
 
 @cli.command()
 @click.argument("file")
-@_asking
+@click.argument("kind", metavar="KIND")
+@click.argument("value", required=False)
+@_asking("the newest row")
+@click.option("--until", metavar="TIME", help="label: the state lasts from --at until then; both absolute.")
+@click.option("--incorrect", is_flag=True, help="label, boundary: it is not so.")
+@click.option("--granularity", type=int, metavar="N", help="Level of detail that it is about; default: the first one.")
+@click.option("--off", is_flag=True, help="pin: take the pin off.")
+@click.option("--id", metavar="NAME", help="The prompt's own id; one that is there is replaced. Default: a new one.")
+@click.option("--author", metavar="NAME", help="Who says so.")
 @_sets
 @_common
-def prompt(**arguments: Any) -> None:
-    """Give the running pipeline FILE the prompt TEXT for a stream, and print the answer. Otherwise as `ask`."""
-    _ask("prompt", **arguments)
+def prompt(
+    file: str, kind: str, value: str | None, sets: tuple[str, ...], as_json: bool, incorrect: bool, off: bool, **how: Any
+) -> None:
+    """Tell the running pipeline FILE what is so in a stream, and print what becomes of it.
+
+    KIND and VALUE: `label 7` (its state is 7), `boundary` (a segment begins there) or `boundary no`, `retract ID` and `pin ID`
+    (an earlier prompt), `reset` (forget all prompts). Exit status as for `ask`.
+    """
+    from pipelines.api import Pipeline
+    from pipelines.asking.route import PROMPT
+    from pipelines.commands.ask import prompt_pipeline
+
+    spec = Pipeline.load(file, sets=sets).spec
+    answers = prompt_pipeline(spec, kind, value, correct=not incorrect, pinned=not off, **how)
+    _tell(answers, spec, PROMPT, as_json=as_json)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})

@@ -34,13 +34,11 @@ def check_channels(channels: Channels, allowed: Collection[str] | None = None) -
         raise ConfigError(f"channels: there is no {unknown[0]!r}{near}; allowed: {', '.join(allowed)}")
 
 
-def channel_columns(file: pa.Schema, channels: Channels, taken: Collection[str], where: str) -> tuple[str, ...]:
+def channel_columns(file: pa.Schema, channels: str | Sequence[str], taken: Collection[str], where: str) -> tuple[str, ...]:
     """Return the columns of a file that are channels; ``all``: those of numbers that are not ``taken`` otherwise.
 
     Raise ``SourceError`` where one cannot hold numbers, or none is there. Names that the file lacks are returned, too.
     """
-    if channels is None:
-        return ()
     if channels != ALL:
         for field in file:
             if field.name in channels and not _may_hold_numbers(field.type):

@@ -106,7 +106,7 @@ class Layout:
         else:
             unit = _resolve_unit(file.field(keys["event_time"]), unit, where)
         used = {name for name in keys.values() if name is not None}
-        packed = channel_columns(file, channels, used | set(columns or ()), where)
+        packed = channel_columns(file, channels, used | set(columns or ()), where) if channels is not None else ()
         for name in packed:
             _find(file, name, "channels", where, required=True)
         if columns is not None:

@@ -1,64 +1,16 @@
-"""Asking a running pipeline from outside: find the way, follow the sink, put the question, wait for the answer.
-
-The pipeline runs in another process, or on another machine; only its file is known here. A question is answered once in the
-committed rows, whatever happens to the pipeline or to this process in between. What sources and sinks there are, and how they
-are reached, is their own concern: this asks ``Source.put`` and ``Sink.tail``.
-"""
+"""Asking a running pipeline: a question about each of some streams, and the answers."""
 
 from __future__ import annotations
 
-import json
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
-import pyarrow as pa
-
-from connectors.base import Row
-from connectors.errors import ConfigError, SinkError, nearest
-from connectors.records import KEY_FIELDS
-from pipelines.asking.route import Route, find_route
-from pipelines.runtime.keys import shard_of
+from connectors.errors import ConfigError
+from pipelines.asking.putting import Answer, Time, make_rows, put_rows, require_streams, time_values
+from pipelines.asking.route import QUESTION, find_route
 from pipelines.spec import PipelineSpec
 
-__all__ = ["Answer", "ask", "make_rows"]
-
-_EPOCHS = 3
-_QUIET_S = 2.0
-_TIMEOUT_S = 60.0
-
-_OFFSET = "at_offset_s"
-_FILM_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{2}(?:\.\d+)?)")
-_BEFORE_NOW = re.compile(r"-(\d+(?:\.\d+)?)\s*(s|min|m|h)")
-_UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600}
-
-Time = datetime | str | float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back for one stream."""
-
-    stream_id: str
-    id: str
-    row: Row | None
-    """The operator's row as plain values; None where none came in time."""
-    seconds: float
-    """From putting the question to the answer, or to giving up."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the operator could answer."""
-        return self.row is not None and self.row.get("status", "ok") in (None, "ok")
-
-    @property
-    def text(self) -> str | None:
-        """The column ``answer``, where there is one."""
-        return None if self.row is None else self.row.get("answer")
+__all__ = ["ask"]
 
 
 def ask(
@@ -66,7 +18,6 @@ def ask(
     text: str,
     streams: Sequence[str],
     *,
-    column: str = "question",
     at: Time | None = None,
     operator: str | None = None,
     sink: str | None = None,
@@ -76,136 +27,19 @@ def ask(
 ) -> list[Answer]:
     """Put a question about each of ``streams`` and wait for the answers; return them in the order of ``streams``.
 
-    ``column`` is the control column that takes the text (``question``, ``prompt``). ``at`` is the event time that it is about,
-    an ISO 8601 time, seconds since 1970, time since the stream's first row (``00:05:00``) or before its newest one (``-30s``);
-    None: now. ``values`` fill other control columns. ``timeout_s`` is the longest wait (default: a minute, or 3 epochs where
-    these are longer). A question that is not answered in time stays where it was put, and the pipeline will still answer it.
-    ``say`` gets a text when a question seems to wait for a time to come.
+    ``at`` is the event time that it is about, an ISO 8601 time, seconds since 1970, time since the stream's first row
+    (``00:05:00``) or before its newest one (``-30s``); None: now. ``values`` fill other control columns. ``timeout_s`` and
+    ``say``: see ``put_rows``.
 
     Raise ``ConfigError`` where the pipeline file has no way for it, another ``StreambankError`` where it cannot be put or the
     sink cannot be reached.
     """
-    if not streams or not all(streams):
-        raise ConfigError("--stream: is missing; name the stream that the question is about")
-    if timeout_s is not None and not timeout_s > 0:
-        raise ConfigError(f"--timeout: must be above 0 seconds, got {timeout_s:g}")
-    route = find_route(spec, column, operator=operator, sink=sink)
-    given = dict(values or {})
-    if at is not None:
-        offset_s = _offset_s(at)
-        given |= {"at": _moment(at)} if offset_s is None else {_OFFSET: offset_s}
-        if offset_s is not None and _OFFSET not in route.inlet.schema.names:
-            raise ConfigError(
-                f"--at {at}: sources.{route.source.name}.columns lacks {_OFFSET}, which takes times of this form; add "
-                f"'{_OFFSET}: double' there, or give an ISO 8601 time"
-            )
-    streams = list(dict.fromkeys(streams))
-    rows = make_rows(route, text, streams, given)
-    waiting = {row[route.id_column]: row["stream_id"] for row in rows}
-    answers: dict[str, Answer] = {}
-    shards = sorted({shard_of(stream, route.sink.shards) for stream in streams})
-    try:
-        # Followed before the question is put, so that no answer is missed.
-        tail = route.outlet.tail(route.answers, route.id_column, streams, shards)
-    except SinkError as error:
-        raise SinkError(f"sinks.{route.sink.name}: {error}") from error
-    try:
-        route.inlet.put(rows)
-        began_s = time.monotonic()
-        ends_s = began_s + (max(_TIMEOUT_S, _EPOCHS * spec.epoch_s) if timeout_s is None else timeout_s)
-        quiet_s = None if at is None else began_s + _QUIET_S + _EPOCHS * spec.epoch_s  # until then an answer may be on its way
-        while waiting and (left_s := ends_s - time.monotonic()) > 0:
-            if quiet_s is not None and time.monotonic() >= quiet_s:
-                quiet_s = None
-                about = ", ".join(waiting.values())
-                say(f"{about}: no answer yet; a time to come is waited for: {at} ({left_s:.0f} s left)")
-            wait_s = left_s if quiet_s is None else min(left_s, max(quiet_s - time.monotonic(), 0.001))
-            for row in tail.take(waiting.keys(), wait_s):
-                id = row[route.id_column]
-                if (stream := waiting.pop(id, None)) is not None:
-                    answers[stream] = Answer(stream, id, row, time.monotonic() - began_s)
-        missing = {stream: Answer(stream, id, None, time.monotonic() - began_s) for id, stream in waiting.items()}
-    finally:
-        tail.close()
-    return [answers.get(stream) or missing[stream] for stream in streams]
-
-
-def make_rows(route: Route, text: str, streams: Sequence[str], values: Mapping[str, Any]) -> list[Row]:
-    """Return one control row per stream, as JSON values with an id of its own.
-
-    ``values`` fill other columns of the control row. Raise ``ConfigError`` for a column that is not there, or a value that is
-    not of its type.
-    """
+    streams = require_streams(streams, QUESTION.word)
+    route = find_route(spec, QUESTION, operator=operator, sink=sink)
     if not text.strip():
-        raise ConfigError(f"the {route.column} is empty; say what you want to know")
-    given = {route.column: text, **values}
-    taken = {route.column, route.id_column} & values.keys()
-    if taken:
+        raise ConfigError("the question is empty; say what you want to know")
+    given = dict(values or {})
+    if taken := {QUESTION.column, QUESTION.id_column} & given.keys():
         raise ConfigError(f"--column {min(taken)}: this column is filled already; leave it out")
-    keys = {field.name for field in KEY_FIELDS}
-    # An operator may take columns that it does not ask for; then the source delivers them.
-    delivered = {field.name: field.type for field in route.inlet.schema if field.name not in keys}
-    kinds = delivered | {field.name: field.type for field in route.values}
-    for name in given:
-        if name not in kinds or name == "error":
-            allowed = [column for column in kinds if column not in (route.column, route.id_column, "error")]
-            raise ConfigError(
-                f"--column {name}: operator {route.operator.name!r} takes no such column{nearest(name, allowed)}; allowed: "
-                f"{', '.join(allowed) or 'none'}"
-            )
-    missing = [name for name in (route.id_column, *given) if name not in delivered]
-    if missing:
-        raise ConfigError(
-            f"sources.{route.source.name}.columns: lacks {', '.join(missing)}, so it would be left out; add it there"
-        )
-    row = {name: _json_value(name, value, kinds[name]) for name, value in given.items()}
-    return [{"stream_id": stream, route.id_column: uuid4().hex, **row} for stream in streams]
-
-
-def _json_value(name: str, value: Any, kind: pa.DataType) -> Any:
-    """Return ``value`` as JSON after checking it against the column's type."""
-    try:
-        if pa.types.is_timestamp(kind):
-            value = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-            moment: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value
-            return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        if pa.types.is_string(kind) and not isinstance(value, str):
-            raise ValueError("not a text")
-        checked = pa.scalar(value, kind).as_py()
-        json.dumps(checked)
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"--column {name}: {value!r} is no {kind}: {error}") from error
-    return checked
-
-
-def _offset_s(at: Time) -> float | None:
-    """Return the seconds that a film time (``00:05:00``) or a time before now (``-30s``) stands for; None for other times."""
-    if not isinstance(at, str):
-        return None
-    if film := _FILM_TIME.fullmatch(at.strip()):
-        hours, minutes, seconds = film.groups(default="0")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if before := _BEFORE_NOW.fullmatch(at.strip()):
-        return -float(before[1]) * _UNITS_S[before[2]]
-    return None
-
-
-def _moment(at: Time) -> datetime:
-    from connectors.sources.event_time import parse_start_time
-
-    if isinstance(at, datetime):
-        return at
-    try:
-        microseconds = round(float(at) * 1e6)
-    except (ValueError, OverflowError):
-        try:
-            microseconds = parse_start_time(str(at))
-        except ConfigError:
-            raise ConfigError(
-                f"--at: {at!r} is no time; write ISO 8601 such as '2026-03-01T08:00:00Z', seconds since 1970 such as 754.2, "
-                "time since the stream's first row such as 00:05:00, or before its newest one such as -30s"
-            ) from None
-    try:
-        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-    except OverflowError:
-        raise ConfigError(f"--at: {at!r} is beyond the year 9999; write a time such as '2026-03-01T08:00:00Z'") from None
+    rows = make_rows(route, streams, {QUESTION.column: text, **given, **time_values(route, at)})
+    return put_rows(spec, route, rows, at=at, timeout_s=timeout_s, say=say)

@@ -1,4 +1,5 @@
-"""The way of a question through a pipeline: which operator takes it, which source brings it there, which sink shows the answer.
+"""The way of a question or a prompt through a pipeline: which operator takes it, which source brings it there, which sink shows
+the answer.
 
 Knows the pipeline file only, not whether the pipeline runs. What is missing is reported as lines to add to the file.
 """
@@ -22,64 +23,78 @@ from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec
 if TYPE_CHECKING:
     from operators.base import Operator
 
-__all__ = ["Route", "find_route"]
+__all__ = ["PROMPT", "QUESTION", "Request", "Route", "find_route"]
 
 _KEYS = frozenset(field.name for field in KEY_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """A kind of control row that somebody puts and gets an answer to."""
+
+    word: str
+    """What messages call it."""
+    column: str
+    """Of the control row: by it one knows operators that take such rows."""
+    id_column: str
+    """Of the control row and of the answer: tells which answer belongs to which row."""
+
+
+QUESTION = Request("question", "question", "question_id")
+PROMPT = Request("prompt", "kind", "prompt_id")
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """Where a question goes in and where its answer comes out."""
+    """Where a request goes in and where its answer comes out."""
 
     operator: OperatorSpec
     source: SourceSpec
     inlet: Source
-    """Made of ``source``: takes the question."""
+    """Made of ``source``: takes the request."""
     answers: str
     """Address of the operator's output that holds answers."""
     sink: SinkSpec
     outlet: Sink
     """Made of ``sink``: shows the answer."""
-    column: str
-    """Of the control row: holds the question."""
-    id_column: str
-    """Of the control row and of the answer: tells which answer belongs to which question."""
+    request: Request
     values: pa.Schema
     """Columns of the control row besides the keys."""
 
 
-def find_route(spec: PipelineSpec, column: str, *, operator: str | None = None, sink: str | None = None) -> Route:
-    """Find the way of a control row that has ``column`` (``question``, ``prompt``).
+def find_route(spec: PipelineSpec, request: Request, *, operator: str | None = None, sink: str | None = None) -> Route:
+    """Find the way of a request. ``operator`` and ``sink`` say which, where there are several.
 
-    ``operator`` and ``sink`` say which, where there are several. Raise ``ConfigError`` where there is no way.
+    Raise ``ConfigError`` where there is no way.
     """
-    node = _operator(spec, column, operator)
-    id_column = f"{column}_id"
+    word, id_column = request.word, request.id_column
+    node = _operator(spec, request, operator)
     schema: pa.Schema = registry.load("operator", node.type).control_schema
     if id_column not in schema.names:
         raise ConfigError(
             f"operators.{node.name}: its control rows have no column {id_column!r}, so no answer can be told to belong to a "
-            f"{column}; they have {', '.join(schema.names)}"
+            f"{word}; they have {', '.join(schema.names)}"
         )
     values = pa.schema([field for field in schema if field.name not in _KEYS])
     if node.align_s is not None and node.align_control:
         raise ConfigError(
-            f"operators.{node.name}: align_s would hold a {column} back until the data have come to the present; add to this "
+            f"operators.{node.name}: align_s would hold a {word} back until the data have come to the present; add to this "
             "node:\n  align_control: false"
         )
-    source, inlet = _source(spec, node, column, values)
+    source, inlet = _source(spec, node, word, values)
     answers = _answers(node, id_column)
     if not answers:
         raise ConfigError(
             f"operators.{node.name}: none of its outputs has a column {id_column!r}, so no answer can be told to belong to a "
-            f"{column}"
+            f"{word}"
         )
     shown_by, outlet = _sink(spec, answers, node, id_column, sink)
     answer = next(up for up in shown_by.inputs if up in answers)
-    return Route(node, source, inlet, answer, shown_by, outlet, column, id_column, values)
+    return Route(node, source, inlet, answer, shown_by, outlet, request, values)
 
 
-def _operator(spec: PipelineSpec, column: str, wanted: str | None) -> OperatorSpec:
+def _operator(spec: PipelineSpec, request: Request, wanted: str | None) -> OperatorSpec:
+    word, column = request.word, request.column
     able: dict[str, OperatorSpec] = {}
     for node in spec.operators:
         schema = registry.load("operator", node.type).control_schema
@@ -90,9 +105,7 @@ def _operator(spec: PipelineSpec, column: str, wanted: str | None) -> OperatorSp
         if wanted in able:
             return able[wanted]
         if wanted in names:
-            raise ConfigError(
-                f"--operator {wanted}: this operator takes no {column}; those that do: {', '.join(able) or 'none'}"
-            )
+            raise ConfigError(f"--operator {wanted}: this operator takes no {word}; those that do: {', '.join(able) or 'none'}")
         raise ConfigError(
             f"--operator {wanted}: there is no such operator{nearest(wanted, names)}; allowed: {', '.join(names)}"
         )
@@ -101,11 +114,11 @@ def _operator(spec: PipelineSpec, column: str, wanted: str | None) -> OperatorSp
             f"pipeline {spec.name!r} has no operator with a control column {column!r}; it has: {', '.join(names) or 'none'}"
         )
     if len(able) > 1:
-        raise ConfigError(f"several operators take a {column}: {', '.join(able)}; say which by --operator NAME")
+        raise ConfigError(f"several operators take a {word}: {', '.join(able)}; say which by --operator NAME")
     return next(iter(able.values()))
 
 
-def _source(spec: PipelineSpec, operator: OperatorSpec, column: str, values: pa.Schema) -> tuple[SourceSpec, Source]:
+def _source(spec: PipelineSpec, operator: OperatorSpec, word: str, values: pa.Schema) -> tuple[SourceSpec, Source]:
     """Return the source of the operator's control rows that one can put rows into."""
     problems = []
     for node in map(spec.node, map(node_of, operator.control)):
@@ -119,11 +132,11 @@ def _source(spec: PipelineSpec, operator: OperatorSpec, column: str, values: pa.
         else:
             return node, source
     columns = ", ".join(f"{field.name}: {_quoted(type_name(field.type))}" for field in values)
-    there = f"where no {column} can be put:{''.join(problems)}\nadd" if problems else "nothing; add"
+    there = f"where no {word} can be put:{''.join(problems)}\nadd" if problems else "nothing; add"
     raise ConfigError(
         f"operators.{operator.name}: its control rows come from {there} to the pipeline file\n"
-        f"sources:\n  {column}s: {{type: requests, path: {column}s, stay: true, columns: {{{columns}}}}}\n"
-        f"operators:\n  {operator.name}: {{control: {_list([*operator.control, f'{column}s'])}, ...}}"
+        f"sources:\n  {word}s: {{type: requests, path: {word}s, stay: true, columns: {{{columns}}}}}\n"
+        f"operators:\n  {operator.name}: {{control: {_list([*operator.control, f'{word}s'])}, ...}}"
     )
 
 

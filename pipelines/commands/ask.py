@@ -1,4 +1,4 @@
-"""``streambank ask`` and ``streambank prompt``: answers in plain words with what they rest on, or as JSON lines."""
+"""``streambank ask`` and ``streambank prompt``: what comes back in plain words with what it rests on, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from connectors.errors import ConfigError
-from pipelines.asking.questions import Answer, ask
+from pipelines.asking.prompts import prompt
+from pipelines.asking.putting import Answer
+from pipelines.asking.questions import ask
+from pipelines.asking.route import PROMPT, Request
 from pipelines.document import parse_scalar_or_flow
 from pipelines.spec import PipelineSpec
 
-__all__ = ["answer_json", "answer_text", "ask_pipeline"]
+__all__ = ["answer_json", "answer_text", "ask_pipeline", "prompt_pipeline"]
 
 _FOLD = 8
 """Items of a list that are shown."""
@@ -26,32 +29,30 @@ def ask_pipeline(
     text: str,
     streams: Sequence[str],
     *,
-    column: str,
     columns: Sequence[str],
-    at: str | None,
-    operator: str | None,
-    sink: str | None,
-    timeout_s: float | None,
+    **how: Any,
 ) -> list[Answer]:
     """Ask; ``columns`` are ``NAME=VALUE`` texts for other control columns."""
+    return ask(spec, text, streams, values=_filled(columns), say=_say, **how)
+
+
+def prompt_pipeline(spec: PipelineSpec, kind: Any, value: str | None, *, columns: Sequence[str], **how: Any) -> list[Answer]:
+    """Give a prompt; ``columns`` as in ``ask_pipeline``."""
+    return prompt(spec, kind, value, values=_filled(columns), say=_say, **how)
+
+
+def _filled(columns: Sequence[str]) -> dict[str, Any]:
     values = {}
     for given in columns:
         name, equals, value = given.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--column {given}: write NAME=VALUE, for example --column max_tokens=64")
         values[name.strip()] = parse_scalar_or_flow(value, f"--column {given}")
-    return ask(
-        spec,
-        text,
-        streams,
-        column=column,
-        at=at,
-        operator=operator,
-        sink=sink,
-        values=values,
-        timeout_s=timeout_s,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )
+    return values
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def answer_json(answer: Answer) -> str:
@@ -62,18 +63,23 @@ def answer_json(answer: Answer) -> str:
     return json.dumps(row, default=_show, ensure_ascii=False)
 
 
-def answer_text(answer: Answer, spec: PipelineSpec, column: str) -> str:
-    """Return an answer in plain words, below it the other columns of its row; without one, what to look at."""
+def answer_text(answer: Answer, spec: PipelineSpec, request: Request) -> str:
+    """Return an answer in plain words, below it the other columns of its row; without one, what to look at.
+
+    What became of a prompt stands in its column ``op``, and its id is shown: one may want to retract it.
+    """
     row = answer.row
     if row is None:
-        return f"{answer.stream_id}: no answer within {answer.seconds:.1f} s\n{_advice(answer, spec)}"
+        return f"{answer.stream_id}: no answer within {answer.seconds:.1f} s\n{_advice(answer, spec, request)}"
     status = row.get("status") or "ok"
     error = row.get("error")
-    head = row.get("answer")
+    first = "op" if request is PROMPT else "answer"
+    head = row.get(first)
     if status != "ok":
         reason = f"{status}: {error or 'the operator says no more'}"
         head = reason if head is None else f"{head} ({reason})"
-    left_out = {"stream_id", "sequence", "event_time", "answer", "status", "error", column, f"{column}_id"}
+    left_out = {"stream_id", "sequence", "event_time", first, "status", "error"}
+    left_out |= set() if request is PROMPT else {request.column, request.id_column}
     rests = {name: value for name, value in row.items() if name not in left_out and value is not None and value != []}
     lines = [f"{answer.stream_id}: {head if head is not None else 'answered'}"]
     for name, value in rests.items():
@@ -85,13 +91,13 @@ def answer_text(answer: Answer, spec: PipelineSpec, column: str) -> str:
     return "\n".join(lines)
 
 
-def _advice(answer: Answer, spec: PipelineSpec) -> str:
+def _advice(answer: Answer, spec: PipelineSpec, request: Request) -> str:
     return "\n".join(
         [
             f"  is the pipeline running?   {_holder(spec.state)}",
             f"  is the stream known?       {answer.stream_id!r} must be what the data call it",
             f"  is the time too short?     committed rows appear every {spec.epoch_s:g} s (epoch_s); give a longer --timeout",
-            f"  the question stays where it was put, and will be answered: {answer.id}",
+            f"  the {request.word} stays where it was put, and will be answered: {answer.id}",
         ]
     )
 

@@ -90,6 +90,7 @@ class OperatorTask:
             for output, schema in self._contract.schemas.items()
         }
         self._inbox = inbox
+        self._sources = {edge: edge.source for edge in inbox.edges}
         self._router = router
         self._snapshots = snapshots
         self._report = report
@@ -183,13 +184,13 @@ class OperatorTask:
         """Hand a message over as it arrives."""
         if isinstance(body, Close):
             if edge.role == "data":  # the end of a control stream ends no data stream
-                self._close_streams(edge.source, body.streams)
+                self._close_streams(self._sources[edge], body.streams)
             return
         if isinstance(body, Data):
             if edge.role == "control":
                 self._control(body.batch)
             else:
-                self._data(edge.source, body.batch)
+                self._data(self._sources[edge], body.batch)
         watermark = body.watermark_us if isinstance(body, Data) else body.time_us
         if self._times is not None and watermark is not None:
             least = self._times.advance(edge, watermark)

@@ -29,6 +29,7 @@ class SinkTask:
         self.ended = False
         self._sink = sink
         self._inbox = inbox
+        self._sources = {edge: edge.source for edge in inbox.edges}
         self._report = report
 
     def step(self) -> bool:
@@ -41,7 +42,7 @@ class SinkTask:
             assert edge is not None  # only barriers and ends have none
             started = time.perf_counter()
             try:
-                self._sink.write(edge.source, body.batch)
+                self._sink.write(self._sources[edge], body.batch)
             except Exception as error:
                 error.add_note(f"in sink {self.task}, write of {body.batch.num_rows} rows of {edge.source!r}")
                 raise

@@ -25,8 +25,9 @@ from connectors.sinks.jsonl import JsonlSink
 from connectors.sinks.read import FileTail, read_committed
 from connectors.sources.requests import RequestsSource
 from pipelines.api import Pipeline
-from pipelines.asking.questions import Answer, _offset_s, ask, make_rows
-from pipelines.asking.route import find_route
+from pipelines.asking.putting import Answer, make_rows, offset_s
+from pipelines.asking.questions import ask
+from pipelines.asking.route import QUESTION, find_route
 from pipelines.cli import cli
 from pipelines.commands.ask import answer_json, answer_text
 
@@ -93,11 +94,11 @@ def test_python_asks_with_one_call(values: dict[str, Any], run: Run) -> None:
 
 def test_a_time_may_be_one_of_the_film_or_one_before_now(values: dict[str, Any], run: Run) -> None:
     spec = Pipeline.from_dict(values).spec
-    route = find_route(spec, "question")
-    for at, offset_s in (("00:00:02", 2.0), ("1:02:03.5", 3723.5), ("05:00", 300.0), ("-30s", -30.0), ("-1.5 min", -90.0)):
-        assert _offset_s(at) == offset_s
-    assert [_offset_s(at) for at in ("12", "2026-03-01T08:00:00Z", 12.0, "-30", "1:2:3:4")] == [None] * 5
-    assert make_rows(route, "how many?", ["a"], {"at_offset_s": -2.0})[0]["at_offset_s"] == -2.0
+    route = find_route(spec, QUESTION)
+    for at, seconds in (("00:00:02", 2.0), ("1:02:03.5", 3723.5), ("05:00", 300.0), ("-30s", -30.0), ("-1.5 min", -90.0)):
+        assert offset_s(at) == seconds
+    assert [offset_s(at) for at in ("12", "2026-03-01T08:00:00Z", 12.0, "-30", "1:2:3:4")] == [None] * 5
+    assert make_rows(route, ["a"], {"at_offset_s": -2.0})[0]["at_offset_s"] == -2.0
     (answer,) = ask(spec, "how many?", ["a"], at="-2s", timeout_s=PATIENCE_S)
     assert answer.ok
     columns = values["sources"]["questions"]["columns"]
@@ -111,8 +112,8 @@ def test_a_time_may_be_one_of_the_film_or_one_before_now(values: dict[str, Any],
 def test_whoever_asks_about_a_time_to_come_is_told_that_it_is_waited_for(
     values: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.asking.questions._QUIET_S", 0.0)
-    monkeypatch.setattr("pipelines.asking.questions._EPOCHS", 0)
+    monkeypatch.setattr("pipelines.asking.putting._QUIET_S", 0.0)
+    monkeypatch.setattr("pipelines.asking.putting._EPOCHS", 0)
     said: list[str] = []
     (answer,) = ask(Pipeline.from_dict(values).spec, "how many?", ["nobody"], at="00:09:00", timeout_s=0.5, say=said.append)
     assert answer.row is None or answer.row["status"] == "unknown_stream"
@@ -189,7 +190,7 @@ def test_long_and_nested_columns_are_cut_to_what_a_person_reads(values: dict[str
         "retrieved": [[{"time": time, "score": 0.51234}, {"time": None, "score": 1.0}]] * 10,
         "tokens": list(range(10)),
     }  # fmt: skip
-    text = answer_text(Answer("a", "1", row, 0.1), Pipeline.from_dict(values).spec, "question")
+    text = answer_text(Answer("a", "1", row, 0.1), Pipeline.from_dict(values).spec, QUESTION)
     layers = [f"  retrieved {n}  time 2026-01-01T00:00:00Z score 0.5123, score 1" for n in range(8)]
     tokens = "  tokens  0, 1, 2, 3, 4, 5, 6, 7, and 2 more"
     assert text.splitlines() == ["a: red", "  image  3 bytes", *layers, "  retrieved  and 2 more", tokens]
@@ -270,33 +271,33 @@ def nothing(values: dict[str, Any]) -> None:
     pass
 
 
-QUESTION = ("how many?", "--stream", "a")
+ASKED = ("how many?", "--stream", "a")
 
 
 @pytest.mark.parametrize(
     ("change", "command", "arguments", "message"),
     [
-        (nothing, "prompt", QUESTION, "pipeline 'counting' has no operator with a control column 'prompt'; it has: count"),
+        (nothing, "prompt", ("label", "7", "--stream", "a"), "has no operator with a control column 'kind'; it has: count"),
         (nothing, "ask", ("how many?",), "--stream: is missing"),
         (nothing, "ask", (" ", "--stream", "a"), "the question is empty"),
-        (nothing, "ask", (*QUESTION, "--operator", "cuont"), "no such operator (did you mean 'count'?); allowed: count"),
-        (nothing, "ask", (*QUESTION, "--sink", "rows"), "no sink of this name takes the rows of 'count'; allowed: answers"),
-        (nothing, "ask", (*QUESTION, "--column", "digit=1"), "(did you mean 'digits'?); allowed: at, at_offset_s, digits"),
-        (nothing, "ask", (*QUESTION, "--column", "digits=many"), "--column digits: 'many' is no int32"),
-        (nothing, "ask", (*QUESTION, "--column", "question_id=1"), "this column is filled already"),
-        (nothing, "ask", (*QUESTION, "--column", "digits"), "write NAME=VALUE"),
-        (nothing, "ask", (*QUESTION, "--at", "noon"), "--at: 'noon' is no time"),
-        (nothing, "ask", (*QUESTION, "--at", "inf"), "--at: 'inf' is no time"),
-        (nothing, "ask", (*QUESTION, "--timeout", "0"), "must be above 0 seconds, got 0"),
-        (without_control, "ask", QUESTION, "its control rows come from nothing; add to the pipeline file"),
-        (file_of_questions, "ask", QUESTION, "sources.questions: rows cannot be put into this kind of source add to"),
-        (two_operators, "ask", QUESTION, "several operators take a question: count, more; say which by --operator NAME"),
-        (sink_without_id, "ask", QUESTION, "sinks.answers: it leaves out the column 'question_id'"),
-        (sink_without_id, "ask", QUESTION, "sinks.video: its rows cannot be read back"),
-        (sink_without_id, "ask", QUESTION, "sinks.live: its port is 0"),
-        (aligned, "ask", QUESTION, "align_s would hold a question back until the data have come to the present"),
-        (other_topic, "ask", QUESTION, "stream_id is 'header:camera'; leave it out, so that the message's key"),
-        (few_columns, "ask", QUESTION, "sources.questions.columns: lacks question_id"),
+        (nothing, "ask", (*ASKED, "--operator", "cuont"), "no such operator (did you mean 'count'?); allowed: count"),
+        (nothing, "ask", (*ASKED, "--sink", "rows"), "no sink of this name takes the rows of 'count'; allowed: answers"),
+        (nothing, "ask", (*ASKED, "--column", "digit=1"), "(did you mean 'digits'?); allowed: at, at_offset_s, digits"),
+        (nothing, "ask", (*ASKED, "--column", "digits=many"), "--column digits: 'many' is no int32"),
+        (nothing, "ask", (*ASKED, "--column", "question_id=1"), "this column is filled already"),
+        (nothing, "ask", (*ASKED, "--column", "digits"), "write NAME=VALUE"),
+        (nothing, "ask", (*ASKED, "--at", "noon"), "--at: 'noon' is no time"),
+        (nothing, "ask", (*ASKED, "--at", "inf"), "--at: 'inf' is no time"),
+        (nothing, "ask", (*ASKED, "--timeout", "0"), "must be above 0 seconds, got 0"),
+        (without_control, "ask", ASKED, "its control rows come from nothing; add to the pipeline file"),
+        (file_of_questions, "ask", ASKED, "sources.questions: rows cannot be put into this kind of source add to"),
+        (two_operators, "ask", ASKED, "several operators take a question: count, more; say which by --operator NAME"),
+        (sink_without_id, "ask", ASKED, "sinks.answers: it leaves out the column 'question_id'"),
+        (sink_without_id, "ask", ASKED, "sinks.video: its rows cannot be read back"),
+        (sink_without_id, "ask", ASKED, "sinks.live: its port is 0"),
+        (aligned, "ask", ASKED, "align_s would hold a question back until the data have come to the present"),
+        (other_topic, "ask", ASKED, "stream_id is 'header:camera'; leave it out, so that the message's key"),
+        (few_columns, "ask", ASKED, "sources.questions.columns: lacks question_id"),
     ],
 )  # fmt: skip
 def test_what_has_no_way_is_refused_with_what_to_do(
@@ -349,24 +350,24 @@ def test_answers_are_read_from_the_output_that_has_them(tmp_path: Path) -> None:
         "seen": {"type": "jsonl", "input": "count.seen", "path": str(tmp_path / "seen")},
         "answers": {"type": "parquet", "input": "count.answers", "path": str(tmp_path / "answers")},
     }
-    assert find_route(Pipeline.from_dict(values).spec, "question").answers == "count.answers"
+    assert find_route(Pipeline.from_dict(values).spec, QUESTION).answers == "count.answers"
     with running(values):
         assert Pipeline.from_dict(values).ask("how many?", stream="a").text == "20 rows, mean 2.375"
     del values["sinks"]["answers"]
     with pytest.raises(ConfigError, match=r"answers: \{type: jsonl, input: count\.answers, path: answers\}"):
-        find_route(Pipeline.from_dict(values).spec, "question")
+        find_route(Pipeline.from_dict(values).spec, QUESTION)
     with pytest.raises(ConfigError, match=r"--sink seen: no sink of this name takes the rows of 'count\.answers'"):
-        find_route(Pipeline.from_dict(values).spec, "question", sink="seen")
+        find_route(Pipeline.from_dict(values).spec, QUESTION, sink="seen")
 
 
 def test_a_column_that_only_the_source_declares_can_be_filled(tmp_path: Path) -> None:
     values = counting(tmp_path)
     values["sources"]["questions"]["columns"] = {**COLUMNS, "frames": "list<int64>"}
-    route = find_route(Pipeline.from_dict(values).spec, "question")
-    [row] = make_rows(route, "how many?", ["a"], {"frames": [1, 2]})
+    route = find_route(Pipeline.from_dict(values).spec, QUESTION)
+    [row] = make_rows(route, ["a"], {"frames": [1, 2]})
     assert row["frames"] == [1, 2]
     with pytest.raises(ConfigError, match=r"--column frames: 'all' is no list"):
-        make_rows(route, "how many?", ["a"], {"frames": "all"})
+        make_rows(route, ["a"], {"frames": "all"})
 
 
 def test_the_lines_that_it_says_to_add_are_a_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

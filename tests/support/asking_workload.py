@@ -16,6 +16,7 @@ import torch
 
 from connectors import records
 from connectors.options import option
+from connectors.sources.columns import parse_type
 from operators.base import Context, Emitted, Operator, Output
 from operators.state import State
 from pipelines.api import Pipeline, Result
@@ -125,6 +126,65 @@ class Telling(Counting):
 
     def control(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
         return [Output("answers", rows) for rows in super().control(batch)]
+
+
+PROMPT = {
+    "prompt_id": "string",
+    "kind": "string",
+    "at": "timestamp[us, UTC]",
+    "at_end": "timestamp[us, UTC]",
+    "at_offset_s": "double",
+    "state": "int32",
+    "aspect": "string",
+    "boundary": "bool",
+    "granularity": "int8",
+    "target": "string",
+    "pinned": "bool",
+    "author": "string",
+}
+
+
+class Told(Counting):
+    """Takes prompts; says by one of two outputs what it was told, and refuses states above 9."""
+
+    output_schema = None
+    control_schema = records.key_schema(
+        "prompt", 1, [pa.field(name, parse_type(kind)) for name, kind in PROMPT.items() if name != "at_offset_s"]
+    )
+    outputs: Mapping[str, pa.Schema] = {
+        "seen": Counting.input_schema,
+        "bank": records.output_schema(
+            "bank", 1, [pa.field("prompt_id", pa.string()), pa.field("op", pa.string()), pa.field("said", pa.string())]
+        ),
+    }
+    statuses: ClassVar[Mapping[str, str]] = {"ok": "taken", "rejected_prompt": "cannot be used"}
+
+    def process(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
+        super().process(batch)
+        return [Output("seen", batch.select(Counting.input_schema.names))]
+
+    def control(self, batch: pa.RecordBatch) -> Sequence[Emitted]:
+        rows = []
+        for row in batch.to_pylist():
+            keys = {name: row[name] for name in ("stream_id", "sequence", "event_time", "prompt_id")}
+            said = {name: row[name] for name in PROMPT if name != "prompt_id" and row.get(name) is not None}
+            bad = (row["state"] or 0) > 9
+            told = {"status": "rejected_prompt", "error": "state is above 9"} if bad else {"status": "ok"}
+            op = "reject" if bad else "write" if row["kind"] in ("label", "boundary") else row["kind"]
+            rows.append({**keys, "op": op, "said": json.dumps(said, default=str), **told})
+        return [Output("bank", pa.RecordBatch.from_pylist(rows, schema=self.outputs["bank"]))]
+
+
+def telling(folder: Path) -> dict[str, Any]:
+    """A pipeline over values in ``folder`` that waits for prompts when it has read them all."""
+    values = counting(folder, type="asking_workload:Told", control="prompts")
+    del values["sources"]["questions"]
+    values["sources"]["prompts"] = {"type": "requests", "path": str(folder / "prompts"), "stay": True, "columns": PROMPT}
+    values["sinks"] = {
+        "seen": {"type": "jsonl", "input": "count.seen", "path": str(folder / "seen")},
+        "bank": {"type": "parquet", "input": "count.bank", "path": str(folder / "bank")},
+    }
+    return values
 
 
 def write_values(folder: Path, streams: str = "ab") -> None:
