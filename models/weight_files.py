@@ -9,9 +9,10 @@ import hashlib
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
@@ -63,13 +64,34 @@ def weights_name(prefix: str, config: Any, tensors: Mapping[str, Tensor]) -> str
     return f"{prefix}-{digest.hexdigest()}"
 
 
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Return the state dict of a PyTorch file, bare or under ``state_dict``. No pickle code of the file is executed."""
+class _Inert:
+    """Stands for an object of a class that is not to be had: takes what its file gives it, and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_state_dict(file: Path, *, foreign: Literal["refuse", "inert"] = "refuse") -> dict[str, Tensor]:
+    """Return the state dict of a PyTorch file, bare or under ``state_dict``. No pickle code of the file is executed.
+
+    ``foreign``: what becomes of anything but tensors and plain values, such as the callbacks that trainers save: the file is
+    refused, or such objects are replaced by inert ones.
+    """
     try:
         with warnings.catch_warnings():
             # Notes on unusual pickle protocols; what cannot be read is refused below anyway.
             warnings.simplefilter("ignore")
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            # The older format, without a zip archive, knows no such list: there, foreign objects are refused.
+            listed = foreign == "inert" and zipfile.is_zipfile(file)
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(file) if listed else []
+            with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+                content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointMismatch(
             f"{file}: refused, it is damaged or holds more than tensors and plain values, and nothing of it was executed; "

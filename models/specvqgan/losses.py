@@ -1,0 +1,70 @@
+"""Losses of the two training stages (spec 10 and 6). Nothing is kept between calls."""
+
+# B batch, H bands, W frames, N tokens, K codes, F features, P positions
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["AutoencoderLoss", "adaptive_weight", "autoencoder_loss", "discriminator_loss", "token_loss"]
+
+
+class AutoencoderLoss(NamedTuple):
+    """Terms of a generator step; ``total`` is what is minimized."""
+
+    total: Tensor
+    reconstruction: Tensor
+    perceptual: Tensor
+    generator: Tensor
+    codebook: Tensor
+    weight: Tensor
+    """Of the generator's term, before it begins to count at ``disc_start``."""
+
+
+def adaptive_weight(nll: Tensor, generator: Tensor, last_layer: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return 0.8 times the quotient of both gradients' norms at the decoder's last weights, cut to ``bounds``."""
+    norms = [torch.autograd.grad(term, last_layer, retain_graph=True)[0].norm() for term in (nll, generator)]
+    weight: Tensor = 0.8 * (norms[0] / (norms[1] + 1e-4)).clamp(*bounds).detach()
+    return weight
+
+
+def autoencoder_loss(
+    x_B1HW: Tensor,
+    made_B1HW: Tensor,
+    codebook: Tensor,
+    logits_fake: Tensor,
+    last_layer: Tensor,
+    *,
+    started: bool,
+    perceptual_BHW: Tensor | None = None,
+    bounds: tuple[float, float] = (1.0, 1.0),
+) -> AutoencoderLoss:
+    """Return the generator's loss: |x - made|, codebook, and -mean D(made) once the discriminator has ``started``.
+
+    ``perceptual_BHW`` (anything that broadcasts to ``x``) is added to the distance: see ``perceptual.py``. ``bounds`` of the
+    adaptive weight: those of the official configurations make it the constant 0.8.
+    """
+    distance_B1HW = (x_B1HW - made_B1HW).abs()
+    reconstruction = distance_B1HW.mean()
+    perceptual = x_B1HW.new_zeros(()) if perceptual_BHW is None else perceptual_BHW.mean()
+    nll, generator = reconstruction + perceptual, -logits_fake.mean()
+    is_constant = bounds[0] == bounds[1]
+    weight = nll.new_tensor(0.8 * bounds[0]) if is_constant else adaptive_weight(nll, generator, last_layer, bounds)
+    total = nll + codebook + (weight * generator if started else 0.0)
+    return AutoencoderLoss(total, reconstruction, perceptual, generator, codebook, weight)
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, started: bool) -> Tensor:
+    """Return half the hinge losses of real and made patches; 0 before the discriminator has ``started``."""
+    hinge = 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+    return hinge if started else 0.0 * hinge
+
+
+def token_loss(logits_BPK: Tensor, tokens_BN: Tensor, features: int) -> Tensor:
+    """Return the cross-entropy of all tokens; position ``features - 1`` predicts the first one."""
+    predicted_BNK = logits_BPK[:, features - 1 : features - 1 + tokens_BN.shape[1]]
+    return F.cross_entropy(predicted_BNK.flatten(0, 1), tokens_BN.flatten())

@@ -1,0 +1,161 @@
+"""The transformer over [visual features, tokens], with a preallocated cache of keys and values (spec 6 and 7D).
+
+The network holds weights only; a :class:`KVCache` belongs to whoever runs it. Each slot of the cache is at its own position,
+so streams join and leave a batch freely. Parameter names are the official ones.
+"""
+
+# B batch, S slots, L layers, N new positions, P positions, H heads, D head width, C width, F features, E feature width, K codes
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.specvqgan.config import TransformerConfig
+
+__all__ = ["KVCache", "SoundTransformer"]
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of the positions read so far, allocated once."""
+
+    keys_LSHPD: Tensor
+    values_LSHPD: Tensor
+
+    @classmethod
+    def empty(
+        cls, config: TransformerConfig, slots: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> KVCache:
+        """Allocate for ``slots`` streams. Positions that were never written are never read."""
+        shape = (config.layers, slots, config.heads, config.positions, config.width // config.heads)
+        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+
+    def bytes(self) -> int:
+        """Return the bytes of all slots."""
+        return 2 * self.keys_LSHPD.numel() * self.keys_LSHPD.element_size()
+
+    def extend(
+        self, layer: int, slots_B: Tensor, at_BN: Tensor, keys_BHND: Tensor, values_BHND: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new positions of a layer and return its keys and values [B, H, P, D] up to the furthest one."""
+        to = int(at_BN.max()) + 1
+        found = []
+        for held_SHPD, new_BHND in ((self.keys_LSHPD[layer], keys_BHND), (self.values_LSHPD[layer], values_BHND)):
+            held_SHPD[slots_B[:, None], :, at_BN] = new_BHND.transpose(1, 2).to(held_SHPD.dtype)
+            found.append(held_SHPD[slots_B, :, :to].to(new_BHND.dtype))
+        return found[0], found[1]
+
+
+class CausalAttention(nn.Module):
+    """Attention with a separate linear layer each for query, key, value and result."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.key, self.query, self.value, self.proj = (nn.Linear(config.width, config.width) for _ in range(4))
+
+    def split(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value, [B, H, N, D] each."""
+        q, k, v = (part(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        return q, k, v
+
+    def join(self, read_BHND: Tensor) -> Tensor:
+        """Return what the heads read as [B, N, C]."""
+        out_BNC: Tensor = self.proj(read_BHND.transpose(1, 2).flatten(2))
+        return out_BNC
+
+
+class Block(nn.Module):
+    """Pre-norm attention and a feed-forward network of four times the width."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        self.attn = CausalAttention(config)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, 4 * config.width), nn.GELU(), nn.Linear(4 * config.width, config.width)
+        )
+
+
+class SoundTransformer(nn.Module):
+    """Predicts the next token from the features of the window and the tokens before."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_emb = nn.Embedding(config.codes, config.width)
+        self.pos_emb = nn.Parameter(torch.zeros(1, config.positions, config.width))
+        self.embedder = nn.Conv1d(config.feature_width, config.width, 1)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.codes, bias=False)
+        self.apply(self._initialize)
+
+    @staticmethod
+    def _initialize(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def embed(self, feats_BEF: Tensor | None, tokens_BN: Tensor | None) -> Tensor:
+        """Return the rows [B, F + N, C] of features, of tokens, or of both, without positions."""
+        parts = []
+        if feats_BEF is not None:
+            wanted = (self.config.feature_width, self.config.features)
+            if feats_BEF.shape[1:] != wanted:
+                raise ValueError(f"features are {list(feats_BEF.shape[1:])}; this network takes {list(wanted)} per window")
+            parts.append(self.embedder(feats_BEF).transpose(1, 2))
+        if tokens_BN is not None:
+            parts.append(self.tok_emb(tokens_BN))
+        return torch.cat(parts, dim=1)
+
+    def forward(self, feats_BEF: Tensor, tokens_BN: Tensor) -> Tensor:
+        """Return the logits [B, F + N, K] of every position, without a cache: for training. At most a window of tokens."""
+        x_BPC = self.embed(feats_BEF, tokens_BN)
+        self._require_room(x_BPC.shape[1])
+        x_BPC = x_BPC + self.pos_emb[:, : x_BPC.shape[1]]
+        for block in self._blocks():
+            q, k, v = block.attn.split(block.ln1(x_BPC))
+            x_BPC = x_BPC + block.attn.join(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+            x_BPC = x_BPC + block.mlp(block.ln2(x_BPC))
+        logits_BPK: Tensor = self.head(self.ln_f(x_BPC))
+        return logits_BPK
+
+    def read(self, x_BNC: Tensor, cache: KVCache, slots_B: Tensor, start_B: Tensor, last_B: Tensor | None = None) -> Tensor:
+        """Read new positions of some slots, write them to the cache, and return the logits [B, K] of the last one.
+
+        ``x_BNC`` are rows of :meth:`embed`; row n of batch entry b stands at position ``start_B[b] + n`` of slot
+        ``slots_B[b]``. ``last_B``: the last row that counts where entries are of different lengths (those behind it are
+        written, but overwritten before they are ever read). Slots must differ.
+        """
+        count = x_BNC.shape[1]
+        at_BN = start_B[:, None] + torch.arange(count, device=x_BNC.device)
+        self._require_room(int(start_B.max()) + count if last_B is None else int((start_B + last_B).max()) + 1)
+        at_BN = at_BN.clamp_max(self.config.positions - 1) if last_B is not None else at_BN
+        x_BNC = x_BNC + self.pos_emb[0, at_BN]
+        seen_BNP = torch.arange(int(at_BN.max()) + 1, device=x_BNC.device) <= at_BN[..., None]
+        for layer, block in enumerate(self._blocks()):
+            q, k, v = block.attn.split(block.ln1(x_BNC))
+            keys_BHPD, values_BHPD = cache.extend(layer, slots_B, at_BN, k, v)
+            read_BHND = F.scaled_dot_product_attention(q, keys_BHPD, values_BHPD, attn_mask=seen_BNP[:, None])
+            x_BNC = x_BNC + block.attn.join(read_BHND)
+            x_BNC = x_BNC + block.mlp(block.ln2(x_BNC))
+        rows = torch.arange(len(x_BNC), device=x_BNC.device)
+        last_BC = x_BNC[:, -1] if last_B is None else x_BNC[rows, last_B]
+        logits_BK: Tensor = self.head(self.ln_f(last_BC))
+        return logits_BK.float()
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def _require_room(self, positions: int) -> None:
+        if positions > self.config.positions:
+            raise ValueError(f"{positions} positions do not fit a window of {self.config.positions}; slide it first")
