@@ -141,11 +141,12 @@ def test_detections_that_come_before_their_frames_are_drawn(tmp_path: Path) -> N
     assert all(has_box(picture) for picture in read(path))
 
 
-def test_two_detectors_stand_side_by_side_and_do_not_mix(tmp_path: Path) -> None:
-    sink = open_sink(tmp_path / "out", ("plain", "memory"))
+@pytest.mark.parametrize(("plain", "memory"), [("plain", "memory"), ("detect.plain", "detect.memory")])
+def test_two_detectors_or_two_outputs_of_one_stand_side_by_side_and_do_not_mix(plain: str, memory: str, tmp_path: Path) -> None:
+    sink = open_sink(tmp_path / "out", (plain, memory))
     sink.write("clips", frames("cam", 4))
-    sink.write("memory", found("cam", [0, 1, 2, 3]))
-    sink.write("plain", found("cam", []))
+    sink.write(memory, found("cam", [0, 1, 2, 3]))
+    sink.write(plain, found("cam", []))
     (path,) = commit(sink)
     picture = read(path)[2]
     right = picture.shape[1] - WIDTH
