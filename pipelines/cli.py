@@ -177,7 +177,10 @@ def inspect(state: Path, as_json: bool) -> None:
 )
 @_common
 def view(out: Path, video: Path | None, output: Path | None) -> None:
-    """Make an HTML report of the results in the folder OUT, or draw its detections onto the video."""
+    """Make an HTML report of the results in the folder OUT, or draw its detections onto the video.
+
+    Where OUT says in which states streams are, a page and pictures show them below the signals that OUT holds.
+    """
     from pipelines.view import view as make_view
 
     for path in make_view(out, video=video, output=output):

@@ -1,7 +1,8 @@
 """``streambank view``: a result folder as a static HTML report, or drawn onto the video that it came from.
 
 Reads committed rows only. The report is one file without scripts or outside references: what ran, rows per stream and status,
-a histogram per numeric column, and pictures where a video is given or lies beside the rows.
+a histogram per numeric column, and pictures where a video is given or lies beside the rows. Where rows say in which states
+streams are, a page and pictures show these below the signals.
 """
 
 # H height, W width
@@ -29,12 +30,15 @@ from connectors.drawing import (
     resize_into,
 )
 from connectors.errors import SourceError
-from connectors.extras import optional
+from connectors.extras import MissingExtra, optional
 from connectors.sinks.annotated_film import STEP_US
 from connectors.sinks.annotated_video import boxes_of_rows, class_names
 from connectors.sinks.mp4 import Mp4Writer
 from connectors.sinks.read import read_committed
+from connectors.sinks.staged import encode_name
 from connectors.sources.video import VideoOptions, VideoReader
+from pipelines.canvas import PngCanvas, SvgCanvas
+from pipelines.view_states import WIDTH, draw, needed, pictures
 
 cv2 = optional("cv2")
 
@@ -57,19 +61,48 @@ def view(out: Path, *, video: Path | None = None, output: Path | None = None) ->
 
     ``out`` is the folder of a parquet, arrow or jsonl sink, or one that holds several of them (each gets its report).
     ``video`` is a file or a folder of files whose names without ending are the stream ids. ``output`` is where to write:
-    default ``report.html`` in, or ``annotated/`` below, the folder of the rows.
+    default ``_report.html`` in, or ``_annotated/`` below, the folder of the rows. States of streams, with the signals and
+    prompts that other sinks of ``out`` hold, are drawn into ``_states.html`` and, one picture per stream, into ``_states/``.
     """
     if video is not None:
         return _draw_onto(out, video, output or out / "_annotated")
     folders = [out] if _holds_rows(out) else sorted(path for path in out.glob("*") if path.is_dir() and _holds_rows(path))
     if not folders:
         raise SourceError(f"{out} holds no committed rows (no part-*.parquet, .arrow or .jsonl); give the 'path' of a sink")
-    written = []
+    written, tables = [], []
     for folder in folders:
+        table = read_committed(folder)
         target = _target(output, folder, several=len(folders) > 1)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_report(folder), encoding="utf-8")
+        target.write_text(_report(folder, table), encoding="utf-8")
         written.append(target)
+        tables += [part] if (part := needed(table)) is not None else []
+    place = out if output is None else output.parent if output.suffix == ".html" else output
+    return written + _draw_states(tables, place)
+
+
+def _draw_states(tables: Sequence[pa.Table], place: Path) -> list[Path]:
+    """Write a page with a picture of each stream whose states are known, and the pictures."""
+    found = pictures(tables)
+    if not found:
+        return []
+    page, folder = place / "_states.html", place / "_states"
+    parts, written = [f"<h1>{len(found)} streams</h1>"], [page]
+    for picture in found[:_MOST_STREAMS]:
+        surface = SvgCanvas(WIDTH, picture.height)
+        draw(picture, surface)
+        parts.append(f"<h2>{html.escape(picture.stream)}</h2>{surface.svg()}")
+        try:
+            drawn = PngCanvas(WIDTH, picture.height)
+            draw(picture, drawn)
+            folder.mkdir(parents=True, exist_ok=True)
+            drawn.save(folder / f"{encode_name(picture.stream)}.png")
+            written.append(folder / f"{encode_name(picture.stream)}.png")
+        except MissingExtra as error:
+            logger.warning("view no pictures beside the page: %s", error)
+    if len(found) > _MOST_STREAMS:
+        parts.append(f"<p>and {len(found) - _MOST_STREAMS:,} more streams</p>")
+    page.write_text(_PAGE.format(title="states", body="\n".join(parts)), encoding="utf-8")
     return written
 
 
@@ -90,8 +123,7 @@ def _holds_rows(folder: Path) -> bool:
 # -- the report
 
 
-def _report(folder: Path) -> str:
-    table = read_committed(folder)
+def _report(folder: Path, table: pa.Table) -> str:
     parts = [
         f"<h1>{html.escape(folder.name)}</h1>",
         f"<p>{table.num_rows:,} rows, {len(table.column_names)} columns, {_time_range(table)}</p>",
