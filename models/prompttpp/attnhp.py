@@ -199,6 +199,7 @@ class PromptAttNHP(PointProcess):
         event_BQ = self.token(type_B, code_BT)
         weight_B1 = key.cells["weight"] if config.pool else event_BQ[:, :1]
         keys, values, heard_B1 = [], [], weight_B1
+        key.chosen = []
         for number in range(len(self.attention)):
             layer = self.layer(number)
             query_BQ = event_BQ
@@ -207,6 +208,7 @@ class PromptAttNHP(PointProcess):
                 key.cells["query"][:, number] = total_BQ
                 query_BQ = total_BQ / heard_B1
             prompt = layer.prompt_tokens(number, query_BQ[:, None], tau_BT[:, None], prompts)
+            key.chosen += prompt.chosen or ()
             keys.append(layer.key(event_BQ))
             values.append(layer.value(event_BQ))
             key.rows["key"][every_B, place_B, number] = keys[-1]
@@ -223,13 +225,12 @@ class PromptAttNHP(PointProcess):
             key.cells["weight"] = heard_B1
         return {"key": torch.stack(keys, dim=1), "value": torch.stack(values, dim=1)}
 
-    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> tuple[Tensor, list[Chosen]]:
-        """Return the rates so long after each key's latest event, and the prompts read, pool by pool."""
+    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> Tensor:
+        """Return the rates so long after each key's latest event."""
         config, dtype = self.config, self.types.weight.dtype
         prompts = prompts or self.reader()
         probe_BGT = encode_time(key.time_B[:, None] + lag_BG, config.time_dim, dtype)
         tau_BT = self._time_prompt(key)
-        chosen: list[Chosen] = []
         states = []
         for head in range(config.heads):
             state = probe_BGT.new_zeros(*lag_BG.shape, config.hidden)
@@ -237,7 +238,6 @@ class PromptAttNHP(PointProcess):
                 layer = self.layer(number)
                 query_BQ = key.cells["query"][:, number] / key.cells["weight"].clamp_min(1e-6) if config.pool else tau_BT
                 prompt = layer.prompt_tokens(number, query_BQ[:, None], tau_BT[:, None], prompts)
-                chosen += prompt.chosen or ()
                 token = torch.cat([state, probe_BGT], dim=-1)[:, None]
                 mixed = layer.attend(
                     layer.query(token),
@@ -249,7 +249,8 @@ class PromptAttNHP(PointProcess):
                 )
                 state = self.update(state, mixed[:, 0])
             states.append(state)
-        return self.rate(torch.cat(states, dim=-1)), chosen
+        rate_BGK: Tensor = self.rate(torch.cat(states, dim=-1))
+        return rate_BGK
 
     def _time_prompt(self, key: KeyState) -> Tensor:
         guess_B = key.time_B + mean_gap(key.time_B, key.ordinal_B)

@@ -39,7 +39,7 @@ def log_likelihood(
     batch: Batch,
     *,
     points: int = 20,
-    rule: Rule = "trapezoid",
+    rule: Rule = "graded",
     prompts: PromptReader | None = None,
     generator: torch.Generator | None = None,
     window: int = 0,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class KeyState:
     """float64: of the latest event."""
     ordinal_B: Tensor
     """int64: events so far."""
+    chosen: list[Chosen] = field(default_factory=list)
+    """Prompts that the latest step has chosen, one entry per look-up; empty before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,8 @@ class PointProcess(nn.Module, ABC):
         """
 
     @abstractmethod
-    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> tuple[Tensor, list[Chosen]]:
-        """Return the rates [B, G, K] so long after each key's latest event, and the prompts that were read."""
+    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> Tensor:
+        """Return the rates [B, G, K] so long after each key's latest event."""
 
     def step_where(
         self, key: KeyState, active_B: Tensor, time_B: Tensor, type_B: Tensor, prompts: PromptReader | None = None

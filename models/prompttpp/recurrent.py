@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, pick
+from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, pick, running_mean
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import RateHead, encode_time
 
@@ -80,6 +80,26 @@ class RecurrentProcess(PointProcess):
             prompt_BD = self.prompt(torch.cat([value_BD, tau_BT], dim=-1))
         return after | self.absorb(cells, gap_B.to(event_BD.dtype), event_BD, prompt_BD), chosen
 
+    def _prompts_of(
+        self,
+        time_BL: Tensor,
+        gap_BL: Tensor,
+        event_BLD: Tensor,
+        prompts: PromptReader | None,
+        before_B: Tensor | None,
+    ) -> tuple[Tensor | None, Chosen | None]:
+        """Return the prompt vector of each history of whole sequences, and what was chosen for it."""
+        if self.prompt is None or prompts is None:
+            return None, None
+        code_BLT = encode_time(gap_BL, self.config.time_dim, event_BLD.dtype)
+        token_BLQ = torch.cat([event_BLD.tanh(), code_BLT], dim=-1)
+        chosen = prompts.choose(0, running_mean(token_BLQ, self.config.query_events))
+        value_BLD = prompts.values(0).mean(1)[chosen.index].mean(-2)
+        ordinal_BL = torch.arange(1, time_BL.shape[1] + 1, device=time_BL.device).expand(time_BL.shape)
+        ordinal_BL = ordinal_BL if before_B is None else ordinal_BL + before_B[:, None]
+        tau_BLT = encode_time(mean_gap(time_BL, ordinal_BL), self.config.time_dim, event_BLD.dtype)
+        return self.prompt(torch.cat([value_BLD, tau_BLT], dim=-1)), chosen
+
     def run(
         self,
         time_BL: Tensor,
@@ -118,13 +138,11 @@ class RecurrentProcess(PointProcess):
         gap_B = torch.where(first_B, 0.0, time_B - key.time_B)
         key.ordinal_B = key.ordinal_B + 1
         key.time_B = time_B
-        key.cells, _ = self._take(key.cells, time_B, gap_B, key.ordinal_B, type_B, prompts or self.reader())
+        key.cells, chosen = self._take(key.cells, time_B, gap_B, key.ordinal_B, type_B, prompts or self.reader())
+        key.chosen = [] if chosen is None else [chosen]
         return {}
 
-    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> tuple[Tensor, list[Chosen]]:
-        """Return the rates so long after each key's latest event, and the prompts chosen at it."""
-        prompts = prompts or self.reader()
-        rate_BGK = self.rate(self.hidden(key.cells, lag_BG.to(self.types.weight.dtype)))
-        if prompts is None or self.prompt is None:
-            return rate_BGK, []
-        return rate_BGK, [prompts.choose(0, key.cells["query"] / key.cells["weight"].clamp_min(1e-6))]
+    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> Tensor:
+        """Return the rates so long after each key's latest event; its prompts were read at the step."""
+        rate_BGK: Tensor = self.rate(self.hidden(key.cells, lag_BG.to(self.types.weight.dtype)))
+        return rate_BGK

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
+from models.prompttpp.process import Run, pick
+from models.prompttpp.prompts import PromptReader
 from models.prompttpp.recurrent import RecurrentProcess
 
 __all__ = ["S2P2"]
@@ -38,7 +40,7 @@ class _Layer(nn.Module):
 
     def out(self, state: Tensor, given: Tensor) -> Tensor:
         """Return what the layer above sees."""
-        value: Tensor = self.norm(F.silu(self.read(state) + self.skip * given) + given)
+        value: Tensor = self.norm(F.silu(torch.addcmul(self.read(state), self.skip, given)) + given)
         return value
 
 
@@ -68,6 +70,37 @@ class S2P2(RecurrentProcess):
             given = layer.out(states[-1], given)
         return {"state": torch.stack(states, dim=1), "target": torch.stack(targets, dim=1), "input": first}
 
+    def run(
+        self,
+        time_BL: Tensor,
+        type_BL: Tensor,
+        lag_BLG: Tensor,
+        *,
+        prompts: PromptReader | None = None,
+        window: int = 0,
+        after_BC: Tensor | None = None,
+        before_B: Tensor | None = None,
+    ) -> Run:
+        """Return the rates after each event of whole sequences: layer by layer, all events of a layer by a parallel scan."""
+        prompts = prompts or self.reader()
+        gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
+        event_BLD = self.types(type_BL)
+        prompt_BLD, chosen = self._prompts_of(time_BL, gap_BL, event_BLD, prompts, before_B)
+        given = (self.first if prompt_BLD is None else self.first + prompt_BLD).expand_as(event_BLD)
+        first, states, targets = given, [], []
+        gap = gap_BL.to(event_BLD.dtype)[..., None]
+        for layer in self.layers:
+            assert isinstance(layer, _Layer)
+            targets.append(layer.drive(given))
+            states.append(_scan(layer, gap, targets[-1], layer.jump(event_BLD)))
+            given = layer.out(states[-1], given)
+        cells = {"state": torch.stack(states, dim=2), "target": torch.stack(targets, dim=2), "input": first}
+        cells = {name: pick(cell, after_BC).flatten(0, 1) for name, cell in cells.items()}
+        hidden = self.hidden(cells, lag_BLG.flatten(0, 1).to(event_BLD.dtype)).view(*lag_BLG.shape, -1)
+        if chosen is None:
+            return Run(self.rate(hidden), hidden.new_zeros(lag_BLG.shape[:2]), {}, hidden)
+        return Run(self.rate(hidden), pick(chosen.cosine.sum(-1), after_BC), {0: chosen.index}, hidden)
+
     def hidden(self, cells: dict[str, Tensor], lag_BG: Tensor) -> Tensor:
         """Return the hidden states so long after the last event."""
         given = cells["input"][:, None].expand(-1, lag_BG.shape[1], -1)
@@ -82,7 +115,31 @@ class S2P2(RecurrentProcess):
         lag = lag_BG[..., None]
         left = (-layer.log_rate.exp() * lag).exp()
         turn = layer.frequency * lag
-        real, imaginary = (state_BP - target_BP)[:, None].chunk(2, dim=-1)
+        w_re, w_im = target_BP[:, None].chunk(2, dim=-1)
+        x_re, x_im = (state_BP - target_BP)[:, None].chunk(2, dim=-1)
         cosine, sine = left * turn.cos(), left * turn.sin()
-        moved = torch.cat([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
-        return target_BP[:, None] + moved
+        moved_re = torch.addcmul(torch.addcmul(w_re, x_re, cosine), x_im, sine, value=-1)
+        moved_im = torch.addcmul(torch.addcmul(w_im, x_re, sine), x_im, cosine)
+        return torch.cat([moved_re, moved_im], dim=-1)
+
+
+def _scan(layer: _Layer, gap_BL1: Tensor, target_BLP: Tensor, jump_BLP: Tensor) -> Tensor:
+    """Return the states right after each event, [B, L, 2P], which begin at zero.
+
+    x_i = a_i x_(i-1) + b_i with complex a_i = exp(λ gap_i), b_i = (1 - a_i) w_(i-1) + jump_i; pairs (a, b) are combined over
+    distances 1, 2, 4, …, so that the depth is log L.
+    """
+    left = (-layer.log_rate.exp() * gap_BL1).exp()
+    turn = layer.frequency * gap_BL1
+    a_re, a_im = left * turn.cos(), left * turn.sin()
+    before = F.pad(target_BLP[:, :-1], (0, 0, 1, 0))  # the first event finds w = 0
+    w_re, w_im = before.chunk(2, dim=-1)
+    jump_re, jump_im = jump_BLP.chunk(2, dim=-1)
+    b_re, b_im = jump_re + w_re - (a_re * w_re - a_im * w_im), jump_im + w_im - (a_re * w_im + a_im * w_re)
+    distance = 1
+    while distance < gap_BL1.shape[1]:
+        c_re, c_im, d_re, d_im = (F.pad(part[:, :-distance], (0, 0, distance, 0)) for part in (a_re, a_im, b_re, b_im))
+        b_re, b_im = b_re + a_re * d_re - a_im * d_im, b_im + a_re * d_im + a_im * d_re
+        a_re, a_im = a_re * c_re - a_im * c_im, a_re * c_im + a_im * c_re
+        distance *= 2
+    return torch.cat([b_re, b_im], dim=-1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.prompttpp.attnhp import AttentionLayer
 from models.prompttpp.config import TppConfig
 from models.prompttpp.process import KeyState, PointProcess, Run, pick
-from models.prompttpp.prompts import Chosen, PromptReader
+from models.prompttpp.prompts import PromptReader
 from models.prompttpp.rates import encode_time, scaled_softplus
 
 __all__ = ["THP"]
@@ -114,6 +114,6 @@ class THP(PointProcess):
         key.cells["hidden"] = x_BD
         return {"key": torch.stack(keys, dim=1), "value": torch.stack(values, dim=1)}
 
-    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> tuple[Tensor, list[Chosen]]:
+    def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> Tensor:
         """Return the rates so long after each key's latest event."""
-        return self._rate(key.cells["hidden"][:, None].expand(-1, lag_BG.shape[1], -1), lag_BG), []
+        return self._rate(key.cells["hidden"][:, None].expand(-1, lag_BG.shape[1], -1), lag_BG)

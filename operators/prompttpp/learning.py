@@ -106,7 +106,7 @@ class Learner:
         every_B1 = torch.arange(len(after_BC), device=after_BC.device)[:, None]
         next_BC = (after_BC + 1).clamp_max(windows.time_BL.shape[1] - 1)
         gap_BC = windows.time_BL[every_B1, next_BC] - windows.time_BL[every_B1, after_BC]
-        share_G = shares(self._points, "trapezoid").to(gap_BC.device)
+        share_G = shares(self._points, "graded").to(gap_BC.device)
         run = self._model.run(
             windows.time_BL,
             windows.type_BL,
@@ -118,7 +118,7 @@ class Learner:
         type_BC = windows.type_BL[every_B1, next_BC].clamp_max(self._model.config.types - 1)
         own_BC = run.rate_BLGK[:, :, -1].gather(2, type_BC[:, :, None])[:, :, 0]
         event_BC = own_BC.clamp_min(torch.finfo(own_BC.dtype).tiny).log()
-        integral_BC = integrate(run.rate_BLGK.sum(3), gap_BC.to(own_BC.dtype), "trapezoid")
+        integral_BC = integrate(run.rate_BLGK.sum(3), gap_BC.to(own_BC.dtype), "graded")
         each_BC = integral_BC - event_BC - self._alpha * run.cosine_BL
         return each_BC.masked_fill(~windows.real_BC, 0.0).sum() / windows.real_BC.sum().clamp_min(1)
 

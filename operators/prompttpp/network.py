@@ -28,7 +28,7 @@ __all__ = ["BLOCK", "KeyNetwork", "blocks"]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-BLOCK = 32
+BLOCK = 64
 """Keys of every pass."""
 
 _US = 1e6

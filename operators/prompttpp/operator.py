@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ import torch
 from connectors import records
 from connectors.records import NEVER_US
 from models.prompttpp import checkpoint
+from models.prompttpp.process import KeyState
 from operators.base import Context, Emitted, Operator
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import event_times, microseconds
@@ -330,12 +330,12 @@ class PromptTPPOperator(Operator):
         gap_B, scale_B = (time_B - key.time_B).clamp_min(0.0), scale_of(key.time_B, key.ordinal_B)
         scored = before > 0
         if scored.any():
-            found = score(lambda lag: model.rates(key, lag, prompts)[0], gap_B, type_B, options.points)
+            found = score(lambda lag: model.rates(key, lag, prompts), gap_B, type_B, options.points)
             long_B = long_pause(gap_B, scale_B) & (key.ordinal_B > 0)
             long = long_B[:count].cpu().numpy() & scored
             if long.any():
                 pieces = score_long(
-                    lambda lag: model.rates(key, lag, prompts)[0], gap_B, scale_B, type_B, options.points, options.grid
+                    lambda lag: model.rates(key, lag, prompts), gap_B, scale_B, type_B, options.points, options.grid
                 )
                 found = found._replace(integral_B=torch.where(long_B, pieces.integral_B, found.integral_B))
                 self._mark(rows[long], "long_gap", out)
@@ -355,40 +355,30 @@ class PromptTPPOperator(Operator):
         self._mark(rows[before < _WARM], "warmup", out)
         self._foresee(key, rows, time_us, before + 1, scores)
 
-    def _foresee(self, key: Any, rows: Ints, time_us: Ints, events: Ints, scores: Scores) -> None:
+    def _foresee(self, key: KeyState, rows: Ints, time_us: Ints, events: Ints, scores: Scores) -> None:
         """Predict the next event of each of a block of keys."""
         network, count = self._network, len(rows)
         scores.used_B[rows] = True
         scores.history_B[rows] = events
         scores.version_B[rows] = self.version
         scores.latest_us_B[rows] = time_us
-        if not self.options.predict and network.prompts is None:
-            return
-        chosen: list[Any] = []
-
-        def rates(lag: torch.Tensor) -> torch.Tensor:
-            rate, read = network.model.rates(key, lag, network.prompts)
-            chosen[:] = read
-            return rate
-
         scale_B = scale_of(key.time_B, key.ordinal_B)
         self._check_unit(scale_B[:count], events)
         if self.options.predict:
-            found = foresee(rates, scale_B, self.options.grid, QUANTILES)
+            found = foresee(lambda lag: network.model.rates(key, lag, network.prompts), scale_B, self.options.grid, QUANTILES)
             next_BX = torch.cat([found.mean_B[:, None], found.quantile_BZ], dim=1)[:count].cpu().numpy()
             scores.next_BX[rows] = next_BX * self._config.time_scale
             scores.probability_BK[rows] = found.type_BK[:count].cpu().numpy()
             scores.survival_B[rows] = found.survival_B[:count].cpu().numpy()
             scores.predicted_B[rows] = True
-        else:
-            rates(torch.zeros_like(scale_B)[:, None])
-        if network.prompts is not None:
-            for pool, read in enumerate(chosen):
-                index = read.index.view(-1, self._config.top_k)[:count]
-                network.prompts.count(pool, index)
-                side = pool - len(chosen) + scores.prompt_BXN.shape[1]
-                if side >= 0:
-                    scores.prompt_BXN[rows, side] = index.cpu().numpy()
+        scores.read_B[rows] = bool(key.chosen)
+        for pool, read in enumerate(key.chosen):
+            assert network.prompts is not None
+            index = read.index.view(-1, self._config.top_k)[:count]
+            network.prompts.count(pool, index)
+            side = pool - len(key.chosen) + scores.prompt_BXN.shape[1]
+            if side >= 0:
+                scores.prompt_BXN[rows, side] = index.cpu().numpy()
 
     def _late_event(self, row: int, slot: int, time_us: int, kind: int, out: OutputRows, scores: Scores) -> None:
         """Put a late event where it belongs, and predict from there."""

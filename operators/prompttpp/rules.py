@@ -42,10 +42,10 @@ def long_pause(gap_B: Tensor, mean_gap_B: Tensor) -> Tensor:
 
 
 def score(rates: Rates, gap_B: Tensor, type_B: Tensor, points: int) -> Score:
-    """Score events that came ``gap_B`` after the last ones, on an even grid of ``points``."""
-    rate_BGK = rates(gap_B[:, None] * shares(points, "trapezoid").to(gap_B.device))
+    """Score events that came ``gap_B`` after the last ones, on a graded grid of ``points``."""
+    rate_BGK = rates(gap_B[:, None] * shares(points, "graded").to(gap_B.device))
     total_BG = rate_BGK.sum(2).to(torch.float64)
-    return _score(rate_BGK, integrate(total_BG, gap_B, "trapezoid"), type_B)
+    return _score(rate_BGK, integrate(total_BG, gap_B, "graded"), type_B)
 
 
 def score_long(rates: Rates, gap_B: Tensor, mean_gap_B: Tensor, type_B: Tensor, points: int, grid: int) -> Score:

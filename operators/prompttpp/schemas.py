@@ -75,7 +75,7 @@ class Scores:
     NUMBERS: ClassVar[tuple[str, ...]] = ("loglik", "pit", "survival_horizon")
 
     def __init__(self, rows: int, config: TppConfig) -> None:
-        self.scored_B, self.predicted_B, self.used_B = (np.zeros(rows, np.bool_) for _ in range(3))
+        self.scored_B, self.predicted_B, self.used_B, self.read_B = (np.zeros(rows, np.bool_) for _ in range(4))
         self.type_B = np.full(rows, -1, np.int32)
         self.loglik_B, self.pit_B, self.survival_B = (np.full(rows, np.nan, np.float32) for _ in range(3))
         self.rank_B = np.zeros(rows, np.int16)
@@ -107,7 +107,7 @@ class Scores:
         for number, name in enumerate(("mean", "p10", "median", "p90")):
             columns[f"next_dt_{name}"] = pa.array(np.ascontiguousarray(self.next_BX[:, number]), mask=unpredicted)
         for number, name in enumerate(("prompt_ids_k", "prompt_ids_v")[: self.prompt_BXN.shape[1]]):
-            columns[name] = _lists(self.prompt_BXN[:, number], unused)
+            columns[name] = _lists(self.prompt_BXN[:, number], ~self.read_B)
         return columns
 
 

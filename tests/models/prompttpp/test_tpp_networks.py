@@ -16,7 +16,7 @@ def stepped(model: PointProcess, time: torch.Tensor, kind: torch.Tensor, window:
     rates = []
     for place in range(time.shape[1]):
         model.step(key, time[:, place], kind[:, place])
-        rates.append(model.rates(key, LAG.expand(len(time), -1))[0])
+        rates.append(model.rates(key, LAG.expand(len(time), -1)))
     return torch.stack(rates, dim=1)
 
 
@@ -98,9 +98,9 @@ def test_keys_that_take_no_event_stay_as_they_are(backbone: str) -> None:
     key = model.start(3, 4)
     for place in range(5):
         model.step(key, time[:, place], kind[:, place])
-    before = model.rates(key, LAG.expand(3, -1))[0]
+    before = model.rates(key, LAG.expand(3, -1))
     model.step_where(key, torch.tensor([True, False, False]), time[:, 5], kind[:, 5])
-    after = model.rates(key, LAG.expand(3, -1))[0]
+    after = model.rates(key, LAG.expand(3, -1))
     assert torch.equal(before[1:], after[1:])
     assert not torch.equal(before[0], after[0])
     assert key.ordinal_B.tolist() == [6, 5, 5]
