@@ -110,6 +110,12 @@ _ENTRIES = (
         "operators.prompttpp.operator:PromptTPPOperator",
         "when the next event of each key comes and of which type, learned on while behavior drifts",
     ),
+    Entry(
+        "operator",
+        "memprompttss",
+        "operators.memprompttss.operator:MemPromptTSSOperator",
+        "states and segments of sensor streams that follow prompts about their past, present and future",
+    ),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),

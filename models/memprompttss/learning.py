@@ -1,0 +1,117 @@
+"""The paper's training loop: subsequences that are prompted again and again while their bank grows (spec section 5).
+
+One update is one iteration of an episode: draw prompts, encode them, read bank and prompts in all windows, learn, then keep the
+prompts' tokens (detached, from the weights before the update). Ours: ids permuted for a share of the subsequences, and a share
+of updates without any memory. All of an episode stands in ``state``, so that a stopped training goes on with the same bits.
+"""
+
+# B subsequences, L samples of each, W windows of each, P prompts, T samples of a window, C channels, D width, K states
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.memprompttss.losses import window_losses
+from models.memprompttss.model import MemPromptTSS, Prompts
+from models.memprompttss.sampling import PromptMix, contexts, draw_prompts, random_centers
+
+__all__ = ["Episodes", "LoopSettings", "remember", "window_tokens"]
+
+Draw = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+"""Draws a batch: samples [B, L, C] and states [B, L]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopSettings:
+    """How episodes go. Defaults: the paper's, but for the two shares that are ours."""
+
+    iterations: int = 8
+    prompts: int = 4
+    """Of a subsequence in one iteration."""
+    permute: float = 0.0
+    """Share of subsequences whose ids are renamed at random, so that only prompts tell them."""
+    without: float = 0.0
+    """Share of (subsequence, update) that reads an empty bank."""
+    few: float = 0.0
+    """Share that reads one of its newest prompts only, so that a single one is learned to be read, too."""
+    mix: PromptMix = field(default_factory=PromptMix)
+
+
+def window_tokens(model: MemPromptTSS, x_BLC: Tensor) -> Tensor:
+    """Return the tokens of all windows of subsequences, [B * W, P, D], those of one subsequence together."""
+    config = model.config
+    x_BWTC = x_BLC.unfold(1, config.window, config.stride).transpose(2, 3)
+    if config.encoder_axis == "time":
+        tokens: Tensor = model.ts_encoder(x_BWTC.flatten(0, 1))
+        return tokens
+    # As released: windows of one number are a batch.
+    return torch.stack([model.ts_encoder(x_BWTC[:, w]) for w in range(x_BWTC.shape[1])], dim=1).flatten(0, 1)
+
+
+def remember(model: MemPromptTSS, x_BLC: Tensor, center_BP: Tensor, prompts: Prompts) -> Tensor:
+    """Return the memory tokens [B, P, D] of prompts [B, P] about samples of their subsequences."""
+    around = contexts(x_BLC, center_BP, model.config.context).flatten(0, 1)
+    flat = Prompts(*(part.flatten() for part in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
+    return model.remember(flat, around).view(*center_BP.shape, -1)
+
+
+class Episodes:
+    """The losses of one update after another."""
+
+    def __init__(
+        self,
+        model: MemPromptTSS,
+        draw: Draw,
+        settings: LoopSettings,
+        generator: torch.Generator,
+        state: dict[str, Any],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """``state``: the stage's, where a resumed training finds the episode that was going on."""
+        self.model, self.settings, self.state, self.device = model, settings, state, device
+        self._draw, self._generator = draw, generator
+
+    def losses(self, step: int) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the loss of one iteration."""
+        settings, generator, model = self.settings, self._generator, self.model
+        if step % settings.iterations == 0:
+            self._begin()
+        x_BLC, state_BL, permuted_B, bank_BND = (self.state[name] for name in ("x", "state", "permuted", "bank"))
+        center_BP = random_centers(state_BL, settings.prompts, model.config.context, settings.mix, generator)
+        prompts = draw_prompts(state_BL, center_BP, model.config.classes, settings.mix, generator)
+        without_B = torch.rand(len(x_BLC), generator=generator) < settings.without
+        device = self.device
+        prompts = Prompts(*(p.to(device) for p in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
+        token_BPD = remember(model, x_BLC.to(device), center_BP, prompts)
+        m_BND = torch.cat([bank_BND.to(device), token_BPD], dim=1)
+        self.state["bank"] = torch.cat([bank_BND, token_BPD.detach().cpu()], dim=1)
+        tokens = window_tokens(model, x_BLC.to(device))
+        windows = len(tokens) // len(x_BLC)
+        of_W = torch.arange(len(x_BLC), device=device).repeat_interleave(windows)
+        few_B = torch.rand(len(x_BLC), generator=generator) < settings.few
+        one_BN = torch.zeros(len(x_BLC), m_BND.shape[1], dtype=torch.bool)
+        one_BN[:, -settings.prompts] = True
+        there_BN = (one_BN | ~few_B[:, None]) & ~without_B[:, None]
+        mask_BN = None if bool(there_BN.all()) else there_BN.to(device)
+        logits_BWTK = model.decode(tokens, m_BND, mask_BN, of_W).view(len(x_BLC), windows, model.config.window, -1)
+        wanted_BWT = state_BL.unfold(1, model.config.window, model.config.stride).to(device)
+        # What nothing tells cannot be learned: renamed ids without a prompt.
+        yield {"states": window_losses(logits_BWTK, wanted_BWT, (~(permuted_B & without_B)).to(device)).mean()}
+
+    def _begin(self) -> None:
+        generator, classes = self._generator, self.model.config.classes
+        x_BLC, state_BL = self._draw(generator)
+        permuted_B = torch.rand(len(x_BLC), generator=generator) < self.settings.permute
+        name_BK = torch.rand(len(x_BLC), classes, generator=generator).argsort(1)
+        name_BK = torch.where(permuted_B[:, None], name_BK, torch.arange(classes))
+        self.state |= {
+            "x": x_BLC,
+            "state": name_BK.gather(1, state_BL),
+            "permuted": permuted_B,
+            "bank": torch.zeros(len(x_BLC), 0, self.model.config.width),
+        }

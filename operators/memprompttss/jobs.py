@@ -1,0 +1,58 @@
+"""The rows of one stream in a batch, and how far they have been taken in."""
+
+# N rows of a stream
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from operators.memprompttss.config import Geometry
+from operators.memprompttss.streams import SensorStream
+
+__all__ = ["Job", "Tick"]
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Job:
+    """Rows of one stream."""
+
+    stream_id: str
+    stream: SensorStream
+    rows_N: Ints
+    """Numbers of the rows within the batch."""
+    cuts: Sequence[int]
+    """Places in ``rows_N`` before which a gap lies."""
+    taken: int = 0
+
+    @property
+    def slot(self) -> int:
+        """The stream's slot."""
+        return self.stream.slot
+
+    def after_gap(self) -> bool:
+        """Return whether the next row comes after a gap."""
+        return self.taken in self.cuts
+
+    def take(self, geometry: Geometry, *, one_tick: bool) -> int:
+        """Return how many rows are taken in next: up to a gap, and up to the next tick, or to as many as history allows."""
+        end = min((cut for cut in self.cuts if cut > self.taken), default=len(self.rows_N))
+        to_tick = geometry.window + self.stream.windows * geometry.stride - self.stream.received
+        most = to_tick if one_tick else to_tick + geometry.stride * max(0, (geometry.cached - 1) // 2)
+        return min(end - self.taken, most)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A window of a stream that is complete."""
+
+    job: Job
+    window: int
+    """Its number since the origin."""
+    key: int
+    """The row that completed it."""

@@ -1,0 +1,534 @@
+"""The streaming operator ``memprompttss``: samples of many streams in, states and segments out, prompts as control rows.
+
+A window is run every ``stride`` samples of a stream: a *tick*. Prompts wait for the next tick of their stream and are applied
+together there, before its window, so that what a stream gets depends on the order of its rows and prompts alone, never on how
+they were cut into batches, nor on other streams. Windows of many streams go through the network together.
+"""
+
+# R rows of a batch, B streams of a round, W windows, T samples of a window, C channels, N samples, K states
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from connectors import records
+from connectors.errors import ConfigError
+from models.memprompttss.config import MemPromptTSSConfig
+from operators.banks import SlotBank, check_budget
+from operators.base import Context, Emitted, Operator
+from operators.counters import STREAM_COUNTERS, Counters
+from operators.event_time import microseconds
+from operators.memprompttss.applying import Applier
+from operators.memprompttss.config import Geometry, MemPromptTSSOptions
+from operators.memprompttss.jobs import Job, Tick
+from operators.memprompttss.memory import PromptBank
+from operators.memprompttss.prompts import PromptLimits, read_prompt, ready_us
+from operators.memprompttss.revising import Reviser
+from operators.memprompttss.rows import Rows
+from operators.memprompttss.samples import MISSING, OFF_RATE, Samples, fill, read_samples
+from operators.memprompttss.schemas import OUTPUTS, PROMPT, STATUSES
+from operators.memprompttss.settling import Settler
+from operators.memprompttss.streams import SensorStream
+from operators.memprompttss.timeline import Timeline
+from operators.memprompttss.weights import build_network, settings_of
+from operators.pending import Pending
+from operators.questions import question_rows
+from operators.sampling_rate import forget_rate, measure_rate, rate_error
+from operators.state import State
+from operators.streams import EVICTED, NEVER_US, STREAM_LOSSES, Refusal, StreamTable
+
+__all__ = ["MemPromptTSSOperator"]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class MemPromptTSSOperator(Operator):
+    """States of sensor streams that follow prompts, by windows that read a bank of them (MemPromptTSS, arXiv 2510.09930)."""
+
+    Options = MemPromptTSSOptions
+    input_schema = records.SAMPLE
+    control_schema = PROMPT
+    outputs = OUTPUTS
+    statuses = STATUSES
+    good_statuses = frozenset({"ok", "held", "padded"})
+    losses = STREAM_LOSSES
+
+    def __init__(self, options: MemPromptTSSOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self.options: MemPromptTSSOptions = options
+        config = settings_of(options)
+        geometry = self._geometry = _checked(options, config, context.name)
+        levels, slots = options.granularities, options.max_streams
+        self._network = build_network(options, context.device)
+        self.model_id = self._network.name
+        self._limits = PromptLimits(config.classes, levels, config.context, config.channels)
+        self._timeline = Timeline(
+            geometry,
+            slots=slots,
+            channels=config.channels,
+            classes=config.classes,
+            tokens=(config.patches, config.width),
+            granularities=levels,
+            device=context.device,
+        )
+        self._banks = [
+            PromptBank(f"memory{level}", slots=slots, capacity=options.capacity, width=config.width, device=context.device)
+            for level in levels
+        ]
+        self._pending = Pending("prompts", options.max_waiting)
+        self._counters = Counters(*STREAM_COUNTERS, "windows", "prompts", "prompts_rejected", "revisions")
+        self._settler = Settler(self._timeline, geometry, levels, provisional=options.provisional)
+        self._applier = Applier(self._network, self._timeline, self._banks, self._pending, geometry, levels)
+        self._reviser = Reviser(self._network, self._timeline, self._banks, self._settler, geometry, levels)
+        self._rate = options if options.rate_hz else dataclasses.replace(options, rate_hz=config.rate_hz)
+        self._settings = f"{geometry}, granularities {levels}, capacity {options.capacity}"
+        self._ended: list[Emitted] = []
+        """Rows of streams that were closed, up to the next ``flush``."""
+        self._streams = StreamTable(
+            context.name, self._open, options, kind=SensorStream, counters=self._counters, ended=self._release
+        )
+
+    @classmethod
+    def examine(cls, options: MemPromptTSSOptions, name: str) -> Mapping[str, pa.Schema]:
+        """Check lengths and memory against the network's settings; return the output schemas."""
+        _checked(options, settings_of(options), name)
+        return OUTPUTS
+
+    def _open(self, stream_id: str, slot: int) -> SensorStream:
+        self._timeline.open(slot)
+        for bank in self._banks:
+            bank.open(slot)
+        return SensorStream(slot)
+
+    def _release(self, stream_id: str, stream: SensorStream) -> None:
+        self._timeline.release(stream.slot)
+        for bank in self._banks:
+            bank.release(stream.slot)
+        self._pending.close(stream_id)
+
+    # Samples
+
+    def process(self, batch: pa.RecordBatch) -> list[Emitted]:
+        """Take samples in; return states and segments that they settle, and what became of prompts that waited for them."""
+        records.require(batch, self.input_schema, self.context.name)
+        out = Rows()
+        if not batch.num_rows:
+            return []
+        names = batch.column("stream_id")
+        sequence_R = batch.column("sequence").to_numpy(zero_copy_only=False)
+
+        def refuse(row: int, status: str, error: str) -> None:
+            time_us = batch.column("event_time").cast(pa.int64())[row].as_py()
+            out.sample(row, names[row].as_py(), int(sequence_R[row]), time_us, status, error)
+            self._counters.add("late" if status in ("late", "duplicate") else "rejected")
+
+        samples = read_samples(batch, self._limits.channels, self._streams, refuse)
+        for rows_P, slots_P, returned in self._streams.assign(names, samples.accepted_R):
+            jobs = self._jobs(names, samples, rows_P, slots_P)
+            for job in jobs:
+                if job.stream_id in returned:
+                    self._say_reset(out, samples, job, EVICTED)
+                self._expire(out, int(job.rows_N[0]), job.stream_id, int(samples.time_us_R[job.rows_N[0]]))
+                job.stream.opened_us = 0
+            while jobs:
+                self._round(out, samples, jobs)
+                jobs = [job for job in jobs if job.taken < len(job.rows_N)]
+        return out.batches()
+
+    def _jobs(self, names: pa.Array, samples: Samples, rows_P: Ints, slots_P: Ints) -> list[Job]:
+        """Return the rows of each stream."""
+        order_P = np.argsort(slots_P, kind="stable")
+        ends = np.flatnonzero(np.diff(slots_P[order_P])) + 1
+        jobs = []
+        for rows_N in np.split(rows_P[order_P], ends):
+            stream_id = names[int(rows_N[0])].as_py()
+            stream = self._streams.get(stream_id)
+            assert stream is not None
+            cuts: list[int] = []
+            if self.options.max_gap_s is not None:
+                times = np.concatenate([[stream.last_time_us], samples.time_us_R[rows_N]])
+                far = times[1:] > times[:-1] + microseconds(self.options.max_gap_s)
+                far[0] &= stream.last_time_us != NEVER_US
+                cuts = np.flatnonzero(far).tolist()
+            jobs.append(Job(stream_id, stream, rows_N, cuts))
+        return jobs
+
+    def _round(self, out: Rows, samples: Samples, jobs: Sequence[Job]) -> None:
+        """Take in some rows of each stream, and run the windows that they complete."""
+        sizes = []
+        for job in jobs:
+            if job.after_gap():
+                self._restart(out, samples, job)
+            sizes.append(job.take(self._geometry, one_tick=self._applier.waits(job.stream_id, job.slot)))
+        before = [job.stream.received for job in jobs]
+        self._append(out, samples, jobs, np.array(sizes))
+        window, stride = self._geometry.window, self._geometry.stride
+        ticks = []
+        for job, size, had in zip(jobs, sizes, before, strict=True):
+            start = job.taken
+            job.taken += size
+            complete = (job.stream.received - window) // stride + 1 if job.stream.received >= window else 0
+            for number in range(job.stream.windows, complete):
+                row = start + number * stride + window - 1 - had
+                ticks.append(Tick(job, number, int(job.rows_N[row])))
+        if ticks:
+            self._run(out, ticks)
+
+    def _append(self, out: Rows, samples: Samples, jobs: Sequence[Job], sizes_B: Ints) -> None:
+        """Note rows of streams: numbers that are missing are held, all are standardized."""
+        rows_R = np.concatenate([job.rows_N[job.taken : job.taken + size] for job, size in zip(jobs, sizes_B, strict=True)])
+        slots_B = np.array([job.slot for job in jobs])
+        starts_B = np.cumsum(sizes_B) - sizes_B
+        timeline = self._timeline
+        values_RC, quality_R, last_BC, held_BC = fill(
+            samples.values_RC[rows_R], starts_B, timeline.last_SC[slots_B], timeline.held_SC[slots_B], self.options.max_hold
+        )
+        timeline.last_SC[slots_B], timeline.held_SC[slots_B] = last_BC, held_BC
+        sequence_R, time_us_R = samples.sequence_R[rows_R], samples.time_us_R[rows_R]
+        rows = {"values": self._network.standardize(values_RC), "sequence": sequence_R, "time_us": time_us_R}
+        if self._rate.rate_hz is not None:
+            for job, start, size in zip(jobs, starts_B.tolist(), sizes_B.tolist(), strict=True):
+                self._measure_rate(out, job, rows_R, quality_R, slice(start, start + size), sequence_R, time_us_R)
+        timeline.append(slots_B, {**rows, "quality": quality_R}, sizes_B)
+        for job, start, size in zip(jobs, starts_B.tolist(), sizes_B.tolist(), strict=True):
+            stream = job.stream
+            stream.received += size
+            stream.last_sequence, stream.last_time_us = int(sequence_R[start + size - 1]), int(time_us_R[start + size - 1])
+            if stream.first_time_us == NEVER_US:
+                stream.first_time_us = int(time_us_R[start])
+
+    def _measure_rate(
+        self,
+        out: Rows,
+        job: Job,
+        rows_R: Ints,
+        quality_R: npt.NDArray[np.uint8],
+        part: slice,
+        sequence_R: Ints,
+        time_us_R: Ints,
+    ) -> None:
+        """Mark samples of a stream that comes at another rate than the network was trained for; say so once."""
+        was_wrong = job.stream.rate_wrong_hz != 0
+        wrong_N = measure_rate(job.stream, job.stream.last_time_us, time_us_R[part], self._rate)
+        off_N = ~np.isnan(wrong_N)
+        quality_R[part][off_N & (quality_R[part] != MISSING)] = OFF_RATE
+        begins_N = off_N & ~np.concatenate([[was_wrong], off_N[:-1]])
+        for n in np.flatnonzero(begins_N).tolist():
+            at = part.start + n
+            error = rate_error(float(wrong_N[n]), self._rate)
+            out.sample(int(rows_R[at]), job.stream_id, int(sequence_R[at]), int(time_us_R[at]), "wrong_rate", error)
+
+    # Ticks
+
+    def _run(self, out: Rows, ticks: Sequence[Tick]) -> None:
+        """Run complete windows: prompts first, where the stream has any that wait; it then has one tick only."""
+        slots_W, start_W = self._places(ticks)
+        tokens_WPD, valid_W = self._encode(ticks, slots_W, start_W)
+        waiting = [tick for tick in ticks if self._applier.waits(tick.job.stream_id, tick.job.slot)]
+        causes = self._applier.apply(out, waiting) if waiting else {}
+        touched = {(waiting[number].job.slot, level) for number, level in causes}
+        for (number, level), names in causes.items():
+            tick = waiting[number]
+            settled = tick.window * self._geometry.stride
+            changed = self._reviser.revise(out, level, tick, tick.window + 1, settled, names)
+            self._counters.add("revisions", changed)
+        self._counters.add("windows", len(ticks))
+        rank_W = np.array([tick.window - tick.job.stream.windows for tick in ticks])
+        said = [self._decode(level, tokens_WPD, valid_W, slots_W, touched) for level in range(len(self._banks))]
+        for rank in range(int(rank_W.max()) + 1):
+            members = np.flatnonzero(rank_W == rank)
+            some = [ticks[w] for w in members.tolist()]
+            for level, (row_W, probability_VTK) in enumerate(said):
+                voting = members[row_W[members] >= 0]
+                if len(voting):
+                    self._settler.vote(level, slots_W[voting], start_W[voting], probability_VTK[row_W[voting]])
+                self._settler.settle(out, level, some)
+        for tick in ticks:
+            tick.job.stream.windows = tick.window + 1
+
+    def _places(self, ticks: Sequence[Tick]) -> tuple[Ints, Ints]:
+        slots_W = np.array([tick.job.slot for tick in ticks])
+        return slots_W, np.array([tick.window for tick in ticks]) * self._geometry.stride
+
+    def _windows(self, slots_W: Ints, start_W: Ints) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Return the samples of windows, and which of them can be run."""
+        at_WT = start_W[:, None] + np.arange(self._geometry.window)
+        valid_W = (self._timeline.get("quality", slots_W[:, None], at_WT) != MISSING).all(1)
+        return self._timeline.get("values", slots_W[:, None], at_WT).astype(np.float32, copy=False), valid_W
+
+    def _encode(self, ticks: Sequence[Tick], slots_W: Ints, start_W: Ints) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """Encode the windows of ticks, which are in order of streams, and remember them."""
+        x_WTC, valid_W = self._windows(slots_W, start_W)
+        if valid_W.all():
+            tokens_WPD = self._network.encode(x_WTC)
+        else:
+            config = self._network.model.config
+            tokens_WPD = torch.zeros(len(ticks), config.patches, config.width, device=self.context.device)
+            if valid_W.any():
+                rows = torch.from_numpy(np.flatnonzero(valid_W)).to(self.context.device)
+                tokens_WPD[rows] = self._network.encode(x_WTC[valid_W])
+        first = np.concatenate([[True], slots_W[1:] != slots_W[:-1]])
+        sizes_B = np.diff(np.concatenate([np.flatnonzero(first), [len(slots_W)]]))
+        self._timeline.keep_windows(slots_W[first], tokens_WPD, valid_W, sizes_B)
+        return tokens_WPD, valid_W
+
+    def _decode(
+        self,
+        level: int,
+        tokens_WPD: Tensor,
+        valid_W: npt.NDArray[np.bool_],
+        slots_W: Ints,
+        touched: set[tuple[int, int]],
+    ) -> tuple[Ints, Floats]:
+        """Return the probabilities of windows that can be run and were not run with the past; and the row of each, else -1."""
+        there_W = valid_W.copy()
+        if touched:
+            there_W &= np.array([(slot, level) not in touched for slot in slots_W.tolist()])
+        row_W = np.where(there_W, there_W.cumsum() - 1, -1)
+        if not there_W.any():
+            return row_W, np.zeros((0, 1, 1), np.float32)
+        slots_B, of_V = np.unique(slots_W[there_W], return_inverse=True)
+        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_B).to(self.context.device))
+        chosen = tokens_WPD if there_W.all() else tokens_WPD[torch.from_numpy(np.flatnonzero(there_W)).to(self.context.device)]
+        return row_W, self._network.states(chosen, tokens_BND, valid_BN, of_V)
+
+    # Ends
+
+    def _restart(self, out: Rows, samples: Samples, job: Job) -> None:
+        """End what came before a gap, and begin again; the bank stays."""
+        key = int(job.rows_N[job.taken])
+        gap_s = (int(samples.time_us_R[key]) - job.stream.last_time_us) / 1e6
+        self._finish(out, job, key)
+        self._timeline.restart(job.slot)
+        stream = job.stream
+        forget_rate(stream)
+        stream.origin += stream.received
+        stream.received = stream.windows = 0
+        self._say_reset(out, samples, job, f"{gap_s:.3f} s since the last sample, max_gap_s is {self.options.max_gap_s}")
+
+    def _say_reset(self, out: Rows, samples: Samples, job: Job, reason: str) -> None:
+        row = int(job.rows_N[job.taken])
+        out.sample(row, job.stream_id, int(samples.sequence_R[row]), int(samples.time_us_R[row]), "reset", reason)
+        self._counters.add("reset")
+
+    def _finish(self, out: Rows, job: Job, key: int) -> None:
+        """Settle all samples of a stream that goes on no more, with a window that ends with the last one."""
+        window, stride, stream = self._geometry.window, self._geometry.stride, job.stream
+        length = stream.received
+        padded = 0 < length < window and self.options.pad_short
+        if not padded and length < window:
+            return
+        tick = Tick(job, stream.windows, key)
+        causes = {} if padded else self._applier.apply(out, [tick])
+        for (_, level), names in causes.items():
+            changed = self._reviser.revise(out, level, tick, stream.windows, stream.windows * stride, names)
+            self._counters.add("revisions", changed)
+        first = stream.windows * stride if stream.windows else 0
+        covered = 0 if not stream.windows else (stream.windows - 1) * stride + window
+        slots_W, status = np.array([job.slot]), "padded" if padded else None
+        for level in range(len(self._banks)):
+            if length > covered:
+                self._vote_last(level, slots_W, first, length)
+            if length > first:
+                self._settler.finish(out, level, [tick], np.array([first]), length - first, status=status)
+            self._settler.close_segments(out, level, tick, length)
+
+    def _vote_last(self, level: int, slots_W: Ints, first: int, length: int) -> None:
+        """Add the votes of the window that ends with the last sample, for samples from ``first`` on, which are not final."""
+        window = self._geometry.window
+        at_T = np.arange(length - window, length)
+        x_WTC, valid_W = self._windows(slots_W, np.array([max(0, length - window)]))
+        if length < window:
+            x_WTC = self._timeline.get("values", slots_W[:, None], np.maximum(at_T, 0)[None]).astype(np.float32)
+            valid_W = (self._timeline.get("quality", slots_W[:, None], np.maximum(at_T, 0)[None]) != MISSING).all(1)
+        if not valid_W.all():
+            return
+        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_W).to(self.context.device))
+        said_TK = self._network.states(self._network.encode(x_WTC), tokens_BND, valid_BN, np.zeros(1, np.int64))[0]
+        open_T = at_T >= first
+        place_N = at_T[open_T] % window
+        self._timeline.votes_SGTK[slots_W[0], level, place_N] += said_TK[open_T]
+        self._timeline.count_SGT[slots_W[0], level, place_N] += 1
+
+    def close_stream(self, stream_id: str) -> None:
+        """Settle what is left of a stream, then forget it. Its last rows come with the next ``flush``."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            out = Rows()
+            self._finish(out, Job(stream_id, stream, np.zeros(0, np.int64), ()), 0)
+            self._applier.drop(out, 0, stream_id, "the stream has ended")
+            self._ended += out.batches()
+        self._streams.close(stream_id)
+
+    def flush(self) -> list[Emitted]:
+        """Return the last rows of streams that were closed; apply prompts about streams that have paused.
+
+        Those wait for a tick that may not come: nothing has come since the last flush. Not in an aligned run, whose rows must
+        not depend on when a flush comes: there they wait for the tick or the end of the stream.
+        """
+        ended, self._ended = self._ended, []
+        if self.context.aligned:
+            return ended
+        out = Rows()
+        for stream_id in list(self._streams):
+            stream = self._streams.get(stream_id)
+            assert stream is not None
+            came = stream.origin + stream.received
+            if came != stream.seen:
+                stream.seen = came
+                self._streams.changed(stream_id)
+            elif stream.windows and self._applier.waits(stream_id, stream.slot):
+                self._apply_late(out, Job(stream_id, stream, np.zeros(0, np.int64), ()))
+        return ended + out.batches()
+
+    def _apply_late(self, out: Rows, job: Job) -> None:
+        """Apply the prompts that wait, between two ticks; what is not final is told again."""
+        tick, settled = Tick(job, job.stream.windows, 0), job.stream.windows * self._geometry.stride
+        causes = self._applier.apply(out, [tick])
+        if self._applier.applied:
+            self._streams.changed(job.stream_id)
+        for (_, level), names in causes.items():
+            self._counters.add("revisions", self._reviser.revise(out, level, tick, job.stream.windows, settled, names))
+            self._settler.tell_open(out, level, tick, settled, names)
+
+    # Prompts
+
+    def control(self, batch: pa.RecordBatch) -> list[Emitted]:
+        """Take prompts, which wait for the next tick of their stream. Answers at once those that cannot be used."""
+        records.require(batch, PROMPT, self.context.name)
+        out = Rows()
+        for key, row in enumerate(question_rows(batch)):
+            self._counters.add("prompts")
+            item = read_prompt(row, self._limits)
+            refusal = item if isinstance(item, Refusal) else self._wait(row["stream_id"], item)
+            if refusal is not None:
+                self._refuse_prompt(out, key, row, refusal)
+        return out.batches()
+
+    def _wait(self, stream_id: str, item: dict[str, Any]) -> Refusal | None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if self._streams.full:
+                return Refusal("rejected_prompt", "nothing of this stream has come, and all slots are taken; raise max_streams")
+            stream = self._streams.open(stream_id).stream
+            stream.opened_us = item["time_us"]
+        self._streams.changed(stream_id)
+        stream.prompts += 1
+        item["order"] = stream.prompts
+        if stream.last_time_us != NEVER_US:
+            if item["offset_us"] is not None:
+                start_us = stream.first_time_us if item["offset_us"] >= 0 else stream.last_time_us
+                item["at_us"], item["offset_us"] = start_us + item["offset_us"], None
+            elif item["at_us"] is None:
+                item["at_us"] = stream.last_time_us
+        if not self._pending.add(stream_id, max(ready_us(item), NEVER_US + 1) - 1, item):
+            return Refusal("rejected_prompt", f"{self._pending.limit} prompts of this stream wait already (max_waiting)")
+        return None
+
+    def _refuse_prompt(self, out: Rows, key: int, row: Mapping[str, Any], refusal: Refusal) -> None:
+        out.event(
+            key,
+            stream_id=row["stream_id"],
+            sequence=row["sequence"],
+            event_time=row["event_time"],
+            granularity=row["granularity"],
+            prompt_id=row["prompt_id"],
+            op="reject",
+            status=refusal.status,
+            error=refusal.error,
+        )
+        self._counters.add("prompts_rejected")
+
+    def advance(self, watermark_us: int) -> list[Emitted]:
+        """Refuse prompts about streams of which nothing has come for too long."""
+        out = Rows()
+        for stream_id in [name for name in self._streams if self._opened_us(name)]:
+            if self._expire(out, 0, stream_id, watermark_us):
+                self._streams.close(stream_id)
+        return out.batches()
+
+    def _opened_us(self, stream_id: str) -> int:
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.opened_us
+
+    def _expire(self, out: Rows, key: int, stream_id: str, time_us: int) -> bool:
+        opened_us = self._opened_us(stream_id)
+        if not opened_us or time_us <= opened_us + microseconds(self.options.prompt_ttl_s):
+            return False
+        self._applier.drop(
+            out, key, stream_id, f"nothing of this stream came for {self.options.prompt_ttl_s:g} s (prompt_ttl_s)"
+        )
+        return True
+
+    # Snapshots
+
+    def snapshot(self, *, incremental: bool = False) -> State:
+        """Return a copy of everything, or of what changed since the last call."""
+        with self._streams.snapshot(incremental=incremental, weights=self.model_id, settings=self._settings) as (
+            state,
+            streams,
+        ):
+            slots_N = np.array([stream.slot for stream in streams], np.int64)
+            self._timeline.export(slots_N, state, incremental=incremental)
+            chosen = torch.from_numpy(slots_N).to(self.context.device)
+            for bank in self._banks:
+                bank.bank.export(chosen, state, incremental=incremental)
+                bank.bank.mark_clean()
+            self._pending.export(state)
+        return state
+
+    def restore(self, state: State) -> None:
+        """Replace everything by a full ``state``."""
+        hint = "the memories hold what these weights and options gave, so resume with the same ones"
+        live, streams = self._streams.restore(state, weights=self.model_id, settings=self._settings, hint=hint)
+        slots_N = np.array([stream.slot for stream in streams], np.int64)
+        for slot in range(self.options.max_streams):
+            self._timeline.release(slot)
+            for bank in self._banks:
+                bank.release(slot)
+        self._pending.load(live)
+        if streams:
+            self._timeline.load(slots_N, live)
+            for bank in self._banks:
+                bank.load(torch.from_numpy(slots_N).to(self.context.device), live)
+        for bank in self._banks:
+            bank.bank.mark_clean()
+
+    def metrics(self) -> dict[str, float]:
+        """Return bytes, prompts that are remembered and that wait, and counts of the whole run."""
+        banks = sum(bank.bank.bytes()["device"] for bank in self._banks)
+        return {
+            "bank_bytes": float(banks + self._timeline.bytes()),
+            "streams": float(len(self._streams)),
+            "remembered": float(sum(bank.valid_S.sum() for bank in self._banks)),
+            "waiting": float(len(self._pending)),
+            **self._counters.gauges(),
+        }
+
+
+def _checked(options: MemPromptTSSOptions, config: MemPromptTSSConfig, name: str) -> Geometry:
+    """Return the lengths; raise ``ConfigError`` where options, network and memory do not go together."""
+    geometry = Geometry.of(options, config, name)
+    unknown = [level for level in options.granularities if level not in config.granularities and len(config.granularities) > 1]
+    if unknown:
+        raise ConfigError(f"{name}: granularities {unknown} were not trained; the network has {list(config.granularities)}")
+    levels = len(options.granularities)
+    bank = SlotBank.bytes_per_slot(PromptBank.specs(config.width), options.capacity)
+    check_budget(
+        name,
+        bytes_per_stream=levels * bank
+        + Timeline.bytes_per_slot(geometry, config.channels, config.classes, (config.patches, config.width), levels),
+        streams=options.max_streams,
+        budget=int(options.bank_gib * 2**30),
+        hint="Lower max_streams, history or capacity, or raise bank_gib",
+    )
+    return geometry

@@ -1,0 +1,165 @@
+"""Rows of a batch that count as samples, found by the column, and what is put for numbers that are missing."""
+
+# R rows of a batch, B streams, C channels
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from connectors import records
+from connectors.records import encode_streams
+from operators.event_time import event_times
+from operators.memprompttss.streams import SensorStream
+from operators.streams import NEVER_US, StreamTable
+
+__all__ = ["GOOD", "HELD", "MISSING", "OFF_RATE", "Samples", "fill", "read_samples"]
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+GOOD = 0
+HELD = 1
+MISSING = 2
+OFF_RATE = 3
+"""Quality of a sample: all numbers there; some held; some held for too long, or never there; sampled at another rate."""
+
+
+class Samples(NamedTuple):
+    """The rows of a batch."""
+
+    sequence_R: Ints
+    time_us_R: Ints
+    values_RC: Floats
+    accepted_R: Ints
+    """Rows that count, in order."""
+
+
+def read_samples(
+    batch: pa.RecordBatch,
+    channels: int,
+    streams: StreamTable[SensorStream],
+    refuse: Callable[[int, str, str], None],
+) -> Samples:
+    """Return the rows that count; ``refuse(row, status, error)`` is told of the others, in the one order of admission."""
+    names, codes_R = encode_streams(batch.column("stream_id"))
+    sequence_R = batch.column("sequence").to_numpy(zero_copy_only=False)
+    time_us_R = event_times(batch)
+    values_RC, wrong_R = records.sample_values(batch, channels)
+    errors: list[str | None] | None = None
+    bad_R = wrong_R.copy()
+    if "error" in batch.schema.names and batch.column("error").null_count < batch.num_rows:
+        errors = batch.column("error").to_pylist()
+        bad_R |= batch.column("error").is_valid().to_numpy(zero_copy_only=False)
+    if _in_order(names, codes_R, sequence_R, time_us_R, bad_R, streams):
+        accepted_R = np.arange(batch.num_rows)
+    else:
+        accepted_R = _one_by_one(batch, channels, names, codes_R, sequence_R, time_us_R, wrong_R, errors, streams, refuse)
+    full_R = streams.no_room_rows(batch.column("stream_id"), np.isin(np.arange(batch.num_rows), accepted_R))
+    for row in accepted_R[full_R[accepted_R]].tolist():
+        refuse(row, *streams.no_slot)
+    return Samples(sequence_R, time_us_R, values_RC, accepted_R[~full_R[accepted_R]])
+
+
+def _in_order(
+    names: list[str], codes_R: Ints, sequence_R: Ints, time_us_R: Ints, bad_R: Bools, streams: StreamTable[SensorStream]
+) -> bool:
+    """Tell whether nothing has to be refused: the common case, settled by the column."""
+    if bad_R.any():
+        return False
+    order_R = np.argsort(codes_R, kind="stable")
+    codes = codes_R[order_R]
+    starts = np.concatenate([[True], codes[1:] != codes[:-1]])
+    known = [streams.get(name) for name in names]
+    for values_R, last in (
+        (sequence_R, [NEVER_US if s is None else s.last_sequence for s in known]),
+        (time_us_R, [NEVER_US if s is None else s.last_time_us for s in known]),
+    ):
+        values = values_R[order_R]
+        before = np.empty_like(values)
+        before[1:] = values[:-1]
+        before[starts] = np.array(last, np.int64)[codes[starts]]
+        if not (values > before).all():
+            return False
+    return True
+
+
+def _one_by_one(
+    batch: pa.RecordBatch,
+    channels: int,
+    names: list[str],
+    codes_R: Ints,
+    sequence_R: Ints,
+    time_us_R: Ints,
+    wrong_R: Bools,
+    errors: list[str | None] | None,
+    streams: StreamTable[SensorStream],
+    refuse: Callable[[int, str, str], None],
+) -> Ints:
+    """Decide row by row; for batches in which some row is refused."""
+    lasts: dict[int, SensorStream] = {}
+    accepted = []
+    lengths = None
+    for row, (code, sequence, time_us) in enumerate(
+        zip(codes_R.tolist(), sequence_R.tolist(), time_us_R.tolist(), strict=True)
+    ):
+        if errors is not None and (error := errors[row]) is not None:
+            refuse(row, "rejected_corrupt", error)
+            continue
+        last = lasts.get(code)
+        if last is None:
+            known = streams.get(names[code])
+            last = lasts[code] = SensorStream(-1)
+            if known is not None:
+                last.last_sequence, last.last_time_us = known.last_sequence, known.last_time_us
+        refusal = last.refusal(sequence, time_us)
+        if refusal is not None:
+            refuse(row, *refusal)
+            continue
+        if wrong_R[row]:
+            refused = streams.no_room(names[code])
+            if refused is not None:
+                refuse(row, *refused)
+                continue
+            lengths = lengths or batch.column("values").to_pylist()
+            given = lengths[row]
+            found = "no values" if given is None else f"{len(given)} values"
+            refuse(row, "rejected_corrupt", f"the row has {found}; the network takes {channels} channels, in its order")
+            continue
+        last.last_sequence, last.last_time_us = sequence, time_us
+        accepted.append(row)
+    return np.array(accepted, np.int64)
+
+
+def fill(
+    values_RC: Floats, starts_B: Ints, last_BC: Floats, held_BC: Ints, max_hold: int
+) -> tuple[Floats, npt.NDArray[np.uint8], Floats, Ints]:
+    """Hold the last number of a channel where one is missing.
+
+    Rows of stream b are ``starts_B[b]`` up to the next start, in order. ``last_BC``: the last number before (NaN: none yet),
+    ``held_BC``: for how many samples it has been held. Returns values without a gap (0 where there never was a number), the
+    quality of each row, and ``last_BC`` and ``held_BC`` afterwards.
+    """
+    there_RC = np.isfinite(values_RC)
+    R = len(values_RC)
+    sizes_B = np.diff(np.concatenate([starts_B, [R]]))
+    if there_RC.all():
+        return values_RC, np.zeros(R, np.uint8), values_RC[starts_B + sizes_B - 1], np.zeros_like(held_BC)
+    first_R = np.repeat(starts_B, sizes_B)
+    stream_R = np.repeat(np.arange(len(starts_B)), sizes_B)
+    at_R1 = np.arange(R)[:, None]
+    # The newest row with a number up to each row; one before the stream's first row means: from before.
+    newest_RC = np.maximum.accumulate(np.where(there_RC, at_R1, -1), axis=0)
+    before_RC = newest_RC < first_R[:, None]
+    filled_RC = np.where(before_RC, last_BC[stream_R], np.take_along_axis(values_RC, np.maximum(newest_RC, 0), axis=0))
+    age_RC = np.where(before_RC, held_BC[stream_R] + at_R1 - first_R[:, None] + 1, at_R1 - newest_RC)
+    never_RC = ~np.isfinite(filled_RC)
+    quality_R = np.where((never_RC | (age_RC > max_hold)).any(1), MISSING, np.where((age_RC > 0).any(1), HELD, GOOD))
+    end_B = starts_B + sizes_B - 1
+    last = filled_RC[end_B]
+    return np.where(never_RC, np.float32(0), filled_RC), quality_R.astype(np.uint8), last, age_RC[end_B]

@@ -1,0 +1,225 @@
+"""What is remembered of each stream: samples, encoded windows, votes, states and segments, all in rings of fixed size.
+
+Positions count samples from a stream's origin; sample i lies in row i % kept of its slot. Encoded windows lie on the device.
+"""
+
+# S slots, B slots of a call, R rows over all slots, N samples, T samples of a window, G granularities, K states, C channels
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from operators.banks import RowSpec, SlotBank, ring
+from operators.memprompttss.config import Geometry
+from operators.memprompttss.segments import NONE, Machine
+from operators.state import State
+
+__all__ = ["Timeline"]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+_SAMPLES = {
+    "sequence": RowSpec((), torch.int64),
+    "time_us": RowSpec((), torch.int64),
+    "quality": RowSpec((), torch.uint8),
+}
+_STATES = {
+    "state": RowSpec((), torch.int32),
+    "confidence": RowSpec(()),
+    "votes": RowSpec((), torch.int16),
+    "revision": RowSpec((), torch.int32),
+    "sum": RowSpec((), torch.float64),  # of the confidences up to and with the sample
+    "segment_start": RowSpec((), torch.int64),
+    "segment_state": RowSpec((), torch.int32),
+    "segment_revision": RowSpec((), torch.int32),
+    "segment_base": RowSpec((), torch.float64),  # the sum before the segment
+    "segment_sequence": RowSpec((), torch.int64),  # of its first sample
+    "segment_time_us": RowSpec((), torch.int64),
+}
+_MACHINE = ("start", "state", "run_start", "run_state")
+
+
+class Timeline:
+    """Samples of all streams of a shard."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        slots: int,
+        channels: int,
+        classes: int,
+        tokens: tuple[int, int],
+        granularities: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.geometry = geometry
+        levels, window = len(granularities), geometry.window
+        self.samples = SlotBank("samples", _samples(channels), slots=slots, capacity=geometry.kept)
+        self.windows = SlotBank("windows", _windows(tokens), slots=slots, capacity=geometry.cached, device=device)
+        self.states = [SlotBank(f"states{level}", _STATES, slots=slots, capacity=geometry.kept) for level in granularities]
+        self.votes_SGTK = np.zeros((slots, levels, window, classes), np.float32)
+        """Sum of the probabilities of samples that are not final, sample i in row i % T."""
+        self.count_SGT = np.zeros((slots, levels, window), np.int64)
+        self.machine_SG4 = np.full((slots, levels, len(_MACHINE)), NONE, np.int64)
+        self.last_SC = np.full((slots, channels), np.nan, np.float32)
+        self.held_SC = np.zeros((slots, channels), np.int64)
+
+    @staticmethod
+    def bytes_per_slot(geometry: Geometry, channels: int, classes: int, tokens: tuple[int, int], levels: int) -> int:
+        """Return what one stream costs."""
+        votes = levels * geometry.window * (4 * classes + 8)
+        states = levels * SlotBank.bytes_per_slot(_STATES, geometry.kept)
+        samples = SlotBank.bytes_per_slot(_samples(channels), geometry.kept)
+        return votes + states + samples + SlotBank.bytes_per_slot(_windows(tokens), geometry.cached)
+
+    def bytes(self) -> int:
+        """Return the bytes of everything."""
+        banks = [self.samples, self.windows, *self.states]
+        return sum(bank.bytes()["device"] for bank in banks) + self.votes_SGTK.nbytes + self.count_SGT.nbytes
+
+    # Samples
+
+    def append(self, slots_B: Ints, rows: Mapping[str, npt.NDArray[np.generic]], sizes_B: Ints) -> None:
+        """Append samples, those of each slot together and in order."""
+        _append(self.samples, slots_B, {name: torch.from_numpy(values) for name, values in rows.items()}, sizes_B)
+
+    def get(self, name: str, slot_R: Ints, position_R: Ints) -> npt.NDArray[np.generic]:
+        """Return what is known of samples that are remembered."""
+        rows_SN = self.samples.rows[name].numpy()
+        found: npt.NDArray[np.generic] = rows_SN[slot_R, position_R % self.geometry.kept]
+        return found
+
+    def oldest(self, received: int) -> int:
+        """Return the first sample that is remembered of so many."""
+        return max(0, received - self.geometry.kept)
+
+    # Windows
+
+    def keep_windows(self, slots_B: Ints, tokens_WPD: Tensor, valid_W: npt.NDArray[np.bool_], sizes_B: Ints) -> None:
+        """Remember encoded windows, those of each slot together and in order."""
+        _append(self.windows, slots_B, {"tokens": tokens_WPD, "valid": torch.from_numpy(valid_W)}, sizes_B)
+
+    def cached(self, slot: int, windows: int) -> tuple[int, Ints, Tensor]:
+        """Return of the windows of a slot that are remembered: the first one's number, those that are valid, their tokens."""
+        first = max(0, windows - self.geometry.cached)
+        number_W = np.arange(first, windows)
+        at_W = torch.from_numpy(number_W % self.geometry.cached).to(self.windows.device)
+        valid_W = self.windows.rows["valid"][slot][at_W].cpu().numpy()
+        kept = torch.from_numpy(np.flatnonzero(valid_W)).to(self.windows.device)
+        return first, number_W[valid_W], self.windows.rows["tokens"][slot][at_W[kept]]
+
+    # States
+
+    def append_states(self, level: int, slots_B: Ints, rows: Mapping[str, npt.NDArray[np.generic]], size: int) -> None:
+        """Append as many final states to each slot, [B, N]."""
+        flat = {name: torch.from_numpy(np.ascontiguousarray(values).reshape(-1)) for name, values in rows.items()}
+        _append(self.states[level], slots_B, flat, np.full(len(slots_B), size))
+
+    def states_of(self, level: int, slot: int, name: str, start: int, end: int) -> npt.NDArray[np.generic]:
+        """Return a copy of what is known of the states of samples ``start`` to ``end`` - 1."""
+        found: npt.NDArray[np.generic] = self.states[level].rows[name].numpy()[slot, np.arange(start, end) % self.geometry.kept]
+        return found
+
+    def set_states(self, level: int, slot: int, start: int, values: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Replace what is known of the states of samples ``start``, ``start + 1``, .. that are remembered."""
+        bank = self.states[level]
+        for name, values_N in values.items():
+            row_N = bank.rows[name][slot].clone()
+            row_N[torch.from_numpy(np.arange(start, start + len(values_N)) % self.geometry.kept)] = torch.from_numpy(values_N)
+            bank.assign(torch.tensor([slot]), name, row_N[None])
+
+    def machine(self, slot: int, level: int) -> Machine:
+        """Return where the segmentation stands."""
+        return Machine(*self.machine_SG4[slot, level].tolist())
+
+    def set_machine(self, slot: int, level: int, machine: Machine) -> None:
+        """Note where the segmentation stands."""
+        self.machine_SG4[slot, level] = [getattr(machine, name) for name in _MACHINE]
+
+    # Slots
+
+    def open(self, slot: int) -> None:
+        """Make a slot ready for a new stream."""
+        one = torch.tensor([slot])
+        for bank in (self.samples, self.windows, *self.states):
+            bank.open(one.to(bank.device), torch.zeros(1, dtype=torch.int64))
+        self._blank(slot)
+
+    def release(self, slot: int) -> None:
+        """Forget a stream."""
+        self.restart(slot)
+
+    def restart(self, slot: int) -> None:
+        """Forget all samples of a slot: the next one is the first."""
+        one = torch.tensor([slot])
+        for bank in (self.samples, self.windows, *self.states):
+            bank.release(one.to(bank.device))
+        self._blank(slot)
+
+    def _blank(self, slot: int) -> None:
+        for array, value in (
+            (self.votes_SGTK, 0),
+            (self.count_SGT, 0),
+            (self.machine_SG4, NONE),
+            (self.last_SC, np.nan),
+            (self.held_SC, 0),
+        ):
+            array[slot] = value
+
+    # Snapshots
+
+    def export(self, slots_N: Ints, state: State, *, incremental: bool) -> None:
+        """Add slots to a state; all is clean then."""
+        chosen = torch.from_numpy(slots_N)
+        for bank in (self.samples, self.windows, *self.states):
+            bank.export(chosen.to(bank.device), state, incremental=incremental)
+            bank.mark_clean()
+        for name, array in self._arrays().items():
+            state.dense[name] = torch.from_numpy(array[slots_N])
+
+    def load(self, slots_N: Ints, state: State) -> None:
+        """Take slots from a full state."""
+        chosen = torch.from_numpy(slots_N)
+        for bank in (self.samples, self.windows, *self.states):
+            bank.load(chosen.to(bank.device), state)
+            bank.mark_clean()
+        for name, array in self._arrays().items():
+            array[slots_N] = state.dense[name].numpy()
+
+    def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        return {
+            "votes": self.votes_SGTK,
+            "count": self.count_SGT,
+            "machine": self.machine_SG4,
+            "last": self.last_SC,
+            "held": self.held_SC,
+        }
+
+
+def _samples(channels: int) -> dict[str, RowSpec]:
+    return {"values": RowSpec((channels,)), **_SAMPLES}
+
+
+def _windows(tokens: tuple[int, int]) -> dict[str, RowSpec]:
+    return {"tokens": RowSpec(tokens), "valid": RowSpec((), torch.bool)}
+
+
+def _append(bank: SlotBank, slots_B: Ints, rows: Mapping[str, Tensor], sizes_B: Ints) -> None:
+    """Write rows, those of each slot together, into a ring."""
+    most = int(sizes_B.max())
+    count_B = torch.from_numpy(sizes_B).to(bank.device)
+    if (sizes_B == most).all():
+        padded = {name: values.to(bank.device).view(len(sizes_B), most, *values.shape[1:]) for name, values in rows.items()}
+    else:
+        start_B = np.cumsum(sizes_B) - sizes_B
+        index = np.minimum(start_B[:, None] + np.arange(most), (start_B + sizes_B - 1)[:, None])
+        at_BN = torch.from_numpy(index).to(bank.device)
+        padded = {name: values.to(bank.device)[at_BN] for name, values in rows.items()}
+    bank.write(torch.from_numpy(slots_B).to(bank.device), padded, count_B, ring)

@@ -1,0 +1,90 @@
+"""From options to the network and its name, and the network in batches of windows. No streams, no banks."""
+
+# B streams, W windows, T samples, C channels, P patches, N tokens, D width, K states
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.memprompttss.checkpoint import load_network, network_config
+from models.memprompttss.config import MemPromptTSSConfig
+from models.memprompttss.model import MemPromptTSS, Prompts
+from models.weight_files import weights_name
+from operators.memprompttss.config import MemPromptTSSOptions
+
+__all__ = ["SHIPPED", "Network", "build_network", "settings_of"]
+
+Floats = npt.NDArray[np.float32]
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "memprompttss" / "weights" / "two_frequencies.safetensors"
+"""The small network of the package: one channel, two states, told apart by prompts only."""
+
+
+def settings_of(options: MemPromptTSSOptions) -> MemPromptTSSConfig:
+    """Return the network's settings without its weights. Raises ``CheckpointMismatch``."""
+    return network_config(options.checkpoint or SHIPPED, options.settings)
+
+
+def build_network(options: MemPromptTSSOptions, device: torch.device) -> Network:
+    """Load the network. Raises ``CheckpointMismatch``."""
+    return Network(load_network(options.checkpoint or SHIPPED, options.settings, device=device), options.batch_windows, device)
+
+
+class Network:
+    """The network for serving: at most ``batch`` windows at a time, NumPy in and out but for what stays on the device."""
+
+    def __init__(self, model: MemPromptTSS, batch: int, device: torch.device) -> None:
+        self.model, self.batch, self.device = model, batch, device
+        config = model.config
+        self.name = weights_name("memprompttss", config.to_json(), model.state_dict())
+        self._mean_C = np.array(config.mean or [0.0] * config.channels, np.float32)
+        self._std_C = np.array(config.std or [1.0] * config.channels, np.float32)
+
+    def standardize(self, values: Floats) -> Floats:
+        """Take mean and deviation of the training data out, [.., C]."""
+        out: Floats = (values - self._mean_C) / self._std_C
+        return out
+
+    @torch.inference_mode()
+    def encode(self, x_WTC: Floats) -> Tensor:
+        """Return the tokens of windows, [W, P, D] on the device. Each window as if it were alone."""
+        parts = torch.split(torch.from_numpy(x_WTC), self.batch)
+        return torch.cat([self.model.ts_encoder(part.to(self.device), alone=True) for part in parts])
+
+    @torch.inference_mode()
+    def remember(self, prompts: Prompts, x_RTC: Floats) -> Tensor:
+        """Return the memory tokens [R, D] of prompts [R], on the device."""
+        on_device = (part.to(self.device) for part in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect))
+        context = torch.from_numpy(x_RTC).to(self.device)
+        return self.model.remember(Prompts(*on_device), context, alone=True)
+
+    @torch.inference_mode()
+    def states(self, tokens_WPD: Tensor, m_BND: Tensor, valid_BN: Tensor, of_W: npt.NDArray[np.int64]) -> Floats:
+        """Return the probabilities [W, T, K] of windows, each with its bank ``of_W``; banks without a valid token are empty."""
+        out = np.empty((len(of_W), self.model.config.window, self.model.config.classes), np.float32)
+        none_B = ~valid_BN.any(1)
+        silent_W = none_B.cpu().numpy()[of_W]
+        empty = m_BND[:1, :0]
+        for rows_W, is_silent in ((np.flatnonzero(silent_W), True), (np.flatnonzero(~silent_W), False)):
+            for first in range(0, len(rows_W), self.batch):
+                rows = rows_W[first : first + self.batch]
+                x_WPD = tokens_WPD[torch.from_numpy(rows).to(self.device)]
+                if is_silent:
+                    logits = self.model.decode(
+                        x_WPD, empty, None, torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+                    )
+                else:
+                    banks, local = np.unique(of_W[rows], return_inverse=True)
+                    chosen = torch.from_numpy(banks).to(self.device)
+                    there = valid_BN[chosen]
+                    width = int(there.any(0).nonzero().max()) + 1  # no column behind the last token of any of these banks
+                    there = there[:, :width]
+                    mask = None if bool(there.all()) else there
+                    logits = self.model.decode(x_WPD, m_BND[chosen, :width], mask, torch.from_numpy(local).to(self.device))
+                out[rows] = logits.softmax(2).cpu().numpy()
+        return out
