@@ -169,15 +169,15 @@ def _by_stream(table: pa.Table) -> Iterable[tuple[str, pa.Table]]:
 
 def _tracks(table: pa.Table, *, of_segments: bool) -> list[Track]:
     """Return the tracks of one stream, by granularity."""
-    levels = table.column("granularity").to_pylist() if "granularity" in table.column_names else [0] * table.num_rows
-    tracks = []
-    for level in sorted({level or 0 for level in levels}):
-        own = table.filter(pa.array([(each or 0) == level for each in levels]))
+    levels_N = np.maximum(_numbers(table, "granularity"), 0)  # null: the first one
+    levels, tracks = np.unique(levels_N).tolist(), []
+    for level in levels:
+        own = table.filter(pa.array(levels_N == level))
         revision = _numbers(own, "revision")
         first = own.filter(pa.array(revision == 0))
         bands = _segment_bands if of_segments else _sample_bands
         after, before = bands(own), bands(first)
-        name = f"level {level}" if len(set(levels)) > 1 else "states"
+        name = f"level {level}" if len(levels) > 1 else "states"
         tracks.append(Track(name, after, before if bool((revision > 0).any()) and before != after else []))
     return tracks
 

@@ -74,7 +74,7 @@ class LongForm(TableFormat):
                 raise SourceError(
                     f"{paths[0]}: {option}: no column {name!r}{nearest(name, narrow.names)}; there are {narrow.names}"
                 )
-        taken = [name for name in self._channels if name in narrow.names]
+        taken = [name for name in self._channels if name in narrow.names and name not in (self._channel, self._value)]
         if taken:
             raise SourceError(
                 f"{paths[0]}: channels: {taken[0]!r} is a column of the file; in the long form channels are values of column "

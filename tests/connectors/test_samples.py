@@ -199,6 +199,12 @@ def test_rows_of_one_stream_and_time_become_one_sample(tmp_path: Path) -> None:
     ]
 
 
+def test_a_channel_may_be_called_like_the_column_that_names_it(tmp_path: Path) -> None:
+    text = "t,machine,value,channel\n0,a,channel,7\n0,a,value,8\n"
+    source = csv(tmp_path, text, channel="value", value="channel", channels=["value", "channel"])
+    assert rows(source) == [("a", 0, 0.0, [8.0, 7.0], None)]
+
+
 def test_damage_in_a_long_file_is_told_in_the_sample_or_a_row_of_its_own(tmp_path: Path) -> None:
     text = (
         "t,machine,channel,value\n"
