@@ -6,7 +6,7 @@ window, averaged over the stream (the least of them for "worst" of the made stre
 among the kept. Frames go through the operator as they do in a pipeline: window 20, keep 5, a 16x9 grid of colors. The real
 recording is redkitchen30 of the shared data, left out where it is not there.
 
-    python -m benchmarks.fourd_vla_coverage [--data FOLDER] [--figure FILE.png]
+    python -m benchmarks.fourd_vla_coverage [--data FOLDER] [--figure FILE.png [--of FOLDER]]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from benchmarks import machine
 from connectors.records import TIME_TYPE
 from connectors.sources.rgbd import RgbdOptions, RgbdSource
+from models.fourd_vla.recordings import write_tour
 from operators.base import Context
 from operators.fourd_vla import FourDVLAOperator, FourDVLAOptions
 from operators.fourd_vla.config import Given
@@ -83,12 +85,28 @@ def summary(rows: Sequence[dict[str, Any]], skip: int) -> dict[str, float]:
     }
 
 
+def figure(file: Path, recorded: Path | None) -> int:
+    """Draw what is kept of a recording, of a rendered one where none is given."""
+    from benchmarks.fourd_vla_figure import draw
+
+    with tempfile.TemporaryDirectory() as folder:
+        if recorded is None:
+            write_tour(Path(folder) / "tour")
+        batch = recording(recorded or Path(folder) / "tour")
+    draw(batch, choose(batch, "window"), choose(batch, "uniform"), file)
+    print(file)
+    return 0
+
+
 def main() -> int:
     """Measure, print, write the result; 1 where the claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--figure", type=Path, help="also draw what is kept of the recording, as PNG")
+    parser.add_argument("--figure", type=Path, help="only draw what is kept of a recording, as PNG")
+    parser.add_argument("--of", type=Path, help="recording for the figure; default: a rendered tour around a table")
     arguments = parser.parse_args()
+    if arguments.figure is not None:
+        return figure(arguments.figure, arguments.of)
 
     table: dict[str, dict[str, dict[str, float]]] = {"still_with_events": {}}
     for mode in MODES:
@@ -100,10 +118,6 @@ def main() -> int:
     if kitchen.is_dir():
         batch = recording(kitchen)
         table["redkitchen30"] = {mode: summary(choose(batch, mode), WINDOW - 1) for mode in MODES}
-        if arguments.figure is not None:
-            from benchmarks.fourd_vla_figure import draw
-
-            draw(batch, choose(batch, "window"), choose(batch, "uniform"), arguments.figure)
     for name, modes in table.items():
         print(name)
         for mode, values in modes.items():

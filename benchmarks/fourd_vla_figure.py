@@ -8,6 +8,7 @@ For ``benchmarks.fourd_vla_coverage --figure``; OpenCV only. Knows no operator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from models.fourd_vla.geometry import depth_meters, unproject
 
 __all__ = ["draw"]
 
-WIDTH, ROW, LINE = 1200, 26, 150
+WIDTH, TALL, LINE = 1200, 10, 150
 _INK, _KEPT, _OTHER = (40, 40, 40), (60, 110, 200), (190, 190, 190)
 _COLORS = {"window": (170, 90, 30), "uniform": (60, 160, 60)}
 
@@ -29,21 +30,21 @@ _COLORS = {"window": (170, 90, 30), "uniform": (60, 160, 60)}
 def draw(batch: pa.RecordBatch, mbs: Sequence[dict[str, Any]], even: Sequence[dict[str, Any]], file: Path) -> None:
     """Write the figure: for each frame a line of the frames kept then, the coverage of both samplings, and two maps."""
     count = len(mbs)
-    canvas = np.full((LINE + 60 + 12 * count + 560, WIDTH, 3), 255, np.uint8)
+    canvas = np.full((LINE + 60 + TALL * count + 560, WIDTH, 3), 255, np.uint8)
     _text(canvas, "worst coverage of the window: sampling (blue), uniform (green)", (20, 24))
     _curves(canvas[40 : 40 + LINE], mbs, even)
     top = LINE + 60
     _text(canvas, "frames kept at each time (right end of a line: now)", (20, top))
     step = (WIDTH - 60) / count
     for t, row in enumerate(mbs):
-        y = top + 14 + 12 * t
+        y = top + 14 + TALL * t
         for sequence in range(t + 1):
             kept = sequence in row["selected_sequences"]
             place = (int(30 + step * sequence), y)
-            cv2.rectangle(canvas, place, (int(place[0] + step - 3), y + 8), _KEPT if kept else _OTHER, -1 if kept else 1)
-    top += 14 + 12 * count + 20
+            corner = (int(place[0] + step - 3), y + TALL - 4)
+            cv2.rectangle(canvas, place, corner, _KEPT if kept else _OTHER, -1 if kept else 1)
+    top += 14 + TALL * count + 20
     points = _points(batch)
-    every = np.concatenate(points)
     for side, (title, chosen) in enumerate(
         (
             ("points of all frames, from above", range(count)),
@@ -53,24 +54,46 @@ def draw(batch: pa.RecordBatch, mbs: Sequence[dict[str, Any]], even: Sequence[di
         _text(canvas, title, (20 + side * WIDTH // 2, top))
         _map(
             canvas[top + 10 : top + 510, side * WIDTH // 2 + 20 : (side + 1) * WIDTH // 2 - 20],
-            every,
-            [points[i] for i in chosen],
+            points,
+            list(chosen),
         )
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(file), canvas[: top + 520]):
+    if not cv2.imwrite(str(file), canvas[: top + 520], [cv2.IMWRITE_PNG_COMPRESSION, 9]):
         raise OSError(f"{file}: cannot be written as an image")
 
 
-def _points(batch: pa.RecordBatch) -> list[NDArray[np.float32]]:
-    """Return the world points of each frame, every 8th pixel."""
-    out = []
-    for row in batch.to_pylist():
-        raw = cv2.imdecode(np.frombuffer(row["depth"], np.uint8), cv2.IMREAD_UNCHANGED)[::8, ::8]
+@dataclass(frozen=True)
+class _Points:
+    """World points of one frame, seen from above, and their colors."""
+
+    flat_P2: NDArray[np.float32]
+    height_P: NDArray[np.float32]
+    bgr_P3: NDArray[np.uint8]
+
+
+def _points(batch: pa.RecordBatch) -> list[_Points]:
+    """Return the points of each frame. Up is the axis that the cameras, taken together, look down along most."""
+    rows = batch.to_pylist()
+    poses_44 = [np.reshape(row["pose"], (4, 4)) for row in rows]
+    down_3 = np.mean([pose[:3, 1] for pose in poses_44], axis=0)
+    up = int(np.abs(down_3).argmax())
+    flat = [axis for axis in range(3) if axis != up]
+    made = []
+    for row, pose in zip(rows, poses_44, strict=True):
+        raw = cv2.imdecode(np.frombuffer(row["depth"], np.uint8), cv2.IMREAD_UNCHANGED)
+        bgr = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR)
+        every = max(1, raw.shape[1] // 160)
         camera = torch.tensor(row["intrinsics"]).view(1, 3, 3)
-        camera[:, :2] /= 8
         depth, valid = depth_meters(torch.from_numpy(raw.astype(np.int32))[None], torch.tensor([row["depth_scale"]]), 6.0)
-        out.append(unproject(depth, camera, torch.tensor(row["pose"]).view(1, 4, 4))[valid].numpy())
-    return out
+        points = unproject(depth, camera, torch.from_numpy(pose)[None])[:, ::every, ::every]
+        inside = valid[:, ::every, ::every]
+        points_P3 = points[inside].numpy()
+        made.append(
+            _Points(
+                points_P3[:, flat], -np.sign(down_3[up]) * points_P3[:, up], bgr[::every, ::every][inside[0].numpy()] & 0xE0
+            )
+        )
+    return made
 
 
 def _curves(part: NDArray[np.uint8], mbs: Sequence[dict[str, Any]], even: Sequence[dict[str, Any]]) -> None:
@@ -85,14 +108,21 @@ def _curves(part: NDArray[np.uint8], mbs: Sequence[dict[str, Any]], even: Sequen
         cv2.polylines(part, [np.array(places, np.int32)], False, _COLORS[name], 2, cv2.LINE_AA)
 
 
-def _map(part: NDArray[np.uint8], every: NDArray[np.float32], shown: Sequence[NDArray[np.float32]]) -> None:
-    """Draw points seen along y, the axis that points down."""
-    low, high = np.quantile(every[:, [0, 2]], [0.01, 0.99], axis=0)
+def _map(part: NDArray[np.uint8], points: Sequence[_Points], chosen: Sequence[int]) -> None:
+    """Draw the points of the frames ``chosen`` from above, the highest last, in the frame of all points."""
+    every_P2 = np.concatenate([one.flat_P2 for one in points])
+    low, high = np.quantile(every_P2, [0.01, 0.99], axis=0)
     scale = min(part.shape[1] / (high[0] - low[0]), part.shape[0] / (high[1] - low[1]))
-    for points in shown:
-        at = ((points[:, [0, 2]] - low) * scale).astype(int)
-        inside = (at >= 0).all(1) & (at[:, 0] < part.shape[1]) & (at[:, 1] < part.shape[0])
-        part[part.shape[0] - 1 - at[inside, 1], at[inside, 0]] = _KEPT
+    flat_P2, height_P, bgr_P3 = (
+        np.concatenate([getattr(points[i], name) for i in chosen]) for name in ("flat_P2", "height_P", "bgr_P3")
+    )
+    order = np.argsort(height_P, kind="stable")
+    at_P2, bgr_P3 = ((flat_P2[order] - low) * scale).astype(int), bgr_P3[order]
+    inside = (at_P2 >= 0).all(1) & (at_P2[:, 0] < part.shape[1] - 1) & (at_P2[:, 1] < part.shape[0] - 1)
+    column, row = at_P2[inside, 0], part.shape[0] - 2 - at_P2[inside, 1]
+    for down in (0, 1):
+        for right in (0, 1):
+            part[row + down, column + right] = bgr_P3[inside]
 
 
 def _text(canvas: NDArray[np.uint8], text: str, place: tuple[int, int]) -> None:

@@ -4,14 +4,19 @@ answers at least 0.9 of the questions about a frame of the past, where the newes
 Policies of 0.16 million weights learn rendered tasks of ``models.fourd_vla.tasks`` (``streambank train fourd_vla``): the same
 network, samples, updates and seed each time; what differs is coordinates or not, and how the frames are sampled.
 
-    python -m benchmarks.fourd_vla_tasks [--seeds 0,1,2] [--steps 300] [--tasks point,past,count,seen]
+Each task is one part of the result, with its seeds, its updates and when it was measured; tasks that are not run keep theirs.
+
+    python -m benchmarks.fourd_vla_tasks [--seeds 0,1,2] [--steps N] [--tasks point,past,count,seen]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks import machine
@@ -19,6 +24,7 @@ from models.fourd_vla.recipe import SmallSchedule, measure, train_task
 from models.fourd_vla.tasks import TASKS
 from models.training import one_thread
 
+NAME = "fourd_vla_tasks"
 SAMPLINGS = ("window", "uniform", "last_k")
 
 
@@ -31,12 +37,12 @@ def outcomes(task: str, seeds: list[int], schedule: SmallSchedule) -> dict[str, 
         ]
     else:
         variants = [(sampling, {"sampling": sampling}) for sampling in SAMPLINGS]
-    found: dict[str, list[float]] = {}
-    for name, settings in variants:
-        for seed in seeds:
+    found: dict[str, list[float]] = {name: [] for name, _ in variants}
+    for seed in seeds:
+        for name, settings in variants:
             policy = train_task(task, seed, schedule, **settings)
-            found.setdefault(name, []).append(measure(policy, task, schedule.fresh, settings.get("sampling", "window")))
-        print(f"{task:<6} {name:<17} " + " ".join(f"{value:.3f}" for value in found[name]), flush=True)
+            found[name].append(measure(policy, task, schedule.fresh, settings.get("sampling", "window")))
+            print(f"{task:<6} {name:<17} seed {seed}  {found[name][-1]:.3f}", flush=True)
     return found
 
 
@@ -50,18 +56,32 @@ def holds(task: str, found: dict[str, list[float]]) -> bool:
 
 
 def main() -> int:
-    """Train, measure, print, write the result; 1 where the claim does not hold."""
+    """Train, measure, print, write the result after each task; 1 where the claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=SmallSchedule().steps)
+    parser.add_argument("--steps", type=int, default=None, help="updates; default: of each task's recipe")
     parser.add_argument("--tasks", default=",".join(TASKS))
     arguments = parser.parse_args()
     seeds, schedule = [int(seed) for seed in arguments.seeds.split(",")], SmallSchedule(steps=arguments.steps)
-    with one_thread():
-        table = {task: outcomes(task, seeds, schedule) for task in arguments.tasks.split(",")}
-    verdict = {task: holds(task, found) for task, found in table.items()}
-    result = {"seeds": seeds, "steps": arguments.steps, "table": table, "holds": verdict}
-    print(f"holds: {verdict}; {machine.write('fourd_vla_tasks', result)}")
+    file = machine.RESULTS / f"{NAME}.json"
+    parts: dict[str, Any] = json.loads(file.read_text()).get("tasks", {}) if file.is_file() else {}
+    asked = arguments.tasks.split(",")
+    for task in asked:
+        began_s = time.process_time()
+        with one_thread():
+            found = outcomes(task, seeds, schedule)
+        parts[task] = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seeds": seeds,
+            "steps": schedule.steps or TASKS[task].steps,
+            "fresh": schedule.fresh,
+            "cpu_s": round(time.process_time() - began_s, 1),
+            "outcomes": found,
+            "holds": holds(task, found),
+        }
+        machine.write(NAME, {"tasks": {name: parts[name] for name in TASKS if name in parts}})
+    verdict = {task: parts[task]["holds"] for task in asked}
+    print(f"holds: {verdict}; {file}")
     return 0 if all(verdict.values()) else 1
 
 

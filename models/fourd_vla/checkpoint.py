@@ -23,7 +23,10 @@ from models.fourd_vla.names import UNUSED, internvl_names
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
 from models.weight_files import read_safetensors, write_safetensors
 
-__all__ = ["Policy", "fit", "load_policy", "policy_config", "save_policy"]
+__all__ = ["SMALL_WEIGHTS", "Policy", "fit", "load_policy", "policy_config", "save_policy"]
+
+SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "past.safetensors"
+"""The small policy that comes with the package: the recipe ``past`` with seed 0. It knows rendered scenes only."""
 
 _FORMAT = "1"
 _SHOWN = 5

@@ -45,7 +45,8 @@ _FRESH = 1 << 20
 class SmallSchedule:
     """Updates, batch and learning rate: AdamW, warm-up, cosine decay."""
 
-    steps: int = 300
+    steps: int | None = None
+    """None: the task's own."""
     batch: int = 32
     rate: float = 2e-3
     fresh: int = 400
@@ -78,6 +79,7 @@ def small_policy(task: Task, seed: int, *, coordinates: bool = True) -> Policy:
 def run_recipe(training: Training, recipe: str, seed: int, schedule: SmallSchedule | None = None) -> TrainResult:
     """Train a recipe with its first control and measure both on fresh samples; write ``<recipe>.safetensors``."""
     schedule = schedule or SmallSchedule()
+    schedule = dataclasses.replace(schedule, steps=schedule.steps or TASKS[recipe].steps)
     settings = {"method": "fourd_vla", "recipe": recipe, "seed": seed, "schedule": dataclasses.asdict(schedule)}
     if (complete := training.open(settings)) is not None:
         return complete
@@ -108,6 +110,7 @@ def train_task(
 ) -> Policy:
     """Train a tiny policy on a task from frames that ``sampling`` keeps; return it for inference."""
     task = TASKS[recipe]
+    steps = schedule.steps or task.steps
     policy = small_policy(task, seed, coordinates=coordinates)
     model = policy.model
     generator = torch.Generator().manual_seed(seed)
@@ -128,13 +131,13 @@ def train_task(
 
     stage = Stage(
         name=f"{recipe} {'' if coordinates else 'without coordinates, '}{sampling}",
-        steps=schedule.steps,
+        steps=steps,
         trained=model.train(),
         optimizer=torch.optim.AdamW(model.parameters(), lr=schedule.rate, weight_decay=0.01),
         losses=losses,
-        rate=lambda step: schedule.rate * warm_up(step, _WARMUP) * cosine(step, schedule.steps, _LAST_FACTOR),
+        rate=lambda step: schedule.rate * warm_up(step, _WARMUP) * cosine(step, steps, _LAST_FACTOR),
         gradient_norm=_GRADIENT_NORM,
-        report_every=max(1, schedule.steps // _REPORTS),
+        report_every=max(1, steps // _REPORTS),
         generators=(generator,),
     )
     (training or Training()).run(stage)

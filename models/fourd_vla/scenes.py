@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["COLORS", "Cameras", "Scenes", "random_cameras", "render"]
+__all__ = ["COLORS", "Cameras", "Scenes", "look_at", "random_cameras", "render"]
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (200, 40, 40),
@@ -61,6 +61,12 @@ def random_cameras(count: int, height: int, width: int, generator: torch.Generat
         [around_S.cos() * above_S.cos(), around_S.sin() * above_S.cos(), above_S.sin()], dim=1
     )
     target_S3 = torch.cat([uniform(-0.1, 0.1, 2), torch.zeros(count, 1)], dim=1)
+    return look_at(place_S3, target_S3, height, width)
+
+
+def look_at(place_S3: Tensor, target_S3: Tensor, height: int, width: int) -> Cameras:
+    """Return cameras at places that look at targets, none of them straight up or down."""
+    count = len(place_S3)
     ahead_S3 = torch.nn.functional.normalize(target_S3 - place_S3, dim=1)
     right_S3 = torch.nn.functional.normalize(
         torch.linalg.cross(ahead_S3, torch.tensor([0.0, 0.0, 1.0]).expand(count, 3)), dim=1

@@ -61,6 +61,8 @@ class Task:
     keep: int
     answers: int
     """How many answers there are; 0: a place, measured by its distance."""
+    steps: int
+    """Updates of the recipe."""
     decode: Callable[[Tensor, Tensor], Tensor] = lambda move_S3, grip_S: torch.zeros(len(move_S3), dtype=torch.int64)
     """Translation and gripper's logit → answer."""
 
@@ -131,8 +133,8 @@ def _nearest_direction(move_S3: Tensor, grip_S: Tensor) -> Tensor:
 
 
 TASKS: Mapping[str, Task] = {
-    "point": Task(make=_point, height=48, width=64, window=1, keep=1, answers=0),
-    "past": Task(make=_past, height=32, width=32, window=20, keep=4, answers=len(COLORS), decode=_nearest_direction),
+    "point": Task(make=_point, height=48, width=64, window=1, keep=1, answers=0, steps=300),
+    "past": Task(make=_past, height=32, width=32, window=20, keep=4, answers=len(COLORS), steps=120, decode=_nearest_direction),
     "count": Task(
         make=_count,
         height=32,
@@ -140,10 +142,18 @@ TASKS: Mapping[str, Task] = {
         window=20,
         keep=5,
         answers=3,
+        steps=300,
         decode=lambda move_S3, grip_S: (move_S3[:, 0].round().long() + 1).clamp(0, 2),
     ),
     "seen": Task(
-        make=_seen, height=32, width=32, window=20, keep=4, answers=2, decode=lambda move_S3, grip_S: (grip_S > 0).long()
+        make=_seen,
+        height=32,
+        width=32,
+        window=20,
+        keep=4,
+        answers=2,
+        steps=300,
+        decode=lambda move_S3, grip_S: (grip_S > 0).long(),
     ),
 }
 """By name."""

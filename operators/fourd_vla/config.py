@@ -74,7 +74,12 @@ class FourDVLAOptions(StreamOptions):
     features: Color | Given | Torchvision | Dinov2 | None = option(
         None, "What frames are compared by. null: color in the mode select, the policy's own encoder in the mode act."
     )
-    checkpoint: str | None = option(None, "With mode: act: a policy, one file or a folder.", path=True)
+    checkpoint: str | None = option(
+        None,
+        "With mode: act: a policy, one file or a folder; without it the small one that comes with the package, which knows "
+        "rendered scenes only.",
+        path=True,
+    )
     instruction: str | None = option(None, "With mode: act: what to do, for rows without a column `instruction`.")
     nominal_rate: float | None = option(
         None,
@@ -96,8 +101,6 @@ class FourDVLAOptions(StreamOptions):
     def __post_init__(self) -> None:
         if self.horizon == "unbounded" and self.sampling != "incremental":
             raise ConfigError(f"horizon='unbounded' needs sampling='incremental'; sampling={self.sampling!r} reads the window")
-        if self.mode == "act" and self.checkpoint is None:
-            raise ConfigError("mode='act' needs checkpoint: the file or folder of a policy")
         if self.mode == "select":
             for name in ("checkpoint", "instruction", "nominal_rate", "dtype"):
                 if getattr(self, name) is not None:

@@ -30,7 +30,7 @@ from operators.fourd_vla.frames import RgbdImage, RgbdRows
 from operators.fourd_vla.rules import HistoryBank, Selected
 from operators.fourd_vla.schemas import FEATURE, STATUSES, Selections, output_schema
 from operators.fourd_vla.streams import FourDVLAStream
-from operators.fourd_vla.weights import build_encoder, build_policy, model_id
+from operators.fourd_vla.weights import build_encoder, build_policy, model_id, weights_place
 from operators.output import OutputRows
 from operators.rounds import rounds
 from operators.state import State
@@ -115,8 +115,8 @@ class FourDVLAOperator(Operator):
     @classmethod
     def examine(cls, options: FourDVLAOptions, name: str) -> pa.Schema:
         """Check the policy's settings; return the output schema."""
-        if options.checkpoint is not None:
-            policy_config(options.checkpoint)
+        if options.mode == "act":
+            policy_config(weights_place(options))
         return output_schema(acts=options.mode == "act")
 
     def _feature_size(self) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from connectors.errors import CheckpointMismatch
-from models.fourd_vla.checkpoint import Policy, load_policy
+from models.fourd_vla.checkpoint import SMALL_WEIGHTS, Policy, load_policy
 from models.fourd_vla.encoders import ColorGrid, DinoEncoder, FrameEncoder, TorchvisionEncoder
 from models.weight_files import weights_name
 from operators.fourd_vla.config import Color, Dinov2, FourDVLAOptions, Given, Torchvision
 
-__all__ = ["build_encoder", "build_policy", "model_id"]
+__all__ = ["build_encoder", "build_policy", "model_id", "weights_place"]
 
 
 def build_encoder(options: FourDVLAOptions, device: torch.device) -> FrameEncoder | None:
@@ -30,14 +32,17 @@ def build_encoder(options: FourDVLAOptions, device: torch.device) -> FrameEncode
 
 def build_policy(options: FourDVLAOptions, name: str, device: torch.device) -> Policy:
     """Load the policy. Raise ``CheckpointMismatch`` for what cannot act."""
-    assert options.checkpoint is not None
+    place = weights_place(options)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    policy = load_policy(options.checkpoint, device=device, dtype=dtype)
+    policy = load_policy(place, device=device, dtype=dtype)
     if policy.fresh:
-        raise CheckpointMismatch(
-            f"{name}: {options.checkpoint} holds a backbone and no policy (no {policy.fresh[0]}, for one); train one"
-        )
+        raise CheckpointMismatch(f"{name}: {place} holds a backbone and no policy (no {policy.fresh[0]}, for one); train one")
     return policy
+
+
+def weights_place(options: FourDVLAOptions) -> Path:
+    """Return where the policy's weights are."""
+    return SMALL_WEIGHTS if options.checkpoint is None else Path(options.checkpoint)
 
 
 def model_id(encoder: FrameEncoder | None, policy: Policy | None) -> str:

@@ -16,8 +16,9 @@ from fourd_vla_streams import STEP_US, feature_rows, frames, given, operator, pn
 
 from connectors.errors import CheckpointMismatch, ConfigError, RecoveryError, SchemaError
 from connectors.records import FRAME
-from models.fourd_vla.checkpoint import load_policy
+from models.fourd_vla.checkpoint import SMALL_WEIGHTS, load_policy
 from models.fourd_vla.geometry import depth_meters, resize_plan
+from operators.fourd_vla import FourDVLAOperator, FourDVLAOptions
 from operators.fourd_vla.config import Given
 
 
@@ -173,7 +174,7 @@ def test_poses_decide_the_frame_of_reference_of_a_stream() -> None:
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     for options, reason in [
         ({"horizon": "unbounded"}, "needs sampling='incremental'"),
-        ({"mode": "act"}, "mode='act' needs checkpoint"),
+        ({"checkpoint": "x"}, "checkpoint has no effect with mode='select'"),
         ({"instruction": "wait"}, "instruction has no effect with mode='select'"),
         ({"mode": "act", "checkpoint": "x", "features": Given(size=3)}, "leave features out"),
         ({"window": 10_000, "bank_gib": 0.001}, "streams fit"),
@@ -182,6 +183,13 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
             operator(**options)
     with pytest.raises(CheckpointMismatch):
         operator(mode="act", checkpoint=str(tmp_path / "none.safetensors"))
+
+
+def test_without_a_checkpoint_the_small_policy_of_the_package_acts() -> None:
+    assert SMALL_WEIGHTS.stat().st_size < 2 << 20
+    first, second = (operator(mode="act", instruction="x", **more) for more in ({}, {"checkpoint": str(SMALL_WEIGHTS)}))
+    assert first.model_id == second.model_id
+    assert first.output_schema == FourDVLAOperator.examine(FourDVLAOptions(mode="act"), "act")
 
 
 def test_a_snapshot_of_other_options_is_not_taken_up() -> None:

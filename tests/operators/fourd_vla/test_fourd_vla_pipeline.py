@@ -13,6 +13,7 @@ import rgbd_folders as made
 from real_data import REAL_DATA
 
 from connectors.sources.lerobot_layout import LeRobotLayout
+from models.fourd_vla.recordings import ANSWERS, write_recordings, write_tour
 from pipelines import Pipeline
 from pipelines.registry import ready_pipelines
 
@@ -39,6 +40,28 @@ def test_the_ready_pipeline_chooses_frames_of_every_recording_and_a_paced_replay
     assert {row["reference"] for row in rows} == {"world"}
     paced = run(tmp_path / "b", tmp_path / "scans", "choose.keep=3", "scans.pace=realtime", "choose.shards=2")
     assert paced == rows
+
+
+def test_the_ready_pipeline_that_acts_points_where_a_cube_of_the_past_told(tmp_path: Path) -> None:
+    answers = write_recordings(tmp_path / "rendered", "past", count=8)
+    assert json.loads((tmp_path / "rendered" / ANSWERS).read_text()) == answers
+    places = [f"state={tmp_path}/state", f"rows.path={tmp_path}/rows", f"scans.path={tmp_path}/rendered", "act.device=cpu"]
+    rows = Pipeline.load(ready_pipelines()["fourd_vla_act"], sets=places).run().table("rows").to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    last = {row["stream_id"]: row for row in rows if row["sequence"] == 19}
+    for name, answer in answers.items():
+        move = np.array(last[name]["action"][:3])
+        assert move @ answer["move"] / np.linalg.norm(move) > np.cos(np.pi / 4), (
+            name
+        )  # four directions: the right one is nearest
+        assert len(last[name]["offsets"]) == 4
+
+
+def test_a_tour_for_the_figure_is_a_recording_with_pauses(tmp_path: Path) -> None:
+    write_tour(tmp_path / "tour", 24)
+    rows = run(tmp_path, tmp_path / "tour")
+    assert [row["status"] for row in rows] == ["ok"] * 24
+    assert all(row["valid_depth"] > 0.9 for row in rows)
 
 
 @pytest.mark.ray
