@@ -21,6 +21,7 @@ __all__ = [
     "FRAME",
     "KEY_FIELDS",
     "NEVER_US",
+    "PCM",
     "PER_SECOND",
     "RGBD",
     "SAMPLE",
@@ -114,6 +115,21 @@ RGBD = key_schema(
 ``intrinsics``: the 3x3 matrix row by row, whole numbers at pixel centers. ``pose``: the 4x4 matrix row by row, camera to world
 (x right, y down, z forward, meters); null where none is known. Sources may add ``episode`` (string; a change starts the stream
 over), ``instruction`` (string), ``state`` (list of float) and ``feature`` (list of float)."""
+
+
+PCM = key_schema(
+    "pcm",
+    1,
+    [
+        field("sample_rate", pa.int32(), unit="Hz"),
+        pa.field("channels", pa.int8()),
+        pa.field("samples", pa.list_(pa.int16())),
+        pa.field("error", pa.string()),
+    ],
+)
+"""A piece of sound. ``samples``: those of all channels at one moment side by side, -32768..32767. ``sequence`` is the number of
+the first moment in the stream, ``event_time`` when it is heard. ``error`` is set where sound could not be decoded; ``samples``
+is then null."""
 
 
 SAMPLE = key_schema("sample", 1, [pa.field("values", pa.list_(pa.float32())), pa.field("error", pa.string())])

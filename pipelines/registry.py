@@ -44,6 +44,9 @@ class Entry:
 _ENTRIES = (
     Entry("source", "video", "connectors.sources.video:VideoSource", "video files, one stream per file", ("cv2",)),
     Entry("source", "images", "connectors.sources.images:ImagesSource", "folders of images, one stream per folder", ("cv2",)),
+    Entry(
+        "source", "audio", "connectors.sources.audio:AudioSource", "WAV, FLAC and other sound files, sound of videos", ("av",)
+    ),
     Entry("source", "rgbd", "connectors.sources.rgbd:RgbdSource", "recorded RGB-D: TUM, Open3D, Redwood, 7-Scenes folders"),
     Entry(
         "source",
@@ -121,6 +124,7 @@ _ENTRIES = (
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
     Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
     Entry("sink", "jsonl", "connectors.sinks.jsonl:JsonlSink", "JSON lines"),
+    Entry("sink", "wav", "connectors.sinks.wav:WavSink", "one WAV file per stream, playable while it grows"),
     Entry("sink", "lerobot", "connectors.sinks.lerobot:LeRobotSink", "chosen history and actions as a LeRobot data set"),
     Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions", ("kafka",)),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),

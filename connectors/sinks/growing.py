@@ -17,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 from connectors import durable, faults
 from connectors.base import Staged
@@ -44,6 +44,9 @@ class _Piece:
 class GrowingFileSink(FileSink):
     """Base of these sinks. A subclass reports pieces by ``_piece`` and tells by ``_epoch_of`` when a file was last written."""
 
+    trailer: ClassVar[int] = 0
+    """Bytes at the end of a staged piece that do not belong into the file: ``_seal`` gets them."""
+
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self._pieces: list[Staged] = []
@@ -53,6 +56,10 @@ class GrowingFileSink(FileSink):
     @abstractmethod
     def _epoch_of(self, path: Path) -> int | None:
         """Return the epoch of the last piece of a committed file; None where it does not end with one of ours."""
+
+    def _seal(self, target: BinaryIO, trailer: bytes, epoch: int) -> None:
+        """Change the begin of a file to which a piece was added, durably so far. Must do no harm when it is repeated."""
+        return
 
     def _piece(self, file: StagedFile, *, target: str, at: int, rows: int) -> None:
         """Report a piece that is complete on disk: of the file ``target`` below the root, from byte ``at`` on."""
@@ -109,27 +116,33 @@ class GrowingFileSink(FileSink):
 
     def _append(self, piece: _Piece, epoch: int) -> None:
         size = piece.target.stat().st_size if piece.target.exists() else 0
+        end = piece.at + piece.bytes - self.trailer
         if not piece.path.exists():
-            if size < piece.at + piece.bytes:
+            if size < end:
                 raise SinkError(
-                    f"{piece.target} has {size} bytes, but epoch {epoch} was committed up to byte {piece.at + piece.bytes}. "
+                    f"{piece.target} has {size} bytes, but epoch {epoch} was committed up to byte {end}. "
                     "Was it deleted or cut, or has the sink's 'path' changed since the last run? Put it back, or start over "
                     "without --resume"
                 )
             return
-        if not piece.at <= size <= piece.at + piece.bytes:
+        if not piece.at <= size <= end:
             raise SinkError(
                 f"{piece.target} has {size} bytes where epoch {epoch} begins at byte {piece.at}: was it changed by hand, or "
                 "does another run write it? Put it back, or start over without --resume"
             )
         with piece.path.open("rb") as source, piece.target.open("r+b" if size else "wb") as target:
             target.seek(piece.at)
-            while block := source.read(_BLOCK):
-                target.write(block)
+            left = piece.bytes - self.trailer
+            while left and (block := source.read(min(left, _BLOCK))):
+                left -= target.write(block)
             target.truncate()
             target.flush()
             faults.reach("between_renames", epoch)
             os.fsync(target.fileno())
+            if self.trailer:
+                self._seal(target, source.read(self.trailer), epoch)
+                target.flush()
+                os.fsync(target.fileno())
         if not size:
             durable.sync(piece.target.parent)
         piece.path.unlink()
