@@ -314,6 +314,7 @@ class _Cutter:
         self.at = 0
         """Moments seen."""
         self._began = 0
+        self._told_us: int | None = None  # time of the last piece that was handed out
 
     @property
     def time_us(self) -> int:
@@ -345,13 +346,10 @@ class _Cutter:
         if is_first:
             self._anchor = (self.at, time_us or 0)
         elif changed or (time_us is not None and abs(time_us - expected_us) > _JUMP_US):
-            began_us = self._time_of(self._began) if self._held else None
             yield from self.rest()
             # Time never goes back behind a piece that has been handed out.
-            wanted_us = expected_us if time_us is None else time_us
-            if wanted_us < expected_us - 1_000_000 or (began_us is not None and wanted_us <= began_us):
-                wanted_us = expected_us
-            self._anchor = (self.at, wanted_us)
+            goes_back = time_us is None or (self._told_us is not None and time_us <= self._told_us)
+            self._anchor = (self.at, expected_us if time_us is None or goes_back else time_us)
         length = max(1, round(self._piece_s * self._rate))
         while len(samples_NC):
             room = length - self.at % length
@@ -365,7 +363,8 @@ class _Cutter:
     def rest(self) -> Iterator[_Piece]:
         """Yield what waits for its piece to be full."""
         if self._held:
-            yield _Piece(np.concatenate(self._parts), self._rate, self._began, self._time_of(self._began))
+            self._told_us = self._time_of(self._began)
+            yield _Piece(np.concatenate(self._parts), self._rate, self._began, self._told_us)
         self._parts, self._held, self._began = [], 0, self.at
 
     def _time_of(self, moment: int) -> int:

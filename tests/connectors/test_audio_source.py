@@ -12,7 +12,8 @@ from sound_files import noise, tone, write_by_av, write_wav
 
 from connectors.errors import ConfigError, SourceError
 from connectors.records import PCM, schema_name
-from connectors.sources.audio import AudioOptions, AudioSource
+from connectors.sources.audio import AudioOptions, AudioSource, _Cutter
+from connectors.sources.sound_track import Sound
 
 
 def source(path: Path, **options: object) -> AudioSource:
@@ -104,6 +105,19 @@ def test_a_pause_in_the_container_starts_a_row_at_its_time(tmp_path):
     assert table["sequence"].to_pylist() == [0, 4096]
     assert times_us(table) == [0, 512_000 + 3_000_000]
     assert_every_restart_is_exact(lambda: source(path, piece_s=0.2), rows=2)
+
+
+def test_time_that_goes_back_never_falls_behind_a_row(tmp_path):
+    def pieces(*times_us: int | None) -> list[tuple[int, int]]:
+        cutter, found = _Cutter(0.1), []
+        for i, time_us in enumerate(times_us):
+            found += cutter.add(Sound(noise(800), 8000, 800 * i, time_us))
+        return [(piece.at, piece.time_us) for piece in [*found, *cutter.rest()]]
+
+    assert pieces(0, 100_000, None, 300_003) == [(0, 0), (800, 100_000), (1600, 200_000), (2400, 300_000)]
+    assert pieces(0, 100_000, 150_000, 250_000) == [(0, 0), (800, 100_000), (1600, 150_000), (2400, 250_000)]
+    assert pieces(0, 100_000, 50_000, 0) == [(0, 0), (800, 100_000), (1600, 200_000), (2400, 300_000)]
+    assert pieces(0, 100_000, 900_000, 200_000) == [(0, 0), (800, 100_000), (1600, 900_000), (2400, 1_000_000)]
 
 
 def test_start_time_moves_event_times(tmp_path):

@@ -16,7 +16,7 @@ from connectors.kafka.client import ConnectionOptions
 from connectors.kafka.decode import FrameDecoder, Messages, TableDecoder
 from connectors.kafka.encode import make_encoder
 from connectors.kafka.messages import content_type, encoding_of
-from connectors.records import FRAME, TIME_TYPE, key_schema
+from connectors.records import FRAME, PCM, TIME_TYPE, key_schema
 from connectors.sinks.columns import Columns
 
 pytestmark = pytest.mark.filterwarnings("ignore:(read|open)_text is deprecated")  # kafka-python, when it is imported
@@ -69,6 +69,27 @@ def test_rows_come_back_as_they_were(format: str) -> None:
     back = sorted(decoded.drop_columns(["error"]).to_pylist(), key=lambda row: row["sequence"])
     assert back == batch.to_pylist()
     assert decoded.column("error").null_count == batch.num_rows
+
+
+@pytest.mark.parametrize("format", ["json", "arrow"])
+def test_sound_comes_back_as_it_was(format: str) -> None:
+    parts = [np.arange(-3, 5), [32767, -32768], None]
+    columns = [
+        pa.array(["mic"] * 3),
+        pa.array([0, 4, 5], pa.int64()),
+        pa.array([0, 500, 625], pa.int64()).cast(TIME_TYPE),
+        pa.array([8000, 8000, None], pa.int32()),
+        pa.array([2, 2, None], pa.int8()),
+        pa.array(parts, pa.list_(pa.int16())),
+        pa.array([None, None, "cut"]),
+    ]
+    batch = pa.RecordBatch.from_arrays(columns, schema=PCM)
+    declared = {each.name: str(each.type) for each in PCM if each.name not in ("event_time", "samples")}
+    declared |= {"event_time": "timestamp[us, UTC]", "samples": "list<int16>"}
+    decoder = table(format, declared)
+    decoded, _ = decoder.decode(messages([m["value"] for m in encode(format, batch)]), 0)
+    assert decoded.select(PCM.names).to_pylist() == batch.to_pylist()
+    assert decoder.schema.field("samples").type == PCM.field("samples").type
 
 
 def test_the_rows_of_a_stream_stay_in_one_partition_in_order() -> None:
