@@ -1,6 +1,6 @@
 """What MCAP files hold for RGB-D, found in one pass: where each image lies, what cameras and transforms were said.
 
-Images stay in the files: a message is found again by its place, and few chunks are held unpacked. Memory is some 40 bytes per
+Images stay in the files: a message is found again by its place, and few chunks are held unpacked. Memory is some 50 bytes per
 image. What is damaged or cut off is noted and the rest is read.
 """
 
