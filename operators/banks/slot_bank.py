@@ -252,6 +252,14 @@ class SlotBank:
         held[slots_B] = values_BC.to(held.dtype)
         self._dirty_SC[slots_B] |= changed_BC
 
+    def put(self, slot: int, position_R: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Replace some of the tensors [R, *row] of rows of one stream where they are; for few rows among many."""
+        flat_R = slot * self.capacity + position_R
+        for key, values_R in rows.items():
+            held = self.rows[key].flatten(0, 1)
+            held[flat_R] = values_R.to(held.dtype)
+        self._dirty_SC.flatten()[flat_R] = True
+
     # Snapshots
 
     def export(self, slots_N: Tensor, state: State, *, incremental: bool) -> None:

@@ -103,27 +103,24 @@ class Settler:
         """Add the row of a segment; ``settled``: how many samples are final. ``revision`` None: as it was when it began."""
         timeline, job = self.timeline, tick.job
         last = (settled if segment.end == NONE else segment.end) - 1
-        row = {
-            name: timeline.states_of(level, job.slot, f"segment_{name}", last, last + 1)[0]
-            for name in ("revision", "base", "sequence", "time_us")
-        }
-        total = float(timeline.states_of(level, job.slot, "sum", last, last + 1)[0])
-        number = last + 1 - segment.start
-        slot, place = np.array([job.slot]), np.array([last])
+        at = last % self.geometry.kept
+        held, samples = timeline.states[level].rows, timeline.samples.rows
+        row = {name: held[f"segment_{name}"][job.slot, at].item() for name in ("revision", "base", "sequence", "time_us")}
+        total, number = held["sum"][job.slot, at].item(), last + 1 - segment.start
         out.segment(
             tick.key,
             stream_id=job.stream_id,
-            sequence=int(row["sequence"]),
-            event_time=int(row["time_us"]),
+            sequence=row["sequence"],
+            event_time=row["time_us"],
             granularity=self.granularities[level],
             segment_id=job.stream.origin + segment.start,
-            end_sequence=int(timeline.get("sequence", slot, place)[0]),
-            end_time=int(timeline.get("time_us", slot, place)[0]),
+            end_sequence=samples["sequence"][job.slot, at].item(),
+            end_time=samples["time_us"][job.slot, at].item(),
             state=segment.state,
-            mean_confidence=(total - float(row["base"])) / number,
+            mean_confidence=(total - row["base"]) / number,
             n_samples=number,
             final=segment.end != NONE,
-            revision=int(row["revision"]) if revision is None else revision,
+            revision=row["revision"] if revision is None else revision,
             supersedes=supersedes,
             caused_by=cause,
         )

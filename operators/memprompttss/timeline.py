@@ -129,11 +129,10 @@ class Timeline:
 
     def set_states(self, level: int, slot: int, start: int, values: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Replace what is known of the states of samples ``start``, ``start + 1``, .. that are remembered."""
-        bank = self.states[level]
-        for name, values_N in values.items():
-            row_N = bank.rows[name][slot].clone()
-            row_N[torch.from_numpy(np.arange(start, start + len(values_N)) % self.geometry.kept)] = torch.from_numpy(values_N)
-            bank.assign(torch.tensor([slot]), name, row_N[None])
+        size = len(next(iter(values.values())))
+        position_N = torch.from_numpy(np.arange(start, start + size) % self.geometry.kept)
+        rows = {name: torch.from_numpy(np.ascontiguousarray(values_N)) for name, values_N in values.items()}
+        self.states[level].put(slot, position_N, rows)
 
     def machine(self, slot: int, level: int) -> Machine:
         """Return where the segmentation stands."""

@@ -1,0 +1,134 @@
+"""Training of MemPromptTSS: prompts help in the shipped network, recipes are functions of their seed, own series load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from connectors.errors import ConfigError
+from models.memprompttss.checkpoint import load_network
+from models.memprompttss.config import MemPromptTSSConfig
+from models.memprompttss.learning import Episodes, LoopSettings
+from models.memprompttss.recipe import FREQUENCY_CONFIG, SmallSchedule, fresh_network, measure_frequencies
+from models.memprompttss.sampling import PromptMix, draw_prompts, random_centers
+from models.memprompttss.series import read_series, split
+from models.memprompttss.train import train
+from models.memprompttss.two_frequencies import two_frequencies
+from models.training import Progress, TrainingStopped
+from operators.memprompttss.weights import SHIPPED
+
+SHORT = SmallSchedule(steps=12, batch=4, fresh=8)
+
+
+def test_a_prompt_tells_the_shipped_network_the_states_of_places_that_its_context_never_saw() -> None:
+    found = measure_frequencies(load_network(SHIPPED), 48)
+    assert found["remote_0_prompts"] <= 0.65
+    assert found["remote_1_prompts"] >= 0.9 and found["remote_1_not_prompts"] >= 0.9
+    assert found["remote_4_prompts"] >= 0.93 and found["remote_4_not_prompts"] >= 0.93
+
+
+def test_a_recipe_is_a_function_of_its_seed_and_can_be_stopped_and_resumed(tmp_path: Path) -> None:
+    whole = train(tmp_path / "a", recipe="two_frequencies", seed=3, schedule=SHORT)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 5:
+            raise TrainingStopped
+
+    folder = tmp_path / "b"
+    with pytest.raises(TrainingStopped):
+        train(folder, recipe="two_frequencies", seed=3, schedule=SHORT, progress=stop)
+    again = train(folder, recipe="two_frequencies", seed=3, schedule=SHORT, resume=True)
+    first, second = (load_network(result.weights).state_dict() for result in (whole, again))
+    assert all(tensor.equal(second[name]) for name, tensor in first.items())
+    assert {"remote_0_prompts", "remote_1_prompts", "remote_8_not_prompts"} <= set(whole.metrics)
+
+
+def series(folder: Path, count: int = 4, length: int = 240, labels: tuple[int, ...] = (7, 3)) -> None:
+    """Write files in which a state is a frequency of two channels."""
+    for n in range(count):
+        x_BLC, state_BL = two_frequencies(2, length, torch.Generator().manual_seed(n), names=torch.tensor([0, 0]))
+        rows = np.concatenate([x_BLC[:1].numpy()[0], x_BLC[1:].numpy()[0]], axis=1)
+        label = np.array(labels)[state_BL[0].numpy()]
+        text = "\n".join(f"{a:.4f},{b:.4f},{c}" for (a, b), c in zip(rows, label, strict=True))
+        (folder / f"file{n}.csv").write_text(f"x,y,state\n{text}\n")
+
+
+SMALL: dict[str, Any] = {"window": 32, "stride": 16, "context": 24, "windows": 2, "width": 16, "encoder_layers": 1}
+SMALL |= {"decoder_blocks": 1, "steps": 6, "batch": 2, "validate_every": 3, "learning_rate": 1e-3}
+
+
+def test_own_series_are_learned_with_the_statistics_of_their_training_part(tmp_path: Path) -> None:
+    series(tmp_path)
+    result = train(tmp_path / "out", data=str(tmp_path), split="file", validation=0.25, test=0.25, rate_hz=50.0, **SMALL)
+    config = load_network(result.weights).config
+    first = dict.fromkeys(str(label) for label in read_series(str(tmp_path))[0].label_L.tolist())  # in order of appearance
+    assert (config.channel_names, config.state_names, config.rate_hz) == (("x", "y"), tuple(first), 50.0)
+    rows = np.concatenate([s.x_LC.numpy()[:240] for s in read_series(str(tmp_path))[:2]])
+    np.testing.assert_allclose(config.mean, rows.mean(0), atol=1e-2)
+    assert {"acc", "prompted_acc", "remote_acc", "boundary_f1", "covering", "mf1", "ari", "nmi"} <= set(result.metrics)
+    assert result.metrics["subsequences"] == 10  # of 48 samples in two files of 240
+
+
+def test_parts_of_a_split_share_no_sample(tmp_path: Path) -> None:
+    series(tmp_path)
+    found = read_series(str(tmp_path))
+    by_time = split(found, 48, "time", 0.2, 0.2)
+    assert [len(part) for part in (by_time.train, by_time.validation, by_time.test)] == [12, 4, 4]
+    assert max(first for _, first in by_time.train) < min(first for _, first in by_time.test)
+    by_file = split(found, 48, "file", 0.25, 0.25)
+    assert [{i for i, _ in part} for part in (by_file.train, by_file.validation, by_file.test)] == [{0, 1}, {2}, {3}]
+
+
+def test_data_that_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
+    series(tmp_path)
+    out = tmp_path / "out"
+    for given, words in (
+        ({"data": str(tmp_path / "none")}, "no .csv or .parquet file"),
+        ({"data": str(tmp_path), "label": "kind"}, "no label column 'kind'"),
+        ({"data": str(tmp_path), "windows": 200}, "nothing is left to learn from"),
+        ({"recipe": "usc_had"}, "recipe 'usc_had' reads files that are not part of the package"),
+        ({"recipe": "pumps"}, "there is no recipe 'pumps'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            train(out, **(given if "recipe" in given else SMALL | given))
+    (tmp_path / "file9.csv").write_text("x,z,state\n1,2,3\n")
+    with pytest.raises(ConfigError, match="all files need the same columns"):
+        train(out, data=str(tmp_path), **SMALL)
+
+
+def test_drawn_prompts_tell_the_truth_unless_told_otherwise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state_BL = torch.randint(0, 4, (6, 9), generator=generator).repeat_interleave(7, 1)
+    mix = PromptMix(near_boundaries=0.5, margin=2)
+    center_BP = random_centers(state_BL, 200, 10, mix, generator)
+    assert int(center_BP.min()) >= 5 and int(center_BP.max()) <= 58
+    said = draw_prompts(state_BL, center_BP, 4, mix, generator)
+    here_BP, before_BP = state_BL.gather(1, center_BP), state_BL.gather(1, center_BP - 1)
+    is_label, is_wrong = said.kind == 0, said.incorrect == 1
+    assert (said.state == here_BP)[is_label & ~is_wrong].all() and (said.state != here_BP)[is_label & is_wrong].all()
+    starts_BP = here_BP != before_BP
+    assert (said.boundary.bool() == starts_BP)[~is_label & ~is_wrong].all()
+    assert (said.boundary.bool() != starts_BP)[~is_label & is_wrong].all()
+    for flags, share in ((is_label, 0.5), (is_wrong, 0.5)):
+        assert abs(float(flags.float().mean()) - share) < 0.12
+    lies = draw_prompts(state_BL, center_BP, 4, PromptMix(wrong=1.0), generator)
+    assert (lies.state != here_BP)[(lies.kind == 0) & (lies.incorrect == 0)].all()
+
+
+def test_renamed_states_without_a_prompt_do_not_count() -> None:
+    config = MemPromptTSSConfig.from_json(FREQUENCY_CONFIG.to_json() | {"dropout": 0.0})
+    model = fresh_network(config, 0)
+
+    def losses(**settings: float) -> float:
+        state: dict[str, Any] = {}
+        loop = LoopSettings(iterations=1, **settings)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(1)
+        episodes = Episodes(model, lambda g: two_frequencies(4, 128, g), loop, generator, state)
+        return float(next(iter(episodes.losses(0)))["states"].detach())
+
+    assert losses(permute=1.0, without=0.999999) == 0.0
+    assert losses(permute=0.0, without=0.999999) > 0.0
