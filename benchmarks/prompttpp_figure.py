@@ -9,6 +9,7 @@ results/prompttpp_drift.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -140,11 +141,12 @@ def schemes(path: Path) -> np.ndarray:
 def main() -> int:
     """Draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=12, help="of the simulated stream, for the calibration")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     drift = RECIPES["drift"].drift
-    table = stream_table(drifting(drift, np.random.default_rng(100)), drift.gap_s)
+    table = stream_table(drifting(dataclasses.replace(drift, keys=arguments.keys), np.random.default_rng(100)), drift.gap_s)
     pictures = {"prompttpp_rates": rates_of_one_key(table, 40), "prompttpp_calibration": calibration(table)}
     if (RESULTS / "prompttpp_drift.json").exists():
         pictures["prompttpp_schemes"] = schemes(RESULTS / "prompttpp_drift.json")

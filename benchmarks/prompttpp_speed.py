@@ -108,6 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--keys", type=int, nargs="*", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--slots", type=int, default=20_000)
+    parser.add_argument("--longer", type=int, default=40, help="batches between the two measurements of history")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,7 +118,8 @@ def main() -> None:
         folder = Path(name)
         for backbone in ("s2p2", "nhp", "attnhp"):
             one = operator(backbone, folder)
-            result[f"{backbone}: scored and predicted"] = rate(one, Stream(1000), arguments.batches)
+            fewer = 1 if backbone == "attnhp" else arguments.batches
+            result[f"{backbone}: scored and predicted"] = rate(one, Stream(1000), fewer, warm=min(2, fewer))
             result[f"{backbone}: bytes per key"] = round(one.metrics()["bank_bytes"] / 2048)
             print(backbone, result[f"{backbone}: scored and predicted"], flush=True)
         scoring = operator("s2p2", folder, predict=False)
@@ -126,15 +129,17 @@ def main() -> None:
         long = operator("s2p2", folder)
         few = Stream(64)
         early = rate(long, few, arguments.batches)
-        for _ in range(20):
+        for _ in range(arguments.longer):
             long.process(few.batch())
-        result["s2p2, 64 keys: history of about 100 events, of about 500"] = [early, rate(long, few, arguments.batches, warm=0)]
-        print(result["s2p2, 64 keys: history of about 100 events, of about 500"], flush=True)
+        later = rate(long, few, arguments.batches, warm=0)
+        events = [int(16 * (2 + arguments.batches)), int(16 * (2 + 2 * arguments.batches + arguments.longer))]
+        result[f"s2p2, 64 keys: histories of {events[0]} and of {events[1]} events"] = [early, later]
+        print(events, early, later, flush=True)
         for keys in arguments.keys:
-            one = operator("s2p2", folder, max_streams=20_000)
-            result[f"s2p2, 20,000 slots: {keys} keys"] = rate(one, Stream(keys), arguments.batches, warm=24)
-            result[f"s2p2, 20,000 slots: {keys} keys"]["evictions"] = one.metrics()["evictions"]
-            print(keys, result[f"s2p2, 20,000 slots: {keys} keys"], flush=True)
+            one = operator("s2p2", folder, max_streams=arguments.slots)
+            found = rate(one, Stream(keys), arguments.batches, warm=2 + arguments.slots // ROWS)
+            result[f"s2p2, {arguments.slots} slots: events of {keys} keys"] = found | {"evictions": one.metrics()["evictions"]}
+            print(keys, result[f"s2p2, {arguments.slots} slots: events of {keys} keys"], flush=True)
     result["published procedure, length 100, 500 proposals: positions"] = published(100, 500)
     print(result["published procedure, length 100, 500 proposals: positions"], flush=True)
     write("prompttpp_speed", {"events_per_second": result}, folder=arguments.out)

@@ -52,7 +52,9 @@ def row_adam(parameter: Tensor, gradient: Tensor, moments: Moments, rate: float)
     """Update in place, by Adam's rule, the rows that have a gradient; rows are what ``moments.step`` counts."""
     rows = moments.step.dim()
     shape = (*moments.step.shape, *[1] * (gradient.dim() - rows))
-    moved = gradient.flatten(rows).any(rows).view(shape) if rows else torch.ones(shape, dtype=torch.bool)
+    moved = (
+        gradient.flatten(rows).any(rows).view(shape) if rows else torch.ones(shape, dtype=torch.bool, device=gradient.device)
+    )
     step = moments.step + moved.view(moments.step.shape)
     first = _BETA1 * moments.first + (1 - _BETA1) * gradient
     second = _BETA2 * moments.second + (1 - _BETA2) * gradient.square()
