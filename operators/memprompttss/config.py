@@ -89,5 +89,6 @@ class Geometry:
             )
         min_segment = 2 * config.patch_stride if options.min_segment is None else options.min_segment
         cached = -(-max(history, window) // stride)
-        kept = max(cached * stride, window + stride) + max(min_segment, 1) + 1
+        # Behind the last window up to a stride of samples has come; a run before the first revised sample is looked at.
+        kept = max(cached * stride, window + stride) + stride + max(min_segment, 1) + 1
         return Geometry(window, stride, config.context, min_segment, kept, cached)
