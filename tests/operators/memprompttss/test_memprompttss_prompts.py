@@ -354,3 +354,18 @@ def test_prompts_about_a_stream_that_has_paused_are_applied_at_the_second_flush(
     assert [row["sequence"] for row in told] == list(range(108, 120)) and all(row["caused_by"] == ["p"] for row in told)
     found = tables([*out, *late, *op.process(samples("a", wave(160)[122:], 122)), *closed(op, "a")])
     assert sorted(final_states(found["states"])) == list(range(160))
+
+
+@pytest.mark.parametrize("behind", [0, 6, 10, 13, 15])
+def test_a_paused_stream_is_revised_wherever_its_last_window_ends(behind: int, tmp_path: Path) -> None:
+    checkpoint, x_LC = network(tmp_path), wave(208 + behind)
+    for history in (80, 96):
+        op = operator(checkpoint, stride=16, history=history, min_segment=9)
+        out = op.process(samples("a", x_LC))
+        for number, at in enumerate(range(len(x_LC) - history + 17, len(x_LC), 11)):
+            out += [*op.flush(), *op.control(prompts({"at": at, "state": number % 3, "prompt_id": f"p{number}"})), *op.flush()]
+        out += op.flush()
+        found = tables([*out, *closed(op, "a")])
+        assert any(row["revision"] for row in found["states"].to_pylist())
+        state = final_states(found["states"])
+        assert final_segments(found["segments"]) == segments_of(np.array([state[i] for i in range(len(x_LC))], np.int64), 9)
