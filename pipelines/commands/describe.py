@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ def list_types() -> str:
     lines = []
     for kind in registry.KINDS:
         lines += [f"{kind}s", *_columns((entry.name, entry.summary) for entry in registry.entries(kind)), ""]
-    ready = ((name, _first_comment(path.read_text(encoding="utf-8"))) for name, path in registry.ready_pipelines().items())
+    ready = ((name, _first_sentence(path.read_text(encoding="utf-8"))) for name, path in registry.ready_pipelines().items())
     lines += ["ready pipelines (run them by name or copy the file)", *_columns(ready)]
     lines += ["", f"files of the ready pipelines: {registry.CONFIGS}"]
     return "\n".join(lines)
@@ -134,6 +135,12 @@ def _columns(rows: Iterable[tuple[str, str]], indent: int = 2) -> list[str]:
     return lines
 
 
-def _first_comment(text: str) -> str:
-    first = text.splitlines()[0] if text else ""
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+def _first_sentence(text: str) -> str:
+    """Return how a file's comment begins, to the first period or to a colon at the end of a line."""
+    words: list[str] = []
+    for line in itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()):
+        head, period, _ = f"{line.removeprefix('#').strip()} ".partition(". ")
+        words.append(head.strip())
+        if period or words[-1].endswith(":"):
+            break
+    return f"{' '.join(words).rstrip(':')}." if words else ""
