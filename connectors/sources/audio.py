@@ -10,23 +10,22 @@ with ``error``; other files are not affected.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.base import Position, Reader, Source
-from connectors.errors import SourceError, nearest
-from connectors.options import REQUIRED, option
+from connectors.base import Position, Reader
+from connectors.errors import SourceError
+from connectors.options import option
 from connectors.records import PCM, TIME_TYPE
 from connectors.sources.containers import missing_bytes
-from connectors.sources.event_time import parse_start_time
-from connectors.sources.files import FileStamp, expand, name_streams
-from connectors.sources.follow import Folder, FollowOptions
+from connectors.sources.files import FileStamp
+from connectors.sources.media_files import MediaOptions, MediaSource
 from connectors.sources.sound_track import Sound, SoundTrack, TrackError
 
 __all__ = ["AudioOptions", "AudioReader", "AudioSource"]
@@ -62,78 +61,25 @@ _SEEK_FROM_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioOptions(FollowOptions):
+class AudioOptions(MediaOptions):
     """Options of the source ``audio``."""
 
-    path: str | list[str] = option(
-        REQUIRED, "Sound or video file, folder of them, glob, or a list of these; one stream per file.", path=True
-    )
-    stream_names: Literal["stem", "path"] = option(
-        "stem", "Stream id of a file: its name without suffix, or its path below the common folder where names repeat."
-    )
-    start_time: str | None = option(
-        None,
-        "event_time of the container's time 0: an ISO 8601 time (UTC unless it says otherwise), 'mtime' for the file's "
-        "modification time, or nothing for 1970-01-01.",
-    )
     track: int = option(0, "Which sound track of a file, counted from 0.", ge=0)
     piece_s: float = option(0.25, "A row holds so much sound.", unit="s", ge=0.001, le=10.0)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.start_time not in (None, "mtime"):
-            parse_start_time(str(self.start_time))
 
-
-class AudioSource(Source):
+class AudioSource(MediaSource):
     """Sound files; splits are files and are called like their streams."""
 
     Options = AudioOptions
     options: AudioOptions
+    files = "sound or video files"
+    suffixes = _SUFFIXES
     schema = PCM
 
-    def __init__(self, options: AudioOptions) -> None:
-        super().__init__(options)
-        self.bounded = not options.follow
-        self._folder = Folder(options.path, _is_sound, options.settle_s)
-        self._files: dict[str, Path] | None = None
-
-    def splits(self) -> list[str]:
-        """List the stream ids, one per file."""
-        return list(self._streams())
-
-    def discover(self) -> list[str]:
-        """Return the files that have been finished since, with ``follow``."""
-        return self._folder.add_new(self._streams()) if self.options.follow else []
-
-    @property
-    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
-        """Files that share the stream id of another one."""
-        return self._folder.unread
-
-    def grown(self, split: str, position: Position) -> Position | None:
-        """Return None: a file that was read to its end is over. ``SourceError`` where the file is another one now."""
-        path = self._streams()[split]
-        FileStamp.of(path).require_read(path, (position["size"], position["mtime_ns"]))
-        return None
-
-    def streams(self) -> list[str]:
-        """Return the splits: each is a stream."""
-        return self.splits()
-
-    def open(self, split: str, position: Position | None) -> AudioReader:
-        """Open a file. A damaged file opens too: its reader delivers the row that says so."""
-        files = self._streams()
-        if split not in files:
-            raise SourceError(f"file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
-        return AudioReader(files[split], split, self.options, position)
-
-    def _streams(self) -> dict[str, Path]:
-        if self._files is None:
-            follow = self.options.follow
-            paths = self._folder.settled() if follow else expand(self.options.path, _is_sound, "sound or video files")
-            self._files = name_streams(paths, self.options.stream_names) if paths else {}
-        return self._files
+    def reader(self, path: Path, stream_id: str, position: Position | None) -> AudioReader:
+        """Return a reader of a file."""
+        return AudioReader(path, stream_id, self.options, position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +110,7 @@ class AudioReader(Reader):
         self._stamp = FileStamp.of(path)
         if position is not None:
             self._stamp.require(path, position)
-        if options.start_time == "mtime":
-            self._epoch_us = self._stamp.mtime_ns // 1000
-        else:
-            self._epoch_us = parse_start_time(options.start_time) if options.start_time else 0
+        self._epoch_us = options.epoch_us(self._stamp)
         self._track: SoundTrack | None = None
         self._next: _Piece | None = None
         self._at, self._row, self._time_us = 0, 0, 0
@@ -387,7 +330,3 @@ def _batch(stream_id: str, pieces: Sequence[_Piece], epoch_us: int) -> pa.Record
         pa.array([piece.error for piece in pieces], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=PCM)
-
-
-def _is_sound(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES

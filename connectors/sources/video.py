@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +21,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from connectors.base import Position, Reader, Source
-from connectors.errors import ConfigError, SourceError, nearest
+from connectors.base import Position, Reader
+from connectors.errors import ConfigError, SourceError
 from connectors.extras import optional
-from connectors.options import REQUIRED, option
+from connectors.options import option
 from connectors.records import FRAME
 from connectors.sources.av_capture import open_by_av, why_not
 from connectors.sources.containers import missing_bytes
-from connectors.sources.event_time import parse_start_time
-from connectors.sources.files import FileStamp, expand, name_streams
-from connectors.sources.follow import Folder, FollowOptions
+from connectors.sources.files import FileStamp
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
+from connectors.sources.media_files import MediaOptions, MediaSource
 from connectors.sources.random_access import even_spread, read_frames
 
 cv2 = optional("cv2")
@@ -62,21 +61,9 @@ _DEFAULT_STEP_US = 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions(FollowOptions):
+class VideoOptions(MediaOptions):
     """Options of the source ``video``."""
 
-    path: str | list[str] = option(
-        REQUIRED, "Video file, folder of video files, glob, or a list of these; one stream per file.", path=True
-    )
-    stream_names: Literal["stem", "path"] = option(
-        "stem",
-        "Stream id of a file: its name without suffix, or its path below the common folder where names repeat.",
-    )
-    start_time: str | None = option(
-        None,
-        "event_time of the container's time 0: an ISO 8601 time (UTC unless it says otherwise), 'mtime' for the file's "
-        "modification time, or nothing for 1970-01-01.",
-    )
     max_fps: float | None = option(
         None, "Deliver at most this many frames per second of video; others are skipped.", unit="1/s", gt=0
     )
@@ -91,66 +78,27 @@ class VideoOptions(FollowOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start_time not in (None, "mtime"):
-            parse_start_time(str(self.start_time))
         if self.jpeg_quality != 90 and self.encode != "jpeg":
             raise ConfigError(f"jpeg_quality: {self.jpeg_quality} needs encode: jpeg; it is {self.encode!r}")
 
 
-class VideoSource(Source):
+class VideoSource(MediaSource):
     """Video files; splits are files and are called like their streams."""
 
     Options = VideoOptions
     options: VideoOptions
+    files = "video files"
+    suffixes = _SUFFIXES
     bulky = True
-
-    def __init__(self, options: VideoOptions) -> None:
-        super().__init__(options)
-        self.bounded = not options.follow
-        self._folder = Folder(options.path, _is_video, options.settle_s)
-        self._files: dict[str, Path] | None = None
 
     @property
     def schema(self) -> pa.Schema:
         """``frame.v1``, with ``role`` where references are asked for."""
         return FRAME_WITH_ROLE if self.options.references else FRAME
 
-    def splits(self) -> list[str]:
-        """List the stream ids, one per file."""
-        return list(self._streams())
-
-    def discover(self) -> list[str]:
-        """Return the files that have been finished since, with ``follow``."""
-        return self._folder.add_new(self._streams()) if self.options.follow else []
-
-    @property
-    def unread(self) -> Mapping[str, str]:  # type: ignore[override]
-        """Files that share the stream id of another one."""
-        return self._folder.unread
-
-    def grown(self, split: str, position: Position) -> Position | None:
-        """Return None: a video that was read to its end is over. ``SourceError`` where the file is another one now."""
-        path = self._streams()[split]
-        FileStamp.of(path).require_read(path, (position["size"], position["mtime_ns"]))
-        return None
-
-    def streams(self) -> list[str]:
-        """Return the splits: each is a stream."""
-        return self.splits()
-
-    def open(self, split: str, position: Position | None) -> VideoReader:
-        """Open a file. A damaged file opens too: its reader delivers the row that says so."""
-        files = self._streams()
-        if split not in files:
-            raise SourceError(f"video file of stream {split!r} is gone{nearest(split, files)}; there are {len(files)} files")
-        return VideoReader(files[split], split, self.options, position)
-
-    def _streams(self) -> dict[str, Path]:
-        if self._files is None:
-            follow = self.options.follow
-            paths = self._folder.settled() if follow else expand(self.options.path, _is_video, "video files")
-            self._files = name_streams(paths, self.options.stream_names) if paths else {}
-        return self._files
+    def reader(self, path: Path, stream_id: str, position: Position | None) -> VideoReader:
+        """Return a reader of a file."""
+        return VideoReader(path, stream_id, self.options, position)
 
 
 class VideoReader(Reader):
@@ -172,10 +120,7 @@ class VideoReader(Reader):
         self._stamp = FileStamp.of(path)
         if position is not None:
             self._stamp.require(path, position)
-        if options.start_time == "mtime":
-            self._epoch_us = self._stamp.mtime_ns // 1000
-        else:
-            self._epoch_us = parse_start_time(options.start_time) if options.start_time else 0
+        self._epoch_us = options.epoch_us(self._stamp)
         self._capture: Any = None
         self._grabbed = 0  # frames taken from the decoder since the file's start
         self._last_us = 0  # time of the last grabbed frame
@@ -418,10 +363,6 @@ class VideoReader(Reader):
 
 def _threads() -> int:
     return min(_DECODER_THREADS, int(cv2.getNumberOfCPUs()))
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES
 
 
 def _checksum(image: Bytes) -> int:

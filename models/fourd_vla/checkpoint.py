@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.file_headers import damaged_named, make_header, require_model
 from models.fourd_vla.config import DecoderConfig, FourDVLAConfig, VisionConfig
 from models.fourd_vla.model import FourDVLA
 from models.fourd_vla.names import UNUSED, internvl_names
@@ -28,7 +29,7 @@ __all__ = ["SMALL_WEIGHTS", "Policy", "fit", "load_policy", "policy_config", "sa
 SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "past.safetensors"
 """The small policy that comes with the package: the recipe ``past`` with seed 0. It knows rendered scenes only."""
 
-_FORMAT = "1"
+_MODEL, _FORMAT = "fourd_vla", "1"
 _SHOWN = 5
 _OWN = ("coord_embed.", "coord_invalid", "time_embed.", "action_head.", "proprio.")
 """Parameters that a backbone does not have."""
@@ -118,25 +119,14 @@ def save_policy(policy: Policy, path: str | os.PathLike[str]) -> None:
         raise ConfigError(
             "only a policy with a tokenizer of words is written as one file; write weights beside the tokenizer's"
         )
-    metadata = {
-        "streambank.model": "fourd_vla",
-        "streambank.format": _FORMAT,
-        "config": json.dumps(policy.model.config.to_json(), sort_keys=True),
-        "words": json.dumps(policy.tokenizer.words),
-    }
+    metadata = make_header(_MODEL, _FORMAT, config=policy.model.config.to_json(), words=policy.tokenizer.words)
     write_safetensors(policy.model.state_dict(), metadata, Path(path))
 
 
 def _file_config(file: Path, metadata: Mapping[str, str]) -> FourDVLAConfig:
-    if metadata.get("streambank.model") != "fourd_vla" or metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: is not a policy of 4D-VLA of format {_FORMAT} (its header says {metadata.get('streambank.model')!r}, "
-            f"{metadata.get('streambank.format')!r}); a published checkpoint is given as its folder"
-        )
-    try:
+    require_model(metadata, _MODEL, _FORMAT, file, otherwise="a published checkpoint is given as its folder")
+    with damaged_named(file):
         return FourDVLAConfig.from_json(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{file}: its header cannot be used: {error}; copy or train it again") from error
 
 
 def _folder_config(values: Mapping[str, Any], folder: Path) -> FourDVLAConfig:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.file_headers import damaged_named, is_own, make_header, require_model
 from models.mamba.config import IMAGENET_VID_CLASSES, MambaConfig
 from models.mamba.model import Mamba
 from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
@@ -78,12 +79,7 @@ def save(model: Mamba, path: str | os.PathLike[str]) -> None:
     """
     if model.fused:
         raise ValueError("a model after fuse_for_inference() cannot be saved; save before fusing")
-    metadata = {
-        "streambank.model": _MODEL,
-        "streambank.format": _FORMAT,
-        "config": json.dumps(model.config.to_json(), sort_keys=True),
-    }
-    write_safetensors(model.state_dict(), metadata, Path(path))
+    write_safetensors(model.state_dict(), make_header(_MODEL, _FORMAT, config=model.config.to_json()), Path(path))
 
 
 def load(path: str | os.PathLike[str], config: MambaConfig | None = None, *, classes: Sequence[str] | None = None) -> Mamba:
@@ -234,23 +230,16 @@ def _read(file: Path, *, header_only: bool = False) -> tuple[dict[str, Tensor], 
     """
     if is_safetensors(file):
         tensors, metadata = read_safetensors(file, header_only=header_only)
-        if "streambank.model" in metadata:
+        if is_own(metadata):
             return tensors, _stored_config(metadata, file)
         return _own_names(tensors), None
     return _own_names(read_state_dict(file)), None
 
 
 def _stored_config(metadata: Mapping[str, str], file: Path) -> MambaConfig:
-    if metadata["streambank.model"] != _MODEL:
-        raise CheckpointMismatch(f"{file}: holds a {metadata['streambank.model']!r} model, not {_MODEL!r}")
-    if metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: has format {metadata.get('streambank.format')!r}; this version reads {_FORMAT!r}; upgrade streambank"
-        )
-    try:
+    require_model(metadata, _MODEL, _FORMAT, file)
+    with damaged_named(file):
         return MambaConfig.from_json(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{file}: its stored config is damaged: {error}; convert the original file again") from error
 
 
 def _own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

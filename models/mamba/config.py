@@ -5,12 +5,10 @@ What depends on a stream (bank length, number of keys, write rule) belongs to th
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from connectors.errors import ConfigError, nearest
+from connectors.errors import ConfigError
+from models.settings import Settings
 
 __all__ = ["IMAGENET_VID_CLASSES", "MambaConfig"]
 
@@ -21,7 +19,7 @@ IMAGENET_VID_CLASSES: tuple[str, ...] = tuple(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MambaConfig:
+class MambaConfig(Settings):
     """Everything that fixes the network's shapes and its fixed post-processing. JSON-able by ``dataclasses.asdict``."""
 
     classes: tuple[str, ...] = IMAGENET_VID_CLASSES
@@ -81,17 +79,3 @@ class MambaConfig:
     def pixel_channels(self) -> int:
         """Width of the map that the pixel level enhances."""
         return self.channels[-1] if self.pixel_position == "backbone" else self.neck_channels
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any]) -> MambaConfig:
-        """Build a config from JSON values (lists become tuples). Unknown names raise ``ConfigError``."""
-        known = {field.name for field in dataclasses.fields(MambaConfig)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"MambaConfig has no setting {name!r}{nearest(name, known)}; it has {sorted(known)}")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return MambaConfig(**plain)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.file_headers import damaged_named, is_own, make_header, require_model
 from models.memprompttss.config import PATCH, MemPromptTSSConfig, PromptTSSConfig
 from models.memprompttss.layers import sinusoids
 from models.memprompttss.model import MemPromptTSS
@@ -37,7 +38,7 @@ __all__ = [
 
 M = TypeVar("M", bound=nn.Module)
 
-_FORMAT = "1"
+_MODEL, _FORMAT = "memprompttss", "1"
 _POSITIONS = ".input_layer.position_embedding.pe"
 _PROJECTIONS = ("query", "key", "value")
 _PARTS = {  # of a layer of the release's own encoder → of torch's
@@ -51,12 +52,7 @@ _PARTS = {  # of a layer of the release's own encoder → of torch's
 
 def save_network(model: MemPromptTSS, path: str | os.PathLike[str]) -> None:
     """Write one safetensors file with the settings in its header."""
-    metadata = {
-        "streambank.model": "memprompttss",
-        "streambank.format": _FORMAT,
-        "config": json.dumps(model.config.to_json(), sort_keys=True),
-    }
-    write_safetensors(model.state_dict(), metadata, Path(path))
+    write_safetensors(model.state_dict(), make_header(_MODEL, _FORMAT, config=model.config.to_json()), Path(path))
 
 
 def network_config(path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> MemPromptTSSConfig:
@@ -196,21 +192,15 @@ def prompttss_config(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] 
 def _config(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path, settings: Mapping[str, Any] | None
 ) -> MemPromptTSSConfig:
-    if "streambank.model" not in metadata:
+    if not is_own(metadata):
         named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         # Shapes may be all there is (meta tensors): the table of positions is looked at when the weights are read.
         return _perseus(own_names({n: t for n, t in named.items() if not n.endswith(_POSITIONS)}), file, settings)
-    if metadata["streambank.model"] != "memprompttss" or metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: is not a network of MemPromptTSS of format {_FORMAT} (its header says {metadata['streambank.model']!r}, "
-            f"{metadata.get('streambank.format')!r})"
-        )
+    require_model(metadata, _MODEL, _FORMAT, file)
     if settings:
         raise CheckpointMismatch(f"{file}: holds its own settings; remove {sorted(settings)}")
-    try:
+    with damaged_named(file):
         return MemPromptTSSConfig.from_json(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{file}: its header cannot be used: {error}; copy or train it again") from error
 
 
 def _perseus(named: Mapping[str, Tensor], file: Path, settings: Mapping[str, Any] | None) -> MemPromptTSSConfig:

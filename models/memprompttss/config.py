@@ -6,14 +6,13 @@ What depends on a stream (window stride, bank, ring) belongs to the operator's o
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
-from connectors.errors import ConfigError, nearest
+from connectors.errors import ConfigError
+from models.settings import Settings
 
-__all__ = ["Activation", "EncoderAxis", "MemPromptTSSConfig", "PromptTSSConfig"]
+__all__ = ["Activation", "EncoderAxis", "MemPromptTSSConfig", "PromptTSSConfig", "Sizes"]
 
 EncoderAxis = Literal["time", "batch"]
 Activation = Literal["relu", "gelu"]
@@ -26,7 +25,9 @@ POSITIONS = 5000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Sizes:
+class Sizes(Settings):
+    """What both releases have."""
+
     channels: int
     classes: int
     width: int = 128  # D
@@ -56,23 +57,9 @@ class _Sizes:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"{name}: dropout is {self.dropout}; it must be at least 0 and below 1")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Build from JSON values (lists become tuples). Unknown names raise ``ConfigError``."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"{cls.__name__}: no setting {name!r}{nearest(name, known)}; there are {known}")
-        plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**plain)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MemPromptTSSConfig(_Sizes):
+class MemPromptTSSConfig(Sizes):
     """Everything that fixes the network, and what its training knew of the data. JSON-able by ``to_json``."""
 
     memory_layers: int = 2
@@ -128,7 +115,7 @@ class MemPromptTSSConfig(_Sizes):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PromptTSSConfig(_Sizes):
+class PromptTSSConfig(Sizes):
     """Everything that fixes the predecessor's network."""
 
     hidden: int = 256  # of the decoder's feed-forward layers

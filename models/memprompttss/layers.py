@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.memprompttss.config import POSITIONS, Activation, EncoderAxis
+from models.memprompttss.config import POSITIONS, Activation, EncoderAxis, Sizes
 
 __all__ = ["Attention", "FeedForward", "PatchEmbedding", "TimeSeriesEncoder", "coverage", "normalize", "patches", "sinusoids"]
 
@@ -177,23 +177,11 @@ class _Layers(nn.Module):
 class TimeSeriesEncoder(nn.Module):
     """Windows (or contexts of prompts) to tokens of their patches: post-norm Transformer layers (spec section 3.1)."""
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        width: int,
-        heads: int,
-        layers: int,
-        patch: int,
-        patch_stride: int,
-        activation: Activation,
-        axis: EncoderAxis,
-        dropout: float,
-    ) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.patch, self.patch_stride, self.axis = patch, patch_stride, axis
-        self.input_layer = PatchEmbedding(channels * patch, width, dropout)
-        self.encoder = _Layers(width, heads, layers, activation, dropout)
+        self.patch, self.patch_stride, self.axis = sizes.patch, sizes.patch_stride, sizes.encoder_axis
+        self.input_layer = PatchEmbedding(sizes.channels * sizes.patch, sizes.width, sizes.dropout)
+        self.encoder = _Layers(sizes.width, sizes.heads, sizes.encoder_layers, sizes.activation, sizes.dropout)
 
     def forward(self, x_BTC: Tensor, *, alone: bool = False) -> Tensor:
         """Return tokens [B, P, D]. ``alone``: with the axis "batch", as if every window were the only one of its batch."""

@@ -154,17 +154,7 @@ class MemPromptTSS(nn.Module):
         super().__init__()
         self.config = config
         self.prompt_encoder = PromptEncoder(config)
-        self.ts_encoder = TimeSeriesEncoder(
-            channels=config.channels,
-            width=config.width,
-            heads=config.heads,
-            layers=config.encoder_layers,
-            patch=config.patch,
-            patch_stride=config.patch_stride,
-            activation=config.activation,
-            axis=config.encoder_axis,
-            dropout=config.dropout,
-        )
+        self.ts_encoder = TimeSeriesEncoder(config)
         self.memory_encoder = MemoryEncoder(config)
         self.state_decoder = StateDecoder(config)
         cover = coverage(config.window, config.patches, config.patch, config.patch_stride)

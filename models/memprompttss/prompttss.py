@@ -85,17 +85,7 @@ class PromptTSS(nn.Module):
         super().__init__()
         self.config = config
         self.prompt_encoder = _PromptEncoder(config)
-        self.time_series_encoder = TimeSeriesEncoder(
-            channels=config.channels,
-            width=config.width,
-            heads=config.heads,
-            layers=config.encoder_layers,
-            patch=config.patch,
-            patch_stride=config.patch_stride,
-            activation=config.activation,
-            axis=config.encoder_axis,
-            dropout=config.dropout,
-        )
+        self.time_series_encoder = TimeSeriesEncoder(config)
         self.state_decoder = _StateDecoder(config)
 
     def encode(self, x_BTC: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.file_headers import damaged_named, make_header, require_model
 from models.prompttpp.config import TppConfig
 from models.prompttpp.model import build_model
 from models.prompttpp.process import PointProcess
@@ -42,9 +43,7 @@ _LINEARS = ("query", "key", "value")
 
 def save(model: PointProcess, path: str | os.PathLike[str]) -> None:
     """Write ``model`` and its config to a safetensors file, replacing it in one step."""
-    config = json.dumps(model.config.to_json(), sort_keys=True)
-    metadata = {"streambank.model": _MODEL, "streambank.format": _FORMAT, "config": config}
-    write_safetensors(model.state_dict(), metadata, Path(path))
+    write_safetensors(model.state_dict(), make_header(_MODEL, _FORMAT, config=model.config.to_json()), Path(path))
 
 
 def load(path: str | os.PathLike[str]) -> PointProcess:
@@ -195,16 +194,9 @@ def _read(file: Path, *, header_only: bool) -> tuple[dict[str, Tensor], TppConfi
             "models.prompttpp.checkpoint"
         )
     state, metadata = read_safetensors(file, header_only=header_only)
-    if metadata.get("streambank.model") != _MODEL:
-        raise CheckpointMismatch(f"{file}: holds a {metadata.get('streambank.model')!r} model, not {_MODEL!r}")
-    if metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: has format {metadata.get('streambank.format')!r}; this version reads {_FORMAT!r}; upgrade streambank"
-        )
-    try:
+    require_model(metadata, _MODEL, _FORMAT, file)
+    with damaged_named(file):
         return state, TppConfig.from_json(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{file}: its stored config is damaged: {error}; save the model again") from error
 
 
 def _filled(model: PointProcess, state: Mapping[str, Tensor], file: Path) -> PointProcess:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from connectors.errors import ConfigError
+from models.settings import Settings
 
 __all__ = ["Backbone", "TppConfig"]
 
 Backbone = Literal["attnhp", "s2p2", "nhp", "thp"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TppConfig:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TppConfig(Settings):
     """Sizes of a network. Defaults are those of the official PromptTPP code (its yaml and its prompt layer)."""
 
     backbone: Backbone = "attnhp"
@@ -84,12 +83,3 @@ class TppConfig:
     def prompt_tokens(self) -> int:
         """Prompt tokens of one read."""
         return self.top_k * self.prompt_length if self.pool else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return dataclasses.asdict(self) | {"type_names": list(self.type_names)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TppConfig:
-        """Return the settings of ``to_json``. Raises ``ConfigError`` or ``TypeError`` for what cannot be."""
-        return cls(**{**values, "type_names": tuple(values.get("type_names", ()))})

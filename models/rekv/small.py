@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from connectors.errors import CheckpointMismatch, ConfigError
+from connectors.errors import CheckpointMismatch
 from connectors.extras import optional
+from models.file_headers import damaged_named, make_header, require_model
 from models.prompts import PromptTemplate
 from models.rekv.config import ReKVConfig
 from models.tokenizers import WordTokenizer
@@ -45,7 +46,7 @@ SMALL_UNSURE_BELOW = 0.9
 SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
 """The small model that comes with the package."""
 
-_FORMAT = "1"
+_MODEL, _FORMAT = "rekv", "1"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,14 +105,14 @@ def save_small(small: SmallModel, path: str | os.PathLike[str]) -> None:
     tensors = dict(small.model.state_dict())
     if small.model.config.text_config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    metadata = {
-        "streambank.model": "rekv",
-        "streambank.format": _FORMAT,
-        "config": json.dumps(small.model.config.to_diff_dict(), sort_keys=True),
-        "words": json.dumps(small.tokenizer.words),
-        "prompts": json.dumps(dataclasses.asdict(small.prompts), sort_keys=True),
-        "rekv": json.dumps(dataclasses.asdict(small.rekv), sort_keys=True),
-    }
+    metadata = make_header(
+        _MODEL,
+        _FORMAT,
+        config=small.model.config.to_diff_dict(),
+        words=small.tokenizer.words,
+        prompts=dataclasses.asdict(small.prompts),
+        rekv=dataclasses.asdict(small.rekv),
+    )
     write_safetensors(tensors, metadata, Path(path))
 
 
@@ -119,16 +120,10 @@ def load_small(path: str | os.PathLike[str]) -> SmallModel:
     """Read what :func:`save_small` wrote. Raises ``CheckpointMismatch`` for any other file."""
     file = Path(path)
     tensors, metadata = read_safetensors(file)
-    if metadata.get("streambank.model") != "rekv" or metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: is not a small model of ReKV of format {_FORMAT} (its header says {metadata.get('streambank.model')!r}, "
-            f"{metadata.get('streambank.format')!r}); a published checkpoint is given as its folder"
-        )
-    try:
+    require_model(metadata, _MODEL, _FORMAT, file, otherwise="a published checkpoint is given as its folder")
+    with damaged_named(file):
         config, words, prompts, rekv = (json.loads(metadata[name]) for name in ("config", "words", "prompts", "rekv"))
         small = SmallModel(_instance(config), WordTokenizer(words), PromptTemplate(**prompts), ReKVConfig(**rekv))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointMismatch(f"{file}: its header cannot be used: {error}; copy or train it again") from error
     missing, unexpected = small.model.load_state_dict(tensors, strict=False)
     missing = [name for name in missing if name != "lm_head.weight"]
     if missing or unexpected:

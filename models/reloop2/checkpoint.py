@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.file_headers import damaged_named, make_header, require_model
 from models.reloop2.base import CtrModel
 from models.reloop2.config import CtrConfig, from_fuxictr
 from models.reloop2.feature_map import FeatureMap, read_fuxictr
@@ -46,13 +47,8 @@ class Header:
 
 def save(model: CtrModel, path: str | os.PathLike[str]) -> None:
     """Write ``model`` with its config and feature map to a safetensors file, replacing it in one step."""
-    metadata = {
-        "streambank.model": _MODEL,
-        "streambank.format": _FORMAT,
-        "config": json.dumps(model.config.to_json(), sort_keys=True),
-        "feature_map": json.dumps(model.feature_map.to_json(), sort_keys=True),
-        "model_id": model_id(model),
-    }
+    values = {"config": model.config.to_json(), "feature_map": model.feature_map.to_json(), "model_id": model_id(model)}
+    metadata = make_header(_MODEL, _FORMAT, **values)
     write_safetensors(model.state_dict(), metadata, Path(path))
 
 
@@ -172,17 +168,10 @@ def _read(file: Path, *, header_only: bool) -> tuple[dict[str, Tensor], Header]:
             "models.reloop2.checkpoint"
         )
     state, metadata = read_safetensors(file, header_only=header_only)
-    if metadata.get("streambank.model") != _MODEL:
-        raise CheckpointMismatch(f"{file}: holds a {metadata.get('streambank.model')!r} model, not {_MODEL!r}")
-    if metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: has format {metadata.get('streambank.format')!r}; this version reads {_FORMAT!r}; upgrade streambank"
-        )
-    try:
+    require_model(metadata, _MODEL, _FORMAT, file)
+    with damaged_named(file):
         config = CtrConfig.from_json(json.loads(metadata["config"]))
         return state, Header(config, FeatureMap.from_json(json.loads(metadata["feature_map"])), metadata["model_id"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{file}: its stored config is damaged: {error}; save the model again") from error
 
 
 def _build(config: CtrConfig, feature_map: FeatureMap, file: Path) -> CtrModel:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.file_headers import damaged_named, is_own, make_header, require_model
 from models.pretrained import some_of
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.config import ROWS, WINDOW_COLUMNS, AutoencoderConfig, TransformerConfig, VocoderConfig
@@ -46,12 +47,7 @@ class SoundModel(NamedTuple):
 
 def save(model: Autoencoder | SoundTransformer | Vocoder, path: str | os.PathLike[str]) -> None:
     """Write one network and its sizes as one safetensors file, replacing it in one step."""
-    metadata = {
-        "streambank.model": _kind(type(model)),
-        "streambank.format": _FORMAT,
-        "config": json.dumps(model.config.to_json(), sort_keys=True),
-    }
-    write_safetensors(model.state_dict(), metadata, Path(path))
+    write_safetensors(model.state_dict(), make_header(_kind(type(model)), _FORMAT, config=model.config.to_json()), Path(path))
 
 
 def load_autoencoder(path: str | os.PathLike[str]) -> Autoencoder:
@@ -141,17 +137,11 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _stored_sizes(metadata: Mapping[str, str], network: type[nn.Module], file: Path) -> dict[str, object] | None:
-    if "streambank.model" not in metadata:
+    if not is_own(metadata):
         return None
-    if metadata["streambank.model"] != _kind(network) or metadata.get("streambank.format") != _FORMAT:
-        raise CheckpointMismatch(
-            f"{file}: is not a {_kind(network)} of format {_FORMAT} (its header says {metadata['streambank.model']!r}, "
-            f"{metadata.get('streambank.format')!r})"
-        )
-    try:
+    require_model(metadata, _kind(network), _FORMAT, file)
+    with damaged_named(file):
         return dict(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{file}: its header cannot be used: {error}; copy it again") from error
 
 
 def _without_module(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

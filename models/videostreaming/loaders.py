@@ -19,6 +19,7 @@ from torch import Tensor
 from connectors import durable
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
+from models.file_headers import make_header, require_model
 from models.prompts import PromptTemplate
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
 from models.videostreaming.checkpoint import PROJECTORS, PUBLISHED, build_model, load_folder, load_tensors
@@ -161,12 +162,7 @@ def read_settings(path: Path, **changed: Any) -> tuple[VideoStreamingConfig, dic
     """
     if path.is_file():
         _, header = read_safetensors(path, header_only=True)
-        if header.get("streambank.model") != _METHOD or header.get("streambank.format") != _FORMAT:
-            raise CheckpointMismatch(
-                f"{path}: is not a model of VideoStreaming of format {_FORMAT} (its header says "
-                f"{header.get('streambank.model')!r}, {header.get('streambank.format')!r}); published weights are given as a "
-                "folder"
-            )
+        require_model(header, _METHOD, _FORMAT, path, otherwise="published weights are given as a folder")
     elif path.is_dir():
         missing = [part for part in PUBLISHED if not (path / part).is_dir()]
         if missing:
@@ -228,14 +224,14 @@ def save_model(ready: VideoStreaming, path: str | os.PathLike[str]) -> None:
     tensors = dict(model.state_dict())
     if getattr(model.language_model.config, "tie_word_embeddings", False):
         tensors.pop("language_model.lm_head.weight", None)
-    metadata = {
-        "streambank.model": _METHOD,
-        "streambank.format": _FORMAT,
-        "config": json.dumps(dataclasses.asdict(ready.config), sort_keys=True),
-        "words": json.dumps(ready.tokenizer.words),
-        "prompts": json.dumps(dataclasses.asdict(ready.prompts), sort_keys=True),
-        **{name: json.dumps(_said(part.config), sort_keys=True) for name, part in parts.items()},
-    }
+    metadata = make_header(
+        _METHOD,
+        _FORMAT,
+        config=dataclasses.asdict(ready.config),
+        words=ready.tokenizer.words,
+        prompts=dataclasses.asdict(ready.prompts),
+        **{name: _said(part.config) for name, part in parts.items()},
+    )
     write_safetensors(tensors, metadata, Path(path))
 
 

@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         load_policy(file)
     assert load_policy(file, strict=False).fresh == ("vision_model.encoder.layers.1.ls1",)
     save_file({"x": torch.zeros(1)}, file)
-    with pytest.raises(CheckpointMismatch, match="not a policy"):
+    with pytest.raises(CheckpointMismatch, match="holds no model of Streambank"):
         load_policy(file)
     with pytest.raises(ConfigError, match="did you mean 'octaves'"):
         FourDVLAConfig.from_json({"octave": 3})

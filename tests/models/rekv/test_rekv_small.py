@@ -67,7 +67,7 @@ def test_a_saved_model_comes_back_with_all_that_belongs_to_it(tmp_path: Path) ->
 def test_a_file_that_is_not_a_small_model_is_named_with_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(2)}, file)
-    with pytest.raises(CheckpointMismatch, match="is not a small model of ReKV"):
+    with pytest.raises(CheckpointMismatch, match="holds no model of Streambank, not 'rekv'"):
         load_model(file, SMALL_REKV)
     save_small(build_small(film_tokenizer(), SIDE), file)
     with safe_open(file, "pt") as handle:

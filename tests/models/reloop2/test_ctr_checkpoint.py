@@ -149,9 +149,9 @@ def test_files_that_are_not_ours_are_refused(tmp_path: Path):
     ("change", "message"),
     [
         (lambda tensors, meta: meta.update({"streambank.format": "9"}), "has format '9'"),
-        (lambda tensors, meta: meta.update({"config": "{"}), "stored config is damaged"),
+        (lambda tensors, meta: meta.update({"config": "{"}), "its header cannot be used"),
         (lambda tensors, meta: meta.update({"config": '{"network": "gru4rec"}'}), "network 'gru4rec' is not known"),
-        (lambda tensors, meta: meta.pop("feature_map"), "stored config is damaged"),
+        (lambda tensors, meta: meta.pop("feature_map"), "its header cannot be used"),
         (lambda tensors, meta: tensors.pop("fc.weight"), "parameters missing: fc.weight"),
         (lambda tensors, meta: tensors.update({"fc.weight": torch.zeros(1, 3)}), r"fc.weight is \[1, 3\], not \[1, 32\]"),
         (lambda tensors, meta: tensors.update({"fc.bias": torch.tensor([torch.inf])}), "NaN or infinity: fc.bias"),

@@ -137,7 +137,7 @@ def test_places_without_a_checkpoint_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointMismatch, match="no folder vision_tower, streaming_encoder, language_model"):
         read_settings(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointMismatch, match="is not a model of VideoStreaming"):
+    with pytest.raises(CheckpointMismatch, match="holds no model of Streambank"):
         read_settings(tmp_path / "other.safetensors")
     save_model(tiny_ready(), tmp_path / "small.safetensors")
     with pytest.raises(ConfigError, match="select_clips is 0"):
