@@ -24,10 +24,19 @@ from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.config import ROWS, WINDOW_COLUMNS, AutoencoderConfig, TransformerConfig, VocoderConfig
 from models.specvqgan.tokens import sequence_of
 from models.specvqgan.transformer import SoundTransformer
+from models.specvqgan.vision import FrameFeatures, FrameNetwork, PixelConfig, PixelFeatures
 from models.specvqgan.vocoder import Vocoder
 from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
 
-__all__ = ["SoundModel", "load_autoencoder", "load_transformer", "load_vocoder", "save"]
+__all__ = [
+    "SoundModel",
+    "load_autoencoder",
+    "load_features",
+    "load_own_transformer",
+    "load_transformer",
+    "load_vocoder",
+    "save",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +54,7 @@ class SoundModel(NamedTuple):
     transformer: SoundTransformer
 
 
-def save(model: Autoencoder | SoundTransformer | Vocoder, path: str | os.PathLike[str]) -> None:
+def save(model: Autoencoder | SoundTransformer | Vocoder | PixelFeatures, path: str | os.PathLike[str]) -> None:
     """Write one network and its sizes as one safetensors file, replacing it in one step."""
     write_safetensors(model.state_dict(), make_header(_kind(type(model)), _FORMAT, config=model.config.to_json()), Path(path))
 
@@ -124,6 +133,27 @@ def load_vocoder(path: str | os.PathLike[str]) -> Vocoder:
     except (KeyError, IndexError, ConfigError) as error:
         raise CheckpointMismatch(f"{file}: is no MelGAN generator: {error}; it has {some_of(tensors)}") from error
     return _filled(Vocoder, config, tensors, file)
+
+
+def load_features(path: str | os.PathLike[str]) -> FrameNetwork:
+    """Build the network of visual features of a file: own, or a state dict of torchvision's ResNet-50. Raises as above."""
+    file = Path(path)
+    tensors, metadata = _read(file)
+    if (sizes := _stored_sizes(metadata, PixelFeatures, file)) is not None:
+        return _filled(PixelFeatures, PixelConfig.from_json(sizes), tensors, file)
+    network = FrameFeatures()
+    try:
+        ignored = network.fill(_without_module(tensors))
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()
+        raise CheckpointMismatch(
+            f"{file}: is no ResNet-50 of torchvision: {' '.join(said[1:2]).strip() or said[0]}; check that it is the right file"
+        ) from error
+    _say_ignored(file, set(ignored))
+    broken = [name for name, tensor in network.state_dict().items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise CheckpointMismatch(f"{file}: {some_of(broken)} hold NaN or infinity; the file is damaged, copy it again")
+    return network.eval().requires_grad_(False)
 
 
 def _kind(network: type[nn.Module]) -> str:

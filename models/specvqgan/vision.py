@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from connectors.errors import ConfigError
 from connectors.extras import optional
+from models.settings import Settings
 from models.specvqgan.config import FEATURE_FRAMES, FEATURE_RATE, WINDOW_COLUMNS
 
 torchvision = optional("torchvision")
@@ -21,6 +24,9 @@ __all__ = [
     "FEATURE_WIDTH",
     "WINDOW_ROWS",
     "FrameFeatures",
+    "FrameNetwork",
+    "PixelConfig",
+    "PixelFeatures",
     "clip_rows",
     "picked_rows",
     "resnet_pixels",
@@ -92,13 +98,61 @@ def resnet_pixels(frame_HW3: Tensor) -> Tensor:
     return (cut - center) / spread
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelConfig(Settings):
+    """What fixes :class:`PixelFeatures`."""
+
+    side: int = 16  # px; a frame becomes a square of so many
+
+    def __post_init__(self) -> None:
+        """Check. Raises ``ConfigError``."""
+        if not 1 <= self.side <= 224:
+            raise ConfigError(f"PixelConfig: side is {self.side}; it must be 1 to 224")
+
+
+class PixelFeatures(nn.Module):
+    """A frame's colors, averaged over a square grid and standardized: ``[B, 3, side, side] -> [B, 3 side^2]``.
+
+    For small models. Its tensors are mean and deviation of the training frames, 0 and 1 to begin with.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PixelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(self.width))
+        self.register_buffer("std", torch.ones(self.width))
+
+    @property
+    def width(self) -> int:
+        """Numbers of a feature."""
+        return 3 * self.config.side**2
+
+    def pixels(self, frame_HW3: Tensor) -> Tensor:
+        """Return one RGB frame of 0..255 as [3, side, side] of 0..1."""
+        pixels_13HW = frame_HW3.permute(2, 0, 1)[None].float()
+        return torch.nn.functional.adaptive_avg_pool2d(pixels_13HW, self.config.side)[0] / 255
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return the features."""
+        return (pixels_B3HW.flatten(1) - self.mean) / self.std
+
+
 class FrameFeatures(nn.Module):
     """ResNet-50 of torchvision without its classifier: ``[B, 3, 224, 224] -> [B, 2048]``, no value below 0."""
+
+    width = FEATURE_WIDTH
 
     def __init__(self) -> None:
         super().__init__()
         self.net: Any = torchvision.models.resnet50(weights=None)
         self.net.fc = nn.Identity()
+
+    def pixels(self, frame_HW3: Tensor) -> Tensor:
+        """Return one RGB frame of 0..255 as [3, 224, 224]."""
+        return resnet_pixels(frame_HW3)
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Return the pooled features."""
@@ -110,3 +164,7 @@ class FrameFeatures(nn.Module):
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
         self.net.load_state_dict(own)
         return sorted(tensors.keys() - own.keys())
+
+
+FrameNetwork: TypeAlias = FrameFeatures | PixelFeatures
+"""Frames of any size become pixels of one size (``pixels``), these features of ``width`` numbers, many frames together."""

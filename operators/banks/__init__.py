@@ -22,6 +22,7 @@ from operators.banks.row_ring import Neighbors, RowRing
 from operators.banks.sign_hash import SignHash
 from operators.banks.sketch_bank import SketchBank, SketchRead, mean_direction
 from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
+from operators.banks.tail_bank import TailBank
 
 __all__ = [
     "REFUSED",
@@ -54,6 +55,7 @@ __all__ = [
     "SketchRead",
     "Slices",
     "SlotBank",
+    "TailBank",
     "Writing",
     "append",
     "check_budget",

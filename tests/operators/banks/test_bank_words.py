@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from operators.banks import BlockBank, BlockSpec, LshTable, PoolBank, PostingLists, RowRing, SignHash, SketchBank
+from operators.banks import (
+    BlockBank,
+    BlockSpec,
+    LshTable,
+    PoolBank,
+    PostingLists,
+    RowRing,
+    RowSpec,
+    SignHash,
+    SketchBank,
+    TailBank,
+)
 from operators.banks.bank import Bank, SharedBank
 
 
@@ -17,6 +28,7 @@ def banks(folder: Path) -> list[tuple[type, Any]]:
     return [
         (Bank, SketchBank(2, 3, ("label",), slots=2)),
         (Bank, BlockBank(BlockSpec(layers=1, groups=1, tokens=2, dim=4), slots=2, device_bytes=10_000)),
+        (Bank, TailBank("tail", RowSpec(()), slots=2, capacity=3)),
         (SharedBank, ring),
         (SharedBank, LshTable(ring, 2, 3, 4, SignHash(4, 2, 3, seed=0))),
         (SharedBank, PostingLists(folder, 4)),

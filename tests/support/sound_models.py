@@ -1,0 +1,53 @@
+"""Tiny networks of SpecVQGAN with random weights, as files of a model, and sound and frames for them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from models.specvqgan.autoencoder import Autoencoder
+from models.specvqgan.checkpoint import save
+from models.specvqgan.config import AutoencoderConfig, TransformerConfig, VocoderConfig
+from models.specvqgan.transformer import SoundTransformer
+from models.specvqgan.vision import PixelConfig, PixelFeatures
+from models.specvqgan.vocoder import Vocoder
+
+__all__ = ["CODES", "write_model"]
+
+CODES = 16
+
+
+@functools.cache
+def write_model(folder: Path, *, columns: int = 6, features: int = 4, side: int = 2) -> Path:
+    """Write all four networks; return the folder. ``columns``: of a window; ``side``: of the frames that are looked at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        autoencoder = Autoencoder(
+            AutoencoderConfig(channels=32, multipliers=(1, 1, 1, 1, 1), blocks=1, z_channels=8, code_width=8, codes=CODES)
+        )
+        transformer = SoundTransformer(
+            TransformerConfig(
+                codes=CODES, layers=2, heads=2, width=16, features=features, feature_width=3 * side**2, columns=columns
+            )
+        )
+        vocoder = Vocoder(VocoderConfig(channels=2, residual_blocks=1))
+        pixels = PixelFeatures(PixelConfig(side=side))
+        with torch.no_grad():
+            autoencoder.codes_KD.normal_(std=0.5)
+            for network in (transformer,):
+                for parameter in network.parameters():  # else every token is as likely as every other one
+                    if parameter.dim() > 1:
+                        parameter.normal_(std=2.0 * parameter.shape[1] ** -0.5)
+            pixels.mean.fill_(0.5)
+            pixels.std.fill_(0.25)
+    for name, network in (
+        ("autoencoder", autoencoder),
+        ("transformer", transformer),
+        ("vocoder", vocoder),
+        ("features", pixels),
+    ):
+        save(network, folder / f"{name}.safetensors")
+    return folder
