@@ -20,7 +20,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError
 
-__all__ = ["Series", "Split", "SplitBy", "cut", "read_series", "split", "statistics"]
+__all__ = ["Series", "Split", "SplitBy", "cut", "read_series", "regions", "split", "statistics", "vary"]
 
 SplitBy = Literal["time", "file"]
 
@@ -122,6 +122,36 @@ def split(series: Sequence[Series], length: int, by: SplitBy, validation: float,
             f"which {validation + test:.0%} are held out; give longer files, or a smaller window"
         )
     return Split(*parts)
+
+
+def regions(pieces: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Return for each subsequence where the unbroken part that it belongs to begins and ends, in samples of its file."""
+    found: list[list[int]] = []
+    of_piece, before = [], (-1, -1)
+    for number, first in pieces:
+        if (number, first - length) != before:
+            found.append([first, first])
+        found[-1][1] = first + length
+        of_piece.append(len(found) - 1)
+        before = (number, first)
+    return [(found[at][0], found[at][1]) for at in of_piece]
+
+
+def vary(
+    x_LC: Tensor, state_L: Tensor, region: tuple[int, int], length: int, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cut ``length`` samples from anywhere in a region, played up to ``share`` faster or slower.
+
+    Values between samples are linear. Returns samples [length, C] and states [length].
+    """
+    first, end = region
+    start, speed = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    step = min(1 + share * (2 * speed - 1), (end - first - 1) / max(1, length - 1))
+    at_N = first + start * (end - first - 1 - step * (length - 1)) + step * torch.arange(length, dtype=torch.float64)
+    low_N = at_N.floor().long().clamp(first, end - 1)
+    high_N = (low_N + 1).clamp_max(end - 1)
+    part_N1 = (at_N - low_N).clamp(0, 1)[:, None].to(x_LC.dtype)
+    return x_LC[low_N] * (1 - part_N1) + x_LC[high_N] * part_N1, state_L[torch.where(part_N1[:, 0] < 0.5, low_N, high_N)]
 
 
 def statistics(series: Sequence[Series], pieces: Sequence[tuple[int, int]], length: int) -> tuple[Tensor, Tensor]:

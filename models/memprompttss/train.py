@@ -30,7 +30,7 @@ from models.memprompttss.model import MemPromptTSS
 from models.memprompttss.offline import label_prompts, remote, segment
 from models.memprompttss.recipe import RECIPES, SmallSchedule, fresh_network, run_recipe
 from models.memprompttss.sampling import PromptMix
-from models.memprompttss.series import Series, SplitBy, read_series, split, statistics
+from models.memprompttss.series import Series, SplitBy, read_series, regions, split, statistics, vary
 from models.training import (
     After,
     OwnDataOptions,
@@ -40,6 +40,7 @@ from models.training import (
     Training,
     TrainResult,
     check_choice,
+    cosine,
     data_checksum,
     one_thread,
     warm_up,
@@ -92,6 +93,10 @@ class Options(OwnDataOptions):
     without: float = option(0.15, "Share of updates that read an empty bank.", ge=0, lt=1)
     wrong: float = option(0.0, "Share of prompts that do not tell the truth.", ge=0, lt=1)
     learning_rate: float = option(1e-4, "Of AdamW; warm-up of 50 updates.", gt=0)
+    decay: float = option(1.0, "Share of learning_rate that is left at the last update; falls along a cosine.", gt=0, le=1)
+    vary: float | None = option(
+        None, "Subsequences begin anywhere, and play up to this share faster or slower. Default: as they are cut.", ge=0, lt=1
+    )
     validate_every: int = option(200, "Updates between validations.", unit="updates", ge=1)
     patience: int = option(10, "Validations without a better one before the training ends.", ge=1)
 
@@ -183,12 +188,17 @@ def _train(options: Options, training: Training) -> TrainResult:
     coarse = {level: _levels(data, options.group_size, level) for level in options.levels}
     generator = torch.Generator().manual_seed(options.seed)
 
+    whole = regions(parts.train, length)
+
     def draw(g: torch.Generator) -> tuple[Tensor, Tensor]:
         level = options.levels[int(torch.randint(len(options.levels), (1,), generator=g))]
         rows = torch.randint(len(parts.train), (options.batch,), generator=g).tolist()
-        pieces = [parts.train[row] for row in rows]
-        states = torch.stack([data.states[i][first : first + length] for i, first in pieces])
-        return torch.stack([x[i][first : first + length] for i, first in pieces]), coarse[level][states]
+        if options.vary is None:
+            chosen = [(x[i][f : f + length], data.states[i][f : f + length]) for i, f in (parts.train[row] for row in rows)]
+        else:
+            places = [(parts.train[row][0], whole[row]) for row in rows]
+            chosen = [vary(x[i], data.states[i], region, length, options.vary, g) for i, region in places]
+        return torch.stack([x_LC for x_LC, _ in chosen]), coarse[level][torch.stack([state_L for _, state_L in chosen])]
 
     permute = options.permute if options.permute is not None else (0.5 if len(options.levels) == 1 else 0.25)
     loop = LoopSettings(
@@ -219,7 +229,7 @@ def _train(options: Options, training: Training) -> TrainResult:
             trained=model.train(),
             optimizer=torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01),
             losses=Episodes(model, draw, loop, generator, state, device).losses,
-            rate=lambda step: options.learning_rate * warm_up(step, _WARMUP),
+            rate=lambda step: options.learning_rate * warm_up(step, _WARMUP) * cosine(step, options.steps, options.decay),
             gradient_norm=_GRADIENT_NORM,
             report_every=max(1, options.steps // 20),
             generators=(generator,),

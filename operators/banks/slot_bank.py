@@ -234,9 +234,10 @@ class SlotBank:
         width = next(iter(rows.values())).shape[1]
         plan = policy(Writing(self, slots_B, rows, count_B, width, purpose))
         flat_BN = slots_B[:, None] * self.capacity + plan.position_BN
-        flat_R = flat_BN[plan.valid_BN]
+        whole = bool(plan.valid_BN.all())
+        flat_R = flat_BN.flatten() if whole else flat_BN[plan.valid_BN]
         for key, rows_SC in self.rows.items():
-            values_R = rows[key][plan.valid_BN]
+            values_R = rows[key].flatten(0, 1) if whole else rows[key][plan.valid_BN]
             if rows_SC.dtype == torch.float16:  # an infinite row would spoil every read that draws it
                 values_R = values_R.clamp(-_HALF_MAX, _HALF_MAX)
             rows_SC.flatten(0, 1)[flat_R] = values_R.to(rows_SC.dtype)
@@ -252,9 +253,9 @@ class SlotBank:
         held[slots_B] = values_BC.to(held.dtype)
         self._dirty_SC[slots_B] |= changed_BC
 
-    def put(self, slot: int, position_R: Tensor, rows: Mapping[str, Tensor]) -> None:
-        """Replace some of the tensors [R, *row] of rows of one stream where they are; for few rows among many."""
-        flat_R = slot * self.capacity + position_R
+    def put(self, slot_R: Tensor, position_R: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Replace some of the tensors [R, *row] of rows where they are, none of them twice; for few rows among many."""
+        flat_R = slot_R * self.capacity + position_R
         for key, values_R in rows.items():
             held = self.rows[key].flatten(0, 1)
             held[flat_R] = values_R.to(held.dtype)

@@ -248,10 +248,11 @@ class MemPromptTSSOperator(Operator):
             members = np.flatnonzero(rank_W == rank)
             some = [ticks[w] for w in members.tolist()]
             for level, (row_W, probability_VTK) in enumerate(said):
-                voting = members[row_W[members] >= 0]
-                if len(voting):
-                    self._settler.vote(level, slots_W[voting], start_W[voting], probability_VTK[row_W[voting]])
-                self._settler.settle(out, level, some)
+                row_B = row_W[members]
+                voting_B = row_B >= 0
+                whole = np.array_equal(row_B, np.arange(len(probability_VTK)))
+                votes = probability_VTK if whole else probability_VTK[row_B[voting_B]]
+                self._settler.settle(out, level, some, votes if len(votes) else None, voting_B)
         for tick in ticks:
             tick.job.stream.windows = tick.window + 1
 

@@ -18,7 +18,7 @@ from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Tick
 from operators.memprompttss.memory import PromptBank
 from operators.memprompttss.rows import Rows
-from operators.memprompttss.segments import NONE, Machine, Segment, advance, changes
+from operators.memprompttss.segments import NONE, Segment, advance, changes
 from operators.memprompttss.settling import Settler, state_block
 from operators.memprompttss.timeline import Timeline
 from operators.memprompttss.voting import Decided, decide, sum_votes
@@ -114,7 +114,7 @@ class Reviser:
     def _segments(self, out: Rows, level: int, tick: Tick, first: int, settled: int, causes: Sequence[str]) -> None:
         """Segment the samples from ``first`` on again; tell what is gone, new or different."""
         timeline, slot = self._timeline, tick.job.slot
-        machine, low = self._machine_before(level, slot, first)
+        machine_14, low = self._machine_before(level, slot, first)
         low = max(low, timeline.oldest(tick.job.stream.received))
         parts = {
             name: timeline.states_of(level, slot, f"segment_{name}", low, settled)
@@ -123,15 +123,14 @@ class Reviser:
         old, place = _runs(parts["start"], parts["state"])
         revision_of = {one.start: int(parts["revision"][at]) for one, at in zip(old, place, strict=True)}
         head = {one.start: at for one, at in zip(old, place, strict=True)}
-        new = [] if machine.start == NONE else [Segment(machine.start, NONE, machine.state)]
-        state_N = timeline.states_of(level, slot, "state", first, settled).astype(np.int64)
-        for event in advance(machine, first, state_N, self._geometry.min_segment):
-            if event.end == NONE:
-                new.append(event)
-            else:
-                new[-1] = event
+        state_1N = timeline.states_of(level, slot, "state", first, settled).astype(np.int64)[None]
+        after_14, begun = advance(machine_14, np.array([first]), state_1N, self._geometry.min_segment)
+        starts, states = begun.start_E.tolist(), begun.state_E.tolist()
+        if machine_14[0, 0] != NONE:
+            starts, states = [int(machine_14[0, 0]), *starts], [int(machine_14[0, 1]), *states]
+        new = [Segment(*one) for one in zip(starts, [*starts[1:], NONE][: len(starts)], states, strict=True)]
         gone, changed = changes(old, new)
-        timeline.set_machine(slot, level, machine)
+        timeline.machine_SG4[slot, level] = after_14[0]
         said: dict[int, tuple[int, int | None]] = {}
         for segment, before in changed:
             known = revision_of.get(before, -1)
@@ -153,22 +152,22 @@ class Reviser:
                 cause=causes,
             )
 
-    def _machine_before(self, level: int, slot: int, first: int) -> tuple[Machine, int]:
+    def _machine_before(self, level: int, slot: int, first: int) -> tuple[Ints, int]:
         """Return where the segmentation stood before sample ``first``, and a sample from which on segments may change."""
         if first == 0:
-            return Machine(), 0
+            return np.full((1, 4), NONE), 0
         timeline, least = self._timeline, max(self._geometry.min_segment, 1)
         low = max(0, first - least)
         state_N = timeline.states_of(level, slot, "state", low, first)
         run = int((state_N[::-1] != state_N[-1]).argmax()) if (state_N != state_N[-1]).any() else len(state_N)
         run_start, run_state = first - run, int(state_N[-1])
         if run < least and run_start == 0:
-            return Machine(NONE, NONE, run_start, run_state), 0
+            return np.array([[NONE, NONE, run_start, run_state]]), 0
         # A run that is long enough has its segment; a shorter one belongs, so far, to the segment before it.
         at = first - 1 if run >= least else run_start - 1
         start = int(timeline.states_of(level, slot, "segment_start", at, at + 1)[0])
         state = int(timeline.states_of(level, slot, "segment_state", at, at + 1)[0])
-        return Machine(start, state if start != NONE else NONE, run_start, run_state), at
+        return np.array([[start, state if start != NONE else NONE, run_start, run_state]]), at
 
     def _withdraw(
         self,

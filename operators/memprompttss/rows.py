@@ -7,8 +7,8 @@ So that what a stream gets does not depend on how its rows were cut into batches
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from operators.base import Emitted, Output
 from operators.memprompttss.schemas import BANK, SEGMENTS, STATES, STATUSES
 from operators.output import status_column
 
-__all__ = ["Rows", "StateBlock"]
+__all__ = ["Rows", "SegmentBlock", "StateBlock"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,6 +43,16 @@ class StateBlock:
         self.key_R, self.stream_R, self.status_R, self.columns, self.cause = key_R, stream_R, status_R, columns, cause
 
 
+class SegmentBlock:
+    """Segments of many streams, one array per column; what is left out is null."""
+
+    __slots__ = ("columns", "key_R", "stream_R")
+
+    def __init__(self, key_R: Ints, stream_R: Ints, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """``stream_R``: index into the names of streams."""
+        self.key_R, self.stream_R, self.columns = key_R, stream_R, columns
+
+
 class Rows:
     """Everything that one call of the operator gives out."""
 
@@ -50,7 +60,7 @@ class Rows:
         self._names: dict[str, int] = {}
         self._blocks: list[StateBlock] = []
         self._refused: list[tuple[int, int, int, int, str, str | None]] = []
-        self._segments: list[tuple[int, dict[str, Any]]] = []
+        self._segments: list[SegmentBlock | list[tuple[int, dict[str, Any]]]] = []
         self._bank: list[tuple[int, dict[str, Any]]] = []
 
     def stream(self, stream_id: str) -> int:
@@ -65,9 +75,17 @@ class Rows:
         """Add a row about a sample that has no state."""
         self._refused.append((key, self.stream(stream_id), sequence, time_us, status, error))
 
-    def segment(self, key: int, **columns: Any) -> None:
+    def segment(self, key: int, stream_id: str, **columns: Any) -> None:
         """Add a row about a segment; times are integers."""
-        self._segments.append((key, {"status": "ok", **columns}))
+        if not self._segments or not isinstance(self._segments[-1], list):
+            self._segments.append([])
+        rows = self._segments[-1]
+        assert isinstance(rows, list)
+        rows.append((key, {"stream": self.stream(stream_id), **columns}))
+
+    def segments(self, block: SegmentBlock) -> None:
+        """Add segments."""
+        self._segments.append(block)
 
     def event(self, key: int, **columns: Any) -> None:
         """Add an event of a bank."""
@@ -78,10 +96,11 @@ class Rows:
         out: list[Emitted] = []
         if self._blocks or self._refused:
             out.append(Output("states", self._state_batch()))
-        for name, schema, rows in (("segments", SEGMENTS, self._segments), ("bank", BANK, self._bank)):
-            if rows:
-                rows.sort(key=lambda pair: pair[0])
-                out.append(Output(name, _batch([row for _, row in rows], schema)))
+        if self._segments:
+            out.append(Output("segments", self._segment_batch()))
+        if self._bank:
+            self._bank.sort(key=lambda pair: pair[0])
+            out.append(Output("bank", _batch([row for _, row in self._bank], BANK)))
         return out
 
     def _state_batch(self) -> pa.RecordBatch:
@@ -114,6 +133,21 @@ class Rows:
         arrays = [made[field.name].cast(field.type) for field in STATES]
         return pa.RecordBatch.from_arrays(arrays, schema=STATES)
 
+    def _segment_batch(self) -> pa.RecordBatch:
+        parts = [_Part.of(part) for part in self._segments]
+        take = pa.array(np.argsort(np.concatenate([part.key_R for part in parts]), kind="stable"))
+        arrays = []
+        for field in SEGMENTS:
+            if field.name == "stream_id":
+                streams = pa.array(np.concatenate([part.stream_R for part in parts]))
+                arrays.append(pa.array(list(self._names), pa.string()).take(streams.take(take)))
+            elif field.name == "status":
+                arrays.append(status_column(np.full(len(take), _CODES["ok"], np.int8), _NAMES))
+            else:
+                column = pa.concat_arrays([part.column(field.name, field.type) for part in parts])
+                arrays.append(column.take(take))
+        return pa.RecordBatch.from_arrays(arrays, schema=SEGMENTS)
+
     def _causes(self, refused: int) -> pa.Array:
         kinds: list[Sequence[str]] = []
         index = []
@@ -125,6 +159,26 @@ class Rows:
         at_R = np.concatenate([*index, np.full(refused, -1)])
         causes = pa.array(kinds, pa.list_(pa.string()))
         return causes.take(pa.array(at_R, mask=at_R < 0))
+
+
+class _Part(NamedTuple):
+    key_R: Ints
+    stream_R: Ints
+    column: Callable[[str, pa.DataType], pa.Array]
+
+    @staticmethod
+    def of(part: SegmentBlock | list[tuple[int, dict[str, Any]]]) -> _Part:
+        if isinstance(part, SegmentBlock):
+            columns, size = part.columns, len(part.key_R)
+
+            def column(name: str, kind: pa.DataType) -> pa.Array:
+                return pa.array(columns[name]).cast(kind) if name in columns else pa.nulls(size, kind)
+
+            return _Part(part.key_R, part.stream_R, column)
+        key_R, stream_R = (
+            np.array(values, np.int64) for values in zip(*((key, row["stream"]) for key, row in part), strict=True)
+        )
+        return _Part(key_R, stream_R, lambda name, kind: pa.array([row.get(name) for _, row in part], kind))
 
 
 def _batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from operators.banks import RowSpec, SlotBank, ring
 from operators.memprompttss.config import Geometry
-from operators.memprompttss.segments import NONE, Machine
+from operators.memprompttss.segments import MACHINE, NONE
 from operators.state import State
 
 __all__ = ["Timeline"]
@@ -42,7 +42,6 @@ _STATES = {
     "segment_sequence": RowSpec((), torch.int64),  # of its first sample
     "segment_time_us": RowSpec((), torch.int64),
 }
-_MACHINE = ("start", "state", "run_start", "run_state")
 
 
 class Timeline:
@@ -67,7 +66,7 @@ class Timeline:
         self.votes_SGTK = np.zeros((slots, levels, window, classes), np.float32)
         """Sum of the probabilities of samples that are not final, sample i in row i % T."""
         self.count_SGT = np.zeros((slots, levels, window), np.int64)
-        self.machine_SG4 = np.full((slots, levels, len(_MACHINE)), NONE, np.int64)
+        self.machine_SG4 = np.full((slots, levels, len(MACHINE)), NONE, np.int64)
         self.last_SC = np.full((slots, channels), np.nan, np.float32)
         self.held_SC = np.zeros((slots, channels), np.int64)
 
@@ -122,25 +121,25 @@ class Timeline:
         flat = {name: torch.from_numpy(np.ascontiguousarray(values).reshape(-1)) for name, values in rows.items()}
         _append(self.states[level], slots_B, flat, np.full(len(slots_B), size))
 
+    def state(self, level: int, name: str, slot_R: Ints, at_R: Ints) -> npt.NDArray[np.generic]:
+        """Return what is known of the states of some samples of some slots."""
+        found: npt.NDArray[np.generic] = self.states[level].rows[name].numpy()[slot_R, at_R % self.geometry.kept]
+        return found
+
     def states_of(self, level: int, slot: int, name: str, start: int, end: int) -> npt.NDArray[np.generic]:
         """Return a copy of what is known of the states of samples ``start`` to ``end`` - 1."""
-        found: npt.NDArray[np.generic] = self.states[level].rows[name].numpy()[slot, np.arange(start, end) % self.geometry.kept]
-        return found
+        at_N = np.arange(start, end)
+        return self.state(level, name, np.full(len(at_N), slot), at_N)
 
     def set_states(self, level: int, slot: int, start: int, values: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Replace what is known of the states of samples ``start``, ``start + 1``, .. that are remembered."""
-        size = len(next(iter(values.values())))
-        position_N = torch.from_numpy(np.arange(start, start + size) % self.geometry.kept)
-        rows = {name: torch.from_numpy(np.ascontiguousarray(values_N)) for name, values_N in values.items()}
-        self.states[level].put(slot, position_N, rows)
+        at_N = np.arange(start, start + len(next(iter(values.values()))))
+        self.put_states(level, np.full(len(at_N), slot), at_N, values)
 
-    def machine(self, slot: int, level: int) -> Machine:
-        """Return where the segmentation stands."""
-        return Machine(*self.machine_SG4[slot, level].tolist())
-
-    def set_machine(self, slot: int, level: int, machine: Machine) -> None:
-        """Note where the segmentation stands."""
-        self.machine_SG4[slot, level] = [getattr(machine, name) for name in _MACHINE]
+    def put_states(self, level: int, slot_R: Ints, at_R: Ints, values: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Replace what is known of the states of some samples of some slots, none of them twice."""
+        rows = {name: torch.from_numpy(np.ascontiguousarray(values_R)) for name, values_R in values.items()}
+        self.states[level].put(torch.from_numpy(slot_R), torch.from_numpy(at_R % self.geometry.kept), rows)
 
     # Slots
 

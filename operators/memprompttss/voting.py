@@ -27,7 +27,7 @@ class Decided(NamedTuple):
 def decide(sum_K: Floats, count: Ints) -> Decided:
     """Return the best states of sums of probabilities [.., K] and numbers of votes [..]."""
     state = sum_K.argmax(-1).astype(np.int32)
-    best = np.take_along_axis(sum_K, state[..., None].astype(np.int64), axis=-1)[..., 0]
+    best = sum_K.reshape(-1, sum_K.shape[-1])[np.arange(state.size), state.ravel()].reshape(state.shape)
     none = count == 0
     confidence = np.where(none, np.float32(0), best / np.maximum(count, 1).astype(np.float32))
     return Decided(np.where(none, np.int32(-1), state), confidence, count.astype(np.int16))
