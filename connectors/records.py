@@ -29,8 +29,10 @@ __all__ = [
     "TIME_TYPE",
     "align",
     "channels_of",
+    "complete",
     "encode_streams",
     "field",
+    "is_optional",
     "key_schema",
     "output_schema",
     "require",
@@ -61,9 +63,15 @@ STATUS_FIELDS: tuple[pa.Field, ...] = (
 """``status`` is ``ok`` or the operator's own word; ``error`` says what was wrong with the row, null when fine."""
 
 
-def field(name: str, kind: pa.DataType, *, unit: str | None = None, nullable: bool = True) -> pa.Field:
-    """Make a field that carries its physical unit in the metadata."""
-    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit} if unit else None)
+def field(name: str, kind: pa.DataType, *, unit: str | None = None, nullable: bool = True, optional: bool = False) -> pa.Field:
+    """Make a field that carries its physical unit in the metadata. ``optional``: rows may come without this column."""
+    metadata = {**({"unit": unit} if unit else {}), **({"optional": "yes"} if optional else {})}
+    return pa.field(name, kind, nullable=nullable, metadata=metadata or None)
+
+
+def is_optional(wanted: pa.Field) -> bool:
+    """Tell whether rows may come without this column; it is null then."""
+    return b"optional" in (wanted.metadata or {})
 
 
 def key_schema(name: str, version: int, fields: Iterable[pa.Field] = ()) -> pa.Schema:
@@ -177,10 +185,15 @@ def schema_name(schema: pa.Schema) -> str:
 
 
 def require(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> None:
-    """Raise ``SchemaError`` unless ``batch`` holds every column of ``schema`` with its type. Extra columns are fine."""
+    """Raise ``SchemaError`` unless ``batch`` holds every column of ``schema`` with its type.
+
+    Extra columns are fine, and missing ones where they are optional (``complete`` puts those in).
+    """
     problems, declare = [], []
     for wanted in schema:
         index = batch.schema.get_field_index(wanted.name)
+        if index < 0 and is_optional(wanted):
+            continue
         if index < 0:
             problems.append(f"column {wanted.name!r} ({wanted.type}) is missing")
         elif batch.schema.field(index).type != wanted.type:
@@ -194,6 +207,15 @@ def require(batch: pa.RecordBatch, schema: pa.Schema, where: str) -> None:
             f"{where}: {'; '.join(problems)}; got {batch.schema.names}, need {schema_name(schema)} {schema.names}"
             f"{remedy if declare else ''}"
         )
+
+
+def complete(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return ``batch`` with the optional columns of ``schema`` that it lacks, null; extra ones stay."""
+    missing = [wanted for wanted in schema if is_optional(wanted) and batch.schema.get_field_index(wanted.name) < 0]
+    if not missing:
+        return batch
+    columns = [*batch.columns, *(pa.nulls(batch.num_rows, wanted.type) for wanted in missing)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema([*batch.schema, *missing], metadata=batch.schema.metadata))
 
 
 def align(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -407,7 +407,7 @@ class MemPromptTSSOperator(Operator):
         """Take prompts, which wait for the next tick of their stream. Answers at once those that cannot be used."""
         records.require(batch, PROMPT, self.context.name)
         out = Rows()
-        for key, row in enumerate(question_rows(batch)):
+        for key, row in enumerate(question_rows(records.complete(batch, PROMPT))):
             self._counters.add("prompts")
             item = read_prompt(row, self._limits)
             refusal = item if isinstance(item, Refusal) else self._wait(row["stream_id"], item)

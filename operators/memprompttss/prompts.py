@@ -54,7 +54,7 @@ def read_prompt(row: Mapping[str, Any], limits: PromptLimits) -> Item | Refusal:
         "kind": kind,
         "at_us": row["at"],
         "end_us": row["at_end"],
-        "offset_us": None if row.get("at_offset_s") is None else round(row["at_offset_s"] * 1e6),
+        "offset_us": None if row["at_offset_s"] is None else round(row["at_offset_s"] * 1e6),
         "type": LABEL if kind == "label" else BOUNDARY,
         "state": row["state"] or 0,
         "boundary": 0 if row["boundary"] is False else 1,
@@ -87,7 +87,7 @@ def _problem(row: Mapping[str, Any], limits: PromptLimits) -> str | None:
         return None
     if kind == "label" and (state is None or not 0 <= state < limits.classes):
         return f"state is {state}; the network has the states 0 to {limits.classes - 1}"
-    offset_s = row.get("at_offset_s")
+    offset_s = row["at_offset_s"]
     if offset_s is not None:
         if row["at"] is not None:
             return "the prompt has both at and at_offset_s; give one of them"

@@ -18,26 +18,32 @@ PROMPT = records.key_schema(
     [
         pa.field("prompt_id", pa.string()),
         pa.field("kind", pa.string()),
-        pa.field("at", records.TIME_TYPE),
-        pa.field("at_end", records.TIME_TYPE),
-        pa.field("state", pa.int32()),
-        pa.field("aspect", pa.string()),
-        pa.field("boundary", pa.bool_()),
-        pa.field("granularity", pa.int8()),
-        pa.field("target", pa.string()),
-        pa.field("pinned", pa.bool_()),
-        pa.field("author", pa.string()),
-        pa.field("context", pa.list_(pa.float32())),
+        *(
+            records.field(name, kind, optional=True)
+            for name, kind in (
+                ("at", records.TIME_TYPE),
+                ("at_end", records.TIME_TYPE),
+                ("at_offset_s", pa.float64()),
+                ("state", pa.int32()),
+                ("aspect", pa.string()),
+                ("boundary", pa.bool_()),
+                ("granularity", pa.int8()),
+                ("target", pa.string()),
+                ("pinned", pa.bool_()),
+                ("author", pa.string()),
+                ("context", pa.list_(pa.float32())),
+            )
+        ),
     ],
 )
 """What somebody says about a stream; ``event_time`` is when it was said.
 
 ``kind``: ``label`` (the state at ``at`` is ``state``), ``boundary`` (a segment starts at ``at``; with ``boundary`` false none
 does), ``retract`` or ``pin`` (the prompt ``target``; ``pinned`` false takes the pin off), ``reset`` (forget all prompts of the
-granularity). ``at``: null: the newest sample; with ``at_end`` a range. ``aspect``: ``correct``, or ``incorrect``: it is not so.
-``granularity``: null: the first one. ``context``: samples around ``at`` in the order of time, channel by channel of each, for a
-prompt about what has left the history. One more column may be there, ``at_offset_s`` (float64) in place of ``at``: seconds from
-the stream's first row, or below 0 before its newest one."""
+granularity). ``at``: null: the newest sample; with ``at_end`` a range; in its place ``at_offset_s``: seconds from the stream's
+first row, or below 0 before its newest one. ``aspect``: ``correct``, or ``incorrect``: it is not so. ``granularity``: null: the
+first one. ``context``: samples around ``at`` in the order of time, channel by channel of each, for a prompt about what has left
+the history. Columns that a pipeline has no use for may be missing."""
 
 STATES = records.output_schema(
     "states",

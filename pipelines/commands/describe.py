@@ -121,7 +121,8 @@ def _fields(schema: pa.Schema) -> list[str]:
     rows = []
     for f in schema:
         unit = (f.metadata or {}).get(b"unit", b"").decode()
-        rows.append((f.name, str(f.type) + ("" if f.nullable else ", never null") + (f" ({unit})" if unit else "")))
+        told = ("" if f.nullable else ", never null") + (", may be missing" if records.is_optional(f) else "")
+        rows.append((f.name, str(f.type) + told + (f" ({unit})" if unit else "")))
     return [f"  {records.schema_name(schema)}", *_columns(rows, indent=4)]
 
 

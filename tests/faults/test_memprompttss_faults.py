@@ -17,9 +17,8 @@ from connectors.sinks.read import read_committed
 
 STREAMS = "abcde"
 COLUMNS = {
-    "prompt_id": "string", "kind": "string", "at": "timestamp[us, UTC]", "at_end": "timestamp[us, UTC]", "state": "int32",
-    "aspect": "string", "boundary": "bool", "granularity": "int8", "target": "string", "pinned": "bool", "author": "string",
-    "context": "list<float>",
+    "prompt_id": "string", "kind": "string", "at": "timestamp[us, UTC]", "state": "int32", "aspect": "string",
+    "target": "string",
 }  # fmt: skip
 
 

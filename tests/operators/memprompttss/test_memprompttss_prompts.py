@@ -21,6 +21,7 @@ from memprompttss_streams import (
     wave,
 )
 
+from connectors.errors import SchemaError
 from models.memprompttss.checkpoint import load_network
 from models.memprompttss.model import MemPromptTSS, Prompts
 from models.memprompttss.offline import segment
@@ -126,14 +127,27 @@ def test_the_newest_sample_and_seconds_can_be_named_in_place_of_a_time(tmp_path:
     given = [{"state": 1, "prompt_id": "newest"}, {"at": 59, "state": 1, "prompt_id": "newest"}]
     one, other = (run(operator(checkpoint), x_LC, (60, [row])) for row in given)
     assert final_states(one["states"]) == final_states(other["states"])
-    rows = prompts({"state": 1, "prompt_id": "p"})
     for offset_s, at in ((-0.1, 49), (0.3, 30)):
         op = operator(checkpoint)
         out = op.process(samples("a", x_LC[:60]))
-        out += op.control(rows.append_column("at_offset_s", pa.array([offset_s])))
+        out += op.control(prompts({"state": 1, "prompt_id": "p", "at_offset_s": offset_s}))
         found = tables([*out, *op.process(samples("a", x_LC[60:], 60)), *closed(op, "a")])
         named = run(operator(checkpoint), x_LC, (60, [{"at": at, "state": 1, "prompt_id": "p"}]))
         assert final_states(found["states"]) == final_states(named["states"])
+
+
+def test_columns_that_a_prompt_does_not_use_may_be_missing(tmp_path: Path) -> None:
+    checkpoint, x_LC = network(tmp_path), wave(120)
+    whole, op = prompts({"at": 59, "state": 1, "prompt_id": "p"}), operator(checkpoint)
+    out = [
+        *op.process(samples("a", x_LC[:60])),
+        *op.control(whole.select(["stream_id", "sequence", "event_time", "prompt_id", "kind", "at", "state"])),
+    ]
+    found = tables([*out, *op.process(samples("a", x_LC[60:], 60)), *closed(op, "a")])
+    named = run(operator(checkpoint), x_LC, (60, [{"at": 59, "state": 1, "prompt_id": "p"}]))
+    assert final_states(found["states"]) == final_states(named["states"]) and events(found) == events(named)
+    with pytest.raises(SchemaError, match="column 'kind'"):
+        op.control(whole.select(["stream_id", "sequence", "event_time", "prompt_id"]))
 
 
 def test_retracting_brings_back_the_states_from_before(tmp_path: Path) -> None:
