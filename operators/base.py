@@ -94,6 +94,11 @@ class Operator(ABC):
         return schema if not cls.outputs else cls.outputs if schema is None else {"": schema, **cls.outputs}
 
     @classmethod
+    def takes(cls, options: Any) -> pa.Schema | None:
+        """Return what rows of the input must have with these options, None where only building the operator tells."""
+        return getattr(cls, "input_schema", None)
+
+    @classmethod
     def keyed(cls, options: Any) -> bool:
         """Return whether state belongs to streams. False: one memory for all streams of a shard, which cannot be cut.
 

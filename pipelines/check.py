@@ -121,7 +121,7 @@ class _Checker:
         installed = self._installed("operator", node)
         kind: type[Operator] = registry.load("operator", node.type)
         for up in node.inputs:
-            self._fits(where, "input", up, getattr(kind, "input_schema", None))
+            self._fits(where, "input", up, kind.takes(node.options))
         for up in node.control:
             self._fits(where, "control", up, kind.control_schema)
         problem = reshard_problem(node, self.manifest) if self.manifest is not None else None

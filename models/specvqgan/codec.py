@@ -9,7 +9,7 @@ column by column: 10 bits each for 1,024 codes, 269 bits per second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.config import BANDS, COLUMN_FRAMES, HOP, RATE, ROWS, WINDOW_COLUMNS
-from models.specvqgan.mel import MelStream
+from models.specvqgan.mel import MelStream, mel_of_windows
 from models.specvqgan.tokens import grid_of, sequence_of
 from models.specvqgan.vocoder import Vocoder, VocoderStream
 
@@ -69,10 +69,10 @@ def unpack_tokens(payload: bytes, columns: int, codes: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SoundBlock:
-    """Windows of samples that become one block of tokens."""
+    """A piece of sound that becomes one block of tokens."""
 
-    windows_TW: Tensor
-    """Windows of the mel front end, [T, 1024]."""
+    mel_MT: Tensor
+    """Its mel spectrogram, [80, T] in [0, 1]."""
     start: int
     """Number of the first sample."""
     samples: int
@@ -85,7 +85,8 @@ class BlockStream:
 
     columns: int = WINDOW_COLUMNS
     mel: MelStream = field(default_factory=MelStream)
-    waiting_TW: Tensor | None = None
+    waiting_TM: Tensor = field(default_factory=lambda: torch.zeros(0, BANDS))
+    """Frames of the block that is not complete."""
     frames: int = 0
     """Frames that were handed out in blocks."""
 
@@ -94,40 +95,45 @@ class BlockStream:
         return self._blocks(self.mel.push(samples_N), last=False)
 
     def finish(self) -> list[SoundBlock]:
-        """Return the last blocks. A frame for less than a hop of samples behind a whole block is left out: it adds nothing."""
+        """Return the last blocks, with a frame for each hop of samples that has begun."""
         return self._blocks(self.mel.finish(), last=True)
 
     def _blocks(self, windows_TW: Tensor, *, last: bool) -> list[SoundBlock]:
-        if self.waiting_TW is not None:
-            windows_TW = torch.cat([self.waiting_TW, windows_TW])
+        frames_TM = torch.cat([self.waiting_TM, mel_of_windows(windows_TW)])
         size, blocks = self.columns * COLUMN_FRAMES, []
-        while len(windows_TW) >= size:
-            blocks.append(self._block(windows_TW[:size]))
-            windows_TW = windows_TW[size:]
-        if last and len(windows_TW) and self.mel.samples > self.frames * HOP:
-            blocks.append(self._block(windows_TW))
-            windows_TW = windows_TW[:0]
-        self.waiting_TW = windows_TW.clone()
+        while len(frames_TM) >= size:
+            blocks.append(self._block(frames_TM[:size]))
+            frames_TM = frames_TM[size:]
+        if last:
+            left = max(0, -(-(self.mel.samples - self.frames * HOP) // HOP))
+            if left:
+                blocks.append(self._block(frames_TM[:left]))
+            frames_TM = frames_TM[:0]
+        self.waiting_TM = frames_TM.clone()
         return blocks
 
-    def _block(self, windows_TW: Tensor) -> SoundBlock:
+    def _block(self, frames_TM: Tensor) -> SoundBlock:
         start = self.frames * HOP
-        self.frames += len(windows_TW)
-        return SoundBlock(windows_TW, start, min(len(windows_TW) * HOP, self.mel.samples - start))
+        self.frames += len(frames_TM)
+        return SoundBlock(frames_TM.T.clone(), start, min(len(frames_TM) * HOP, self.mel.samples - start))
 
 
 @torch.inference_mode()
-def encode_blocks(model: Autoencoder, mels: Sequence[Tensor]) -> list[Tensor]:
+def encode_blocks(
+    model: Autoencoder, mels: Sequence[Tensor], nearest: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
     """Return the tokens [5 W] of each block's mel [80, T] in [0, 1], column by column.
 
-    A block of T frames gives ceil(T / 16) columns: what is missing of the last one is silence.
+    A block of T frames gives ceil(T / 16) columns: what is missing of the last one is silence. ``nearest``: finds the codes of
+    places [..., D], where the codebook lies in a bank.
     """
     tokens = []
     for mel_MT in mels:
         # One block at a time: a block's tokens are the same bits whatever it comes with.
         missing = -mel_MT.shape[1] % COLUMN_FRAMES
         x_B1MT = torch.nn.functional.pad(2 * mel_MT - 1, (0, missing), value=-1.0)[None, None]
-        tokens.append(sequence_of(model.encode(x_B1MT))[0])
+        grid_BHW = model.encode(x_B1MT) if nearest is None else nearest(model.encode_map(x_B1MT).permute(0, 2, 3, 1))
+        tokens.append(sequence_of(grid_BHW)[0])
     return tokens
 
 

@@ -74,7 +74,7 @@ class FourDVLAOperator(Operator):
     def __init__(self, options: FourDVLAOptions, context: Context) -> None:
         super().__init__(options, context)
         self.options: FourDVLAOptions = options
-        self.input_schema = _input_schema(options)
+        self.input_schema = self.takes(options)
         self.output_schema = output_schema(acts=options.mode == "act")
         policy = build_policy(options, context.name, context.device) if options.mode == "act" else None
         self._encoder = build_encoder(options, context.device) if policy is None else None
@@ -111,6 +111,13 @@ class FourDVLAOperator(Operator):
             counters=self._counters,
             ended=lambda stream_id, stream: self.history.bank.release(self._slots([stream.slot])),
         )
+
+    @classmethod
+    def takes(cls, options: FourDVLAOptions) -> pa.Schema:
+        """Return what a row must have: for an action all of RGB-D, for a selection an image or a feature."""
+        if options.mode == "act":
+            return records.RGBD
+        return FEATURE if isinstance(options.features, Given) else records.FRAME
 
     @classmethod
     def examine(cls, options: FourDVLAOptions, name: str) -> pa.Schema:
@@ -324,10 +331,3 @@ class FourDVLAOperator(Operator):
         if streams:
             self.history.bank.load(self._slots([stream.slot for stream in streams]), live)
         self.history.bank.mark_clean()
-
-
-def _input_schema(options: FourDVLAOptions) -> pa.Schema:
-    """Return what a row must have: for an action all of RGB-D, for a selection an image or a feature."""
-    if options.mode == "act":
-        return records.RGBD
-    return FEATURE if isinstance(options.features, Given) else records.FRAME

@@ -18,7 +18,7 @@ from models.specvqgan.codec import (
     unpack_tokens,
 )
 from models.specvqgan.config import AutoencoderConfig, VocoderConfig
-from models.specvqgan.mel import mel_of_windows, one_shot_mel
+from models.specvqgan.mel import one_shot_mel
 from models.specvqgan.vocoder import Vocoder
 
 SMALL = AutoencoderConfig(channels=32, multipliers=(1, 1, 1, 1, 1), blocks=1, z_channels=8, code_width=8, codes=16)
@@ -56,11 +56,11 @@ def test_blocks_do_not_depend_on_chunks_and_hold_every_sample(count: int) -> Non
         stream, blocks = BlockStream(columns=3), []
         for part in torch.tensor_split(samples, sorted(random.integers(0, count + 1, 5).tolist())):
             blocks += stream.push(part)
-            assert stream.waiting_TW is None or len(stream.waiting_TW) < 48
+            assert len(stream.waiting_TM) < 48
         blocks += stream.finish()
         assert [block.start for block in blocks] == [i * 3 * 4096 for i in range(len(blocks))]
         assert sum(block.samples for block in blocks) == count and all(block.samples > 0 for block in blocks)
-        joined = torch.cat([mel_of_windows(block.windows_TW) for block in blocks]).T
+        joined = torch.cat([block.mel_MT for block in blocks], dim=1)
         assert torch.equal(joined, mel[:, : joined.shape[1]]) and mel.shape[1] - joined.shape[1] <= 1
     assert BlockStream().finish() == []
 
@@ -71,7 +71,7 @@ def test_sound_goes_through_tokens_and_back_at_its_length() -> None:
     samples = 0.3 * torch.sin(torch.arange(20_000) / 9)
     stream = BlockStream(columns=2)
     blocks = stream.push(samples) + stream.finish()
-    mels = [mel_of_windows(block.windows_TW).T for block in blocks]
+    mels = [block.mel_MT for block in blocks]
     tokens = encode_blocks(model, mels)
     assert [len(each) for each in tokens] == [10, 10, 5]
     for mel, each in zip(mels, tokens, strict=True):  # a block stands for itself
