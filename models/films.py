@@ -32,6 +32,7 @@ __all__ = [
     "FilmQuestion",
     "answer_of",
     "before_wording",
+    "coverage",
     "make_film",
     "order_questions",
     "questions",
@@ -215,7 +216,7 @@ def render(
             # To and fro, so that an object stays on its spot for an event of any length.
             swing = _SPEED * (2 - abs(step % 8 - 4))
             center = center + swing * np.array([np.cos(angle), np.sin(angle)])
-            alpha = _coverage(event.shape, center, radius)
+            alpha = coverage(event.shape, center, radius)
             image += alpha[..., None] * (np.array(COLORS[event.color], np.float32) - image)
     image += _NOISE * noise.standard_normal(image.shape, np.float32)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
@@ -238,7 +239,7 @@ def write_mp4(film: Film, path: str | Path, *, fps: float = 1.0, scale: int = 5)
         writer.release()
 
 
-def _coverage(shape: str, center_2: NDArray[np.float64], radius: float) -> NDArray[np.float32]:
+def coverage(shape: str, center_2: NDArray[np.float64], radius: float) -> NDArray[np.float32]:
     """Return the share of each pixel that the shape covers, [H, W]."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     scale = 1 << _SUBPIXEL_BITS

@@ -1,0 +1,94 @@
+"""Windows of seen and heard clips: the tokens of their sound and the features of their frames, as the operator aligns them.
+
+Row r of the features stands beside the mel frames 4 r to 4 r + 3; a window begins with a column.
+"""
+
+# M windows, R rows, P pixels, W columns, N tokens, E feature width, F features
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.specvqgan.autoencoder import Autoencoder
+from models.specvqgan.bounces import Clip
+from models.specvqgan.config import COLUMN_FRAMES, FEATURE_FRAMES, HOP, RATE
+from models.specvqgan.mel import one_shot_mel
+from models.specvqgan.tokens import sequence_of
+from models.specvqgan.vision import PixelFeatures, slots_of
+
+__all__ = ["COLUMN_ROWS", "ROW_RATE", "WindowSet", "clip_rows_at", "column_seconds", "fit_pixels"]
+
+COLUMN_ROWS = COLUMN_FRAMES // FEATURE_FRAMES
+"""Feature rows beside a column."""
+ROW_RATE = RATE / (HOP * FEATURE_FRAMES)
+"""Feature rows per second where sound and vision stay together for hours."""
+
+_LEAST_STD = 0.05
+_FRAME_RATES = (24.0, 25.0, 30.0)
+
+
+def column_seconds(columns: int) -> float:
+    """Return how long so many columns sound."""
+    return columns * COLUMN_FRAMES * HOP / RATE
+
+
+def clip_rows_at(clip: Clip, rows: int, features: PixelFeatures, *, frame_rate: float = 30.0) -> Tensor:
+    """Return the pixels [R, 3, side, side] of the first ``rows`` feature rows of a clip, filmed at ``frame_rate``."""
+    count = int(min(rows / ROW_RATE + 1, clip.seconds) * frame_rate)
+    frames = slots_of([number / frame_rate for number in range(count)], ROW_RATE)[:rows]
+    seen: dict[int, Tensor] = {}
+    for number in frames:
+        if number not in seen:
+            seen[number] = features.pixels(torch.from_numpy(clip.frame(number / frame_rate)))
+    return torch.stack([seen[number] for number in frames])
+
+
+def fit_pixels(features: PixelFeatures, pixels: Sequence[Tensor]) -> None:
+    """Set mean and deviation of the features to those of pixels [R, 3, side, side]; hardly any deviation counts as some."""
+    flat_RP = torch.cat([part.flatten(1) for part in pixels]).double()
+    features.mean.copy_(flat_RP.mean(0))
+    features.std.copy_(flat_RP.std(0).clamp_min(_LEAST_STD))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowSet:
+    """Windows to learn tokens from."""
+
+    pixels_MRP: Tensor
+    """Standardized features, half precision."""
+    tokens_MN: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, clips: Sequence[Clip], model: Autoencoder, features: PixelFeatures, columns: int, generator: torch.Generator
+    ) -> WindowSet:
+        """Cut clips into windows that begin at drawn columns, every column in one of them but for the ends, and encode them.
+
+        Mean and deviation of ``features`` become those of the clips.
+        """
+        rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
+        pixels, mels = [], []
+        for clip in clips:
+            total = int(clip.seconds * RATE) // (HOP * COLUMN_FRAMES)
+            rows_R3HW = clip_rows_at(clip, total * COLUMN_ROWS, features, frame_rate=float(rng.choice(_FRAME_RATES)))
+            mel_HT = one_shot_mel(torch.from_numpy(clip.samples()))
+            first = int(rng.integers(min(columns, total - columns + 1)))
+            # The beginning of a clip belongs to it: what a stream begins with.
+            for start in sorted({0, *range(first, total - columns + 1, columns)}):
+                pixels.append(rows_R3HW[start * COLUMN_ROWS : (start + columns) * COLUMN_ROWS])
+                mels.append(mel_HT[:, start * COLUMN_FRAMES : (start + columns) * COLUMN_FRAMES])
+        fit_pixels(features, pixels)
+        held = torch.stack([features(part).half() for part in pixels])
+        tokens = [sequence_of(model.encode(2 * mel_HT[None, None] - 1)) for mel_HT in mels]
+        return cls(held, torch.cat(tokens))
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return features [B, E, F] and tokens [B, N] of drawn windows."""
+        rows = torch.randint(len(self.tokens_MN), (batch,), generator=generator)
+        return self.pixels_MRP[rows].float().transpose(1, 2), self.tokens_MN[rows]
