@@ -154,6 +154,40 @@ def reloop2_rows(out: Path, **options: Any) -> Any:
     return importlib.import_module("models.reloop2.train").train(out, seed=3, **(values | options))
 
 
+def specvqgan_recipe(out: Path, **given: Any) -> Any:
+    """Every stage on two short clips: spectrograms, codebook (its discriminator comes in), tokens, waveforms (likewise)."""
+    module = importlib.import_module("models.specvqgan.train")
+    stages = importlib.import_module("models.specvqgan.stages")
+    schedule = module.BouncesSchedule(
+        clips=2,
+        seen_clips=2,
+        measured=1,
+        clip_s=2.0,
+        autoencoder=stages.AutoencoderSchedule(plain_steps=6, steps=8, disc_start=4, columns=2),
+        transformer=stages.TransformerSchedule(steps=6, batch=2),
+        vocoder=stages.VocoderSchedule(steps=7, disc_start=3, batch=1, samples=2048, disc_channels=1),
+    )
+    return module.train(out, recipe="bounces", seed=3, schedule=schedule, **given)
+
+
+def specvqgan_sound(out: Path, **options: Any) -> Any:
+    """Codebook and vocoder on own sound: two notes that come and go."""
+    import pyarrow as pa
+
+    records = importlib.import_module("connectors.records")
+    rows = []
+    for name, hz in (("low", 300), ("high", 900)):
+        time_N = np.arange(22050 * 2) / 22050
+        sound_N = (9000 * np.sin(2 * np.pi * hz * time_N) * np.exp(-8 * (time_N % 0.6))).astype(np.int16)
+        rows.append((name, 0, 0, 22050, 1, sound_N, None))
+    columns = [pa.array(list(each), field.type) for each, field in zip(zip(*rows, strict=True), records.PCM, strict=True)]
+    batch = pa.record_batch(columns, schema=records.PCM)
+    values: dict[str, Any] = {"data": "notes", "multipliers": [1, 1, 1, 1, 1], "z_channels": 8, "code_width": 8, "codes": 16}
+    values |= {"columns": 2, "batch": 1, "plain_steps": 6, "steps": 8, "disc_start": 4, "adaptive": True, "vocoder_steps": 7}
+    values |= {"vocoder_disc_start": 3, "vocoder_channels": 2, "vocoder_batch": 1, "device": "cpu"}
+    return importlib.import_module("models.specvqgan.train").train(out, seed=3, rows=[batch], **(values | options))
+
+
 _SMALL_RESNET = {
     "blocks": [1, 1, 1, 1],
     "channels": [8, 32, 64, 128, 256],
@@ -181,6 +215,8 @@ CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "videostreaming recipe shapes": (videostreaming_recipe, {}),
     "videostreaming videos": (videostreaming_videos, {}),
     "videostreaming videos, instructions": (videostreaming_videos, {"stage": "instructions"}),
+    "specvqgan recipe bounces": (specvqgan_recipe, {}),
+    "specvqgan sound": (specvqgan_sound, {}),
     "reloop2 recipe drift": (reloop2_recipe, {}),
     "reloop2 rows, dcnv2 with dropout": (reloop2_rows, {"settings": {"dropout": 0.2, "batch_norm": True}}),
     "reloop2 rows, din": (

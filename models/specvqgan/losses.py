@@ -1,16 +1,32 @@
-"""Losses of the two training stages (spec 10 and 6). Nothing is kept between calls."""
+"""Losses of autoencoder, transformer and vocoder (spec 10, 6 and 9). Nothing is kept between calls."""
 
-# B batch, H bands, W frames, N tokens, K codes, F features, P positions
+# B batch, H bands, W frames, N tokens or samples, K codes, F features, P positions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["AutoencoderLoss", "adaptive_weight", "autoencoder_loss", "discriminator_loss", "token_loss"]
+__all__ = [
+    "AutoencoderLoss",
+    "adaptive_weight",
+    "autoencoder_loss",
+    "discriminator_loss",
+    "feature_matching",
+    "spectral_distance",
+    "token_loss",
+    "wave_discriminator_loss",
+    "wave_generator_loss",
+]
+
+Seen = Sequence[Sequence[Tensor]]
+"""What a :class:`~models.specvqgan.wave_discriminator.WaveDiscriminator` says: scales, layers, logits last."""
+
+_RESOLUTIONS = (256, 512, 1024)
 
 
 class AutoencoderLoss(NamedTuple):
@@ -68,3 +84,40 @@ def token_loss(logits_BPK: Tensor, tokens_BN: Tensor, features: int) -> Tensor:
     """Return the cross-entropy of all tokens; position ``features - 1`` predicts the first one."""
     predicted_BNK = logits_BPK[:, features - 1 : features - 1 + tokens_BN.shape[1]]
     return F.cross_entropy(predicted_BNK.flatten(0, 1), tokens_BN.flatten())
+
+
+def wave_discriminator_loss(real: Seen, made: Seen) -> Tensor:
+    """Return the hinge losses of real and made waveforms, summed over the scales."""
+    losses = [F.relu(1 - r[-1]).mean() + F.relu(1 + m[-1]).mean() for r, m in zip(real, made, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def wave_generator_loss(made: Seen) -> Tensor:
+    """Return minus the mean logits of made waveforms, summed over the scales."""
+    return torch.stack([-m[-1].mean() for m in made]).sum()
+
+
+def feature_matching(real: Seen, made: Seen) -> Tensor:
+    """Return how far made waveforms are from real ones in the discriminators' layers: L1, 4 / layers each, mean of scales.
+
+    The layers that count: all but the one of the logits and, as published, each with 4 / (strided layers + 1).
+    """
+    weight = 4 / ((len(real[0]) - 3 + 1) * len(real))
+    parts = [F.l1_loss(m, r.detach()) for rs, ms in zip(real, made, strict=True) for r, m in zip(rs[:-1], ms[:-1], strict=True)]
+    return weight * torch.stack(parts).sum()
+
+
+def spectral_distance(real_BN: Tensor, made_BN: Tensor) -> Tensor:
+    """Return how far spectra are apart at three resolutions: relative distance and L1 of logarithms. Not of the paper.
+
+    What a vocoder begins with here: discriminators teach nothing about pitch in the minutes that a small training takes.
+    """
+    total = real_BN.new_zeros(())
+    for size in _RESOLUTIONS:
+        window = torch.hann_window(size, device=real_BN.device)
+        real, made = (
+            torch.stft(x_BN, size, size // 4, window=window, return_complex=True).abs().clamp_min(1e-5)
+            for x_BN in (real_BN, made_BN)
+        )
+        total = total + (real - made).norm() / real.norm() + F.l1_loss(made.log(), real.log())
+    return total / len(_RESOLUTIONS)

@@ -21,12 +21,15 @@ __all__ = ["as_source", "read_rows"]
 _MAX_ROWS, _MAX_BYTES = 256, 64 << 20
 
 
-def as_source(value: Any, option: str) -> Source | None:
+def as_source(value: Any, option: str, read_by: str | None = None) -> Source | None:
     """Return the source that an option's value means, None where it is a path of another kind.
 
-    Raise ``ConfigError`` for a mapping that is no source with an end.
+    ``read_by``: the source that reads plain paths, where there is one. Raise ``ConfigError`` for a mapping that is no source
+    with an end.
     """
-    if isinstance(value, str) and (Path(value).expanduser() / "meta" / "info.json").is_file():
+    if isinstance(value, str) and read_by is not None:
+        value = {"type": read_by, "path": value}
+    elif isinstance(value, str) and (Path(value).expanduser() / "meta" / "info.json").is_file():
         value = {"type": "lerobot", "path": value}
     if not isinstance(value, Mapping):
         return None

@@ -34,7 +34,8 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
     values = parse_arguments(arguments)
     brings, _ = module.OWN_DATA
     takes_rows = "rows" in inspect.signature(module.train).parameters
-    source = as_source(values[brings], brings) if takes_rows and brings in values else None
+    read_by = getattr(module, "ROWS_FROM", None)
+    source = as_source(values[brings], brings, read_by) if takes_rows and brings in values else None
     if source is not None:
         values[brings] = str(source.options.path) if hasattr(source.options, "path") else "a source"
     given, problems = _checked(module, values)

@@ -18,17 +18,19 @@ from models.mamba import recipe as mamba_recipe
 from models.mamba.train import train as train_mamba
 from models.rekv import recipe as rekv_recipe
 from models.rekv.evaluate import FilmQuality
+from models.specvqgan import recipe as sound_recipe
 from models.training import TrainingStopped, loop
 from models.videostreaming import recipe as videostreaming_recipe
 from models.videostreaming.evaluate import FilmQuality as SelectionQuality
 
-METHODS = ("mamba", "rekv", "reloop2", "videostreaming")
+METHODS = ("mamba", "rekv", "reloop2", "specvqgan", "videostreaming")
 # Each loop and kind of data of each method. `python -m benchmarks.training_hashes` has more, with processes that are killed.
 STOPPED = [
     pytest.param("mamba recipe shapes", marks=pytest.mark.slow),
     *("mamba videos from nothing", "rekv recipe shapes", "rekv videos", "reloop2 recipe drift"),
     "reloop2 rows, dcnv2 with dropout",
-    "videostreaming recipe shapes",
+    pytest.param("specvqgan recipe bounces", marks=pytest.mark.slow),
+    *("specvqgan sound", "videostreaming recipe shapes"),
 ]
 
 
@@ -43,6 +45,7 @@ def one_thread_little_evaluation(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setattr(rekv_recipe, "film_quality", lambda *_: quality)
     selected = SelectionQuality(1, {"memory": 0.5}, {}, {"memory": 0.5}, 0.5)
     monkeypatch.setattr(videostreaming_recipe, "film_quality", lambda *_: selected)
+    monkeypatch.setattr(sound_recipe, "sounds_in", lambda *_, **__: {})
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 5)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
