@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -239,6 +240,13 @@ class Sink(ABC):
 
         Also takes back what a later, uncommitted epoch may have left. Safe to call on a folder that does not exist.
         """
+
+    def written(self) -> list[Path]:
+        """Return the files that runs of this sink have left, committed and staged: those that a run that starts over deletes.
+
+        Whatever else is in the folder is not among them. Safe to call on a folder that does not exist.
+        """
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.asking.prompts import PromptKind
     from pipelines.asking.putting import Answer
     from pipelines.check import Finding
+    from pipelines.fresh import Leftover
     from pipelines.runners.report import Progress, RunReport
 
 __all__ = ["Pipeline", "Result"]
@@ -54,28 +55,45 @@ class Pipeline:
         """Take a pipeline as a dict of the form of a file. Relative paths start from ``base`` (default: the current folder)."""
         return cls(spec_from_dict(values, base=base, overrides=overrides))
 
-    def check(self) -> list[Finding]:
-        """Look at what the pipeline refers to (files, schemas, checkpoints, devices, folders) without running it."""
+    def check(self, *, fresh: bool = False) -> list[Finding]:
+        """Look at what the pipeline refers to (files, schemas, checkpoints, devices, folders) without running it.
+
+        ``fresh``: for a run that deletes what earlier runs have left.
+        """
         from pipelines.check import check_spec
 
-        return check_spec(self.spec)
+        return check_spec(self.spec, fresh=fresh)
+
+    def leftovers(self) -> list[Leftover]:
+        """Return the files of earlier runs that ``run(fresh=True)`` deletes, by folder; empty where there are none."""
+        from pipelines.fresh import leftovers
+
+        return leftovers(self.spec)
 
     def run(
         self,
         *,
         runner: str | None = None,
         resume: bool = False,
+        fresh: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Result:
         """Run to the end of the sources, or until ``stop`` is set or SIGINT or SIGTERM arrives.
 
-        ``runner`` wins over the pipeline's own; ``resume`` goes on from the last committed epoch. Raise a ``StreambankError``
-        where the run fails; what was committed before stays committed.
+        ``runner`` wins over the pipeline's own; ``resume`` goes on from the last committed epoch; ``fresh`` first deletes what
+        earlier runs have left (``leftovers`` lists it). Raise a ``StreambankError`` where the run fails; what was committed
+        before stays committed.
         """
         from pipelines import runners
 
+        if fresh and resume:
+            raise ConfigError("resume goes on with what earlier runs have left, fresh deletes it; choose one of the two")
         spec = self.spec if runner is None else self.spec.with_runner(runner)
+        if fresh:
+            from pipelines.fresh import start_over
+
+            start_over(spec)
         report = runners.run(spec, runner=spec.runner, resume=resume, on_progress=on_progress, stop=stop)
         return Result(spec, report)
 

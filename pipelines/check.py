@@ -44,9 +44,12 @@ class Finding:
     message: str
 
 
-def check_spec(spec: PipelineSpec) -> list[Finding]:
-    """Check everything that ``spec`` refers to; return findings in the order of the file's sections."""
-    checker = _Checker(spec)
+def check_spec(spec: PipelineSpec, *, fresh: bool = False) -> list[Finding]:
+    """Check everything that ``spec`` refers to; return findings in the order of the file's sections.
+
+    ``fresh``: for a run that deletes what earlier runs have left.
+    """
+    checker = _Checker(spec, fresh)
     checker.check()
     return checker.findings
 
@@ -54,6 +57,7 @@ def check_spec(spec: PipelineSpec) -> list[Finding]:
 @dataclass
 class _Checker:
     spec: PipelineSpec
+    fresh: bool = False
     findings: list[Finding] = field(default_factory=list)
     schemas: dict[str, pa.Schema | None] = field(default_factory=dict)
     """Address of an output → schema of its rows, None where it is not known before the start."""
@@ -66,12 +70,8 @@ class _Checker:
 
     def check(self) -> None:
         self._folder("state", self.spec.state)
-        if any((self.spec.state / "epochs").glob("[0-9]*.json")):
-            self._add(
-                "warning", "state", f"{self.spec.state} holds epochs of an earlier run: go on with --resume, or choose another"
-            )
-        manifests = self._try("state", lambda: read_manifests(self.spec.state))
-        self.manifest = manifests[0] if manifests else None
+        if not self.fresh:
+            self._earlier_run()
         if self.spec.runner == "ray" and (absent := extras.missing(["ray"])):
             self._add("error", "runner", absent)
         for source in self.spec.sources:
@@ -80,6 +80,17 @@ class _Checker:
             self._operator(operator)
         for sink in self.spec.sinks:
             self._sink(sink)
+
+    def _earlier_run(self) -> None:
+        if any((self.spec.state / "epochs").glob("[0-9]*.json")):
+            self._add(
+                "warning",
+                "state",
+                f"{self.spec.state} holds epochs of an earlier run: go on with --resume, start over with --fresh, or choose "
+                "another",
+            )
+        manifests = self._try("state", lambda: read_manifests(self.spec.state))
+        self.manifest = manifests[0] if manifests else None
 
     def _source(self, node: SourceSpec) -> None:
         where = f"sources.{node.name}"

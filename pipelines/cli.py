@@ -86,26 +86,42 @@ def cli() -> None:
 @cli.command()
 @_pipeline_file
 @click.option("--resume", is_flag=True, help="Go on from the last committed epoch of the state folder.")
+@click.option("--fresh", is_flag=True, help="Delete what earlier runs have left, listed first; asks in a terminal.")
+@click.option("--yes", "-y", is_flag=True, help="With --fresh: do not ask.")
 @click.option(
     "--strict", is_flag=True, help="Exit with status 3 unless every row was ok and nothing lost, late or left unread."
 )
 @click.option("--quiet", "-q", is_flag=True, help="Nothing but errors.")
 @_common
-def run(file: str, sets: tuple[str, ...], runner: str | None, resume: bool, strict: bool, quiet: bool) -> None:
+def run(
+    file: str, sets: tuple[str, ...], runner: str | None, resume: bool, fresh: bool, yes: bool, strict: bool, quiet: bool
+) -> None:
     """Run a pipeline FILE, or a ready pipeline by its name.
 
     SIGINT or SIGTERM stops it gracefully: a last epoch is committed, and --resume goes on from there.
     """
+    live = not quiet and sys.stderr.isatty()
+    if live:
+        click.echo(f"checking {file}", err=True)  # at once: what is imported from here on takes seconds
     from pipelines.api import Pipeline
     from pipelines.commands.progress import run_progress
-    from pipelines.commands.summary import problem_text, report_text
+    from pipelines.commands.summary import leftover_text, problem_text, report_text
 
+    if resume and fresh:
+        raise ConfigError("--resume goes on with what earlier runs have left, --fresh deletes it; choose one of the two")
     pipeline = Pipeline.load(file, sets=sets, runner=runner)
-    errors = [finding for finding in pipeline.check() if finding.level == "error"]
+    errors = [finding for finding in pipeline.check(fresh=fresh) if finding.level == "error"]
     if errors:
         raise ConfigError("\n".join(f"{file}  {finding.where}: {finding.message}" for finding in errors))
-    with run_progress(live=not quiet and sys.stderr.isatty()) as on_progress:
-        result = pipeline.run(resume=resume, on_progress=on_progress)
+    if fresh and (found := pipeline.leftovers()):
+        if not quiet:
+            click.echo(f"--fresh deletes:\n{leftover_text(found)}", err=True)
+        if not yes and _in_terminal() and not click.confirm("Delete them?", err=True):
+            raise ConfigError("nothing was deleted, and nothing was run")
+    if live and pipeline.spec.runner == "ray":
+        click.echo("starting Ray (about 10 s)", err=True)
+    with run_progress(live=live) as on_progress:
+        result = pipeline.run(resume=resume, fresh=fresh, on_progress=on_progress)
     if not quiet:
         folders = {sink.name: str(path) for sink in pipeline.spec.sinks if (path := getattr(sink.options, "path", None))}
         click.echo(report_text(pipeline.spec.name, result.report, folders))
@@ -304,6 +320,11 @@ def main() -> None:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     cli(prog_name="streambank")
+
+
+def _in_terminal() -> bool:
+    """Return whether a person can answer."""
+    return sys.stdin.isatty()
 
 
 def _indented(text: str) -> str:

@@ -100,6 +100,11 @@ class GrowingFileSink(FileSink):
         self.commit(epoch, staged)
         super().recover(epoch, [])  # refuses files of earlier versions, removes what is staged besides
 
+    def written(self) -> list[Path]:
+        """Return the files that end with a piece of ours, and what is staged."""
+        grown = [path for path in sorted(self.root.glob(f"*{self.suffix}")) if self._epoch_of(path) is not None]
+        return [*grown, *super().written()]
+
     def close(self) -> None:
         """Delete what was not prepared."""
         for piece in self._pieces:
@@ -122,13 +127,13 @@ class GrowingFileSink(FileSink):
                 raise SinkError(
                     f"{piece.target} has {size} bytes, but epoch {epoch} was committed up to byte {end}. "
                     "Was it deleted or cut, or has the sink's 'path' changed since the last run? Put it back, or start over "
-                    "without --resume"
+                    "with --fresh"
                 )
             return
         if not piece.at <= size <= end:
             raise SinkError(
                 f"{piece.target} has {size} bytes where epoch {epoch} begins at byte {piece.at}: was it changed by hand, or "
-                "does another run write it? Put it back, or start over without --resume"
+                "does another run write it? Put it back, or start over with --fresh"
             )
         with piece.path.open("rb") as source, piece.target.open("r+b" if size else "wb") as target:
             target.seek(piece.at)

@@ -255,7 +255,7 @@ class KafkaSink(FileSink):
         except OSError as error:
             raise sink_error(path, error) from error
         if digest != file.sha256:
-            raise SinkError(f"{path} was changed after its epoch was committed; put it back, or start over without --resume")
+            raise SinkError(f"{path} was changed after its epoch was committed; put it back, or start over with --fresh")
 
     def _published(self, staged: Sequence[Staged]) -> set[str]:
         names = {file.staged for file in staged}
@@ -309,7 +309,7 @@ class KafkaSink(FileSink):
         return (
             f"{self.root}: {file.staged} of epoch {_parse(file)[0]} is neither staged nor published to topic "
             f"{self.options.topic!r} by {self.options.commit_topic!r}. Was it deleted, or has 'path' or 'commit_topic' "
-            "changed? Put it back, or start over without --resume"
+            "changed? Put it back, or start over with --fresh"
         )
 
 

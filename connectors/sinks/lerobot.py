@@ -31,6 +31,7 @@ __all__ = ["LeRobotSink", "LeRobotSinkOptions"]
 
 _NEEDED = ("selected_sequences", "offsets", "similarity", "coverage", "status")
 _CUTS = ("new_episode", "reset")
+_METADATA = ("info.json", "tasks.parquet", "stats.json")
 _DATA, _EPISODES = "data/chunk-000", "meta/episodes/chunk-000"
 
 _PANDAS = {
@@ -108,6 +109,12 @@ class LeRobotSink(FileSink):
             self._totals.epoch = epoch
         if self._totals.frames:
             self._describe(self._totals)
+
+    def written(self) -> list[Path]:
+        """Return committed and staged files and the metadata made from them."""
+        files = super().written()
+        meta = [self.root / "meta" / name for name in _METADATA] if files else []
+        return [*files, *(path for path in meta if path.is_file())]
 
     def _flush(self) -> None:
         if not self._waiting:

@@ -278,7 +278,7 @@ class FileSink(Sink):
                     if not target.exists():
                         raise SinkError(
                             f"{self.root}: {file.final} of epoch {epoch} is neither staged nor published. Was it deleted, or "
-                            "has the sink's 'path' changed since the last run? Put it back, or start over without --resume"
+                            "has the sink's 'path' changed since the last run? Put it back, or start over with --fresh"
                         )
                     continue
                 if target.exists() and _sha256(target) != file.sha256:
@@ -314,6 +314,11 @@ class FileSink(Sink):
             durable.sync(self.root)
         logger.info("sink=%s recovered epoch=%d; staged leftovers removed", self.root, epoch)
 
+    def written(self) -> list[Path]:
+        """Return committed and staged files."""
+        staged = [path for path in (self.root / STAGING).rglob("*") if path.is_file()]
+        return [*sorted(path for _, path in published(self.root)), *sorted(staged)]
+
     def close(self) -> None:
         """Delete what was not prepared. What was prepared stays for ``commit`` or ``recover``."""
         self._drop()
@@ -339,7 +344,7 @@ class FileSink(Sink):
         ours = f"this run's newest epoch is {epoch}" if epoch >= 0 else "this run starts over"
         return (
             f"{self.root} holds {path.relative_to(self.root)}, which this run did not write ({ours}). "
-            "Set the sink's 'path' to another folder, empty this one, or resume (--resume) the run that wrote it"
+            "Set the sink's 'path' to another folder, start over with --fresh, or resume (--resume) the run that wrote it"
         )
 
 

@@ -31,7 +31,7 @@ WORDS = (
     "point to the colored cube",
     "point where the color of the cube tells",
     "how often was a cube here",
-    "was a cube of this color here before",
+    "was a red cube here before",
 )
 """All instructions."""
 
@@ -116,16 +116,13 @@ def _count(count: int, generator: torch.Generator) -> Samples:
 
 
 def _seen(count: int, generator: torch.Generator) -> Samples:
-    """A cube is there now, and one was there before: of the same color? The gripper closes for yes."""
+    """A cube was there in one frame of the past: a red one, or one of another color? The gripper closes for red."""
     shown_ST = torch.full((count, 20), -1)
-    rows = torch.arange(count)
-    now_S = torch.randint(len(COLORS), (count,), generator=generator)
-    other_S = (now_S + torch.randint(1, len(COLORS), (count,), generator=generator)) % len(COLORS)
+    shown_S = torch.randint(1, len(COLORS), (count,), generator=generator)  # the first color is red
     answer_S = torch.randint(2, (count,), generator=generator)
     age_S = torch.randint(_EVENT_AGES[0], _EVENT_AGES[1] + 1, (count,), generator=generator)
-    shown_ST[rows, 19 - age_S] = torch.where(answer_S == 1, now_S, other_S)
-    shown_ST[:, 19] = now_S
-    return _film(shown_ST, "was a cube of this color here before", torch.zeros(count, 3), answer_S.float(), answer_S, generator)
+    shown_ST[torch.arange(count), 19 - age_S] = shown_S * (1 - answer_S)
+    return _film(shown_ST, "was a red cube here before", torch.zeros(count, 3), answer_S.float(), answer_S, generator)
 
 
 def _nearest_direction(move_S3: Tensor, grip_S: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from connectors.errors import RecoveryError
-from pipelines.commands.summary import tally_lines
+from pipelines.commands.summary import size, tally_lines
 from pipelines.runtime.manifest import Manifest, read_manifests
 from pipelines.runtime.messages import Alignment, SnapshotFile
 from pipelines.runtime.tally import MAX_NAMES, Tally
@@ -83,20 +83,20 @@ def state_text(state: dict[str, Any], *, most: int = 20) -> str:
     for node, shards in state["operators"].items():
         for number, shard in enumerate(shards):
             lines.append(
-                f"operator    {node}[{number}]: {len(shard['streams'])} streams, {_size(shard['bytes'])} in "
+                f"operator    {node}[{number}]: {len(shard['streams'])} streams, {size(shard['bytes'])} in "
                 f"{_count(len(shard['files']), 'snapshot file')}"
             )
-            lines += [f"              {tensor}: {_size(count)}" for tensor, count in shard["tensors"].items()]
+            lines += [f"              {tensor}: {size(count)}" for tensor, count in shard["tensors"].items()]
             if "handed_over_up_to" in shard:
                 up_to = shard["handed_over_up_to"] or "nothing yet"
-                lines.append(f"              handed over up to {up_to}; rows that wait: {_size(shard['waiting_bytes'])}")
+                lines.append(f"              handed over up to {up_to}; rows that wait: {size(shard['waiting_bytes'])}")
             lines += [f"              stream {stream}" for stream in shard["streams"][:most]]
             lines += _more(len(shard["streams"]), most)
         lines += _tally(state, node)
     for node, sink in state["sinks"].items():
         lines.append(
             f"sink        {node}: {sink['rows']:,} rows; in this epoch {sink['epoch_rows']:,} rows, "
-            f"{_size(sink['epoch_bytes'])} in {_count(len(sink['epoch_files']), 'file')}"
+            f"{size(sink['epoch_bytes'])} in {_count(len(sink['epoch_files']), 'file')}"
         )
         lines += _tally(state, node)
     return "\n".join(lines)
@@ -190,14 +190,6 @@ def _is_locked(path: Path) -> bool:
     finally:
         os.close(handle)
     return False
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _count(number: int, what: str) -> str:

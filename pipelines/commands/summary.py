@@ -6,19 +6,22 @@ read is told here, with the reason that the first of them gives. Counts are of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.outputs import address_of
 from pipelines.runtime.tally import MAX_NAMES, Tally
 
 if TYPE_CHECKING:
+    from pipelines.fresh import Leftover
     from pipelines.runners.report import RunReport
 
-__all__ = ["duration", "facts", "problem_text", "report_text", "tally_lines"]
+__all__ = ["duration", "facts", "leftover_text", "problem_text", "report_text", "size", "tally_lines"]
 
 _NAMES = 5
 """Files that are named in one line."""
+_FIRST = 3
+"""Files of a folder that are named before they are deleted."""
 
 
 def facts(tallies: Iterable[Tally]) -> dict[str, int]:
@@ -67,6 +70,18 @@ def report_text(name: str, report: RunReport, folders: Mapping[str, str]) -> str
         lines += [f"{first}  {folders[node]}" if node in folders else first, *further]
     if report.status == "stopped":
         lines.append("  go on with --resume")
+    return "\n".join(lines)
+
+
+def leftover_text(found: Sequence[Leftover]) -> str:
+    """Return a line per folder: how many files of earlier runs, how large, the first ones by name."""
+    lines = []
+    for part in found:
+        names = [str(file.relative_to(part.folder)) for file in part.files[:_FIRST]]
+        more = f", {names[-1]} …" if len(part.files) > _FIRST else ""
+        shown = ", ".join(names if not more else names[:-1]) + more
+        files = "1 file" if len(part.files) == 1 else f"{len(part.files):,} files"
+        lines.append(f"  {part.where}: {files}, {size(part.bytes)} in {part.folder} ({shown})")
     return "\n".join(lines)
 
 
@@ -123,6 +138,15 @@ def _unread(tally: Tally, names: int) -> list[str]:
     more = f"  and {left:,} more" + (f"; inspect names up to {MAX_NAMES}" if len(tally.unread) > len(named) else "")
     files = "1 file was" if tally.unread_files == 1 else f"{tally.unread_files:,} files were"
     return [f"{files} not read, or not to the end:", *named, *([more] if left else [])]
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people: ``512 B``, ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:

@@ -170,6 +170,12 @@ class StateFolder:
             os.close(self._lock)
             self._lock = None
 
+    def written(self) -> list[Path]:
+        """Return the files that runs have left here, without the lock; needs none."""
+        kinds = ("epochs", "snapshots", "splits")
+        files = [path for kind in kinds for path in sorted((self.root / kind).rglob("*")) if path.is_file()]
+        return [*files, *(path for path in [self.root / "attempt"] if path.is_file())]
+
     def newest(self) -> Manifest | None:
         """Return the newest readable manifest, None where there is none."""
         return next(iter(read_manifests(self.root)), None)

@@ -87,15 +87,18 @@ def starting_point(folder: StateFolder, spec: PipelineSpec, *, resume: bool) -> 
             raise RecoveryError(f"state folder {folder.root} has manifests, but none is readable; start over in another folder")
         return None
     if not resume:
-        stands = f"of pipeline {manifest.name!r} that stands at epoch {manifest.epoch}. Go on with --resume, or start over"
+        stands = (
+            f"of pipeline {manifest.name!r} that stands at epoch {manifest.epoch}. Go on with --resume, or start over with "
+            "--fresh"
+        )
         if manifest.finished:
             stands = (
-                f"of pipeline {manifest.name!r} that is finished. Read what has come since with --resume. To run it again from "
-                "the start"
+                f"of pipeline {manifest.name!r} that is finished. Read what has come since with --resume, or run it again "
+                "from the start with --fresh"
             )
         raise RecoveryError(
-            f"state folder {folder.root} holds a run {stands}: delete it together with what the sinks have written, or set "
-            "'state' and the sinks' 'path' to new folders"
+            f"state folder {folder.root} holds a run {stands} (which deletes this folder's epochs and what the sinks have "
+            "written), or set 'state' and the sinks' 'path' to new folders"
         )
     if manifest.name != spec.name:
         raise RecoveryError(

@@ -194,25 +194,30 @@ def check_snapshot(case: Case) -> None:
     undisturbed = [plain_out for step in steps for plain_out in do_step(plain, case, step)]
     final = plain.snapshot()
 
-    for point in sorted({0, len(steps) // 3, len(steps) // 2, len(steps)}):
-        first = case.make()
-        for step in steps[:point]:
-            do_step(first, case, step)
-        taken = first.snapshot()
-        kept = clone_state(taken)
+    points = sorted({0, len(steps) // 3, len(steps) // 2, len(steps)})
+    first = case.make()
+    taken: dict[int, State] = {}
+    kept: dict[int, State] = {}
+    for number in range(len(steps) + 1):
+        if number in points:
+            taken[number] = first.snapshot()
+            kept[number] = clone_state(taken[number])
+        if number < len(steps):
+            do_step(first, case, steps[number])
+    expect_state("snapshot: final state of a run that was looked at on its way", final, first.snapshot())
+    for point, state in taken.items():
+        expect_state("snapshot: a snapshot changed while its operator went on", kept[point], state)
         second = case.make()
-        second.restore(taken)
+        second.restore(state)
         again = second.snapshot()
-        expect_state(f"snapshot: restored after {point} of {len(steps)} batches", kept, again)
+        expect_state(f"snapshot: restored after {point} of {len(steps)} batches", kept[point], again)
         rest = [out for step in steps[point:] for out in do_step(second, case, step)]
         skipped = len(undisturbed) - len(rest)
         expect_equal(
             case, f"snapshot: output after a restore at batch {point}", as_tables(undisturbed[skipped:]), as_tables(rest)
         )
         expect_state(f"snapshot: final state after a restore at batch {point}", final, second.snapshot())
-        for step in steps[point:]:
-            do_step(first, case, step)
-        expect_state("snapshot: a snapshot changed while its operator went on", kept, taken)
+        expect_state("snapshot: a snapshot changed while the operator that was given it went on", kept[point], state)
 
     chained = case.make()
     state = clone_state(chained.snapshot())
@@ -433,13 +438,14 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
     times = case.rows.column("event_time").cast(pa.int64())
     span_us = int(pc.max(times).as_py()) - int(pc.min(times).as_py()) + 1_000_000
     tracing = tracemalloc.is_tracing()
-    if not tracing:
-        tracemalloc.start()
     try:
         snapshots: list[int] = []
         banks: list[float] = []
         python: list[int] = []
         for repetition in range(10 * fill_after):
+            # Tracing makes Python several times slower; what is left of before is replaced, or stays, by half way.
+            if repetition == 4 * fill_after and not tracing:
+                tracemalloc.start()
             process_rows(operator, shifted(case.rows, repetition * span, repetition * span_us))
             if repetition + 1 in (fill_after, 10 * fill_after):
                 banks.append(operator.metrics().get("bank_bytes", 0.0))

@@ -136,7 +136,9 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
 def test_a_state_folder_with_epochs_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "state/epochs").mkdir(parents=True)
     (tmp_path / "state/epochs/000000.json").touch()
-    message = f"{tmp_path}/state holds epochs of an earlier run: go on with --resume, or choose another"
+    message = (
+        f"{tmp_path}/state holds epochs of an earlier run: go on with --resume, start over with --fresh, or choose another"
+    )
     assert problems(findings(tmp_path)) == [("warning", "state", message)]
 
 

@@ -145,7 +145,7 @@ def test_logs_are_json_where_asked_for(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("runner", "number"),
     [
-        ("local", signal.SIGINT),
+        pytest.param("local", signal.SIGINT, marks=pytest.mark.slow),
         ("local", signal.SIGTERM),
         pytest.param("ray", signal.SIGTERM, marks=pytest.mark.ray),  # `ray.init` puts a handler of its own in place
     ],

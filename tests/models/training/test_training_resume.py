@@ -27,7 +27,8 @@ METHODS = ("mamba", "rekv", "reloop2", "specvqgan", "videostreaming")
 # Each loop and kind of data of each method. `python -m benchmarks.training_hashes` has more, with processes that are killed.
 STOPPED = [
     pytest.param("mamba recipe shapes", marks=pytest.mark.slow),
-    *("mamba videos from nothing", "rekv recipe shapes", "rekv videos", "reloop2 recipe drift"),
+    pytest.param("rekv recipe shapes", marks=pytest.mark.slow),
+    *("mamba videos from nothing", "rekv videos", "reloop2 recipe drift"),
     "reloop2 rows, dcnv2 with dropout",
     pytest.param("specvqgan recipe bounces", marks=pytest.mark.slow),
     *("specvqgan sound", "videostreaming recipe shapes"),

@@ -58,7 +58,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("number", [30, 50, 430, 2130])
+@pytest.mark.parametrize("number", [30, 50, 430, pytest.param(2130, marks=pytest.mark.slow)])
 def test_with_pruning_off_it_equals_the_exact_search(tmp_path: Path, number: int):
     bank, held = PostingLists(tmp_path, DIM, rules=rules()), RowRing(4000, DIM)
     h_BD, values_BV = rows(number)
@@ -194,7 +194,7 @@ def resume(folder: Path, state: State) -> PostingLists:
     return bank
 
 
-@pytest.mark.parametrize("number", [20, 430, 1725])
+@pytest.mark.parametrize("number", [20, 430, pytest.param(1725, marks=pytest.mark.slow)])
 def test_resumed_from_a_snapshot_it_goes_on_bit_for_bit(tmp_path: Path, number: int):
     bank = PostingLists(tmp_path, DIM, rules=rules())
     bank.write(*rows(number))

@@ -45,7 +45,7 @@ def bad_frames() -> pa.RecordBatch:
     [
         {},
         {"sampling": "incremental"},
-        {"sampling": "incremental", "horizon": "unbounded"},
+        pytest.param({"sampling": "incremental", "horizon": "unbounded"}, marks=pytest.mark.slow),
         pytest.param({"sampling": "uniform"}, marks=pytest.mark.slow),
         pytest.param({"sampling": "last_k"}, marks=pytest.mark.slow),
         pytest.param({"sampling": "single"}, marks=pytest.mark.slow),

@@ -393,8 +393,8 @@ def test_without_references_spread_equals_self():
     assert same(rows_of(operator(init="spread").process(rows)), rows_of(operator().process(rows)))
 
 
-@pytest.mark.parametrize("pixel", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.heavy
+@pytest.mark.parametrize("pixel", [False, True])
+@pytest.mark.slow
 def test_spread_conforms(pixel: bool):
     keys = [(s, n) for n in range(-2, 4) for s in "ab"]
     batch = frames(

@@ -119,11 +119,16 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+EVERY_MODE = [
+    pytest.param(mode, marks=() if mode in ("sketch", "sketch per key", "knn") else pytest.mark.slow) for mode in MODES
+]
+
+
 def final(operator: ReLoop2Operator) -> State:
     return operator.snapshot()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVERY_MODE)
 def test_cuts_change_neither_output_nor_state(ctr_model: str, mode: str):
     events = drifting(150, duplicates=0.1, streams=5)
     options = MODES[mode] | TIMES
@@ -136,7 +141,7 @@ def test_cuts_change_neither_output_nor_state(ctr_model: str, mode: str):
         assert state_difference(final(whole), final(operator)) is None
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVERY_MODE)
 def test_snapshot_and_restore_go_on_to_the_bit(ctr_model: str, mode: str):
     events = drifting(150, duplicates=0.1, streams=5)
     options = MODES[mode] | TIMES
@@ -158,7 +163,7 @@ def test_snapshot_and_restore_go_on_to_the_bit(ctr_model: str, mode: str):
         assert state_difference(kept, taken) is None
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", EVERY_MODE)
 def test_increments_add_up_to_a_full_snapshot(ctr_model: str, mode: str):
     events = drifting(150, duplicates=0.1, streams=5)
     operator = make(ctr_model, **MODES[mode], **TIMES)
