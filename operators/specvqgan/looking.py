@@ -1,0 +1,194 @@
+"""From frames to the features that windows see: which rows of the clock are looked at, and the ring that keeps them.
+
+Only rows that some window picks go through the frame network. Where a window needs another one (a stream that ends, a live
+window that cannot wait), it takes the nearest row that was looked at.
+"""
+
+# S slots, B streams, R rows, E feature width, F features of a window, H W height and width of pixels
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.specvqgan.vision import FrameNetwork, picked_rows
+from operators.banks import RowSpec, SlotBank, TailBank, ring
+from operators.specvqgan.config import ROWS_PER_COLUMN, Geometry
+from operators.specvqgan.streams import FrameStream
+from operators.state import State
+
+__all__ = ["FeatureRing", "Look"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """Rows of a stream that became final, all with the same frame. ``pixels`` None: no window picks any of them."""
+
+    stream: FrameStream
+    rows: range
+    pixels: Tensor | None
+
+
+class FeatureRing:
+    """The newest frame of each stream, and features of the last windows."""
+
+    def __init__(
+        self, network: FrameNetwork | None, width: int, geometry: Geometry, slots: int, batch_frames: int, device: torch.device
+    ) -> None:
+        self._network, self.width, self._geometry, self._batch = network, width, geometry, batch_frames
+        self._device = device
+        self._repaired = 0
+        self._picked = frozenset(picked_rows(geometry.rows, geometry.features))
+        self._newest = TailBank("newest", self.newest_spec(network, width), slots=slots, capacity=1)
+        self._rows = SlotBank("features", self.row_specs(width), slots=slots, capacity=geometry.ring, device=device)
+
+    @staticmethod
+    def newest_spec(network: FrameNetwork | None, width: int) -> RowSpec:
+        """Return what is kept of the newest frame: its pixels, or its feature."""
+        if network is None:
+            return RowSpec((width,))
+        return RowSpec(tuple(network.pixels(torch.zeros(8, 8, 3, dtype=torch.uint8)).shape))
+
+    @staticmethod
+    def row_specs(width: int) -> dict[str, RowSpec]:
+        """Return what is kept of a row."""
+        return {"feature": RowSpec((width,)), "there": RowSpec((), torch.bool)}
+
+    def open(self, slot: int, seed: int) -> None:
+        """Make a slot ready for a new stream."""
+        self._newest.open([slot])
+        self._rows.open(self._slots([slot]), torch.tensor([seed]))
+
+    def release(self, slot: int) -> None:
+        """Forget a slot's frame and features."""
+        self._newest.release([slot])
+        self._rows.release(self._slots([slot]))
+
+    def restart(self, slot: int) -> None:
+        """Forget them; the stream goes on."""
+        self._newest.release([slot])
+        self._rows.clear(self._slots([slot]))
+
+    def export(self, slots: Sequence[int], state: State, *, incremental: bool) -> None:
+        """Add these streams to ``state``."""
+        self._newest.export(slots, state, incremental=incremental)
+        self._rows.export(self._slots(slots), state, incremental=incremental)
+
+    def mark_clean(self) -> None:
+        """Note that everything so far stands in a snapshot."""
+        self._rows.mark_clean()
+
+    def load(self, slots: Sequence[int], state: State) -> None:
+        """Take these streams from a full ``state``; forget all others."""
+        self._newest.load(slots, state)
+        self._rows.release(self._slots(range(self._rows.slots)))
+        if slots:
+            self._rows.load(self._slots(slots), state)
+
+    def bytes(self) -> int:
+        """Return the bytes of both banks."""
+        return self._newest.bytes()["device"] + self._rows.bytes()["device"]
+
+    def hold(self, slot: int, pixels: Tensor) -> None:
+        """Keep the newest frame."""
+        self._newest.write(slot, pixels[None])
+
+    def prepare(self, frame: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> Tensor:
+        """Return what is kept of a frame."""
+        assert self._network is not None
+        return self._network.pixels(torch.from_numpy(np.rint(frame).astype(np.uint8, copy=False)))
+
+    def look(self, stream: FrameStream, rows: range) -> Look:
+        """Return what is to be done for rows that are final now; the newest frame is that of all of them."""
+        if self._geometry.exact:  # no later row is ever seen
+            rows = range(rows.start, min(rows.stop, self._geometry.rows + 3))
+        wanted = any(self._wanted(row) for row in rows)
+        return Look(stream, rows, self._newest.read(stream.slot)[0].clone() if wanted else None)
+
+    def _wanted(self, row: int) -> bool:
+        if self._geometry.exact or row == 0:
+            return True
+        step = self._geometry.window if self._geometry.clip else self._geometry.hop
+        step *= ROWS_PER_COLUMN
+        newest = row // step
+        oldest = max(0, -(-(row - self._geometry.rows + 1) // step))
+        return any(row - window * step in self._picked for window in range(oldest, newest + 1))
+
+    def write(self, looks: Sequence[Look]) -> int:
+        """Look at frames, those of all streams together, and keep their features. Return how many went through the network."""
+        seen = [look for look in looks if look.pixels is not None]
+        found = dict(zip(map(id, seen), self._encode([look.pixels for look in seen if look.pixels is not None]), strict=True))
+        for look in seen:
+            feature_E = found[id(look)]
+            if not bool(feature_E.isfinite().all()):
+                found[id(look)] = feature_E.nan_to_num(0.0, 0.0, 0.0)
+                look.stream.repaired = True
+                self._repaired += 1
+        by_slot: dict[int, list[Look]] = {}
+        for look in looks:
+            by_slot.setdefault(look.stream.slot, []).append(look)
+        longest = max((sum(len(look.rows) for look in mine) for mine in by_slot.values()), default=0)
+        if not longest:
+            return 0
+        feature_BRE = torch.zeros(len(by_slot), longest, self.width, device=self._device)
+        there_BR = torch.zeros(len(by_slot), longest, dtype=torch.bool, device=self._device)
+        counts = []
+        for i, mine in enumerate(by_slot.values()):
+            at = 0
+            for look in mine:
+                if id(look) in found:
+                    feature_BRE[i, at : at + len(look.rows)] = found[id(look)]
+                    there_BR[i, at : at + len(look.rows)] = True
+                at += len(look.rows)
+            counts.append(at)
+            mine[0].stream.encoded += at
+        slots = self._slots(list(by_slot))
+        counts_B = torch.tensor(counts, device=self._device)
+        self._rows.write(slots, {"feature": feature_BRE, "there": there_BR}, counts_B, ring)
+        return len(seen)
+
+    def take_repaired(self) -> int:
+        """Return how many features held NaN or infinity since the last call."""
+        count, self._repaired = self._repaired, 0
+        return count
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        if self._network is None:
+            return list(pixels)
+        out: list[Tensor] = []
+        for start in range(0, len(pixels), self._batch):
+            part = torch.stack(list(pixels[start : start + self._batch])).to(self._device)
+            out += self._network(part).float().unbind()
+        return out
+
+    def window(self, stream: FrameStream, start: int, *, rows: int, ended: bool) -> Tensor:
+        """Return the features [E, F] of the window that begins at column ``start``, of a stream known up to ``rows``.
+
+        What lies behind them is the last one, or, of a stream that has ended and is shorter than a window, its begin again.
+        """
+        geometry = self._geometry
+        picked = picked_rows(geometry.rows, geometry.features)
+        if geometry.exact:
+            length = min(rows, geometry.rows + 3)
+            wanted = [(row + 1) % length for row in picked]
+        else:
+            column = start // geometry.window * geometry.window if geometry.clip else start
+            wanted = [ROWS_PER_COLUMN * column + row for row in picked]
+            if ended and rows < geometry.rows:
+                wanted = [row % rows for row in wanted]
+        numbers = np.arange(max(0, rows - geometry.ring, stream.encoded - geometry.ring), min(rows, stream.encoded))
+        there_R = self._rows.rows["there"][stream.slot].cpu().numpy()[numbers % geometry.ring]
+        known = numbers[there_R]
+        nearest = np.abs(known[None] - np.minimum(np.array(wanted), rows - 1)[:, None]).argmin(1)
+        at_1F = torch.from_numpy(known[nearest] % geometry.ring)[None].to(self._device)
+        readout = self._rows.gather(self._slots([stream.slot]), at_1F, torch.ones_like(at_1F, dtype=torch.bool))
+        return readout.rows["feature"][0].T
+
+    def _slots(self, slots: Sequence[int]) -> Tensor:
+        return torch.tensor(list(slots), dtype=torch.int64, device=self._device)
