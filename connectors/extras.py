@@ -37,6 +37,7 @@ EXTRAS: Mapping[str, _Package] = {
     "kafka": _Package("kafka", "kafka-python"),
     "crc32c": _Package("kafka", "crc32c"),
     "open3d": _Package("rgbd", "open3d"),
+    "huggingface_hub": _Package("hub", "huggingface_hub"),
     "mcap": _Package("mcap", "mcap"),
     "mcap_ros2": _Package("mcap", "mcap-ros2-support"),
     "mcap_protobuf": _Package("mcap", "mcap-protobuf-support"),

@@ -51,7 +51,7 @@ class ColorGrid(FrameEncoder):
 class TorchvisionEncoder(FrameEncoder):
     """A classifier of torchvision without its last layer."""
 
-    def __init__(self, name: str, checkpoint: str, side: int) -> None:
+    def __init__(self, name: str, checkpoint: Path | str, side: int) -> None:
         super().__init__()
         known = torchvision.models.list_models(module=torchvision.models)
         if name not in known:
@@ -80,7 +80,7 @@ class TorchvisionEncoder(FrameEncoder):
 class DinoEncoder(FrameEncoder):
     """DINOv2 without registers; the feature is the mean over patches, of length 1."""
 
-    def __init__(self, checkpoint: str, height: int, width: int) -> None:
+    def __init__(self, checkpoint: Path | str, height: int, width: int) -> None:
         super().__init__()
         path = Path(checkpoint)
         named = dino_names(_tensors(path / "model.safetensors" if path.is_dir() else path))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from connectors.errors import CheckpointMismatch
+from models import hub
 from models.fourd_vla.checkpoint import SMALL_WEIGHTS, Policy, load_policy
 from models.fourd_vla.encoders import ColorGrid, DinoEncoder, FrameEncoder, TorchvisionEncoder
 from models.weight_files import weights_name
@@ -22,9 +23,9 @@ def build_encoder(options: FourDVLAOptions, device: torch.device) -> FrameEncode
         return None
     encoder: FrameEncoder
     if isinstance(kind, Torchvision):
-        encoder = TorchvisionEncoder(kind.model, kind.checkpoint, kind.side)
+        encoder = TorchvisionEncoder(kind.model, hub.weights_file(kind.checkpoint), kind.side)
     elif isinstance(kind, Dinov2):
-        encoder = DinoEncoder(kind.checkpoint, kind.height, kind.width)
+        encoder = DinoEncoder(hub.weights_place(kind.checkpoint), kind.height, kind.width)
     else:
         encoder = ColorGrid(kind.rows, kind.columns)
     return encoder.to(device).eval().requires_grad_(False)
@@ -42,7 +43,7 @@ def build_policy(options: FourDVLAOptions, name: str, device: torch.device) -> P
 
 def weights_place(options: FourDVLAOptions) -> Path:
     """Return where the policy's weights are."""
-    return SMALL_WEIGHTS if options.checkpoint is None else Path(options.checkpoint)
+    return hub.weights_place(options.checkpoint, SMALL_WEIGHTS)
 
 
 def model_id(encoder: FrameEncoder | None, policy: Policy | None) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from connectors import records
 from connectors.errors import SchemaError
+from models.hub import weights_file
 from models.mamba import checkpoint
 from models.mamba.model import Detections
 from operators.admission import Admitted
@@ -102,7 +103,7 @@ class MambaOperator(Operator):
     @classmethod
     def examine(cls, options: MambaOptions, name: str) -> pa.Schema:
         """Check the checkpoint's names and shapes, or ``network``; return the output schema."""
-        config = checkpoint.read_config(options.checkpoint) if options.checkpoint else network(options, name)
+        config = checkpoint.read_config(weights_file(options.checkpoint)) if options.checkpoint else network(options, name)
         config = adapt_config(config, options, name)
         return detection_schema(config.classes, config_hash(config, options))
 

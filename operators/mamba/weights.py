@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from connectors.errors import ConfigError, nearest
+from models.hub import weights_file
 from models.mamba import checkpoint
 from models.mamba.config import MambaConfig
 from models.mamba.model import Mamba
@@ -22,7 +23,7 @@ __all__ = ["adapt_config", "build_model", "config_hash", "model_id", "network"]
 def build_model(options: MambaOptions, name: str) -> Mamba:
     """Return the network: from the checkpoint, or of random weights that ``seed`` and ``network`` fix."""
     if options.checkpoint is not None:
-        return checkpoint.load(options.checkpoint)
+        return checkpoint.load(weights_file(options.checkpoint))
     config = network(options, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

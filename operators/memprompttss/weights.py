@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.hub import weights_file
 from models.memprompttss.checkpoint import load_network, network_config
 from models.memprompttss.config import MemPromptTSSConfig
 from models.memprompttss.model import MemPromptTSS, Prompts
@@ -27,12 +28,14 @@ SHIPPED = Path(__file__).resolve().parents[2] / "models" / "memprompttss" / "wei
 
 def settings_of(options: MemPromptTSSOptions) -> MemPromptTSSConfig:
     """Return the network's settings without its weights. Raises ``CheckpointMismatch``."""
-    return network_config(options.checkpoint or SHIPPED, options.settings)
+    return network_config(weights_file(options.checkpoint, SHIPPED), options.settings)
 
 
 def build_network(options: MemPromptTSSOptions, device: torch.device) -> Network:
     """Load the network. Raises ``CheckpointMismatch``."""
-    return Network(load_network(options.checkpoint or SHIPPED, options.settings, device=device), options.batch_windows, device)
+    return Network(
+        load_network(weights_file(options.checkpoint, SHIPPED), options.settings, device=device), options.batch_windows, device
+    )
 
 
 class Network:

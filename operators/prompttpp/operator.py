@@ -21,6 +21,7 @@ import torch
 
 from connectors import records
 from connectors.records import NEVER_US
+from models.hub import weights_file
 from models.prompttpp import checkpoint
 from models.prompttpp.process import KeyState
 from operators.base import Context, Emitted, Operator
@@ -114,7 +115,7 @@ class PromptTPPOperator(Operator):
     @classmethod
     def examine(cls, options: PromptTPPOptions, name: str) -> pa.Schema:
         """Check the checkpoint's header and the memory budget; return the output schema."""
-        config = checkpoint.read_config(options.checkpoint)
+        config = checkpoint.read_config(weights_file(options.checkpoint))
         check(config, options, name)
         return score_schema(config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from connectors.errors import ConfigError
+from models.hub import weights_file
 from models.prompttpp import checkpoint
 from models.prompttpp.config import TppConfig
 from models.prompttpp.model import build_model
@@ -23,7 +24,7 @@ _SHAPING = (
 
 def load_model(options: PromptTPPOptions, name: str, device: torch.device) -> PointProcess:
     """Return the network, frozen. Raise a ``StreambankError`` if it cannot be used with these options."""
-    model = checkpoint.load(options.checkpoint)
+    model = checkpoint.load(weights_file(options.checkpoint))
     check(model.config, options, name)
     return model.to(device).eval().requires_grad_(False)
 

@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from connectors.errors import CheckpointMismatch, ConfigError
+from models.hub import weights_place
 from models.rekv.checkpoint import read_head_width
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
@@ -25,7 +25,7 @@ __all__ = ["check_policy", "load_answering", "load_file_answering", "model_id", 
 
 def settings(options: ReKVOptions, name: str) -> ReKVConfig:
     """Return the settings of the model. Raise ``ConfigError`` or ``CheckpointMismatch`` for what cannot be used."""
-    path = Path(options.checkpoint) if options.checkpoint is not None else SMALL_WEIGHTS
+    path = weights_place(options.checkpoint, SMALL_WEIGHTS)
     if not path.exists():
         raise CheckpointMismatch(
             f"{name}: checkpoint {str(path)!r} does not exist; give the folder of a checkpoint, the file of a small model, or "
@@ -44,7 +44,7 @@ def settings(options: ReKVOptions, name: str) -> ReKVConfig:
 
 def check_policy(options: ReKVOptions, name: str) -> None:
     """Raise ``ConfigError`` where the policy does not fit the model's attention heads, as far as its header tells them."""
-    path = Path(options.checkpoint) if options.checkpoint is not None else SMALL_WEIGHTS
+    path = weights_place(options.checkpoint, SMALL_WEIGHTS)
     if path.is_file():
         text = load_small(path).model.config.text_config
         width: int | None = text.hidden_size // text.num_attention_heads
@@ -66,7 +66,7 @@ def _fitting_policy(options: ReKVOptions, spec: BlockSpec, name: str) -> BlockPo
 def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Answering:
     """Load the model and encode its prompt prefix. Raise ``ConfigError`` for a family without frames or tokenizer."""
     config = settings(options, name)
-    path = options.checkpoint if options.checkpoint is not None else SMALL_WEIGHTS
+    path = weights_place(options.checkpoint, SMALL_WEIGHTS)
     model = load_model(path, config, device=device)
     if model.frames is None:
         raise ConfigError(f"{name}: frames of {model.family} cannot be encoded; use LLaVA-OneVision, Video-LLaVA or InternVL")

@@ -21,6 +21,7 @@ import torch
 from connectors import records
 from connectors.errors import CheckpointMismatch, RecoveryError, StreambankError
 from connectors.records import NEVER_US, encode_streams
+from models.hub import weights_file
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
 from models.reloop2.features import Encoded, encode
@@ -145,7 +146,7 @@ class ReLoop2Operator(Operator):
     @classmethod
     def examine(cls, options: ReLoop2Options, name: str) -> pa.Schema:
         """Check the checkpoint's header and the memory budget; return the output schema."""
-        header = checkpoint.read_header(options.checkpoint)
+        header = checkpoint.read_header(weights_file(options.checkpoint))
         check_memory(options, name, hidden_dim(header))
         return prediction_schema(options.id_type, fingerprint(options, header.model_id))
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, StreambankError
+from models.hub import weights_file
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
 from models.reloop2.model import build_model
@@ -65,7 +66,7 @@ _SHAPING = (
 
 def load_model(path: str, options: ReLoop2Options, name: str) -> CtrModel:
     """Return the model of a checkpoint. Raise a ``StreambankError`` if it cannot be used with these options."""
-    model = checkpoint.load(path)
+    model = checkpoint.load(weights_file(path))
     if options.center == "train_mean" and not bool(model.hidden_mean_known):
         raise ConfigError(
             f"{name}: {path!r} has no training mean of the hidden vector, which center='train_mean' subtracts; measure it with "

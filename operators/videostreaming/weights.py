@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from connectors.errors import ConfigError
+from models.hub import weights_place
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.loaders import SMALL_WEIGHTS, load_model, read_settings
 from operators.banks import FileReader, SharedBlocks
@@ -29,7 +30,7 @@ def settings(options: VideoStreamingOptions, name: str) -> VideoStreamingConfig:
 
 
 def _path(options: VideoStreamingOptions) -> Path:
-    return Path(options.checkpoint) if options.checkpoint is not None else SMALL_WEIGHTS
+    return weights_place(options.checkpoint, SMALL_WEIGHTS)
 
 
 def _changed(options: VideoStreamingOptions) -> dict[str, Any]:
