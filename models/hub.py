@@ -15,7 +15,7 @@ from typing import Any
 from connectors.errors import CheckpointMismatch
 from connectors.extras import need
 
-__all__ = ["SCHEME", "is_address", "weights_file", "weights_place"]
+__all__ = ["SCHEME", "is_address", "weights_file", "weights_folder", "weights_place"]
 
 SCHEME = "hf://"
 _FORM = "hf://ORG/NAME, hf://ORG/NAME@REVISION or hf://ORG/NAME@REVISION/FILE"
@@ -28,32 +28,36 @@ def is_address(checkpoint: str | os.PathLike[str]) -> bool:
     return str(checkpoint).startswith(SCHEME)
 
 
-def weights_place(checkpoint: str | os.PathLike[str] | None, shipped: Path | None = None) -> Path:
-    """Return the file or folder of ``checkpoint``, fetched where need be; ``shipped`` where it is None.
+def weights_folder(checkpoint: str | os.PathLike[str] | None, shipped: Path | None = None) -> Path:
+    """Return where ``checkpoint`` lies, fetched where need be; ``shipped`` where it is None.
 
-    A repository with one safetensors file and no config.json is that file, which brings its settings. Raises
-    ``CheckpointMismatch`` for what cannot be fetched, ``MissingExtra`` without huggingface_hub.
+    Raises ``CheckpointMismatch`` for what cannot be fetched, ``MissingExtra`` without huggingface_hub.
     """
     if checkpoint is None:
         if shipped is None:
             raise CheckpointMismatch("no checkpoint is given, and none comes with the package")
         return shipped
-    if not is_address(checkpoint):
-        return Path(checkpoint)
-    place = _fetched(str(checkpoint))
+    return _fetched(str(checkpoint)) if is_address(checkpoint) else Path(checkpoint)
+
+
+def weights_place(checkpoint: str | os.PathLike[str] | None, shipped: Path | None = None) -> Path:
+    """Return the file or folder; a repository with one safetensors file and no config.json is that file. Raises as above."""
+    place = weights_folder(checkpoint, shipped)
+    if checkpoint is None or not is_address(checkpoint) or not place.is_dir():
+        return place
     found = _safetensors(place)
     return place / found[0] if len(found) == 1 and not (place / "config.json").exists() else place
 
 
 def weights_file(checkpoint: str | os.PathLike[str] | None, shipped: Path | None = None) -> Path:
-    """Return the one file of ``checkpoint``; of a hub's repository without FILE its only safetensors file. Raises as above."""
-    place = weights_place(checkpoint, shipped)
+    """Return the one file; of a repository without FILE its only safetensors file. Raises as above."""
+    place = weights_folder(checkpoint, shipped)
     if checkpoint is None or not is_address(checkpoint) or not place.is_dir():
         return place
     found = _safetensors(place)
     if len(found) != 1:
-        holds = f"holds {len(found)} safetensors files ({', '.join(found[:5])})" if found else "holds no safetensors file"
-        raise CheckpointMismatch(f"{checkpoint} {holds}; name the one to load: {checkpoint}/FILE")
+        names = f"holds {len(found)} safetensors files ({', '.join(found[:5])})" if found else "holds no safetensors file"
+        raise CheckpointMismatch(f"{checkpoint} {names}; name the one to load: {checkpoint}/FILE")
     return place / found[0]
 
 
@@ -70,9 +74,12 @@ def _fetched(address: str) -> Path:
     try:
         if match["file"]:
             return Path(hub.hf_hub_download(match["repository"], match["file"], revision=match["revision"]))
-        return Path(hub.snapshot_download(match["repository"], revision=match["revision"], allow_patterns=list(_KINDS)))
+        folder = Path(hub.snapshot_download(match["repository"], revision=match["revision"], allow_patterns=list(_KINDS)))
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         raise CheckpointMismatch(f"{address} cannot be fetched: {_reason(errors, error, match)}") from error
+    if not folder.is_dir():
+        raise CheckpointMismatch(f"{address} holds no safetensors file; name the one to load: {address}/FILE")
+    return folder
 
 
 def _reason(errors: Any, error: Exception, match: re.Match[str]) -> str:

@@ -76,8 +76,8 @@ class FourDVLAOptions(StreamOptions):
     )
     checkpoint: str | None = option(
         None,
-        "With mode: act: a policy, one file or a folder; without it the small one that comes with the package, which knows "
-        "rendered scenes only.",
+        "With mode: act: a policy, one file or a folder, or hf://ORG/NAME[@REVISION]; without it the small one that comes with "
+        "the package, which knows rendered scenes only.",
         path=True,
     )
     instruction: str | None = option(None, "With mode: act: what to do, for rows without a column `instruction`.")

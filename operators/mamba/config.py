@@ -24,7 +24,8 @@ class MambaOptions(TimedStreamOptions):
     on_streams_full: OnStreamsFull = on_streams_full(was=("on_full",))
     checkpoint: str | None = option(
         None,
-        "Weights: a safetensors file of this project or the official .pth; without it the weights are random.",
+        "Weights: a safetensors file of this project or the official .pth, or hf://ORG/NAME[@REVISION][/FILE]; without it the "
+        "weights are random.",
         path=True,
     )
     network: dict[str, Any] = option(

@@ -20,7 +20,8 @@ class MemPromptTSSOptions(StreamOptions, RateOptions):
 
     checkpoint: str | None = option(
         None,
-        "A file of `streambank train memprompttss` or of a release. Default: the package's: two frequencies of one channel.",
+        "A file of `streambank train memprompttss` or of a release, or hf://ORG/NAME[@REVISION][/FILE]. Default: the "
+        "package's: two frequencies of one channel.",
         path=True,
     )
     settings: dict[str, Any] = option(

@@ -18,7 +18,10 @@ class PromptTPPOptions(StreamOptions):
     """What a user can set for ``type: prompttpp`` (arXiv 2310.04993)."""
 
     checkpoint: str = option(
-        REQUIRED, "Network: a safetensors file of `streambank train prompttpp`, or converted from an official one.", path=True
+        REQUIRED,
+        "Network: a safetensors file of `streambank train prompttpp`, or converted from an official one, or "
+        "hf://ORG/NAME[@REVISION].",
+        path=True,
     )
     types: Literal["id", "name"] = option(
         "id", "The column `type`: ids (int32) from 0, or names (string) as the checkpoint lists them."

@@ -21,8 +21,8 @@ class ReKVOptions(QuestionOptions, BlockBankOptions, StreamOptions):
 
     checkpoint: str | None = option(
         None,
-        "Folder of a LLaVA-OneVision, Video-LLaVA or InternVL checkpoint, or the file of a small model; without it the small "
-        "model that comes with the package.",
+        "Folder of a LLaVA-OneVision, Video-LLaVA or InternVL checkpoint, or the file of a small model, or "
+        "hf://ORG/NAME[@REVISION]; without it the small model that comes with the package.",
         path=True,
     )
     sample_fps: float | None = option(

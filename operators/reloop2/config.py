@@ -29,7 +29,9 @@ class ReLoop2Options(StreamOptions):
     """Error-memory correction of click-through-rate predictions (ReLoop2, arXiv 2306.08808)."""
 
     checkpoint: str = option(
-        REQUIRED, "Base model: a safetensors file of `streambank train reloop2` or converted from FuxiCTR.", path=True
+        REQUIRED,
+        "Base model: a safetensors file of `streambank train reloop2` or converted from FuxiCTR, or hf://ORG/NAME[@REVISION].",
+        path=True,
     )
     id_type: IdType = option("int64", "Type of the column `impression_id`, in impressions, labels and predictions.")
     scope: Literal["global", "per_key"] = option(

@@ -24,8 +24,8 @@ class SpecVQGANOptions(StreamOptions):
 
     checkpoint: str | None = option(
         None,
-        "Folder with autoencoder, transformer, vocoder and features (.safetensors, or official .ckpt, .pt and .pth); without "
-        "it the small ones that come with the package.",
+        "Folder with autoencoder, transformer, vocoder and features (.safetensors, or official .ckpt, .pt and .pth), or "
+        "hf://ORG/NAME[@REVISION]; without it the small ones that come with the package.",
         path=True,
     )
     given_features: bool = option(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from connectors import records
+from models.hub import weights_folder
 from models.specvqgan.codec import bits_of, pack_tokens
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE, TransformerConfig
 from models.specvqgan.loaders import SMALL_WEIGHTS, SoundNetworks, find_parts, load_networks
@@ -77,7 +78,7 @@ class SpecVQGANOperator(Operator):
         self.options: SpecVQGANOptions = options
         self.input_schema = self.takes(options)
         device, slots = context.device, options.max_streams
-        networks = load_networks(options.checkpoint or SMALL_WEIGHTS, _parts(options), device)
+        networks = load_networks(weights_folder(options.checkpoint, SMALL_WEIGHTS), _parts(options), device)
         transformer, autoencoder, vocoder = networks.transformer, networks.autoencoder, networks.vocoder
         assert transformer is not None and autoencoder is not None and vocoder is not None
         if options.double(sum(part.numel() for part in transformer.parameters())):
@@ -128,7 +129,7 @@ class SpecVQGANOperator(Operator):
     @classmethod
     def examine(cls, options: SpecVQGANOptions, name: str) -> Mapping[str, pa.Schema]:
         """Look for the checkpoint's files; return the output schemas."""
-        find_parts(options.checkpoint or SMALL_WEIGHTS, _parts(options))
+        find_parts(weights_folder(options.checkpoint, SMALL_WEIGHTS), _parts(options))
         return OUTPUTS
 
     def _check_memory(self, networks: SoundNetworks, config: TransformerConfig, columns: int, dtype: torch.dtype) -> None:

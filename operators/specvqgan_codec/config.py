@@ -21,8 +21,8 @@ class SpecVQGANCodecOptions(StreamOptions):
     )
     checkpoint: str | None = option(
         None,
-        "Folder with autoencoder and, to decode, vocoder (.safetensors, or official .ckpt and .pt); without it the small ones "
-        "that come with the package.",
+        "Folder with autoencoder and, to decode, vocoder (.safetensors, or official .ckpt and .pt), or "
+        "hf://ORG/NAME[@REVISION]; without it the small ones that come with the package.",
         path=True,
     )
     block_cols: int = option(

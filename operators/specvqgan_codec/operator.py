@@ -9,6 +9,7 @@ codebook is a bank that all streams read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from connectors import records
+from models.hub import weights_folder
 from models.specvqgan.codec import bits_of, decode_blocks, encode_blocks, pack_tokens, unpack_tokens
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE
 from models.specvqgan.loaders import SMALL_WEIGHTS, find_parts, load_networks
@@ -257,8 +259,8 @@ class SpecVQGANCodecOperator(Operator):
         return f"mode {self.options.mode}" + (f", block_cols {self.options.block_cols}" if self._encodes else "")
 
 
-def _folder(options: SpecVQGANCodecOptions) -> str:
-    return options.checkpoint or str(SMALL_WEIGHTS)
+def _folder(options: SpecVQGANCodecOptions) -> Path:
+    return weights_folder(options.checkpoint, SMALL_WEIGHTS)
 
 
 def _parts(options: SpecVQGANCodecOptions) -> list[str]:

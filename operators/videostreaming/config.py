@@ -19,8 +19,8 @@ class VideoStreamingOptions(QuestionOptions, BlockBankOptions, StreamOptions):
 
     checkpoint: str | None = option(
         None,
-        "File of a model, or a folder with vision_tower, streaming_encoder and language_model; without it the small model that "
-        "comes with the package.",
+        "File of a model, or a folder with vision_tower, streaming_encoder and language_model, or hf://ORG/NAME[@REVISION]; "
+        "without it the small model that comes with the package.",
         path=True,
     )
     clip_seconds: float | None = option(None, "Length of a clip. Default: the model's own, 8 as published.", unit="s", gt=0)
