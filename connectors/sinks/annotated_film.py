@@ -44,6 +44,12 @@ class Film:
     """Its event time."""
     step_us: int = STEP_US
     """The last step between two frames."""
+    start_us: int | None = None
+    """Event time of the first frame."""
+    sounded: int = 0
+    """Moments of sound so far."""
+    sound_sequence: int | None = None
+    """Of the last row of sound."""
     held: dict[str, Row] = field(default_factory=dict)
     """Node → its last row."""
 

@@ -1,4 +1,4 @@
-"""Sink: one MP4 file per stream with detections drawn onto its frames, one panel per detecting node.
+"""Sink: one MP4 file per stream with detections drawn onto its frames, one panel per detecting node, and with sound.
 
 Joins frames and detections by (stream_id, sequence). Frames are decoded and scaled as they arrive, and drawn once every
 detecting node has passed them, at the latest at the barrier; a frame that a node has no row for shows that node's last boxes.
@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -47,6 +48,9 @@ from connectors.sinks.staged import StagedFile, encode_name
 __all__ = ["AnnotatedVideoOptions", "AnnotatedVideoSink", "boxes_of_rows", "class_names"]
 
 _EMPTY_SIZE = (240, 320)  # px; of a stream that begins with a frame nobody could decode
+_PICTURE_TRACK, _SOUND_TRACK = 1, 2
+_SOUND_JITTER_S = 0.005
+"""Sound that begins so close to the end of what came before follows it."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +74,20 @@ class AnnotatedVideoOptions:
     )
     max_pause_s: float = option(5.0, "A pause between two frames is shown for at most so long.", unit="s", ge=0.001, le=3600.0)
     codec: Codec = option("h264", "`h264` is played by everything; `vp9` is free of patents, smaller, and takes more time.")
+    mux: Literal["none", "sound"] = option(
+        "none", "`sound`: one input gives sound (rows of pcm), which is heard with the frames of its event time."
+    )
+    sound_rate: int = option(
+        22_050, "With mux: sound: samples per second of the track; rows of another rate are left out.", unit="Hz", ge=4000
+    )
     max_waiting_bytes: int = option(
         256 << 20, "Frames of all streams that may wait for their detections, at the size of a panel.", unit="bytes", ge=1 << 20
     )
+
+    def __post_init__(self) -> None:
+        """Check. Raises ``ConfigError``."""
+        if self.mux == "sound" and self.fps is not None:
+            raise ConfigError(f"fps={self.fps:g} would part frames from their sound; leave it out with mux: sound")
 
 
 def class_names(schema: pa.Schema) -> list[str]:
@@ -109,6 +124,15 @@ class _Frame:
     top: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """A row of sound."""
+
+    sequence: int
+    time_us: int
+    samples_N: npt.NDArray[np.int16]
+
+
 @dataclass(slots=True)
 class _Piece:
     """What is being written of a file in this epoch."""
@@ -117,7 +141,8 @@ class _Piece:
     at: int
     writer: PieceWriter
     encoder: VideoEncoder
-    start_us: int
+    starts: dict[int, int] = field(default_factory=dict)
+    """Track → where it begins in the file: pictures in microseconds, sound in moments."""
     frames: int = 0
 
 
@@ -132,11 +157,16 @@ class _Stream:
     passed: dict[str, int] = field(default_factory=dict)
     """Node → highest sequence: rows of a stream come in order, so an earlier frame without a row stays without one."""
     last_sequence: int | None = None
+    sound: list[_Sound] = field(default_factory=list)
+    """That came before the first frame."""
     piece: _Piece | None = None
 
 
 class AnnotatedVideoSink(GrowingFileSink):
-    """Draws what detectors found. Inputs: one node with frames, and one or more with a column ``detections``."""
+    """Draws what detectors found. Inputs: one with frames, some with ``detections``, and with mux: sound one with ``samples``.
+
+    With sound, frames are shown at their event time, pauses in full: else they would part.
+    """
 
     Options: ClassVar[type] = AnnotatedVideoOptions
     suffix = ".mp4"
@@ -151,13 +181,26 @@ class AnnotatedVideoSink(GrowingFileSink):
         self._epoch = -1
         self._waiting_bytes = 0
         self._hurried = 0  # frames of this epoch that did not wait for their detections
+        self._sound_from: str | None = None
+        self._left_out: dict[str, int] = {}
 
     def examine(self, schemas: Mapping[str, pa.Schema]) -> None:
         """Raise ``ConfigError`` unless exactly one input has frames and all others have detections."""
         frames = [name for name, schema in schemas.items() if "image" in schema.names]
         others = [name for name, schema in schemas.items() if "detections" in schema.names and name not in frames]
-        neither = sorted(set(schemas) - set(frames) - set(others))
-        if len(frames) != 1 or not others or neither:
+        sounds = [name for name, schema in schemas.items() if "samples" in schema.names and name not in frames + others]
+        neither = sorted(set(schemas) - set(frames) - set(others) - set(sounds))
+        has_sound = self.options.mux == "sound"
+        if has_sound and (len(frames) != 1 or len(sounds) != 1 or neither):
+            raise ConfigError(
+                f"an annotated_video sink with mux: sound takes one input with frames, one with sound, any with detections; "
+                f"frames come from {frames or 'none'}, sound from {sounds or 'none'}"
+                + (f", and {neither} give neither" if neither else "")
+                + "; write inputs: [source, generator.sound]"
+            )
+        if not has_sound and sounds:
+            raise ConfigError(f"{sounds} give sound; set mux: sound to hear it")
+        if not has_sound and (len(frames) != 1 or not others or neither):
             raise ConfigError(
                 f"an annotated_video sink takes one input with frames and at least one with detections; frames come from "
                 f"{frames or 'none'}, detections from {others or 'none'}"
@@ -168,7 +211,9 @@ class AnnotatedVideoSink(GrowingFileSink):
     def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
         self.examine(schemas)
         self._frames_from = next(name for name, schema in schemas.items() if "image" in schema.names)
-        self._classes = {name: class_names(schema) for name, schema in schemas.items() if name != self._frames_from}
+        self._sound_from = next((name for name, schema in schemas.items() if "samples" in schema.names), None)
+        known = {self._frames_from, self._sound_from}
+        self._classes = {name: class_names(schema) for name, schema in schemas.items() if name not in known}
 
     def open(self, schemas: Mapping[str, pa.Schema], *, attempt: int, shard: int) -> None:
         """See the contract. ``SinkError`` where this build of PyAV cannot write the codec."""
@@ -187,6 +232,8 @@ class AnnotatedVideoSink(GrowingFileSink):
         sequences = batch.column("sequence").to_pylist()
         if source == self._frames_from:
             self._take_frames(batch, streams, sequences)
+        elif source == self._sound_from:
+            self._take_sound(batch, streams, sequences)
         else:
             self._take_rows(source, batch, streams, sequences)
         for name in dict.fromkeys(streams):
@@ -243,6 +290,72 @@ class AnnotatedVideoSink(GrowingFileSink):
                 stream.rows.setdefault(source, {})[sequence] = Row(time_us, found, status or "ok", error)
                 stream.passed[source] = sequence
 
+    def _take_sound(self, batch: pa.RecordBatch, streams: list[str], sequences: list[int]) -> None:
+        times_us = batch.column("event_time").cast(pa.int64()).to_pylist()
+        rates = batch.column("sample_rate").to_pylist()
+        names = batch.schema.names
+        channels = batch.column("channels").to_pylist() if "channels" in names else [1] * batch.num_rows
+        samples = batch.column("samples")
+        flat, ends = samples.values.to_numpy(zero_copy_only=False), samples.offsets.to_numpy()
+        there = samples.is_valid().to_pylist()
+        for i, name in enumerate(streams):
+            part = flat[ends[i] : ends[i + 1]]
+            if not there[i] or not len(part):
+                continue
+            if rates[i] != self.options.sound_rate:
+                self._leave_out(name, sequences[i], f"has {rates[i]} Hz; set sound_rate")
+            elif not channels[i] or channels[i] < 1 or len(part) % channels[i]:
+                self._leave_out(name, sequences[i], "holds no whole number of moments")
+            else:
+                mono_N = np.rint(part.reshape(-1, channels[i]).mean(1)).astype(np.int16)
+                stream = self._streams.setdefault(name, _Stream())
+                stream.sound.append(_Sound(sequences[i], times_us[i], mono_N))
+        for name in dict.fromkeys(streams):
+            self._sound(name)
+
+    def _sound(self, name: str) -> None:
+        """Write the sound of a stream that has a first frame."""
+        stream = self._streams.get(name)
+        if stream is None or not stream.sound:
+            return
+        film = stream.film
+        if film is None:  # the file may be there already, of an earlier epoch
+            known = self._films.get(name) or self._known_film(name)
+            if known is None:
+                return
+            film = stream.film = known
+        if film.start_us is None:
+            return
+        rows, stream.sound = stream.sound, []
+        for row in rows:
+            if film.sound_sequence is not None and row.sequence <= film.sound_sequence:
+                self._leave_out(name, row.sequence, "comes twice or late")
+                continue
+            film.sound_sequence = row.sequence
+            at = round((row.time_us - film.start_us) * self.options.sound_rate / 1e6)
+            samples_N, slack = row.samples_N, round(_SOUND_JITTER_S * self.options.sound_rate)
+            while at - film.sounded > slack:
+                self._put_sound(stream, film, np.zeros(min(at - film.sounded, self.options.sound_rate), np.int16))
+            if film.sounded - at > slack:  # before the first frame, or where there is sound already
+                samples_N = samples_N[film.sounded - at :]
+            self._put_sound(stream, film, samples_N)
+
+    def _put_sound(self, stream: _Stream, film: Film, samples_N: npt.NDArray[np.int16]) -> None:
+        if not len(samples_N):
+            return
+        piece = self._open_piece(stream, film)
+        piece.starts.setdefault(_SOUND_TRACK, film.sounded)
+        piece.encoder.write_sound(samples_N)
+        film.sounded += len(samples_N)
+
+    def _leave_out(self, name: str, sequence: int, why: str) -> None:
+        self._left_out[why] = self._left_out.get(why, 0) + 1
+        logger.warning("sink=%s stream=%r row %d of sound is left out: it %s", self.root, name, sequence, why)
+
+    def incomplete(self) -> Mapping[str, int]:
+        """Return how many rows of sound were left out, and why."""
+        return {f"sound {why}": count for why, count in self._left_out.items()}
+
     def _complete(self, stream: _Stream, sequence: int) -> bool:
         return all(stream.passed.get(node, sequence - 1) >= sequence for node in self._classes)
 
@@ -272,22 +385,38 @@ class AnnotatedVideoSink(GrowingFileSink):
                     draw_status(picture, row.status, row.error)
             bar = draw_header(width, _bar_height(height), node, f"{name}  #{frame.sequence}")
             panels.append(np.concatenate([bar, picture]))
+        if not self._classes:
+            bar = draw_header(width, _bar_height(height), self._frames_from, f"{name}  #{frame.sequence}")
+            panels.append(np.concatenate([bar, frame.picture]))
         self._show(stream, film, panel_row(panels), frame.time_us)
+        self._sound(name)
 
     def _show(self, stream: _Stream, film: Film, picture: Picture, time_us: int) -> None:
         """Write a picture to the stream's piece of this epoch, to be shown at its time."""
         if film.time_us is not None:
             film.shown_us += self._step(film, time_us)
         film.time_us = time_us
-        if stream.piece is None:
-            file = StagedFile(self._new_path())
-            writer = PieceWriter(file, head=film.head, fragments=film.fragments, start_us=film.shown_us)
-            size = (picture.shape[1], picture.shape[0])
-            encoder = VideoEncoder(writer, size=size, codec=self.options.codec)
-            stream.piece = _Piece(file, film.end, writer, encoder, film.shown_us)
-        stream.piece.encoder.write(picture, film.shown_us - stream.piece.start_us, film.step_us)
-        stream.piece.frames += 1
+        if film.start_us is None:
+            film.start_us = time_us
+        piece = self._open_piece(stream, film)
+        start_us = piece.starts.setdefault(_PICTURE_TRACK, film.shown_us)
+        piece.encoder.write(picture, film.shown_us - start_us, film.step_us)
+        piece.frames += 1
         film.frames += 1
+
+    def _open_piece(self, stream: _Stream, film: Film) -> _Piece:
+        """Return what is being written of a file in this epoch."""
+        if stream.piece is None:
+            file, starts = StagedFile(self._new_path()), dict[int, int]()
+            writer = PieceWriter(file, head=film.head, fragments=film.fragments, starts=starts)
+            stream.piece = _Piece(file, film.end, writer, self._encoder(writer, film.panel), starts)
+        return stream.piece
+
+    def _encoder(self, writer: PieceWriter, panel: tuple[int, int]) -> VideoEncoder:
+        picture = panel_row([np.zeros((panel[0] + _bar_height(panel[0]), panel[1], 3), np.uint8)] * max(1, len(self._classes)))
+        rate = self.options.sound_rate if self._sound_from is not None else None
+        size = (picture.shape[1], picture.shape[0])
+        return VideoEncoder(writer, size=size, codec=self.options.codec, sound_rate=rate)
 
     def _step(self, film: Film, time_us: int) -> int:
         """Return how long after the last frame this one is shown, in microseconds; more than 0."""
@@ -296,7 +425,7 @@ class AnnotatedVideoSink(GrowingFileSink):
             return round(film.frames * 1e6 / self.options.fps) - round((film.frames - 1) * 1e6 / self.options.fps)
         assert film.time_us is not None
         step_us = time_us - film.time_us
-        if step_us > self.options.max_pause_s * 1e6:
+        if step_us > self.options.max_pause_s * 1e6 and self._sound_from is None:
             return round(self.options.max_pause_s * 1e6)
         if step_us > 0:
             film.step_us = step_us
@@ -312,6 +441,11 @@ class AnnotatedVideoSink(GrowingFileSink):
                 film, number = None, number + 1
             self._films[name] = film if film is not None else Film(number, panel)
         return self._films[name]
+
+    def _known_film(self, name: str) -> Film | None:
+        """Return how to go on with the file of a stream that is on disk; None where there is none."""
+        _, known = self._newest(name)
+        return None if known is None else self._film(name, tuple(known[1]["panel"]))
 
     def _newest(self, name: str) -> tuple[int, tuple[int, dict[str, Any]] | None]:
         """Return the number of the last file of a stream with its size and note; 1 and None where there is none."""
@@ -331,11 +465,10 @@ class AnnotatedVideoSink(GrowingFileSink):
 
     def _head(self, panel: tuple[int, int]) -> str | None:
         """Return the digest of the head that files with panels of this size begin with now."""
+        writer = PieceWriter(io.BytesIO(), head=None, fragments=0, starts={_PICTURE_TRACK: 0})
+        encoder = self._encoder(writer, panel)
         height, width = panel[0] + _bar_height(panel[0]), panel[1]
-        picture = panel_row([np.zeros((height, width, 3), np.uint8)] * len(self._classes))
-        writer = PieceWriter(io.BytesIO(), head=None, fragments=0, start_us=0)
-        encoder = VideoEncoder(writer, size=(picture.shape[1], picture.shape[0]), codec=self.options.codec)
-        encoder.write(picture, 0, STEP_US)
+        encoder.write(panel_row([np.zeros((height, width, 3), np.uint8)] * max(1, len(self._classes))), 0, STEP_US)
         encoder.finish()
         return writer.head
 
@@ -348,6 +481,8 @@ class AnnotatedVideoSink(GrowingFileSink):
         for name, stream in self._streams.items():
             while stream.frames:
                 self._draw_first(name, stream)
+            if stream.sound:
+                self._leave_out(name, stream.sound[0].sequence, "came without a frame")
             film, piece = stream.film, stream.piece
             if film is None or piece is None:
                 continue

@@ -1,8 +1,11 @@
 """Pictures to MP4, each shown at its own time: no frame rate is handed to a codec, so there is none that it could refuse.
 
 Times are whole microseconds, the time scale of the files. H.264 without B-frames is what every browser plays; VP9 too, at a
-smaller size and more work. Which library writes it is up to the build of PyAV.
+smaller size and more work. Which library writes it is up to the build of PyAV. Sound is FLAC: every sample comes back, also
+where one piece of a file ends and the next begins, at which AAC and Opus would add some of their own.
 """
+
+# N moments
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from connectors import durable
 from connectors.drawing import Picture
@@ -68,7 +73,8 @@ def _has(encoder: str) -> bool:
 class VideoEncoder:
     """Encodes pictures of one size to MP4, into ``file`` (anything with ``write``; fragments) or to a path (whole)."""
 
-    def __init__(self, target: Any, *, size: tuple[int, int], codec: str) -> None:
+    def __init__(self, target: Any, *, size: tuple[int, int], codec: str, sound_rate: int | None = None) -> None:
+        """``sound_rate``: of the track of mono sound, Hz; None: there is none."""
         name, options = require_encoder(codec)
         pieces = not isinstance(target, str)
         flags = "frag_keyframe+empty_moov+default_base_moof" if pieces else "faststart"
@@ -81,6 +87,12 @@ class VideoEncoder:
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _SCALE)
         self._durations: dict[int, int] = {}
+        self._sound: Any = None
+        self.sounded = 0
+        """Moments of sound so far."""
+        if sound_rate is not None:
+            self._sound = self._container.add_stream("flac", rate=sound_rate, layout="mono")
+            self._sound.format = "s16"
         self._container.start_encoding()  # now, so that what cannot be opened is told now
 
     def write(self, picture: Picture, time_us: int, duration_us: int) -> None:
@@ -90,9 +102,19 @@ class VideoEncoder:
         self._durations[time_us] = duration_us
         self._mux(self._stream.encode(frame))
 
+    def write_sound(self, samples_N: Any) -> None:
+        """Append 16-bit mono samples, behind those before."""
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples_N, np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate = self._sound.codec_context.sample_rate
+        frame.pts, frame.time_base = self.sounded, Fraction(1, frame.sample_rate)
+        self.sounded += len(samples_N)
+        self._mux_sound(self._sound.encode(frame))
+
     def finish(self) -> None:
-        """Write what the encoder still holds, and the end of the file."""
+        """Write what the encoders still hold, and the end of the file."""
         self._mux(self._stream.encode(None))
+        if self.sounded:
+            self._mux_sound(self._sound.encode(None))
         self._container.close()
 
     def abort(self) -> None:
@@ -105,22 +127,32 @@ class VideoEncoder:
             packet.duration = self._durations.pop(packet.pts, 0)
             self._container.mux(packet)
 
+    def _mux_sound(self, packets: list[Any]) -> None:
+        for packet in packets:
+            if packet.size:  # the last one tells of the whole, which the head of the file no longer can
+                self._container.mux(packet)
+
 
 class Mp4Writer:
     """One MP4 file, written as a whole and then renamed into place: it is there and complete, or not there."""
 
-    def __init__(self, path: Path, *, size: tuple[int, int], codec: Codec = "h264") -> None:
+    def __init__(self, path: Path, *, size: tuple[int, int], codec: Codec = "h264", sound_rate: int | None = None) -> None:
         self.path = path
         self.frames = 0
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with _errors(path):
-            self._encoder = VideoEncoder(str(self._temporary), size=size, codec=codec)
+            self._encoder = VideoEncoder(str(self._temporary), size=size, codec=codec, sound_rate=sound_rate)
 
     def write(self, picture: Picture, time_us: int, duration_us: int) -> None:
         """Append a picture of the file's size."""
         with _errors(self.path):
             self._encoder.write(picture, time_us, duration_us)
         self.frames += 1
+
+    def write_sound(self, samples_N: Any) -> None:
+        """Append 16-bit mono samples, behind those before; the first are heard with the first picture."""
+        with _errors(self.path):
+            self._encoder.write_sound(samples_N)
 
     def finish(self) -> None:
         """Close, flush to the device and rename."""

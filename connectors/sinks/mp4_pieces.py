@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,14 +31,15 @@ class _Output(Protocol):
 class PieceWriter:
     """What the muxer of one piece writes to. ``head`` is the digest of the file's head, None where it has none yet."""
 
-    def __init__(self, out: _Output, *, head: str | None, fragments: int, start_us: int) -> None:
+    def __init__(self, out: _Output, *, head: str | None, fragments: int, starts: dict[int, int]) -> None:
+        """``starts``: track, from 1 → when it begins, in units of its time; read when a fragment comes."""
         self.head = head
         self.fragments = fragments
         """So many fragments precede, later: are there in all."""
         self.fits = True
         """False where the piece needs another head than the file has: it cannot be part of it."""
         self._out = out
-        self._start_us = start_us
+        self._starts = starts
         self._has_head = head is not None
         self._waiting = bytearray()
         self._own_head = bytearray()
@@ -74,7 +75,7 @@ class PieceWriter:
                     self._out.write(self._own_head)
         elif kind == b"moof":
             self.fragments += 1
-            self._out.write(_moved(box, self.fragments, self._start_us))
+            self._out.write(_moved(box, self.fragments, self._starts))
         elif kind == b"mdat":
             self._out.write(box)
         # Others (an index at the end) would only hold for the piece.
@@ -101,16 +102,18 @@ def read_note(path: Path) -> tuple[int, dict[str, Any]] | None:
     return (end, note) if isinstance(note, dict) else None
 
 
-def _moved(moof: bytes, number: int, start_us: int) -> bytes:
-    """Return a fragment's header with this number, and its times moved; the size stays, so offsets hold."""
-    data = bytearray(moof)
+def _moved(moof: bytes, number: int, starts: Mapping[int, int]) -> bytes:
+    """Return a fragment's header with this number, and the times of its tracks moved; the size stays, so offsets hold."""
+    data, track = bytearray(moof), 0
     for kind, at in _boxes(moof, 0, len(moof)):
         if kind == b"mfhd":
             struct.pack_into(">I", data, at + 12, number)
+        elif kind == b"tfhd":
+            track = struct.unpack_from(">I", data, at + 12)[0]
         elif kind == b"tfdt":
             if data[at + 8] != 1:
                 raise SinkError("the muxer wrote a time of 32 bits; this is a bug, please report it")
-            struct.pack_into(">Q", data, at + 12, struct.unpack_from(">Q", data, at + 12)[0] + start_us)
+            struct.pack_into(">Q", data, at + 12, struct.unpack_from(">Q", data, at + 12)[0] + starts[track])
     return bytes(data)
 
 
