@@ -42,13 +42,24 @@ class KVCache:
     def extend(
         self, layer: int, slots_B: Tensor, at_BN: Tensor, keys_BHND: Tensor, values_BHND: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Write the new positions of a layer and return its keys and values [B, H, P, D] up to the furthest one."""
+        """Write the new positions of a layer and return its keys and values [B, H, P, D] up to the furthest one.
+
+        Those of slots that stand side by side, in order, are a view: no copy of all that was read so far.
+        """
         to = int(at_BN.max()) + 1
+        chosen = _side_by_side(slots_B)
         found = []
         for held_SHPD, new_BHND in ((self.keys_LSHPD[layer], keys_BHND), (self.values_LSHPD[layer], values_BHND)):
             held_SHPD[slots_B[:, None], :, at_BN] = new_BHND.transpose(1, 2).to(held_SHPD.dtype)
-            found.append(held_SHPD[slots_B, :, :to].to(new_BHND.dtype))
+            found.append(held_SHPD[chosen, :, :to].to(new_BHND.dtype))
         return found[0], found[1]
+
+
+def _side_by_side(slots_B: Tensor) -> slice | Tensor:
+    first, count = int(slots_B[0]), len(slots_B)
+    if torch.equal(slots_B, torch.arange(first, first + count, device=slots_B.device)):
+        return slice(first, first + count)
+    return slots_B
 
 
 class CausalAttention(nn.Module):

@@ -106,9 +106,12 @@ class Drawing:
     @torch.inference_mode()
     def draw(self, turns: Sequence[Turn]) -> list[bool]:
         """Make the next column of streams; return which were made: for the others the transformer gave no number."""
-        made: list[bool] = []
+        made = [False] * len(turns)
+        order = sorted(range(len(turns)), key=lambda i: turns[i].stream.slot)  # slots side by side are read without a copy
         for start in range(0, len(turns), self._batch):
-            made += self._draw(turns[start : start + self._batch])
+            chosen = order[start : start + self._batch]
+            for i, good in zip(chosen, self._draw([turns[i] for i in chosen]), strict=True):
+                made[i] = good
         return made
 
     def _draw(self, turns: Sequence[Turn]) -> list[bool]:

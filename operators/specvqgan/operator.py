@@ -415,7 +415,12 @@ class SpecVQGANOperator(Operator):
         rows_per_s = self.geometry.rows_per_s
         behind = [stream.row / rows_per_s - _COLUMN * stream.column / RATE for stream in self._streams.values() if stream.open]
         return {
-            "bank_bytes": float(self._looking.bytes() + self._drawing.bytes() + sum(bank.bytes()["device"] for bank in banks)),
+            "bank_bytes": float(
+                self._looking.bytes()
+                + self._drawing.bytes()
+                + self.codebook.bytes()["device"]
+                + sum(bank.bytes()["device"] for bank in banks)
+            ),
             "streams": float(len(self._streams)),
             "lag_s": max(behind, default=0.0),
             **self._counters.gauges(),
