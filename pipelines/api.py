@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from connectors.errors import ConfigError, nearest
+from connectors.extras import need
 from pipelines.file import load_spec, spec_from_dict
 from pipelines.spec import PipelineSpec, SinkSpec
 
@@ -157,6 +158,48 @@ class Result:
         from connectors.sinks.read import read_committed
 
         return read_committed(self._sink(sink).options.path)
+
+    def to_pandas(self, sink: str | None = None) -> Any:
+        """Return the rows of ``table`` as a pandas ``DataFrame``. Raise ``MissingExtra`` without pandas."""
+        need("pandas", "to_pandas")
+        return self.table(sink).to_pandas()
+
+    def to_polars(self, sink: str | None = None) -> Any:
+        """Return the rows of ``table`` as a polars ``DataFrame``. Raise ``MissingExtra`` without polars."""
+        return need("polars", "to_polars").from_arrow(self.table(sink))
+
+    def to_duckdb(self, sink: str | None = None) -> Any:
+        """Return the rows of ``table`` as a DuckDB relation, for SQL. Raise ``MissingExtra`` without duckdb."""
+        return need("duckdb", "to_duckdb").from_arrow(self.table(sink))
+
+    def detections(self, sink: str | None = None, *, classes: Sequence[str] | None = None, min_score: float = 0.0) -> pa.Table:
+        """Return one row per detection, with the name of its class; of ``classes`` only, where they are given."""
+        from pipelines.detections import explode
+
+        return explode(self.table(sink), classes=classes, min_score=min_score)
+
+    def to_coco(
+        self, sink: str | None = None, *, classes: Sequence[str] | None = None, min_score: float = 0.0
+    ) -> dict[str, Any]:
+        """Return detections as COCO annotations, ready for ``json.dump``: an image for each row that was looked at."""
+        from pipelines.detections import coco
+
+        return coco(self.table(sink), classes=classes, min_score=min_score)
+
+    def __repr__(self) -> str:
+        """Return what is said at the end of a run."""
+        from pipelines.showing import result_text
+
+        return result_text(self.spec, self.report)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the same, and the first rows of each table."""
+        from pipelines.showing import result_html
+
+        return result_html(self.spec, self.report)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def files(self, sink: str | None = None) -> list[Path]:
         """Return the files that a sink has committed, in the order of their epochs."""
