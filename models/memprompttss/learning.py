@@ -39,6 +39,8 @@ class LoopSettings:
     """Share of (subsequence, update) that reads an empty bank."""
     few: float = 0.0
     """Share that reads one of its newest prompts only, so that a single one is learned to be read, too."""
+    elsewhere: float = 0.0
+    """Share of prompts that are about another subsequence of the batch, as most of a long stream's are; none with renamed ids."""
     mix: PromptMix = field(default_factory=PromptMix)
 
 
@@ -88,6 +90,8 @@ class Episodes:
         device = self.device
         prompts = Prompts(*(p.to(device) for p in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
         token_BPD = remember(model, x_BLC.to(device), center_BP, prompts)
+        if settings.elsewhere:
+            token_BPD = token_BPD[self._owners(permuted_B).to(device), torch.arange(settings.prompts, device=device)]
         m_BND = torch.cat([bank_BND.to(device), token_BPD], dim=1)
         self.state["bank"] = torch.cat([bank_BND, token_BPD.detach().cpu()], dim=1)
         tokens = window_tokens(model, x_BLC.to(device))
@@ -102,6 +106,14 @@ class Episodes:
         wanted_BWT = state_BL.unfold(1, model.config.window, model.config.stride).to(device)
         # What nothing tells cannot be learned: renamed ids without a prompt.
         yield {"states": window_losses(logits_BWTK, wanted_BWT, (~(permuted_B & without_B)).to(device)).mean()}
+
+    def _owners(self, permuted_B: Tensor) -> Tensor:
+        """Draw for each prompt of each subsequence whose prompt stands there, [B, P]."""
+        generator, B, P = self._generator, len(permuted_B), self.settings.prompts
+        other_BP = torch.randint(B, (B, P), generator=generator)
+        is_other_BP = torch.rand(B, P, generator=generator) < self.settings.elsewhere
+        is_other_BP &= ~permuted_B[:, None] & ~permuted_B[other_BP]
+        return torch.where(is_other_BP, other_BP, torch.arange(B)[:, None])
 
     def _begin(self) -> None:
         generator, classes = self._generator, self.model.config.classes

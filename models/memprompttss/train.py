@@ -91,6 +91,9 @@ class Options(OwnDataOptions):
         None, "Share of subsequences with renamed states. Default: 0.5 for one level, 0.25 for several.", ge=0, le=1
     )
     without: float = option(0.15, "Share of updates that read an empty bank.", ge=0, lt=1)
+    elsewhere: float = option(
+        0.0, "Share of prompts about other subsequences, as most of a stream's are: else a bank tells what is near.", ge=0, le=1
+    )
     wrong: float = option(0.0, "Share of prompts that do not tell the truth.", ge=0, lt=1)
     learning_rate: float = option(1e-4, "Of AdamW; warm-up of 50 updates.", gt=0)
     decay: float = option(1.0, "Share of learning_rate that is left at the last update; falls along a cosine.", gt=0, le=1)
@@ -206,6 +209,7 @@ def _train(options: Options, training: Training) -> TrainResult:
         prompts=options.prompts,
         permute=permute,
         without=options.without,
+        elsewhere=options.elsewhere,
         mix=PromptMix(wrong=options.wrong, margin=config.patch),
     )
     state: dict[str, Any] = {"best": -1.0, "since": 0, "weights": {}}

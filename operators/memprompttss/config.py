@@ -48,6 +48,13 @@ class MemPromptTSSOptions(StreamOptions, RateOptions):
     max_gap_s: float | None = option(
         None, "A longer pause ends the segment; windows start over, the bank stays.", unit="s", gt=0
     )
+    lateness_s: float = option(
+        0.0,
+        "Samples out of order by up to this much are put where they belong, unless a window has run over the place. A second "
+        "sample of one time replaces the first. 0: both are refused as `late`.",
+        unit="s",
+        ge=0,
+    )
     max_waiting: int = option(
         1024, "Prompts per stream that wait for the next window, or for their time.", unit="prompts", ge=1
     )

@@ -28,6 +28,8 @@ class Job:
     """Numbers of the rows within the batch."""
     cuts: Sequence[int]
     """Places in ``rows_N`` before which a gap lies."""
+    late: Sequence[int] = ()
+    """Places in ``rows_N`` of rows that are out of order."""
     taken: int = 0
 
     @property
@@ -39,9 +41,13 @@ class Job:
         """Return whether the next row comes after a gap."""
         return self.taken in self.cuts
 
+    def is_late(self) -> bool:
+        """Return whether the next row is out of order."""
+        return self.taken in self.late
+
     def take(self, geometry: Geometry, *, one_tick: bool) -> int:
-        """Return how many rows are taken in next: up to a gap, and up to the next tick, or to as many as history allows."""
-        end = min((cut for cut in self.cuts if cut > self.taken), default=len(self.rows_N))
+        """Return how many rows are taken in next: up to a gap or a late row, and to the next tick, or as history allows."""
+        end = min((cut for cut in (*self.cuts, *self.late) if cut > self.taken), default=len(self.rows_N))
         to_tick = geometry.window + self.stream.windows * geometry.stride - self.stream.received
         most = to_tick if one_tick else to_tick + geometry.stride * max(0, (geometry.cached - 1) // 2)
         return min(end - self.taken, most)

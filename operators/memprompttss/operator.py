@@ -33,7 +33,7 @@ from operators.memprompttss.memory import PromptBank
 from operators.memprompttss.prompts import PromptLimits, read_prompt, ready_us
 from operators.memprompttss.revising import Reviser
 from operators.memprompttss.rows import Rows
-from operators.memprompttss.samples import MISSING, OFF_RATE, Samples, fill, read_samples
+from operators.memprompttss.samples import GOOD, HELD, MISSING, OFF_RATE, Samples, fill, read_samples
 from operators.memprompttss.schemas import OUTPUTS, PROMPT, STATUSES
 from operators.memprompttss.settling import Settler
 from operators.memprompttss.streams import SensorStream
@@ -131,7 +131,8 @@ class MemPromptTSSOperator(Operator):
             out.sample(row, names[row].as_py(), int(sequence_R[row]), time_us, status, error)
             self._counters.add("late" if status in ("late", "duplicate") else "rejected")
 
-        samples = read_samples(batch, self._limits.channels, self._streams, refuse)
+        lateness_us = microseconds(self.options.lateness_s)
+        samples = read_samples(batch, self._limits.channels, self._streams, refuse, lateness_us)
         for rows_P, slots_P, returned in self._streams.assign(names, samples.accepted_R):
             jobs = self._jobs(names, samples, rows_P, slots_P)
             for job in jobs:
@@ -155,22 +156,29 @@ class MemPromptTSSOperator(Operator):
             assert stream is not None
             cuts: list[int] = []
             if self.options.max_gap_s is not None:
-                times = np.concatenate([[stream.last_time_us], samples.time_us_R[rows_N]])
+                times = np.maximum.accumulate(np.concatenate([[stream.last_time_us], samples.time_us_R[rows_N]]))
                 far = times[1:] > times[:-1] + microseconds(self.options.max_gap_s)
                 far[0] &= stream.last_time_us != NEVER_US
                 cuts = np.flatnonzero(far).tolist()
-            jobs.append(Job(stream_id, stream, rows_N, cuts))
+            jobs.append(Job(stream_id, stream, rows_N, cuts, np.flatnonzero(samples.late_R[rows_N]).tolist()))
         return jobs
 
     def _round(self, out: Rows, samples: Samples, jobs: Sequence[Job]) -> None:
-        """Take in some rows of each stream, and run the windows that they complete."""
-        sizes = []
-        for job in jobs:
+        """Take in some rows of each stream, or one that is late, and run the windows that they complete."""
+        sizes, before, following = [], [], []
+        for number, job in enumerate(jobs):
+            if job.is_late():
+                before.append(job.stream.received)
+                self._insert(out, samples, job)
+                sizes.append(1)
+                continue
             if job.after_gap():
                 self._restart(out, samples, job)
+            before.append(job.stream.received)
             sizes.append(job.take(self._geometry, one_tick=self._applier.waits(job.stream_id, job.slot)))
-        before = [job.stream.received for job in jobs]
-        self._append(out, samples, jobs, np.array(sizes))
+            following.append(number)
+        if following:
+            self._append(out, samples, [jobs[n] for n in following], np.array([sizes[n] for n in following]))
         window, stride = self._geometry.window, self._geometry.stride
         ticks = []
         for job, size, had in zip(jobs, sizes, before, strict=True):
@@ -182,6 +190,43 @@ class MemPromptTSSOperator(Operator):
                 ticks.append(Tick(job, number, int(job.rows_N[row])))
         if ticks:
             self._run(out, ticks)
+
+    def _insert(self, out: Rows, samples: Samples, job: Job) -> None:
+        """Put a late sample where it belongs, or refuse it where a window has seen the place."""
+        row, slot, stream, timeline = int(job.rows_N[job.taken]), job.slot, job.stream, self._timeline
+        time_us, window, stride = int(samples.time_us_R[row]), self._geometry.window, self._geometry.stride
+        seen = window + (stream.windows - 1) * stride if stream.windows else 0
+        first = max(seen - 1, 0)
+        at_N = np.arange(first, stream.received)
+        time_us_N = timeline.get("time_us", np.full(len(at_N), slot), at_N).astype(np.int64)
+        place = first + int(np.searchsorted(time_us_N, time_us))
+        stream.last_sequence = max(stream.last_sequence, int(samples.sequence_R[row]))
+        if place < seen or (place == 0 and stream.origin):
+            behind_s = (stream.last_time_us - time_us) / 1e6
+            error = f"event_time is {behind_s:.6f} s before the last row's, and a window or a gap is there already"
+            out.sample(row, job.stream_id, int(samples.sequence_R[row]), time_us, "late", error)
+            self._counters.add("late")
+            return
+        before = np.array([slot]), np.array([max(place - 1, 0)])
+        quality = int(timeline.get("quality", *before)[0]) if place else MISSING
+        given_1C = samples.values_RC[row : row + 1]
+        there_1C = np.isfinite(given_1C)
+        values_1C = np.where(there_1C, self._network.standardize(given_1C), timeline.get("values", *before) if place else 0)
+        whole = bool(there_1C.all())
+        sample: dict[str, npt.NDArray[np.generic]] = {
+            "values": values_1C.astype(np.float32),
+            "sequence": samples.sequence_R[row : row + 1],
+            "time_us": samples.time_us_R[row : row + 1],
+            "quality": np.array([GOOD if whole else MISSING if quality == MISSING else HELD], np.uint8),
+        }
+        if place < stream.received and time_us == int(time_us_N[place - first]):
+            timeline.replace(slot, place, sample)
+            if place == stream.received - 1:  # what is held where the next one has no number
+                timeline.last_SC[slot] = np.where(there_1C, given_1C, timeline.last_SC[slot])[0]
+                timeline.held_SC[slot][there_1C[0]] = 0
+        else:
+            timeline.insert(slot, place, sample, stream.received)
+            stream.received += 1
 
     def _append(self, out: Rows, samples: Samples, jobs: Sequence[Job], sizes_B: Ints) -> None:
         """Note rows of streams: numbers that are missing are held, all are standardized."""

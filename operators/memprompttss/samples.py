@@ -38,6 +38,8 @@ class Samples(NamedTuple):
     values_RC: Floats
     accepted_R: Ints
     """Rows that count, in order."""
+    late_R: Bools
+    """Which of all rows are out of order, but not by too much."""
 
 
 def read_samples(
@@ -45,6 +47,7 @@ def read_samples(
     channels: int,
     streams: StreamTable[SensorStream],
     refuse: Callable[[int, str, str], None],
+    lateness_us: int = 0,
 ) -> Samples:
     """Return the rows that count; ``refuse(row, status, error)`` is told of the others, in the one order of admission."""
     names, codes_R = encode_streams(batch.column("stream_id"))
@@ -56,14 +59,16 @@ def read_samples(
     if "error" in batch.schema.names and batch.column("error").null_count < batch.num_rows:
         errors = batch.column("error").to_pylist()
         bad_R |= batch.column("error").is_valid().to_numpy(zero_copy_only=False)
+    late_R = np.zeros(batch.num_rows, np.bool_)
     if _in_order(names, codes_R, sequence_R, time_us_R, bad_R, streams):
         accepted_R = np.arange(batch.num_rows)
     else:
-        accepted_R = _one_by_one(batch, channels, names, codes_R, sequence_R, time_us_R, wrong_R, errors, streams, refuse)
+        given = (batch, channels, names, codes_R, sequence_R, time_us_R, wrong_R, errors, streams, refuse)
+        accepted_R = _one_by_one(*given, lateness_us=lateness_us, late_R=late_R)
     full_R = streams.no_room_rows(batch.column("stream_id"), np.isin(np.arange(batch.num_rows), accepted_R))
     for row in accepted_R[full_R[accepted_R]].tolist():
         refuse(row, *streams.no_slot)
-    return Samples(sequence_R, time_us_R, values_RC, accepted_R[~full_R[accepted_R]])
+    return Samples(sequence_R, time_us_R, values_RC, accepted_R[~full_R[accepted_R]], late_R)
 
 
 def _in_order(
@@ -100,8 +105,11 @@ def _one_by_one(
     errors: list[str | None] | None,
     streams: StreamTable[SensorStream],
     refuse: Callable[[int, str, str], None],
+    *,
+    lateness_us: int,
+    late_R: Bools,
 ) -> Ints:
-    """Decide row by row; for batches in which some row is refused."""
+    """Decide row by row, for batches in which some row is refused or late; note in ``late_R`` which are late."""
     lasts: dict[int, SensorStream] = {}
     accepted = []
     lengths = None
@@ -118,7 +126,8 @@ def _one_by_one(
             if known is not None:
                 last.last_sequence, last.last_time_us = known.last_sequence, known.last_time_us
         refusal = last.refusal(sequence, time_us)
-        if refusal is not None:
+        is_late = lateness_us > 0 and last.last_time_us - lateness_us <= time_us <= last.last_time_us != NEVER_US
+        if refusal is not None and not is_late:
             refuse(row, *refusal)
             continue
         if wrong_R[row]:
@@ -131,7 +140,11 @@ def _one_by_one(
             found = "no values" if given is None else f"{len(given)} values"
             refuse(row, "rejected_corrupt", f"the row has {found}; the network takes {channels} channels, in its order")
             continue
-        last.last_sequence, last.last_time_us = sequence, time_us
+        if is_late:
+            late_R[row] = True
+            last.last_sequence = max(last.last_sequence, sequence)
+        else:
+            last.last_sequence, last.last_time_us = sequence, time_us
         accepted.append(row)
     return np.array(accepted, np.int64)
 

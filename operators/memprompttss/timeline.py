@@ -95,6 +95,20 @@ class Timeline:
         found: npt.NDArray[np.generic] = rows_SN[slot_R, position_R % self.geometry.kept]
         return found
 
+    def insert(self, slot: int, position: int, row: Mapping[str, npt.NDArray[np.generic]], received: int) -> None:
+        """Put one sample [1, ...] before ``position`` of a slot of which so many samples have come; those behind move."""
+        at_N = np.arange(position, received)
+        slot_N = np.full(len(at_N), slot)
+        moved = {name: np.concatenate([row[name], self.get(name, slot_N, at_N)]) for name in row}
+        self.append(np.array([slot]), {name: values[-1:] for name, values in moved.items()}, np.ones(1, np.int64))
+        self.replace(slot, position, {name: values[:-1] for name, values in moved.items()})
+
+    def replace(self, slot: int, position: int, rows: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Replace the samples from ``position`` on, [N, ...]."""
+        at_N = np.arange(position, position + len(next(iter(rows.values()))))
+        tensors = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
+        self.samples.put(torch.full((len(at_N),), slot), torch.from_numpy(at_N % self.geometry.kept), tensors)
+
     def oldest(self, received: int) -> int:
         """Return the first sample that is remembered of so many."""
         return max(0, received - self.geometry.kept)

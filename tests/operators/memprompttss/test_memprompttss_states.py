@@ -159,6 +159,36 @@ def test_rows_with_other_channels_and_late_rows_are_refused_and_leave_no_trace(t
     assert found.filter(found["state"].is_valid()).equals(plain)
 
 
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_samples_out_of_order_are_put_where_they_belong(cut: int, tmp_path: Path) -> None:
+    checkpoint, x_LC, rng = network(tmp_path), wave(103), np.random.default_rng(0)
+    whole = samples("a", x_LC)
+    # Within spans of a stride behind the first window: no window has run over a place when its sample comes.
+    order = np.concatenate([np.arange(16), *(rng.permutation(np.arange(n, min(n + 4, 103))) for n in range(16, 103, 4))])
+    mixed = whole.take(pa.array(order))
+    op = operator(checkpoint, lateness_s=0.1)
+    out = [each for first in range(0, 103, cut) for each in op.process(mixed.slice(first, cut))]
+    found = tables([*out, *closed(op, "a")])["states"]
+    wanted = segment(load_network(checkpoint), torch.from_numpy(x_LC)).state_L.tolist()
+    assert final_states(found) == dict(enumerate(wanted)) and set(found["status"].to_pylist()) == {"ok"}
+
+
+def test_a_second_sample_of_one_time_counts_and_one_whose_place_a_window_has_seen_is_refused(tmp_path: Path) -> None:
+    checkpoint, x_LC = network(tmp_path), wave(60)
+    op, other = operator(checkpoint, lateness_s=0.05), wave(60, 1)
+    out = [*op.process(samples("a", x_LC[:38])), *op.process(samples("a", other[37:38], 37))]
+    out += op.process(samples("a", other[36:37], 36))  # the last window ends with sample 35
+    out += [*op.process(samples("a", other[34:36], 34)), *op.process(samples("a", x_LC[38:], 38))]
+    found = tables([*out, *closed(op, "a")])["states"]
+    x_LC[36:38] = other[36:38]
+    assert final_states(found) == dict(enumerate(segment(load_network(checkpoint), torch.from_numpy(x_LC)).state_L.tolist()))
+    refused = [(r["sequence"], r["status"], r["error"]) for r in found.to_pylist() if r["error"]]
+    assert [(sequence, status) for sequence, status, _ in refused] == [(34, "late"), (35, "late")]
+    assert refused[0][2] == "event_time is 0.030000 s before the last row's, and a window or a gap is there already"
+    too_late = tables(op.process(samples("b", x_LC)) + op.process(samples("b", x_LC[50:51], 50)))["states"]
+    assert [r["status"] for r in too_late.to_pylist() if r["error"]] == ["late"]
+
+
 def test_a_gap_ends_the_segment_and_windows_start_over(tmp_path: Path) -> None:
     checkpoint, x_LC, other = network(tmp_path), wave(43), wave(40, 3)
     op = operator(checkpoint, max_gap_s=0.5)
