@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from operators.event_time import microseconds
 from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Tick
-from operators.memprompttss.memory import PromptBank, Said
+from operators.memprompttss.memory import NEVER_SAID, PromptBank, Said
 from operators.memprompttss.prompts import Item, places
 from operators.memprompttss.rows import Rows
 from operators.memprompttss.samples import MISSING
@@ -67,20 +68,25 @@ class Applier:
         pending: Pending,
         geometry: Geometry,
         granularities: Sequence[int],
+        max_age_s: float | None,
     ) -> None:
         self._network, self._timeline, self._banks, self._pending = network, timeline, banks, pending
         self._geometry, self._granularities = geometry, list(granularities)
+        self._max_age_us = None if max_age_s is None else microseconds(max_age_s)
         self.applied = False
         """The last ``apply`` has done something."""
 
     def waits(self, stream_id: str, slot: int) -> bool:
-        """Return whether prompts of a stream wait for a tick."""
-        return self._pending.holds(stream_id) or any(bank.provisional_S[slot] for bank in self._banks)
+        """Return whether prompts of a stream wait for a tick, or may be too old at one."""
+        if self._pending.holds(stream_id) or any(bank.provisional_S[slot] for bank in self._banks):
+            return True
+        return self._max_age_us is not None and any(bank.oldest_us_S[slot] != NEVER_SAID for bank in self._banks)
 
     def apply(self, out: Rows, ticks: Sequence[Tick]) -> Causes:
         """Apply what waits for these ticks; return what changed."""
         work, self.applied = _Work(), False
         for number, tick in enumerate(ticks):
+            self._expire(work, number, tick)
             if tick.job.stream.received >= self._geometry.context:
                 self._reencode(work, number, tick)
                 self._collect(work, number, tick)
@@ -108,6 +114,14 @@ class Applier:
 
     # What there is to do
 
+    def _expire(self, work: _Work, number: int, tick: Tick) -> None:
+        """Note the prompts that are too old."""
+        if self._max_age_us is None:
+            return
+        for level, bank in enumerate(self._banks):
+            for place, prompt_id in bank.aged(tick.job.slot, tick.job.stream.last_time_us - self._max_age_us):
+                work.steps.append(_Step(number, level, self._item_of(tick, prompt_id, level, "expire"), place=place))
+
     def _reencode(self, work: _Work, number: int, tick: Tick) -> None:
         stream = tick.job.stream
         for level, bank in enumerate(self._banks):
@@ -125,7 +139,7 @@ class Applier:
                 if refusal is not None:
                     bank.settle(stream.slot, [place])
                     continue
-                item = self._item_of(tick, said, level)
+                item = self._item_of(tick, said.prompt_id, level, "reencode")
                 work.steps.append(_Step(number, level, item, said, work.encode(said, context), place))
 
     def _collect(self, work: _Work, number: int, tick: Tick) -> None:
@@ -181,17 +195,18 @@ class Applier:
             pinned=item["pinned"],
             provisional=provisional,
             order=item["order"],
+            said_us=item["time_us"],
         )
 
-    def _item_of(self, tick: Tick, said: Said, level: int) -> Item:
-        """Return what stands for a prompt whose control row is long past: its id, and the sample that completed its context."""
+    def _item_of(self, tick: Tick, prompt_id: str, level: int, kind: str) -> Item:
+        """Return what stands for a prompt whose control row is long past: its id, and the newest sample."""
         one = np.array([tick.job.slot]), np.array([tick.job.stream.received - 1])
         return {
-            "prompt_id": said.prompt_id,
+            "prompt_id": prompt_id,
             "granularity": self._granularities[level],
             "sequence": int(self._timeline.get("sequence", *one)[0]),
             "time_us": int(self._timeline.get("time_us", *one)[0]),
-            "kind": "reencode",
+            "kind": kind,
         }
 
     # Doing it
@@ -217,6 +232,10 @@ class Applier:
         if step.refusal is not None:
             tell("reject", refusal=step.refusal)
             return False
+        if kind == "expire":
+            bank.forget(slot, [step.place])
+            tell("expire", step.place)
+            return True
         if kind == "reset":
             number = bank.clear(slot)
             tell("reset")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
@@ -37,12 +37,20 @@ class MemPromptTSSOptions(StreamOptions, RateOptions):
     capacity: int = option(
         256, "Prompts that a bank holds; then the oldest one that is not pinned makes room.", unit="prompts", ge=1
     )
+    max_age_s: float | None = option(
+        None, "Prompts that were said longer ago are forgotten, unless they are pinned. Default: none is.", unit="s", gt=0
+    )
     min_segment: int | None = option(
         None, "Shorter runs of a state start no segment. Default: 2 strides of patches.", unit="samples", ge=0
     )
     provisional: bool = option(True, "Also emit states that later windows may change, as soon as there are any.")
     pad_short: bool = option(
         False, "A stream that ends with less than a window is padded with its first sample, status `padded`."
+    )
+    wrong_rate: Literal["mark", "reject"] = option(
+        "mark",
+        "Samples of a stream that comes at another rate than `rate_hz`: `mark` gives them states and the status `wrong_rate`, "
+        "`reject` runs no window over them.",
     )
     max_hold: int = option(16, "Samples for which a missing value is replaced by the last one.", unit="samples", ge=0)
     max_gap_s: float | None = option(

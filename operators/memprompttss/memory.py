@@ -20,10 +20,13 @@ from models.memprompttss.model import LABEL, Prompts
 from operators.banks import Plan, Policy, RowSpec, SlotBank, Writing, fifo_pinned
 from operators.state import State
 
-__all__ = ["ID_BYTES", "PromptBank", "Said", "Written"]
+__all__ = ["ID_BYTES", "NEVER_SAID", "PromptBank", "Said", "Written"]
 
 ID_BYTES = 64
 """Longest id of a prompt, in UTF-8."""
+
+NEVER_SAID = 2**63 - 1
+"""Time of no prompt: no age is above it."""
 
 _RETRACTED = -(2**62)
 """Order of rows that are free again: before all others."""
@@ -45,6 +48,8 @@ class Said:
     """Its context was cut at the newest sample, and is to be encoded again."""
     order: int
     """Rises with every prompt of the stream."""
+    said_us: int
+    """When it was said."""
 
 
 class Written(NamedTuple):
@@ -67,6 +72,8 @@ class PromptBank:
         """Prompts that are read, per slot."""
         self.provisional_S = np.zeros(slots, np.int64)
         """Of them those that wait for samples."""
+        self.oldest_us_S = np.full(slots, NEVER_SAID)
+        """When the oldest of them that is not pinned was said."""
 
     @staticmethod
     def specs(width: int) -> dict[str, RowSpec]:
@@ -74,7 +81,7 @@ class PromptBank:
         whole = RowSpec((), torch.int64)
         flag = RowSpec((), torch.bool)
         rows = {"token": RowSpec((width,)), "id": RowSpec((ID_BYTES,), torch.uint8)}
-        rows |= dict.fromkeys(("position", "order", "kind", "state", "boundary", "incorrect"), whole)
+        rows |= dict.fromkeys(("position", "order", "said_us", "kind", "state", "boundary", "incorrect"), whole)
         return rows | dict.fromkeys(("valid", "pinned", "provisional"), flag)
 
     def read(self, slots_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,13 +129,25 @@ class PromptBank:
     def retract(self, slot: int, prompt_id: str) -> list[int]:
         """Forget the prompts of this id; return where they were."""
         places = self._of(slot, prompt_id)
+        self.forget(slot, places)
+        return places
+
+    def aged(self, slot: int, before_us: int) -> list[tuple[int, str]]:
+        """Return the places and ids of prompts that were said before this time and have no pin."""
+        if self.oldest_us_S[slot] >= before_us:
+            return []
+        rows = self.bank.rows
+        old = self._there(slot) & ~rows["pinned"][slot] & (rows["said_us"][slot] < before_us)
+        return [(place, _text(rows["id"][slot, place])) for place in old.nonzero()[:, 0].tolist()]
+
+    def forget(self, slot: int, places: list[int]) -> None:
+        """Forget the prompts at these places."""
         if places:
             for name, value in (("valid", False), ("pinned", False), ("provisional", False), ("order", _RETRACTED)):
                 held = self.bank.rows[name][slot].clone()
                 held[places] = value
                 self.bank.assign(self._one(slot), name, held[None])
             self.count(slot)
-        return places
 
     def pin(self, slot: int, prompt_id: str, pinned: bool) -> list[int]:
         """Keep the prompts of this id from making room, or let them; return where they are."""
@@ -137,6 +156,7 @@ class PromptBank:
             flags = self.bank.rows["pinned"][slot].clone()
             flags[places] = pinned
             self.bank.assign(self._one(slot), "pinned", flags[None])
+            self.count(slot)
         return places
 
     def clear(self, slot: int) -> int:
@@ -159,6 +179,7 @@ class PromptBank:
     def load(self, slots_N: Tensor, state: State) -> None:
         """Take slots from a full state; all others are to be empty."""
         self.valid_S[:] = self.provisional_S[:] = 0
+        self.oldest_us_S[:] = NEVER_SAID
         self.bank.load(slots_N, state)
         for slot in slots_N.tolist():
             self.count(slot)
@@ -168,6 +189,8 @@ class PromptBank:
         there = self._there(slot)
         self.valid_S[slot] = int(there.sum())
         self.provisional_S[slot] = int((there & self.bank.rows["provisional"][slot]).sum())
+        said_us = self.bank.rows["said_us"][slot][there & ~self.bank.rows["pinned"][slot]]
+        self.oldest_us_S[slot] = int(said_us.min()) if len(said_us) else NEVER_SAID
 
     @staticmethod
     def prompts(said: list[Said]) -> Prompts:
@@ -181,6 +204,7 @@ class PromptBank:
             "id": list(text),
             "position": said.position,
             "order": said.order,
+            "said_us": said.said_us,
             "kind": said.kind,
             "state": said.state,
             "boundary": said.boundary,
@@ -223,7 +247,7 @@ class PromptBank:
         rows = {name: self.bank.rows[name][slot, place] for name in self.bank.specs if name not in ("token", "valid")}
         return Said(
             prompt_id=_text(rows["id"]),
-            **{name: int(rows[name]) for name in ("position", "kind", "state", "boundary", "incorrect", "order")},
+            **{name: int(rows[name]) for name in ("position", "kind", "state", "boundary", "incorrect", "order", "said_us")},
             pinned=bool(rows["pinned"]),
             provisional=bool(rows["provisional"]),
         )

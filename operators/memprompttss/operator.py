@@ -87,7 +87,7 @@ class MemPromptTSSOperator(Operator):
         self._pending = Pending("prompts", options.max_waiting)
         self._counters = Counters(*STREAM_COUNTERS, "windows", "prompts", "prompts_rejected", "revisions")
         self._settler = Settler(self._timeline, geometry, levels, provisional=options.provisional)
-        self._applier = Applier(self._network, self._timeline, self._banks, self._pending, geometry, levels)
+        self._applier = Applier(self._network, self._timeline, self._banks, self._pending, geometry, levels, options.max_age_s)
         self._reviser = Reviser(self._network, self._timeline, self._banks, self._settler, geometry, levels)
         self._rate = options if options.rate_hz else dataclasses.replace(options, rate_hz=config.rate_hz)
         self._settings = f"{geometry}, granularities {levels}, capacity {options.capacity}"
@@ -265,7 +265,7 @@ class MemPromptTSSOperator(Operator):
         was_wrong = job.stream.rate_wrong_hz != 0
         wrong_N = measure_rate(job.stream, job.stream.last_time_us, time_us_R[part], self._rate)
         off_N = ~np.isnan(wrong_N)
-        quality_R[part][off_N & (quality_R[part] != MISSING)] = OFF_RATE
+        quality_R[part][off_N & (quality_R[part] != MISSING)] = MISSING if self.options.wrong_rate == "reject" else OFF_RATE
         begins_N = off_N & ~np.concatenate([[was_wrong], off_N[:-1]])
         for n in np.flatnonzero(begins_N).tolist():
             at = part.start + n

@@ -93,8 +93,8 @@ BANK = records.output_schema(
         pa.field("n_valid", pa.int32()),
     ],
 )
-"""What became of a prompt: ``write``, ``replace``, ``reencode`` (once the samples after it had come), ``evict``, ``retract``,
-``pin``, ``reset``, or ``reject``, for which ``error`` says why. Keys are those of the control row that caused it."""
+"""What became of a prompt: ``write``, ``replace``, ``reencode`` (once the samples after it had come), ``evict``, ``expire``,
+``retract``, ``pin``, ``reset``, or ``reject``, for which ``error`` says why. Keys are those of the control row that caused it."""
 
 OUTPUTS: Mapping[str, pa.Schema] = {"states": STATES, "segments": SEGMENTS, "bank": BANK}
 

@@ -187,6 +187,20 @@ def test_of_300_prompts_in_256_rows_the_last_256_are_read(tmp_path: Path) -> Non
     assert [name for kind, name, _ in events(found) if kind == "evict"] == [f"p{n}" for n in range(44)]
 
 
+def test_a_prompt_that_is_too_old_is_forgotten_unless_it_is_pinned(tmp_path: Path) -> None:
+    checkpoint, x_LC = network(tmp_path), wave(120)
+    given: list[dict[str, Any]] = [
+        {"at": 30, "said": 40, "state": 1, "prompt_id": "p"},
+        {"at": 33, "said": 40, "state": 2, "prompt_id": "pin", "pinned": True},
+    ]
+    found = run(operator(checkpoint, history=140, max_age_s=0.4), x_LC, (40, given))
+    assert events(found) == [("write", "p", 1), ("write", "pin", 2), ("expire", "p", 1)]
+    only = run(operator(checkpoint, history=140), x_LC, (40, given[1:]))
+    assert final_states(found["states"]) == final_states(only["states"])
+    expired = [row["sequence"] for row in found["states"].to_pylist() if row["caused_by"] == ["p"]]
+    assert max(expired) < 80 < min(row["sequence"] for row in found["states"].to_pylist()[-30:])
+
+
 def test_a_bank_full_of_pins_takes_no_more_and_says_so(tmp_path: Path) -> None:
     op = operator(network(tmp_path), capacity=2)
     given = [{"at": 10 * n, "state": 1, "prompt_id": f"p{n}", "pinned": True} for n in (2, 3, 4)]

@@ -213,6 +213,15 @@ def test_a_stream_at_another_rate_is_told(tmp_path: Path) -> None:
     assert wrong["status"].to_pylist().count("wrong_rate") > 20
 
 
+def test_a_stream_at_another_rate_gets_no_states_where_that_is_wanted(tmp_path: Path) -> None:
+    op = operator(network(tmp_path, rate_hz=100.0), wrong_rate="reject")
+    found = tables([*op.process(samples("a", wave(200), step_us=20_000)), *closed(op, "a")])["states"].to_pylist()
+    wrong = [row for row in found if row["error"]]
+    assert [row["status"] for row in wrong] == ["wrong_rate"] and "sampled at 50 Hz" in wrong[0]["error"]
+    final = {row["sequence"]: row["status"] for row in found if row["final"]}
+    assert {final[n] for n in range(100, 200)} == {"no_state"} and final[20] == "ok"
+
+
 def test_weights_of_the_released_axis_see_each_window_alone(tmp_path: Path) -> None:
     checkpoint = network(tmp_path, encoder_axis="batch")
     op, waves = operator(checkpoint), {name: wave(60, n) for n, name in enumerate("ab")}
