@@ -40,7 +40,7 @@ class LoopSettings:
     few: float = 0.0
     """Share that reads one of its newest prompts only, so that a single one is learned to be read, too."""
     elsewhere: float = 0.0
-    """Share of prompts that are about another subsequence of the batch, as most of a long stream's are; none with renamed ids."""
+    """Share of prompts about another subsequence of the batch, as most of a long stream's are; none with renamed ids."""
     mix: PromptMix = field(default_factory=PromptMix)
 
 

@@ -94,7 +94,7 @@ BANK = records.output_schema(
     ],
 )
 """What became of a prompt: ``write``, ``replace``, ``reencode`` (once the samples after it had come), ``evict``, ``expire``,
-``retract``, ``pin``, ``reset``, or ``reject``, for which ``error`` says why. Keys are those of the control row that caused it."""
+``retract``, ``pin``, ``reset``, or ``reject``; ``error`` says why. Keys are those of the control row that caused it."""
 
 OUTPUTS: Mapping[str, pa.Schema] = {"states": STATES, "segments": SEGMENTS, "bank": BANK}
 

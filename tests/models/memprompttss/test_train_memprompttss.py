@@ -15,7 +15,7 @@ from models.memprompttss.config import MemPromptTSSConfig
 from models.memprompttss.learning import Episodes, LoopSettings
 from models.memprompttss.recipe import FREQUENCY_CONFIG, SmallSchedule, fresh_network, measure_frequencies
 from models.memprompttss.sampling import PromptMix, draw_prompts, random_centers
-from models.memprompttss.series import read_series, split
+from models.memprompttss.series import read_series, regions, split, vary
 from models.memprompttss.train import train
 from models.memprompttss.two_frequencies import two_frequencies
 from models.training import Progress, TrainingStopped
@@ -71,6 +71,34 @@ def test_own_series_are_learned_with_the_statistics_of_their_training_part(tmp_p
     np.testing.assert_allclose(config.mean, rows.mean(0), atol=1e-2)
     assert {"acc", "prompted_acc", "remote_acc", "boundary_f1", "covering", "mf1", "ari", "nmi"} <= set(result.metrics)
     assert result.metrics["subsequences"] == 10  # of 48 samples in two files of 240
+
+
+def test_varied_pieces_stay_within_their_part_and_keep_samples_and_states_together() -> None:
+    x_LC, state_L = torch.arange(100.0)[:, None].repeat(1, 2), torch.arange(100)
+    pieces = [(0, 0), (0, 20), (0, 60), (1, 0)]
+    assert regions(pieces, 20) == [(0, 40), (0, 40), (60, 80), (0, 20)]
+    generator = torch.Generator().manual_seed(0)
+    steps, starts = set(), set()
+    for _ in range(200):
+        piece_LC, said_L = vary(x_LC, state_L, (0, 40), 20, 0.25, generator)
+        assert piece_LC.shape == (20, 2) and float(piece_LC.min()) >= 0 and float(piece_LC.max()) <= 39
+        assert ((piece_LC[:, 0] - said_L).abs() <= 0.5).all()
+        step_L = piece_LC[1:, 0] - piece_LC[:-1, 0]
+        assert float(step_L.max() - step_L.min()) < 1e-4
+        steps.add(round(float(step_L[0]), 1))
+        starts.add(int(said_L[0]))
+    assert {0.8, 1.0, 1.2} <= steps and {0, 8, 16} <= starts
+    whole, states = vary(x_LC, state_L, (60, 80), 20, 0.9, generator)  # cannot be slower than its part is long
+    assert float(whole.max()) <= 79 and int(states.min()) >= 60
+
+
+def test_prompts_about_other_subsequences_are_theirs_and_renamed_ids_keep_their_own() -> None:
+    model = fresh_network(FREQUENCY_CONFIG, 0)
+    episodes = Episodes(model, lambda g: two_frequencies(6, 128, g), LoopSettings(elsewhere=1.0), torch.Generator(), {})
+    permuted_B = torch.tensor([True, False, False, False, False, True])
+    owner_BP = torch.cat([episodes._owners(permuted_B) for _ in range(50)], dim=1)
+    assert (owner_BP[permuted_B] == torch.tensor([0, 5])[:, None]).all()
+    assert set(owner_BP[1].tolist()) == {1, 2, 3, 4}
 
 
 def test_parts_of_a_split_share_no_sample(tmp_path: Path) -> None:
