@@ -33,6 +33,7 @@ __all__ = [
     "SmallModel",
     "build_small",
     "load_small",
+    "read_small",
     "save_small",
 ]
 
@@ -130,6 +131,19 @@ def load_small(path: str | os.PathLike[str]) -> SmallModel:
         raise CheckpointMismatch(f"{file}: tensors missing {missing[:5]}, unexpected {unexpected[:5]}; train it again")
     small.model.tie_weights()
     return small
+
+
+def read_small(path: str | os.PathLike[str]) -> tuple[ReKVConfig, int]:
+    """Return the settings and the width of an attention head of such a file, without its weights and without transformers.
+
+    Raises ``CheckpointMismatch`` for any other file.
+    """
+    file = Path(path)
+    _, metadata = read_safetensors(file, header_only=True)
+    require_model(metadata, _MODEL, _FORMAT, file, otherwise="a published checkpoint is given as its folder")
+    with damaged_named(file):
+        text = json.loads(metadata["config"])["text_config"]
+        return ReKVConfig(**json.loads(metadata["rekv"])), text["hidden_size"] // text["num_attention_heads"]
 
 
 def _instance(config: dict[str, Any]) -> nn.Module:

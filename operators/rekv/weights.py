@@ -14,7 +14,7 @@ from models.hub import weights_place
 from models.rekv.checkpoint import read_head_width
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_WEIGHTS, load_small
+from models.rekv.small import SMALL_WEIGHTS, read_small
 from operators.banks import BlockSpec, FileReader, SharedBlocks
 from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid, rekv_config
 from operators.rekv.config import ReKVOptions
@@ -32,7 +32,7 @@ def settings(options: ReKVOptions, name: str) -> ReKVConfig:
             "none for the one that comes with the package"
         )
     return rekv_config(
-        load_small(path).rekv if path.is_file() else None,
+        read_small(path)[0] if path.is_file() else None,
         window_tokens=options.window_tokens,
         retrieve_frames=options.retrieve_frames,
         chunk_frames=options.chunk_frames,
@@ -45,11 +45,7 @@ def settings(options: ReKVOptions, name: str) -> ReKVConfig:
 def check_policy(options: ReKVOptions, name: str) -> None:
     """Raise ``ConfigError`` where the policy does not fit the model's attention heads, as far as its header tells them."""
     path = weights_place(options.checkpoint, SMALL_WEIGHTS)
-    if path.is_file():
-        text = load_small(path).model.config.text_config
-        width: int | None = text.hidden_size // text.num_attention_heads
-    else:
-        width = read_head_width(path)
+    width = read_small(path)[1] if path.is_file() else read_head_width(path)
     if width is not None:
         _fitting_policy(options, BlockSpec(layers=1, groups=1, tokens=1, dim=width), name)
 
