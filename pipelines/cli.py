@@ -174,6 +174,15 @@ def describe(name: str) -> None:
 
 
 @cli.command()
+@_common
+def schema() -> None:
+    """Print the JSON Schema of pipeline files, by which editors complete and check them."""
+    from pipelines.json_schema import pipeline_schema
+
+    click.echo(json.dumps(pipeline_schema(), indent=2, allow_nan=False))
+
+
+@cli.command()
 @click.argument("state", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @_common
