@@ -127,6 +127,7 @@ _ENTRIES = (
     Entry("sink", "wav", "connectors.sinks.wav:WavSink", "one WAV file per stream, playable while it grows"),
     Entry("sink", "lerobot", "connectors.sinks.lerobot:LeRobotSink", "chosen history and actions as a LeRobot data set"),
     Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions", ("kafka",)),
+    Entry("sink", "webhook", "connectors.sinks.webhook:WebhookSink", "JSON to a URL once rows are committed, at least once"),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
     Entry(
         "sink",

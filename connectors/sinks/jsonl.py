@@ -45,6 +45,8 @@ class JsonlSink(TableSink):
 
     Options: ClassVar[type] = JsonlOptions
     suffix = ".jsonl"
+    kind: ClassVar[str] = "jsonl"
+    """What messages call it."""
     options: JsonlOptions
 
     def __init__(self, options: JsonlOptions) -> None:
@@ -55,7 +57,7 @@ class JsonlSink(TableSink):
         self._rows = self._altered = 0
 
     def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
-        self._columns = Columns(self.options.columns, self.options.exclude, single_input("jsonl", schemas))
+        self._columns = Columns(self.options.columns, self.options.exclude, single_input(self.kind, schemas))
 
     def write(self, source: str, batch: pa.RecordBatch) -> None:
         """Keep the rows until a block of text is worth making."""

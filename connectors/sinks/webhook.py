@@ -1,0 +1,200 @@
+"""Sink: rows as JSON to a URL, once their epoch is committed.
+
+Rows wait in staged files of JSON lines, as those of other sinks do. A commit posts each file in parts of ``batch_rows`` and
+deletes it, so what a crash or an endpoint that is down holds back is posted by the next commit or the next run: at least once.
+A part has the same ``Idempotency-Key`` however often it is sent: repeats do no harm to a receiver that keeps the keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from email.message import Message
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, ClassVar
+from uuid import uuid4
+
+from connectors import faults
+from connectors.base import Shown, Staged, Tail
+from connectors.errors import ConfigError, SinkError
+from connectors.options import REQUIRED, option
+from connectors.sinks.columns import check_columns
+from connectors.sinks.jsonl import JsonlSink
+from connectors.sinks.staged import STAGING, sink_error
+
+__all__ = ["WebhookOptions", "WebhookSink"]
+
+_PART_BYTES = 1 << 20
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
+_BUSY = (408, 425, 429)
+"""Statuses below 500 that ask for another try."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookOptions:
+    """Options of the sink ``webhook``."""
+
+    url: str = option(REQUIRED, "Where rows are posted to, http or https; what is secret in it belongs into `token`.")
+    path: Path = option(
+        REQUIRED, "Folder where rows wait for the commit of their epoch; on a cluster one that all machines share."
+    )
+    token: str | None = option(None, "Sent as 'Authorization: Bearer <token>'.", secret=True)
+    batch_rows: int = option(100, "Rows of one request at most.", unit="rows", ge=1, le=100_000)
+    timeout_s: float = option(10.0, "How long a request may take.", unit="s", gt=0)
+    retry_s: float = option(
+        240.0, "How long a request is tried again where the endpoint is away or busy, before the run ends.", unit="s", ge=0
+    )
+    columns: list[str] | dict[str, str] | None = option(
+        None, "Columns to send, in this order: a list of names, or a mapping {column: name in the object}. Default: all."
+    )
+    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, self.exclude)
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError("url: must be an address such as https://example.org/hook")
+        if parts.username or parts.password:
+            raise ConfigError("url: must not hold a user or password; give a token")
+
+
+class WebhookSink(JsonlSink):
+    """Posts JSON arrays of rows. Values are written as by the sink ``jsonl``."""
+
+    Options: ClassVar[type] = WebhookOptions
+    kind = "webhook"
+    options: WebhookOptions  # type: ignore[assignment]
+
+    def __init__(self, options: WebhookOptions) -> None:
+        super().__init__(options)  # type: ignore[arg-type]
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def _new_path(self) -> Path:
+        path = super()._new_path()
+        return path.with_name(f"{uuid4().hex}-{path.name}")  # so that a key means one file of one run
+
+    # -- contract
+
+    def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
+        """Post each staged file, then delete it. One that is gone has been posted."""
+        for file in staged:
+            path = self._inside(file.staged)
+            if path.exists():
+                self._post_file(path)
+                faults.reach("between_renames", epoch)
+                path.unlink(missing_ok=True)
+
+    def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
+        """Post what the newest manifest promises and is still staged, then delete what is staged besides."""
+        for file in staged:
+            path = self._inside(file.staged)
+            try:
+                changed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256
+            except OSError as error:
+                raise sink_error(path, error) from error
+            if changed:
+                raise SinkError(f"{path} was changed after its epoch was committed; put it back, or start over with --fresh")
+        self.commit(epoch, staged)
+        leftovers = self.root / STAGING
+        try:
+            if leftovers.exists():
+                shutil.rmtree(leftovers)
+        except OSError as error:
+            raise sink_error(leftovers, error) from error
+
+    def shown(self, column: str) -> Shown:
+        """Refuse: what was posted cannot be read back."""
+        raise ConfigError("its rows are posted to a URL and cannot be read back")
+
+    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
+        """Refuse as ``shown`` does."""
+        raise SinkError("rows of a webhook cannot be read back")
+
+    # -- requests
+
+    def _post_file(self, path: Path) -> None:
+        identity = path.name.partition(".")[0]
+        try:
+            with path.open("rb") as lines:
+                for number, body in enumerate(_parts(lines, self.options.batch_rows)):
+                    self._post(body, f"{identity}-{number}")
+        except OSError as error:
+            raise sink_error(path, error) from error
+
+    def _post(self, body: bytes, key: str) -> None:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key, "User-Agent": "streambank"}
+        if self.options.token is not None:
+            headers["Authorization"] = f"Bearer {self.options.token}"
+        until_s, wait_s = time.monotonic() + self.options.retry_s, _FIRST_WAIT_S
+        while True:
+            request = urllib.request.Request(self.options.url, data=body, headers=headers, method="POST")
+            problem = self._problem(request)
+            if problem is None:
+                return
+            if time.monotonic() + wait_s > until_s:
+                raise SinkError(
+                    f"{self._address()}: {problem}, for {self.options.retry_s:g} s (retry_s). Rows of committed epochs wait in "
+                    f"{self.root / STAGING}; run again with --resume to post them"
+                )
+            logger.warning("webhook=%s %s; trying again in %.1f s", self._address(), problem, wait_s)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _problem(self, request: urllib.request.Request) -> str | None:
+        """Send; return None where it was taken, what is wrong where it may be taken later. Raise ``SinkError`` otherwise."""
+        try:
+            with self._opener.open(request, timeout=self.options.timeout_s) as answer:
+                answer.read()
+            return None
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read(200).decode(errors="replace").strip()
+            problem = f"answers {error.code} {error.reason}" + (f" ({said})" if said else "")
+            if error.code >= 500 or error.code in _BUSY:
+                return problem
+            raise SinkError(
+                f"{self._address()}: {problem}. Rows of committed epochs wait in {self.root / STAGING}; correct url or token, "
+                "then run again with --resume"
+            ) from None
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            return f"cannot be reached ({reason or type(error).__name__})"
+
+    def _address(self) -> str:
+        """Return the URL without its query, in which there may be secrets."""
+        parts = urllib.parse.urlsplit(self.options.url)
+        return urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Does not follow: a redirected POST would become a GET without rows."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        return None
+
+
+def _parts(lines: IO[bytes], rows: int) -> Iterator[bytes]:
+    """Yield JSON arrays of at most so many of the lines and about a megabyte."""
+    held: list[bytes] = []
+    size = 0
+    for line in lines:
+        text = line.rstrip(b"\n")
+        if held and (len(held) == rows or size + len(text) > _PART_BYTES):
+            yield b"[" + b",".join(held) + b"]"
+            held, size = [], 0
+        held.append(text)
+        size += len(text)
+    if held:
+        yield b"[" + b",".join(held) + b"]"
