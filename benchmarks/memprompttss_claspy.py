@@ -41,11 +41,11 @@ def main(series: str, out: str) -> None:
 
 
 def _clasp(x: np.ndarray) -> dict[str, Any]:
-    return {"boundaries": [int(at) for at in BinaryClaSPSegmentation().fit_predict(x)]}
+    return {"boundaries": [int(at) for at in BinaryClaSPSegmentation(n_jobs=1).fit_predict(x)]}
 
 
 def _clap(x: np.ndarray) -> dict[str, Any]:
-    boundaries = BinaryClaSPSegmentation().fit_predict(x)
+    boundaries = BinaryClaSPSegmentation(n_jobs=1).fit_predict(x)
     states = AgglomerativeCLaPDetection(n_jobs=1).fit_predict(x, change_points=boundaries)
     return {"boundaries": [int(at) for at in np.flatnonzero(np.diff(states)) + 1], "states": [int(s) for s in states]}
 

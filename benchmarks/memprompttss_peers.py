@@ -121,7 +121,7 @@ def _peers(series: Mapping[str, Series], folder: Path) -> dict[str, dict[str, An
     worker = Path(__file__).with_name("memprompttss_claspy.py")
     with tempfile.TemporaryDirectory() as place:
         np.savez(f"{place}/series.npz", **{name: one.x_LC.squeeze() for name, one in series.items()})
-        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(worker), f"{place}/series.npz", f"{place}/found.json"]
         subprocess.run(command, env=environment, cwd=place, check=True)
         return dict(json.loads(Path(f"{place}/found.json").read_text()))
