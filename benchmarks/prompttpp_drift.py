@@ -1,8 +1,15 @@
 """Drift that comes and returns: `prompt` against `online`, `pretrained` and `retrained` on simulated streams.
 
-Every key changes its regime at the same times. The networks are pre-trained on three regimes; the stream then brings new ones
-and returns to old ones. Current: mean log-likelihood over the second half of a phase. Lost on return: score over the second
-half of the last visit of a regime less the score over the first tenth of the next one.
+Every key changes its regime at the same times. The networks are pre-trained on three regimes; the stream then brings two new
+ones and returns to four. All scores are differences from the truth on the same events, in nats per event, so that the noise of
+the events drops out:
+
+* current: over the second half of each phase, scored before it is learned;
+* forgotten: on new sequences of a regime that the schemes never see, right after its last visit less right before the next one;
+* lost on return: over the second half of the last visit less over the first tenth of the next one. No scheme can have 0: that
+  the regime has changed must first be noticed, by each key for itself where prompts are chosen.
+
+Settings were tuned by ``--tune`` on seeds 100 and up, as many for `prompt` as for `online`.
 
     python -m benchmarks.prompttpp_drift --seeds 5
 """
@@ -14,10 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks.machine import RESULTS, write
 from benchmarks.prompttpp_protocols import SCHEMES, Outcome, Setting, pretrained_network, run_scheme
+from models.prompttpp.events import Batch, EventSet
+from models.prompttpp.losses import log_likelihood
+from models.prompttpp.process import PointProcess
 from models.prompttpp.recipe import regimes
 from models.prompttpp.simulate import Hawkes, Simulated, simulate
 
@@ -25,6 +36,25 @@ PHASES = (0, 1, 2, 3, 0, 4, 3, 1, 4)
 """Regimes 0, 1, 2 are pre-trained on; 3 and 4 are new; 0, 3, 1 and 4 return."""
 PRETRAIN = 3
 GAP_S = 60.0
+EVENTS, FIRST = 30, 8
+"""Events of a sequence on which regimes are remembered, and how many of them only make the history."""
+NETWORK = {
+    "backbone": "s2p2", "hidden": 24, "state": 8, "slowest": 0.1, "pool": 16, "top_k": 2, "prompt_length": 5,
+    "query_events": 12,
+}  # fmt: skip
+LEARNING = {"learn_batch": 128, "learn_history": 28}
+TUNED: dict[str, dict[str, Any]] = {
+    "online": {"network_rate": 0.01},
+    "prompt": {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006},
+}
+TRIED: dict[str, list[dict[str, Any]]] = {
+    "online": [{"network_rate": rate} for rate in (0.006, 0.01, 0.015)],
+    "prompt": [
+        {"learning_rate": 0.04},
+        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006},
+        {"learn": "all", "learning_rate": 0.03, "network_rate": 0.004},
+    ],
+}
 
 
 def world() -> list[Hawkes]:
@@ -43,20 +73,59 @@ def make(seed: int, keys: int, span: float) -> Simulated:
     return simulate([known[number] for number in PHASES], keys=keys, end=span * len(PHASES), changes=changes, rng=rng)
 
 
-def measure(found: Outcome) -> tuple[float, float]:
-    """Return (current, lost on return) in nats per event."""
-    now, lost = [], []
-    last: dict[int, float] = {}
+def held_out() -> list[tuple[Batch, float]]:
+    """Return sequences of each regime alone, and their true nats per event behind the first events."""
+    found = []
+    for number, process in enumerate(world()):
+        simulated = simulate(process, keys=40, most=EVENTS, rng=np.random.default_rng(9_000 + number))
+        found.append((simulated.events.batch(range(40), 1.0), simulated.log_likelihood(FIRST + 1)))
+    return found
+
+
+class Remembered:
+    """Scores of every regime after every task, as differences from the truth."""
+
+    def __init__(self) -> None:
+        self._held_out = held_out()
+        self.score: dict[tuple[int, int], float] = {}
+        """(task, regime) → nats per event."""
+
+    @torch.no_grad()
+    def __call__(self, task: int, model: PointProcess) -> None:
+        """Score a network after a task."""
+        for regime, (batch, truth) in enumerate(self._held_out):
+            found = log_likelihood(model, batch, points=16)
+            late = (found.event_BL - found.integral_BL)[:, FIRST:][found.real_BL[:, FIRST:]]
+            self.score[task, regime] = float(late.mean()) - truth
+
+    def forgotten(self) -> list[float]:
+        """Return what was forgotten of each regime that returns, between its visits."""
+        return [self.score[max(last, PRETRAIN - 1), regime] - self.score[task - 1, regime] for task, regime, last in returns()]
+
+
+def returns() -> list[tuple[int, int, int]]:
+    """Return (task, regime, last visit) of each return to a regime behind the pre-training."""
+    found, last = [], dict[int, int]()
     for task, regime in enumerate(PHASES):
-        rows = int((found.task_E == task).sum())
-        score = found.rows.column("loglik").to_numpy(zero_copy_only=False)[found.task_E == task]
-        late = float(np.nanmean(score[rows // 2 :]))
-        if task >= PRETRAIN:
-            now.append(late)
-            if regime in last:
-                lost.append(last[regime] - float(np.nanmean(score[: rows // 10])))
-        last[regime] = late
-    return float(np.mean(now)), float(np.mean(lost))
+        if task >= PRETRAIN and regime in last:
+            found.append((task, regime, last[regime]))
+        last[regime] = task
+    return found
+
+
+def difference(found: Outcome, simulated: Simulated) -> npt.NDArray[np.float64]:
+    """Return each event's score less the true one, in the order of the stream; NaN where a key begins."""
+    order = np.argsort(simulated.events.time_E, kind="stable")
+    truth_E = (simulated.log_rate_E - simulated.compensator_E)[order]
+    return np.asarray(found.rows.column("loglik").to_numpy(zero_copy_only=False) + np.log(GAP_S) - truth_E)
+
+
+def measure(score_E: npt.NDArray[np.float64], task_E: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Return (current, lost on return) of differences from the truth."""
+    by_task = [score_E[task_E == task] for task in range(len(PHASES))]
+    late = [float(np.nanmean(score[len(score) // 2 :])) for score in by_task]
+    first = [float(np.nanmean(score[: len(score) // 10])) for score in by_task]
+    return float(np.mean(late[PRETRAIN:])), float(np.mean([late[last] - first[task] for task, _, last in returns()]))
 
 
 def interval(values: list[float]) -> list[float]:
@@ -65,66 +134,89 @@ def interval(values: list[float]) -> list[float]:
     return [round(float(np.mean(values)), 4), round(float(t * np.std(values, ddof=1) / len(values) ** 0.5), 4)]
 
 
+def run(seed: int, scheme: str, keys: int, span: float, options: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+    """Run one scheme on the stream of one seed."""
+    if ("stream", seed) not in cache:
+        cache.clear()
+        cache["stream", seed] = make(seed, keys, span)
+    simulated = cache["stream", seed]
+    events = simulated.events
+    scaled = EventSet(events.time_E * GAP_S, events.type_E, events.start_N, events.types, events.keys)
+    setting = Setting(
+        edges=[span * GAP_S * number for number in range(len(PHASES) + 1)],
+        pretrain=PRETRAIN,
+        time_scale=GAP_S,
+        network=NETWORK,
+        length=96,
+        learn=options.get("learn", "prompts"),
+        options=LEARNING | {name: value for name, value in options.items() if name != "learn"},
+    )
+    prompts = scheme == "prompt"
+    if ("network", prompts) not in cache:
+        cache["network", prompts] = pretrained_network(scaled, setting, list(range(PRETRAIN)), seed, prompts=prompts)
+    remembered = Remembered()
+    found = run_scheme(scaled, setting, scheme, seed, {prompts: cache["network", prompts]}, matrix=False, after=remembered)
+    score_E = difference(found, simulated)
+    current, lost = measure(score_E, found.task_E)
+    bins = np.array_split(np.nan_to_num(score_E, nan=float(np.nanmean(score_E))), 12 * len(PHASES))
+    return {
+        "current": current,
+        "forgotten": float(np.mean(remembered.forgotten())),
+        "lost_on_return": lost,
+        "curve": [round(float(part.mean()), 4) for part in bins],
+    }
+
+
 def main() -> None:
     """Run and write results/prompttpp_drift.json."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--keys", type=int, default=40)
     parser.add_argument("--span", type=float, default=40.0)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--schemes", nargs="*", default=list(SCHEMES))
-    parser.add_argument("--learn", default="prompts")
-    parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--online-rate", type=float, default=0.005)
+    parser.add_argument("--schemes", nargs="*", default=["online", "prompt", "pretrained"], choices=SCHEMES)
+    parser.add_argument(
+        "--tune", action="store_true", help="print scores of all settings in TRIED on seeds 100 and up; no result"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, dict[str, list[float]]] = {scheme: {"current": [], "lost": []} for scheme in (*arguments.schemes, "truth")}
+    found: dict[str, dict[str, list[float]]] = {}
     curves: dict[str, Any] = {}
+    cache: dict[Any, Any] = {}
     for seed in range(arguments.seeds):
-        simulated = make(seed, arguments.keys, arguments.span)
-        events = simulated.events
-        scaled = type(events)(events.time_E * GAP_S, events.type_E, events.start_N, events.types, events.keys)
-        base: dict[str, Any] = {
-            "edges": [arguments.span * GAP_S * number for number in range(len(PHASES) + 1)],
-            "pretrain": PRETRAIN,
-            "time_scale": GAP_S,
-            "network": {
-                "backbone": "s2p2",
-                "hidden": 24,
-                "state": 8,
-                "pool": 16,
-                "top_k": 2,
-                "prompt_length": 2,
-                "query_events": 12,
-            },
-            "steps": arguments.steps,
-            "learn": arguments.learn,
-        }
-        tasks = list(range(PRETRAIN))
-        setting = Setting(**base)
-        models = {prompts: pretrained_network(scaled, setting, tasks, seed, prompts=prompts) for prompts in (False, True)}
         for scheme in arguments.schemes:
-            rate = arguments.rate if scheme == "prompt" else arguments.online_rate
-            options = {"learn_batch": 128, "learn_history": 12, "learning_rate": rate}
-            outcome = run_scheme(scaled, Setting(**base, options=options), scheme, seed, models, matrix=False)
-            current, lost = measure(outcome)
-            found[scheme]["current"].append(current)
-            found[scheme]["lost"].append(lost)
-            if seed == 0:
-                score = outcome.rows.column("loglik").to_numpy(zero_copy_only=False)
-                bins = np.array_split(np.nan_to_num(score, nan=float(np.nanmean(score))), 9 * 12)
-                curves[scheme] = [round(float(part.mean()), 4) for part in bins]
-            print(seed, scheme, round(current, 4), round(lost, 4), flush=True)
-    result = {
-        "settings": {name: value for name, value in vars(arguments).items() if name != "out"} | {"phases": PHASES},
-        "nats_per_event": {
-            scheme: {name: interval(values) for name, values in parts.items() if len(values) > 1}
-            for scheme, parts in found.items()
+            for options in TRIED[scheme] if arguments.tune else [TUNED.get(scheme, {})]:
+                number = seed + 100 * arguments.tune
+                result = run(number, scheme, arguments.keys, arguments.span, options, cache)
+                curve = result.pop("curve")
+                curves.setdefault(scheme, curve)
+                name = f"{scheme} {options}" if arguments.tune else scheme
+                for measured, value in result.items():
+                    found.setdefault(name, {}).setdefault(measured, []).append(value)
+                print(number, name, {key: round(value, 4) for key, value in result.items()}, flush=True)
+        if seed and not arguments.tune:
+            save(found, curves, arguments)
+
+
+def save(found: dict[str, dict[str, list[float]]], curves: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write what there is of two seeds or more."""
+    result: dict[str, Any] = {
+        "settings": {"seeds": len(found["prompt"]["current"]), "keys": arguments.keys, "span": arguments.span, "phases": PHASES}
+        | {"network": NETWORK, "learning": LEARNING, "tuned": TUNED, "tried": TRIED},
+        "nats_per_event_from_the_truth": {
+            scheme: {name: interval(values) for name, values in parts.items()} for scheme, parts in found.items()
         },
         "each_seed": found,
         "curves_seed_0": curves,
     }
+    if "online" in found:
+        prompt, online = found["prompt"], found["online"]
+        result["paired"] = {
+            "current: prompt less online": interval([a - b for a, b in zip(prompt["current"], online["current"], strict=True)]),
+            "forgotten: half of online's less prompt's": interval(
+                [0.5 * b - a for a, b in zip(prompt["forgotten"], online["forgotten"], strict=True)]
+            ),
+        }
     write("prompttpp_drift", result, folder=arguments.out)
 
 

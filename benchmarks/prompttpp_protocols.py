@@ -8,7 +8,7 @@ each slice, for the next. ``online``: everything learns on, no prompts. ``prompt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from models.prompttpp.events import EventSet
 from models.prompttpp.losses import log_likelihood
 from models.prompttpp.model import build_model
 from models.prompttpp.process import PointProcess
+from models.prompttpp.seeding import seed_prompts
 from models.prompttpp.train import Schedule, fit
 from operators.base import Context
 from operators.prompttpp import PromptTPPOperator, PromptTPPOptions
@@ -101,6 +102,7 @@ def pretrained_network(events: EventSet, setting: Setting, tasks: Sequence[int],
     (data,) = between(events, start, stop, 1, setting.length)
     sizes = dict(setting.network) | ({} if prompts else {"pool": 0})
     model = build_model(TppConfig(types=events.types, time_scale=setting.time_scale, **sizes), seed=seed)
+    seed_prompts(model, data, seed=seed)
     fit(model, data, data, Schedule(steps=setting.steps, check_every=setting.steps, points=10), seed=seed)
     return model
 
@@ -150,9 +152,16 @@ def build(model: PointProcess, setting: Setting, learn: str) -> PromptTPPOperato
 
 
 def run_scheme(
-    events: EventSet, setting: Setting, scheme: str, seed: int, models: dict[bool, PointProcess], *, matrix: bool = True
+    events: EventSet,
+    setting: Setting,
+    scheme: str,
+    seed: int,
+    models: dict[bool, PointProcess],
+    *,
+    matrix: bool = True,
+    after: Callable[[int, PointProcess], None] | None = None,
 ) -> Outcome:
-    """Run one scheme over the stream behind the tasks of pre-training."""
+    """Run one scheme over the stream behind the tasks of pre-training; ``after`` is shown the network after each task."""
     table = table_of(events)
     time_E = table.column("event_time").cast(pa.int64()).to_numpy() / 1e6
     task_E = np.searchsorted(np.asarray(setting.edges[1:-1]), time_E, side="right")
@@ -177,5 +186,7 @@ def run_scheme(
         if matrix and task >= setting.pretrain - 1:
             for other in range(task + 1):
                 scores[task, other] = score_task(current(operator), events, setting, other)
+        if after is not None:
+            after(task, current(operator))
     order = np.concatenate([np.flatnonzero(task_E == task) for task in range(tasks)])
     return Outcome(pa.Table.from_batches(outputs), task_E[order], scores)

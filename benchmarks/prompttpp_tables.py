@@ -120,10 +120,10 @@ def main() -> None:
             edges=edges.tolist(),
             pretrain=1,
             time_scale=events.mean_gap(),
-            network={"backbone": "s2p2", "hidden": 32, "state": 8, "pool": 10, "top_k": 3, "prompt_length": 2},
+            network={"backbone": "s2p2", "hidden": 32, "state": 8, "pool": 16, "top_k": 2, "query_events": 12},
             steps=arguments.steps,
             learn="prompts+head",
-            options={"learn_batch": 256, "learn_history": 16, "learning_rate": 3e-3, "grid": 49},
+            options={"learn_batch": 256, "learn_history": 16, "learning_rate": 0.02, "network_rate": 3e-3},
             predict=True,
         )
         models = {

@@ -28,6 +28,9 @@ class TppConfig(Settings):
     heads: int = 2
     state: int = 16
     """Complex numbers that a layer of ``s2p2`` keeps."""
+    slowest: float = 0.02
+    """Slowest rate at which a layer of ``s2p2`` forgets, per unit of model time: what it remembers of an old regime misleads it
+    in a new one, so under drift about 0.1 is better."""
     feed_forward: int = 16
     """Inner width of the MLP of ``thp``."""
     pool: int = 10
@@ -62,6 +65,8 @@ class TppConfig(Settings):
             raise ConfigError("pool and query_events must be at least 0")
         if not 0 < self.time_scale < float("inf"):
             raise ConfigError(f"time_scale is {self.time_scale}; it must be a number of seconds above 0")
+        if not 0 < self.slowest < 20:
+            raise ConfigError(f"slowest is {self.slowest}; it must be above 0 and below 20 per unit of model time")
         if self.backbone == "thp" and (self.pool or self.hidden % self.heads):
             raise ConfigError("backbone thp has no prompts (set pool=0), and hidden must be a multiple of heads")
         if self.type_names and len(self.type_names) != self.types:
@@ -71,6 +76,11 @@ class TppConfig(Settings):
     def token_dim(self) -> int:
         """Width of an event token: embedding and time encoding."""
         return self.hidden + self.time_dim
+
+    @property
+    def query_dim(self) -> int:
+        """Width of prompt keys and queries: event tokens, or what a recurrent network tells histories apart by."""
+        return self.token_dim if self.backbone == "attnhp" else 2 * self.hidden + self.time_dim
 
     @property
     def pools(self) -> int:

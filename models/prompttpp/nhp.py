@@ -25,11 +25,11 @@ class NHP(RecurrentProcess):
         """Return the cells: values, where they decay to, how fast, and the output gate."""
         return {name: (self.config.hidden,) for name in ("cell", "target", "decay", "gate")}
 
-    def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BD: Tensor | None) -> dict[str, Tensor]:
+    def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BX: Tensor | None) -> dict[str, Tensor]:
         """Return the cells after an event."""
         now_BD = self._decayed(cells, gap_B[:, None])[:, 0]
         hidden_BD = cells["gate"] * now_BD.tanh()
-        event_BD = event_BD if prompt_BD is None else event_BD + prompt_BD
+        event_BD = event_BD if prompt_BX is None else event_BD + prompt_BX
         parts = self.cell(torch.cat([event_BD, hidden_BD], dim=-1)).chunk(7, dim=-1)
         write, write_target, keep, keep_target = (part.sigmoid() for part in parts[:4])
         content = parts[4].tanh()

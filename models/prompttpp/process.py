@@ -85,7 +85,7 @@ class PointProcess(nn.Module, ABC):
         self.prompts: PromptPools | None = None
         if config.pool:
             self.prompts = PromptPools(
-                config.pools, config.pool, config.token_dim, config.prompt_length, config.hidden, config.top_k
+                config.pools, config.pool, config.query_dim, config.prompt_length, config.hidden, config.top_k
             )
 
     @property

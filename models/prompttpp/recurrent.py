@@ -1,34 +1,58 @@
 """What networks with a state of fixed size share: one prompt vector per history, and sequences as steps.
 
-The prompt query of an event is the running mean of [tanh embedding; encoded gap]; the prompts chosen are averaged and go with
-the time prompt through one linear map (a design of this project: the official code has prompts for attention only).
+The prompts chosen are averaged and go with the time prompt (the encoded gaps, averaged as the query is: a mean over the whole
+history would still speak of the pace of long ago) through one linear map. All of it is a design of this project: the official
+code has prompts for attention only. A history asks for prompts by the running mean of what its events look like: each
+is a fixed random code of its type and of the type before it, the same once more times the logarithm of the gap, and the encoded
+gap. Codes of pairs tell a cycle of types from the same cycle backwards; none of it is learned, so that a query means the same
+whatever a stream teaches. Raw means all lie in one narrow cone and differ by noise above all; so a query is compared with keys
+as a difference from the mean of the training, in units of the noise (``query_center``, ``query_map``).
 """
 
-# B keys, L events, G moments, D hidden, T time dimensions, Q = D + T, C flattened cells
+# B keys, L events, G moments, D hidden, T time dimensions, Q = 2 D + T, Z tokens of a prompt, X what prompts steer
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, pick, running_mean
+from models.prompttpp.process import KeyState, PointProcess, Run, pick, running_mean
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import RateHead, encode_time
 
 __all__ = ["RecurrentProcess"]
 
+_SHORT = 0.01  # gaps are told apart by their logarithm above this, model units
+
 
 class RecurrentProcess(PointProcess):
     """A network whose state after an event is a function of the state before it."""
+
+    steered = 1
+    """How many vectors [D] a network takes from its prompts."""
+    query_code: Tensor
+    """[K + 1, D]: random, zeros for padding and for no event."""
+    query_center: Tensor
+    """[Q]: mean query of the training; zeros in a new network."""
+    query_map: Tensor
+    """[Q, Q]: what differences from it are multiplied by; in a new network they stay as they are."""
 
     def __init__(self, config: TppConfig) -> None:
         super().__init__(config)
         self.types = nn.Embedding(config.types + 1, config.hidden, padding_idx=config.types)
         self.rate = RateHead(config.hidden, config.types, scaled=config.scaled)
-        self.prompt = nn.Linear(config.token_dim, config.hidden) if config.pool else None
+        self.prompt: nn.Linear | None = None
+        if config.pool:
+            self.prompt = nn.Linear(config.prompt_length * config.hidden + config.time_dim, self.steered * config.hidden)
+            code = torch.randn(config.types + 1, config.hidden)
+            code[config.types] = 0
+            self.register_buffer("query_code", code)
+            self.register_buffer("query_center", torch.zeros(config.query_dim))
+            self.register_buffer("query_map", torch.eye(config.query_dim))
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -45,8 +69,8 @@ class RecurrentProcess(PointProcess):
         """Return name → shape of the network's own cells."""
 
     @abstractmethod
-    def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BD: Tensor | None) -> dict[str, Tensor]:
-        """Return the cells after an event ``gap_B`` (of the network's type) after the last one."""
+    def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BX: Tensor | None) -> dict[str, Tensor]:
+        """Return the cells after an event ``gap_B`` (of the network's type) after the last one; X is ``steered`` · D."""
 
     @abstractmethod
     def hidden(self, cells: dict[str, Tensor], lag_BG: Tensor) -> Tensor:
@@ -54,51 +78,54 @@ class RecurrentProcess(PointProcess):
 
     def cell_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the network's cells, and the sum from which prompts are chosen."""
-        query = {"query": (self.config.token_dim,), "weight": (1,)} if self.config.pool else {}
-        return self.state_shapes() | query
+        if not self.config.pool:
+            return self.state_shapes()
+        return self.state_shapes() | {"query": (self.config.query_dim,), "weight": (1,), "last": (self.config.hidden,)}
 
     def _take(
         self,
         cells: dict[str, Tensor],
-        time_B: Tensor,
         gap_B: Tensor,
-        ordinal_B: Tensor,
         type_B: Tensor,
         prompts: PromptReader | None,
     ) -> tuple[dict[str, Tensor], Chosen | None]:
         """Return the cells after an event, and the prompts that are chosen from then on."""
         event_BD = self.types(type_B)
         after: dict[str, Tensor] = {}
-        prompt_BD, chosen = None, None
+        prompt_BX, chosen = None, None
         if self.prompt is not None and prompts is not None:
-            code_BT = encode_time(gap_B, self.config.time_dim, event_BD.dtype)
-            token_BQ = torch.cat([event_BD.tanh(), code_BT], dim=-1)
+            after["last"] = self.query_code[type_B]
+            token_BQ = self._query_token(after["last"], cells["last"], gap_B)
             after["query"], after["weight"] = self.remember(cells["query"], cells["weight"], token_BQ)
-            chosen = prompts.choose(0, after["query"] / after["weight"])
-            value_BD = prompts.values(0).mean(1)[chosen.index].mean(1)
-            tau_BT = encode_time(mean_gap(time_B, ordinal_B), self.config.time_dim, event_BD.dtype)
-            prompt_BD = self.prompt(torch.cat([value_BD, tau_BT], dim=-1))
-        return after | self.absorb(cells, gap_B.to(event_BD.dtype), event_BD, prompt_BD), chosen
+            prompt_BX, chosen = self._steer(after["query"] / after["weight"], prompts)
+        return after | self.absorb(cells, gap_B.to(event_BD.dtype), event_BD, prompt_BX), chosen
+
+    def query_tokens(self, time_BL: Tensor, type_BL: Tensor) -> Tensor:
+        """Return what the queries of whole sequences are running means of, [B, L, Q]."""
+        code_BLD = self.query_code[type_BL]
+        gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
+        return self._query_token(code_BLD, F.pad(code_BLD[:, :-1], (0, 0, 1, 0)), gap_BL)
+
+    def _query_token(self, code: Tensor, last: Tensor, gap: Tensor) -> Tensor:
+        """Return what one event looks like, [..., Q]; a shift tells the event before from the event."""
+        pair = (code + last.roll(1, dims=-1)).tanh()
+        pace = (gap + _SHORT).log().tanh().to(code.dtype)[..., None]
+        return torch.cat([pair, pair * pace, encode_time(gap, self.config.time_dim, code.dtype)], dim=-1)
+
+    def _steer(self, mean: Tensor, prompts: PromptReader) -> tuple[Tensor, Chosen]:
+        """Return what the prompts say, [..., X], to a history with this mean of tokens [..., Q], and which were chosen."""
+        assert self.prompt is not None
+        chosen = prompts.choose(0, (mean - self.query_center) @ self.query_map)
+        value = prompts.values(0).flatten(1)[chosen.index].mean(-2)
+        return self.prompt(torch.cat([value, mean[..., -self.config.time_dim :]], dim=-1)), chosen
 
     def _prompts_of(
-        self,
-        time_BL: Tensor,
-        gap_BL: Tensor,
-        event_BLD: Tensor,
-        prompts: PromptReader | None,
-        before_B: Tensor | None,
+        self, time_BL: Tensor, type_BL: Tensor, prompts: PromptReader | None
     ) -> tuple[Tensor | None, Chosen | None]:
-        """Return the prompt vector of each history of whole sequences, and what was chosen for it."""
+        """Return what prompts say after each event of whole sequences, [B, L, X], and what was chosen for it."""
         if self.prompt is None or prompts is None:
             return None, None
-        code_BLT = encode_time(gap_BL, self.config.time_dim, event_BLD.dtype)
-        token_BLQ = torch.cat([event_BLD.tanh(), code_BLT], dim=-1)
-        chosen = prompts.choose(0, running_mean(token_BLQ, self.config.query_events))
-        value_BLD = prompts.values(0).mean(1)[chosen.index].mean(-2)
-        ordinal_BL = torch.arange(1, time_BL.shape[1] + 1, device=time_BL.device).expand(time_BL.shape)
-        ordinal_BL = ordinal_BL if before_B is None else ordinal_BL + before_B[:, None]
-        tau_BLT = encode_time(mean_gap(time_BL, ordinal_BL), self.config.time_dim, event_BLD.dtype)
-        return self.prompt(torch.cat([value_BLD, tau_BLT], dim=-1)), chosen
+        return self._steer(running_mean(self.query_tokens(time_BL, type_BL), self.config.query_events), prompts)
 
     def run(
         self,
@@ -111,16 +138,14 @@ class RecurrentProcess(PointProcess):
         after_BC: Tensor | None = None,
         before_B: Tensor | None = None,
     ) -> Run:
-        """Return the rates after each event of whole sequences; ``window`` does not matter."""
+        """Return the rates after each event of whole sequences; ``window`` and ``before_B`` do not matter."""
         prompts = prompts or self.reader()
         rows, length = time_BL.shape
         cells = self.start(rows).cells
         states, cosines, indices = [], [], []
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
         for place in range(length):
-            ordinal_B = torch.full((rows,), place + 1, device=time_BL.device)
-            ordinal_B = ordinal_B if before_B is None else ordinal_B + before_B
-            cells, chosen = self._take(cells, time_BL[:, place], gap_BL[:, place], ordinal_B, type_BL[:, place], prompts)
+            cells, chosen = self._take(cells, gap_BL[:, place], type_BL[:, place], prompts)
             states.append({name: cells[name] for name in self.state_shapes()})
             if chosen is not None:
                 cosines.append(chosen.cosine.sum(-1))
@@ -138,7 +163,7 @@ class RecurrentProcess(PointProcess):
         gap_B = torch.where(first_B, 0.0, time_B - key.time_B)
         key.ordinal_B = key.ordinal_B + 1
         key.time_B = time_B
-        key.cells, chosen = self._take(key.cells, time_B, gap_B, key.ordinal_B, type_B, prompts or self.reader())
+        key.cells, chosen = self._take(key.cells, gap_B, type_B, prompts or self.reader())
         key.chosen = [] if chosen is None else [chosen]
         return {}
 

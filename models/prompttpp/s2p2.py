@@ -2,9 +2,10 @@
 "Deep continuous-time state-space models for marked event sequences"). O(1) state per key, O(1) work per event and moment.
 
 Layer l holds P complex numbers x. Between events x relaxes to w at complex rates λ (held input, so the solution is exact);
-an event adds to x. The layer above sees silu(C x + d u) + u, normalized, where u is this layer's input. The first input is the
-prompt vector of the history: prompts steer what the states relax to. Held inputs are the right limits at the last event, so
-nothing depends on the future.
+an event adds to x. The layer above sees silu(C x + d u) + u, normalized, where u is this layer's input. Prompts steer three
+things: the first input, so what the states relax to; what an event adds (gain and shift of its embedding); and how the last
+layer is read (gain and shift). All of it costs once per event. Held inputs are the right limits at the last event, so nothing
+depends on the future.
 """
 
 # B keys, G moments, D hidden, P complex numbers per layer, N layers
@@ -24,19 +25,37 @@ from models.prompttpp.recurrent import RecurrentProcess
 
 __all__ = ["S2P2"]
 
-_SLOWEST, _FASTEST = 0.02, 20.0  # rates at the start, per unit of model time
+_FASTEST = 20.0  # rate at the start, per unit of model time
 
 
 class _Layer(nn.Module):
-    def __init__(self, hidden: int, state: int) -> None:
+    def __init__(self, hidden: int, state: int, slowest: float) -> None:
         super().__init__()
-        self.log_rate = nn.Parameter(torch.linspace(math.log(_SLOWEST), math.log(_FASTEST), state))
-        self.frequency = nn.Parameter(torch.rand(state) * self.log_rate.detach().exp())
+        self.slowest = slowest
+        self.log_rate, self.frequency = nn.Parameter(torch.empty(state)), nn.Parameter(torch.empty(state))
+        self._draw_rates()
         self.jump = nn.Linear(hidden, 2 * state, bias=False)
         self.drive = nn.Linear(hidden, 2 * state)
         self.read = nn.Linear(2 * state, hidden)
         self.skip = nn.Parameter(torch.ones(hidden))
         self.norm = nn.LayerNorm(hidden)
+
+    @torch.no_grad()
+    def _draw_rates(self) -> None:
+        """Spread the rates evenly in the logarithm, and draw frequencies below them.
+
+        Nothing is computed on the device ``meta``, where only shapes are wanted: its kernels are Python, and one that combines
+        tensors has failed there while other threads built networks on the CPU.
+        """
+        if self.log_rate.is_meta:
+            return
+        device, state = self.log_rate.device, len(self.log_rate)
+        self.log_rate.copy_(torch.linspace(math.log(self.slowest), math.log(_FASTEST), state, device=device))
+        self.frequency.copy_(torch.rand(state, device=device) * self.log_rate.exp())
+
+    def rate(self) -> Tensor:
+        """Return how fast the numbers forget, [P]: never at less than half the slowest rate of the start."""
+        return self.log_rate.exp().clamp_min(0.5 * self.slowest)
 
     def out(self, state: Tensor, given: Tensor) -> Tensor:
         """Return what the layer above sees."""
@@ -47,20 +66,23 @@ class _Layer(nn.Module):
 class S2P2(RecurrentProcess):
     """Stacked linear state spaces with jumps."""
 
+    steered = 5  # first input, gain and shift of embeddings, gain and shift of the last layer
+
     def __init__(self, config: TppConfig) -> None:
         super().__init__(config)
-        self.layers = nn.ModuleList(_Layer(config.hidden, config.state) for _ in range(config.layers))
+        self.layers = nn.ModuleList(_Layer(config.hidden, config.state, config.slowest) for _ in range(config.layers))
         self.first = nn.Parameter(torch.zeros(config.hidden))
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the states and what they relax to (real parts, then imaginary ones), and the first input."""
+        """Return the states and what they relax to (real parts, then imaginary ones), the first input, how the last is read."""
         width = (self.config.layers, 2 * self.config.state)
-        return {"state": width, "target": width, "input": (self.config.hidden,)}
+        read = {"read": (2, self.config.hidden)} if self.config.pool else {}
+        return {"state": width, "target": width, "input": (self.config.hidden,)} | read
 
-    def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BD: Tensor | None) -> dict[str, Tensor]:
+    def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BX: Tensor | None) -> dict[str, Tensor]:
         """Return the cells after an event."""
-        given = (self.first if prompt_BD is None else self.first + prompt_BD).expand_as(event_BD)
-        first = given
+        given, event_BD, read = self._steered(event_BD, prompt_BX)
+        after = {"input": given} | read
         states, targets = [], []
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, _Layer)
@@ -68,7 +90,14 @@ class S2P2(RecurrentProcess):
             states.append(before + layer.jump(event_BD))
             targets.append(layer.drive(given))
             given = layer.out(states[-1], given)
-        return {"state": torch.stack(states, dim=1), "target": torch.stack(targets, dim=1), "input": first}
+        return {"state": torch.stack(states, dim=1), "target": torch.stack(targets, dim=1)} | after
+
+    def _steered(self, event: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return the first input, the embedding and how the last layer is read, as the prompts [..., X] want them."""
+        if prompt is None:
+            return self.first.expand_as(event), event, {}
+        drive, gain, shift, *read = prompt.chunk(self.steered, dim=-1)
+        return self.first + drive, torch.addcmul(event + shift, event, gain), {"read": torch.stack(read, dim=-2)}
 
     def run(
         self,
@@ -85,16 +114,17 @@ class S2P2(RecurrentProcess):
         prompts = prompts or self.reader()
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
         event_BLD = self.types(type_BL)
-        prompt_BLD, chosen = self._prompts_of(time_BL, gap_BL, event_BLD, prompts, before_B)
-        given = (self.first if prompt_BLD is None else self.first + prompt_BLD).expand_as(event_BLD)
-        first, states, targets = given, [], []
+        prompt_BLX, chosen = self._prompts_of(time_BL, type_BL, prompts)
+        given, event_BLD, cells = self._steered(event_BLD, prompt_BLX)
+        cells["input"] = given
+        states, targets = [], []
         gap = gap_BL.to(event_BLD.dtype)[..., None]
         for layer in self.layers:
             assert isinstance(layer, _Layer)
             targets.append(layer.drive(given))
             states.append(_scan(layer, gap, targets[-1], layer.jump(event_BLD)))
             given = layer.out(states[-1], given)
-        cells = {"state": torch.stack(states, dim=2), "target": torch.stack(targets, dim=2), "input": first}
+        cells |= {"state": torch.stack(states, dim=2), "target": torch.stack(targets, dim=2)}
         cells = {name: pick(cell, after_BC).flatten(0, 1) for name, cell in cells.items()}
         hidden = self.hidden(cells, lag_BLG.flatten(0, 1).to(event_BLD.dtype)).view(*lag_BLG.shape, -1)
         if chosen is None:
@@ -107,13 +137,16 @@ class S2P2(RecurrentProcess):
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, _Layer)
             given = layer.out(self._relaxed(layer, cells["state"][:, number], cells["target"][:, number], lag_BG), given)
-        return given
+        if "read" not in cells:
+            return given
+        gain, shift = cells["read"][:, :1], cells["read"][:, 1:]
+        return torch.addcmul(given + shift, given, gain)
 
     @staticmethod
     def _relaxed(layer: _Layer, state_BP: Tensor, target_BP: Tensor, lag_BG: Tensor) -> Tensor:
         """Return w + (x - w) exp(λ s), [B, G, 2P]."""
         lag = lag_BG[..., None]
-        left = (-layer.log_rate.exp() * lag).exp()
+        left = (-layer.rate() * lag).exp()
         turn = layer.frequency * lag
         w_re, w_im = target_BP[:, None].chunk(2, dim=-1)
         x_re, x_im = (state_BP - target_BP)[:, None].chunk(2, dim=-1)
@@ -129,7 +162,7 @@ def _scan(layer: _Layer, gap_BL1: Tensor, target_BLP: Tensor, jump_BLP: Tensor) 
     x_i = a_i x_(i-1) + b_i with complex a_i = exp(λ gap_i), b_i = (1 - a_i) w_(i-1) + jump_i; pairs (a, b) are combined over
     distances 1, 2, 4, …, so that the depth is log L.
     """
-    left = (-layer.log_rate.exp() * gap_BL1).exp()
+    left = (-layer.rate() * gap_BL1).exp()
     turn = layer.frequency * gap_BL1
     a_re, a_im = left * turn.cos(), left * turn.sin()
     before = F.pad(target_BLP[:, :-1], (0, 0, 1, 0))  # the first event finds w = 0

@@ -30,6 +30,7 @@ from models.prompttpp.losses import log_likelihood, training_loss
 from models.prompttpp.model import build_model
 from models.prompttpp.process import PointProcess
 from models.prompttpp.recipe import RECIPES, Recipe, write_data
+from models.prompttpp.seeding import seed_prompts
 from models.training import (
     After,
     OwnDataOptions,
@@ -88,6 +89,9 @@ class Options(Schedule, OwnDataOptions):
     )
     hidden: int = option(32, "Width of the network.", ge=2)
     state: int = option(16, "Complex numbers per layer of s2p2.", ge=1)
+    slowest: float = option(
+        0.02, "Slowest rate at which s2p2 forgets, per unit of model time; for drift about 0.1.", gt=0, lt=20
+    )
     pool: int = option(10, "Prompts of a pool; 0: none.", ge=0)
     top_k: int = option(5, "Prompts read.", ge=1)
     query_events: int = option(0, "Events that the prompt query remembers; 0: all (published).", ge=0)
@@ -138,7 +142,8 @@ def train(
             hidden=made.hidden,
             state=made.state,
             time_scale=gap_s,
-            query_events=16,
+            query_events=12,
+            slowest=0.1,
         )
         return _train(own, f"{recipe}.safetensors", recipe, training)
 
@@ -239,6 +244,7 @@ def _train(options: Options, name: str, recipe: str | None, training: Training) 
         types=len(names) or events.types,
         hidden=options.hidden,
         state=options.state,
+        slowest=options.slowest,
         pool=0 if options.backbone == "thp" else options.pool,
         top_k=options.top_k,
         query_events=options.query_events,
@@ -258,6 +264,7 @@ def _train(options: Options, name: str, recipe: str | None, training: Training) 
         return complete
     model = build_model(config, seed=options.seed).to(device)
     earlier, later = earlier.pieces(options.length), later.pieces(options.length)
+    seed_prompts(model, earlier, seed=options.seed)
     figures = fit(model, earlier, later, options, seed=options.seed, training=training)
     checkpoint.save(model, training.path / name)
     counts = {"events": float(len(events.time_E)), "keys": float(len(events)), "types": float(config.types)}

@@ -39,7 +39,7 @@ class PromptTPPOptions(StreamOptions):
 
     predict: bool = option(True, "Predict the next event after each one; without it events are only scored, which is faster.")
     points: int = option(20, "Grid of the integral between two events; more are more exact.", ge=2)
-    grid: int = option(97, "Lags of a prediction: 97 are right to 1e-3, 33 to 1e-2.", ge=5)
+    grid: int = option(41, "Lags of a prediction: 41 are right to 1e-3, 25 to 5e-3.", ge=9)
     allowed_lateness_s: float = option(
         0.0, "An event older than its key's latest by up to this much is put where it belongs, if the window goes back so far.",
         unit="s", ge=0,
@@ -56,7 +56,10 @@ class PromptTPPOptions(StreamOptions):
     learn_batch: int = option(256, "Scored events between two steps, each of which is learned from once.", unit="events", ge=1)
     learn_steps: int = option(1, "Updates per step.", ge=1)
     learn_history: int = option(16, "Events before the learned ones that a step encodes with gradient.", unit="events", ge=1)
-    learning_rate: float = option(1e-2, "Of Adam.", gt=0)
+    learning_rate: float = option(3e-2, "Of Adam, for the prompts that a step reads most; others move in proportion.", gt=0)
+    network_rate: float | None = option(
+        None, "Of Adam, for the network's own weights (head, or all); None: a fifth of learning_rate.", gt=0
+    )
     alpha: float = option(0.1, "Weight of drawing the keys of chosen prompts towards their queries (published: 0.1).", ge=0)
     refresh_lag: int | None = option(
         None,
@@ -69,6 +72,8 @@ class PromptTPPOptions(StreamOptions):
         """Check across fields. Raises ``ConfigError``."""
         if self.learn == "off" and self.refresh_lag is not None:
             raise ConfigError("refresh_lag does nothing with learn='off', where states never grow old; remove it")
+        if self.learn in ("off", "prompts") and self.network_rate is not None:
+            raise ConfigError(f"network_rate does nothing with learn='{self.learn}': the network stays as it is; remove it")
         if self.learn != "off" and self.learn_history >= self.window:
             raise ConfigError(
                 f"learn_history={self.learn_history} leaves nothing of window={self.window} to learn; lower it, or raise window"

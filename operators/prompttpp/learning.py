@@ -16,7 +16,7 @@ from torch import Tensor
 
 from connectors.errors import RecoveryError
 from models.prompttpp.integral import integrate, shares
-from models.prompttpp.process import PointProcess
+from models.prompttpp.process import PointProcess, Run, pick
 from models.prompttpp.prompts import TensorPrompts
 from operators.prompttpp.prompts import PromptBank
 from operators.state import State
@@ -48,18 +48,24 @@ class Moments(NamedTuple):
     step: Tensor
 
 
-def row_adam(parameter: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
-    """Update in place, by Adam's rule, the rows that have a gradient; rows are what ``moments.step`` counts."""
+def row_adam(parameter: Tensor, gradient: Tensor, moments: Moments, rate: float, share: Tensor | None = None) -> None:
+    """Update in place, by Adam's rule, the rows that have a gradient; rows are what ``moments.step`` counts.
+
+    ``share``: how much of the rate each row gets, of the shape of ``moments.step``; rows with 0 stay as they are.
+    """
     rows = moments.step.dim()
     shape = (*moments.step.shape, *[1] * (gradient.dim() - rows))
     moved = (
         gradient.flatten(rows).any(rows).view(shape) if rows else torch.ones(shape, dtype=torch.bool, device=gradient.device)
     )
+    if share is not None:
+        moved = moved & (share > 0).view(shape)
     step = moments.step + moved.view(moments.step.shape)
     first = _BETA1 * moments.first + (1 - _BETA1) * gradient
     second = _BETA2 * moments.second + (1 - _BETA2) * gradient.square()
     count = step.clamp_min(1).view(shape).to(gradient.dtype)
-    update = rate * (first / (1 - _BETA1**count)) / ((second / (1 - _BETA2**count)).sqrt() + _EPSILON)
+    scale = rate if share is None else rate * share.view(shape)
+    update = scale * (first / (1 - _BETA1**count)) / ((second / (1 - _BETA2**count)).sqrt() + _EPSILON)
     for held, new in zip((parameter, moments.first, moments.second), (parameter - update, first, second), strict=True):
         held.copy_(torch.where(moved, new, held))
     moments.step.copy_(step)
@@ -69,10 +75,20 @@ class Learner:
     """What is learned (``prompts``, ``prompts+head``, ``all``), its moments, and the step."""
 
     def __init__(
-        self, model: PointProcess, prompts: PromptBank | None, *, scope: str, rate: float, alpha: float, points: int, steps: int
+        self,
+        model: PointProcess,
+        prompts: PromptBank | None,
+        *,
+        scope: str,
+        rate: float,
+        network_rate: float | None = None,
+        alpha: float,
+        points: int,
+        steps: int,
     ) -> None:
         self._model, self._prompts = model, prompts
-        self._rate, self._alpha, self._points, self._steps = rate, alpha, points, steps
+        self._rate, self._network_rate = rate, 0.2 * rate if network_rate is None else network_rate
+        self._alpha, self._points, self._steps = alpha, points, steps
         self.version = 0
         """Steps so far."""
         self._moments: dict[str, Moments] = {}
@@ -104,6 +120,9 @@ class Learner:
 
     def loss(self, windows: Windows, reader: TensorPrompts | None) -> Tensor:
         """Return minus the log-likelihood per learned interval, minus alpha times the cosines of the look-ups."""
+        return self._loss(windows, reader)[0]
+
+    def _loss(self, windows: Windows, reader: TensorPrompts | None) -> tuple[Tensor, Run]:
         after_BC = windows.after_BC
         every_B1 = torch.arange(len(after_BC), device=after_BC.device)[:, None]
         next_BC = (after_BC + 1).clamp_max(windows.time_BL.shape[1] - 1)
@@ -122,7 +141,21 @@ class Learner:
         event_BC = own_BC.clamp_min(torch.finfo(own_BC.dtype).tiny).log()
         integral_BC = integrate(run.rate_BLGK.sum(3), gap_BC.to(own_BC.dtype), "graded")
         each_BC = integral_BC - event_BC - self._alpha * run.cosine_BL
-        return each_BC.masked_fill(~windows.real_BC, 0.0).sum() / windows.real_BC.sum().clamp_min(1)
+        return each_BC.masked_fill(~windows.real_BC, 0.0).sum() / windows.real_BC.sum().clamp_min(1), run
+
+    def _shares(self, run: Run, windows: Windows) -> Tensor:
+        """Return how often each prompt was read for the learned intervals, [J, M], as a share of the one read most.
+
+        Adam's steps are as long for a prompt that one stray history has read as for one that all have; so other regimes'
+        prompts would be overwritten by strays.
+        """
+        assert self._prompts is not None
+        size = len(self._prompts.pools), self._prompts.pools[0].key_MD.shape[0]
+        count_JM = torch.zeros(size, device=windows.real_BC.device)
+        for pool, index_BLN in run.chosen.items():
+            read = pick(index_BLN, windows.after_BC)[windows.real_BC]
+            count_JM[pool] = torch.bincount(read.flatten(), minlength=size[1])
+        return count_JM / count_JM.amax(1, keepdim=True).clamp_min(1)
 
     def _step(self, windows: Windows) -> bool:
         learned: dict[str, Tensor] = dict(self._weights)
@@ -131,7 +164,7 @@ class Learner:
             key_JMQ, value_JMZD = (tensor.requires_grad_(True) for tensor in self._prompts.tensors())
             learned |= {"prompts.key": key_JMQ, "prompts.value": value_JMZD}
             reader = TensorPrompts(key_JMQ, value_JMZD, self._prompts.top_k, detached=True)
-        loss = self.loss(windows, reader)
+        loss, run = self._loss(windows, reader)
         gradients = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
         found = {name: gradient for name, gradient in zip(learned, gradients, strict=True) if gradient is not None}
         norm = torch.stack([gradient.square().sum() for gradient in found.values()]).sum().sqrt()
@@ -140,7 +173,10 @@ class Learner:
         scale = (_CLIP / (norm + 1e-6)).clamp_max(1.0)
         with torch.no_grad():
             for name, gradient in found.items():
-                row_adam(learned[name], gradient * scale, self._moments[name], self._rate)
+                if name in self._weights:
+                    row_adam(learned[name], gradient * scale, self._moments[name], self._network_rate)
+                else:
+                    row_adam(learned[name], gradient * scale, self._moments[name], self._rate, self._shares(run, windows))
             if self._prompts is not None:
                 self._prompts.write(learned["prompts.key"], learned["prompts.value"])
         return True

@@ -92,6 +92,7 @@ class PromptTPPOperator(Operator):
                 prompts,
                 scope=options.learn,
                 rate=options.learning_rate,
+                network_rate=options.network_rate,
                 alpha=options.alpha,
                 points=options.points,
                 steps=options.learn_steps,

@@ -29,7 +29,7 @@ class PromptBank:
         self.pools = [
             PoolBank(
                 config.pool,
-                config.token_dim,
+                config.query_dim,
                 {"value": RowSpec((config.prompt_length, config.hidden))},
                 name=f"prompts.{number}",
                 device=device,

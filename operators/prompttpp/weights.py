@@ -18,7 +18,7 @@ __all__ = ["check", "load_model", "settings_of"]
 
 _SHAPING = (
     "types", "unknown_type", "window", "points", "grid", "predict", "allowed_lateness_s", "max_skew_s", "learn", "learn_batch",
-    "learn_steps", "learn_history", "learning_rate", "alpha", "refresh_lag",
+    "learn_steps", "learn_history", "learning_rate", "network_rate", "alpha", "refresh_lag",
 )  # fmt: skip
 
 
