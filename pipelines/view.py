@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import html
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from connectors.sinks.read import read_committed
 from connectors.sinks.staged import encode_name
 from connectors.sources.video import VideoOptions, VideoReader
 from pipelines.canvas import PngCanvas, SvgCanvas
+from pipelines.view_sounds import draw_sound, has_sound, sounds_of, videos_below
 from pipelines.view_states import WIDTH, draw, needed, pictures
 
 cv2 = optional("cv2")
@@ -53,6 +54,7 @@ _HOLD_US = 2_000_000
 _BATCH_FRAMES = 16
 _STRIP_PICTURES = 8
 _MOST_STREAMS = 50
+_SOUND_COLUMNS = ["stream_id", "event_time", "sample_rate", "channels", "samples"]
 _BINS = 40
 
 
@@ -63,22 +65,56 @@ def view(out: Path, *, video: Path | None = None, output: Path | None = None) ->
     ``video`` is a file or a folder of files whose names without ending are the stream ids. ``output`` is where to write:
     default ``_report.html`` in, or ``_annotated/`` below, the folder of the rows. States of streams, with the signals and
     prompts that other sinks of ``out`` hold, are drawn into ``_states.html`` and, one picture per stream, into ``_states/``.
+    Sound is drawn into ``_sounds.html`` and ``_sounds/``: its spectrogram below frames and sound of its video, which is the one
+    of ``video``, or the film that the run has written below ``out``.
     """
-    if video is not None:
+    sounding = _sound_folders(out)
+    if video is not None and not sounding:
         return _draw_onto(out, video, output or out / "_annotated")
     folders = [out] if _holds_rows(out) else sorted(path for path in out.glob("*") if path.is_dir() and _holds_rows(path))
     if not folders:
         raise SourceError(f"{out} holds no committed rows (no part-*.parquet, .arrow or .jsonl); give the 'path' of a sink")
-    written, tables = [], []
+    written, tables, sounds = [], [], []
     for folder in folders:
         table = read_committed(folder)
+        sounds += [table.select(_SOUND_COLUMNS)] if has_sound(table) and "channels" in table.column_names else []
         target = _target(output, folder, several=len(folders) > 1)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_report(folder, table), encoding="utf-8")
         written.append(target)
         tables += [part] if (part := needed(table)) is not None else []
     place = out if output is None else output.parent if output.suffix == ".html" else output
-    return written + _draw_states(tables, place)
+    videos = _videos(video) if video is not None else videos_below(out) if sounds else {}
+    return written + _draw_states(tables, place) + _draw_sounds(sounds, videos, place)
+
+
+def _sound_folders(out: Path) -> list[Path]:
+    """Return the folders of table sinks of ``out`` whose rows hold sound."""
+    folders = [out] if _holds_rows(out) else [path for path in sorted(out.glob("*")) if path.is_dir() and _holds_rows(path)]
+    return [folder for folder in folders if has_sound(read_committed(folder))]
+
+
+def _draw_sounds(tables: Sequence[pa.Table], videos: Mapping[str, Path], place: Path) -> list[Path]:
+    """Write a page with a picture of each stream that has sound, and the pictures."""
+    found = sounds_of(tables)
+    if not found:
+        return []
+    page, folder = place / "_sounds.html", place / "_sounds"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, written = [f"<h1>{len(found)} streams</h1>"], [page]
+    for sound in found[:_MOST_STREAMS]:
+        picture = draw_sound(sound, videos.get(sound.stream))
+        target = folder / f"{encode_name(sound.stream)}.png"
+        good, data = cv2.imencode(".png", picture)
+        assert good
+        target.write_bytes(data.tobytes())
+        text = base64.b64encode(data.tobytes()).decode()
+        parts.append(f'<h2>{html.escape(sound.stream)}</h2><img class="wide" alt="" src="data:image/png;base64,{text}">')
+        written.append(target)
+    if len(found) > _MOST_STREAMS:
+        parts.append(f"<p>and {len(found) - _MOST_STREAMS:,} more streams</p>")
+    page.write_text(_PAGE.format(title="sounds", body="\n".join(parts)), encoding="utf-8")
+    return written
 
 
 def _draw_states(tables: Sequence[pa.Table], place: Path) -> list[Path]:
@@ -353,7 +389,8 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2026; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }}
-svg rect {{ fill: #3b6ea8; }} img {{ max-width: 24rem; margin: 0 .4rem .4rem 0; }} h2 {{ margin-top: 2rem; font-size: 1.1rem; }}
+svg rect {{ fill: #3b6ea8; }} img {{ max-width: 24rem; margin: 0 .4rem .4rem 0; }} img.wide {{ max-width: none; }}
+h2 {{ margin-top: 2rem; font-size: 1.1rem; }}
 </style></head><body>
 {body}
 </body></html>

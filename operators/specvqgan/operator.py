@@ -23,6 +23,7 @@ from models.hub import weights_folder
 from models.specvqgan.codec import bits_of, pack_tokens
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE, TransformerConfig
 from models.specvqgan.loaders import SMALL_WEIGHTS, SoundNetworks, find_parts, load_networks
+from models.specvqgan.packing import pack_linears
 from models.specvqgan.transformer import KVCache
 from models.weight_files import weights_name
 from operators.admission import Admitted, admit_rows
@@ -81,14 +82,16 @@ class SpecVQGANOperator(Operator):
         networks = load_networks(weights_folder(options.checkpoint, SMALL_WEIGHTS), _parts(options), device)
         transformer, autoencoder, vocoder = networks.transformer, networks.autoencoder, networks.vocoder
         assert transformer is not None and autoencoder is not None and vocoder is not None
+        self.model_id = _model_id(networks)
         if options.double(sum(part.numel() for part in transformer.parameters())):
             transformer = transformer.double()
+        dtype = next(transformer.parameters()).dtype
+        pack_linears(transformer)
         config = transformer.config
         self.geometry = geometry = Geometry.of(options, config, context.name)
         top_k = config.codes // 2 if options.top_k is None else options.top_k
         columns = geometry.longest if geometry.exact else geometry.window
-        self._check_memory(networks, config, columns, next(transformer.parameters()).dtype)
-        self.model_id = _model_id(networks)
+        self._check_memory(networks, config, columns, dtype)
         self._looking = FeatureRing(networks.features, config.feature_width, geometry, slots, options.batch_frames, device)
         self._drawing = Drawing(
             transformer,
