@@ -127,7 +127,7 @@ def schemes(path: Path) -> np.ndarray:
     curves, phases = content["curves_seed_0"], content["settings"]["phases"]
     every = np.concatenate([np.array(curve) for curve in curves.values()])
     low, high = float(np.percentile(every, 2)), float(every.max())
-    panel = Panel("nats per event over time (phases and their regimes below)", (0, len(phases)), (low, high))
+    panel = Panel("nats per event from the truth over time (phases and their regimes below)", (0, len(phases)), (low, high))
     for number, regime in enumerate(phases):
         x = panel.place(number, low)[0]
         cv2.line(panel.image, (x, MARGIN // 2), (x, HEIGHT - MARGIN // 2), (220, 220, 220), 1)
