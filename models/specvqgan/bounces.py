@@ -1,8 +1,8 @@
 """Rendered clips with sound: a ball bounces, and what one sees decides what one hears.
 
 A bounce is an onset, the color of the ball is the pitch, its shape the timbre. The ball falls as a ball does, so how high it
-flies tells when it lands; the time of each flight is drawn, so that the past does not tell the rhythm. The same seed gives the
-same clip; frames and samples are made on demand, not stored.
+flies tells when it lands; the time of each flight is drawn, so that the past does not tell the rhythm. Where the ball hits, the
+ground glows in its color for a moment. The same seed gives the same clip; frames and samples are made on demand, not stored.
 """
 
 # H rows, W columns, N samples
@@ -29,7 +29,7 @@ _PARTIALS = {"circle": {1: 1.0, 2: 0.12}, "square": {1: 0.8, 3: 0.4, 5: 0.25}}
 _LEVEL, _ATTACK_S, _DECAY_S, _NOTE_S = 0.5, 0.002, 0.06, 0.75
 _FLIGHT_S = (0.45, 1.1)
 _RADIUS_PX, _GROUND_PX, _RISE_PX = 6.0, 37.0, 29.0
-_LIGHT, _SHADE, _NOISE = 190.0, 110.0, 4.0
+_LIGHT, _SHADE, _NOISE, _GLOW_S = 190.0, 110.0, 4.0, 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,13 @@ class Clip:
 
     def frame(self, time_s: float) -> NDArray[np.uint8]:
         """Render what is seen at a time as [H, W, 3] RGB."""
-        height, color = self._ball(time_s)
+        height, color, last = self._ball(time_s)
         start, speed = self.across_px
         low, high = _RADIUS_PX + 1, SIDE - _RADIUS_PX - 1
         x = low + abs((start + speed * time_s - low + (high - low)) % (2 * (high - low)) - (high - low))
         image = np.full((SIDE, SIDE, 3), _LIGHT, np.float32)
-        image[round(_GROUND_PX + _RADIUS_PX - 1) :] = _SHADE
+        glow = float(np.exp(-(time_s - last.time_s) / _GLOW_S))
+        image[round(_GROUND_PX + _RADIUS_PX - 1) :] = _SHADE + glow * (np.array(COLORS[last.color], np.float32) - _SHADE)
         center = np.array([x, _GROUND_PX - _RISE_PX * height])
         image += coverage(self.shape, center, _RADIUS_PX)[..., None] * (np.array(COLORS[color], np.float32) - image)
         noise = np.random.default_rng([self.seed, 1, round(1e6 * time_s)])
@@ -86,13 +87,13 @@ class Clip:
             heard_N[first : first + len(note_N)] += note_N
         return heard_N[:length].astype(np.float32)
 
-    def _ball(self, time_s: float) -> tuple[float, str]:
-        """Return height (1: the highest flight) and color of the ball."""
+    def _ball(self, time_s: float) -> tuple[float, str, Bounce]:
+        """Return height (1: the highest flight) and color of the ball, and its last bounce."""
         after = next(i for i, one in enumerate(self.bounces) if one.time_s > time_s)
         down, up = self.bounces[after], self.bounces[after - 1]
         flight_s = down.time_s - up.time_s
         way = (time_s - up.time_s) / flight_s
-        return (flight_s / _FLIGHT_S[1]) ** 2 * 4 * way * (1 - way), (up if way < 0.5 else down).color
+        return (flight_s / _FLIGHT_S[1]) ** 2 * 4 * way * (1 - way), (up if way < 0.5 else down).color, up
 
 
 def make_clip(seed: int, seconds: float = 10.0) -> Clip:

@@ -31,6 +31,7 @@ from models.specvqgan.stages import (
     autoencoder_stage,
     fold_weights,
     start_codebook,
+    start_in_time,
     start_with_silence,
     transformer_stage,
     vocoder_stage,
@@ -76,8 +77,10 @@ class BouncesSchedule:
 
     clips: int = 200
     """Whose sounds codebook and vocoder learn."""
-    seen_clips: int = 200
-    """Whose windows the transformer learns."""
+    seen_clips: int = 160
+    """Whose windows the transformer learns, but for a tenth that is held out."""
+    windows: int = 10
+    """Of each clip."""
     autoencoder: AutoencoderSchedule = field(default_factory=AutoencoderSchedule)
     transformer: TransformerSchedule = field(default_factory=TransformerSchedule)
     vocoder: VocoderSchedule = field(default_factory=VocoderSchedule)
@@ -98,6 +101,7 @@ class Networks(nn.Module):
             self.judge = Discriminator(32)
             torch.manual_seed(seed + 1)
             self.transformer = SoundTransformer(TRANSFORMER)
+            start_in_time(self.transformer, torch.Generator().manual_seed(seed))
             torch.manual_seed(seed + 2)
             self.vocoder = with_weight_norm(Vocoder(VOCODER))
             self.wave_judge = WaveDiscriminator(schedule.vocoder.disc_channels)
@@ -153,16 +157,24 @@ def train_transformer(networks: Networks, schedule: BouncesSchedule, training: T
     """Learn to tell tokens by what is seen."""
     generator = torch.Generator().manual_seed(seed + 1)
     clips = list(_clips(seed + 1, schedule.seen_clips, schedule.clip_s))
-    windows = WindowSet.of(clips, networks.autoencoder, networks.features, COLUMNS, generator)
-    training.run(
-        transformer_stage(
-            networks.transformer,
-            lambda: windows.draw(schedule.transformer.batch, generator),
-            schedule.transformer,
-            generator,
-            networks,
-        )
+    held = max(1, len(clips) // 10)
+
+    def windows_of(some: list[Clip]) -> WindowSet:
+        model, features = networks.autoencoder, networks.features
+        return WindowSet.of(some, model, features, COLUMNS, generator, windows=schedule.windows)
+
+    windows, unseen = windows_of(clips[held:]), windows_of(clips[:held])
+    stage = transformer_stage(
+        networks.transformer,
+        lambda: windows.draw(schedule.transformer.batch, generator),
+        schedule.transformer,
+        generator,
+        networks,
+        held_out=lambda: unseen.rows(torch.arange(len(unseen.tokens_MN))),
     )
+    training.run(stage)
+    if (best := stage.state["best"]) is not None:  # else it was complete before a stop, and the weights are in the checkpoint
+        networks.transformer.load_state_dict(best["weights"])
     networks.transformer.eval()
 
 

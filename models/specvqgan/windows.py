@@ -1,6 +1,6 @@
 """Windows of seen and heard clips: the tokens of their sound and the features of their frames, as the operator aligns them.
 
-Row r of the features stands beside the mel frames 4 r to 4 r + 3; a window begins with a column.
+Row r of the features stands beside the mel frames 4 r to 4 r + 3.
 """
 
 # M windows, R rows, P pixels, W columns, N tokens, E feature width, F features
@@ -66,29 +66,40 @@ class WindowSet:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, clips: Sequence[Clip], model: Autoencoder, features: PixelFeatures, columns: int, generator: torch.Generator
+        cls,
+        clips: Sequence[Clip],
+        model: Autoencoder,
+        features: PixelFeatures,
+        columns: int,
+        generator: torch.Generator,
+        *,
+        windows: int = 10,
     ) -> WindowSet:
-        """Cut clips into windows that begin at drawn columns, every column in one of them but for the ends, and encode them.
+        """Cut so many windows out of each clip, at drawn rows and at its beginning, and encode their sound.
 
-        Mean and deviation of ``features`` become those of the clips.
+        Rows are finer than columns, so that a bounce stands at many places of a column. Mean and deviation of ``features``
+        become those of the clips if they are still 0 and 1.
         """
         rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
         pixels, mels = [], []
         for clip in clips:
-            total = int(clip.seconds * RATE) // (HOP * COLUMN_FRAMES)
-            rows_R3HW = clip_rows_at(clip, total * COLUMN_ROWS, features, frame_rate=float(rng.choice(_FRAME_RATES)))
+            total = int(clip.seconds * ROW_RATE)
+            rows_R3HW = clip_rows_at(clip, total, features, frame_rate=float(rng.choice(_FRAME_RATES)))
             mel_HT = one_shot_mel(torch.from_numpy(clip.samples()))
-            first = int(rng.integers(min(columns, total - columns + 1)))
-            # The beginning of a clip belongs to it: what a stream begins with.
-            for start in sorted({0, *range(first, total - columns + 1, columns)}):
-                pixels.append(rows_R3HW[start * COLUMN_ROWS : (start + columns) * COLUMN_ROWS])
-                mels.append(mel_HT[:, start * COLUMN_FRAMES : (start + columns) * COLUMN_FRAMES])
-        fit_pixels(features, pixels)
+            count = columns * COLUMN_ROWS
+            for start in (0, *rng.integers(total - count + 1, size=windows - 1).tolist()):
+                pixels.append(rows_R3HW[start : start + count])
+                mels.append(mel_HT[:, start * FEATURE_FRAMES : (start + count) * FEATURE_FRAMES])
+        if not features.mean.any():
+            fit_pixels(features, pixels)
         held = torch.stack([features(part).half() for part in pixels])
         tokens = [sequence_of(model.encode(2 * mel_HT[None, None] - 1)) for mel_HT in mels]
         return cls(held, torch.cat(tokens))
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return features [B, E, F] and tokens [B, N] of drawn windows."""
-        rows = torch.randint(len(self.tokens_MN), (batch,), generator=generator)
+        return self.rows(torch.randint(len(self.tokens_MN), (batch,), generator=generator))
+
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features [B, E, F] and tokens [B, N] of some windows."""
         return self.pixels_MRP[rows].float().transpose(1, 2), self.tokens_MN[rows]
