@@ -44,7 +44,7 @@ SECONDS = 6.0
 MODES = ("frames", "none", "other", "coded", "vocoded")
 
 _PIECE, _EARLY = 24, 4
-_JUDGE_CLIPS, _JUDGE_STEPS, _JUDGE_BATCH = 120, 300, 128
+_JUDGE_CLIPS, _JUDGE_STEPS, _JUDGE_BATCH = 80, 300, 128
 
 
 def pieces(mels_BHT: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ SHAPES = ("circle", "square")
 _PARTIALS = {"circle": {1: 1.0, 2: 0.12}, "square": {1: 0.8, 3: 0.4, 5: 0.25}}
 _LEVEL, _ATTACK_S, _DECAY_S, _NOTE_S = 0.5, 0.002, 0.06, 0.75
 _FLIGHT_S = (0.45, 1.1)
+_ASIDE_PX, _DRIFT_PX = 2.0, 0.5
 _RADIUS_PX, _GROUND_PX, _RISE_PX = 6.0, 37.0, 29.0
 _LIGHT, _SHADE, _NOISE, _GLOW_S = 190.0, 110.0, 4.0, 0.08
 
@@ -111,7 +112,7 @@ def make_clip(seed: int, seconds: float = 10.0) -> Clip:
         flight_s = float(rng.uniform(*_FLIGHT_S))
         # The flight that the clip begins in must reach into it.
         time_s += max(flight_s, -time_s + 1e-3) if len(bounces) == 1 else flight_s
-    across_px = (float(rng.uniform(0, SIDE)), float(rng.uniform(-8, 8)))
+    across_px = (SIDE / 2 + float(rng.uniform(-_ASIDE_PX, _ASIDE_PX)), float(rng.uniform(-_DRIFT_PX, _DRIFT_PX)))
     return Clip(seed, seconds, SHAPES[rng.integers(len(SHAPES))], tuple(bounces), across_px)
 
 

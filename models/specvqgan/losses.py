@@ -27,6 +27,7 @@ Seen = Sequence[Sequence[Tensor]]
 """What a :class:`~models.specvqgan.wave_discriminator.WaveDiscriminator` says: scales, layers, logits last."""
 
 _RESOLUTIONS = (256, 512, 1024)
+_LEAST_SPECTRUM = 10.0
 
 
 class AutoencoderLoss(NamedTuple):
@@ -119,5 +120,6 @@ def spectral_distance(real_BN: Tensor, made_BN: Tensor) -> Tensor:
             torch.stft(x_BN, size, size // 4, window=window, return_complex=True).abs().clamp_min(1e-5)
             for x_BN in (real_BN, made_BN)
         )
-        total = total + (real - made).norm() / real.norm() + F.l1_loss(made.log(), real.log())
+        # Silence has no spectrum to be compared with: it counts by its logarithms alone.
+        total = total + (real - made).norm() / real.norm().clamp_min(_LEAST_SPECTRUM) + F.l1_loss(made.log(), real.log())
     return total / len(_RESOLUTIONS)

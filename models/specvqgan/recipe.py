@@ -55,7 +55,7 @@ CODES = 1024
 """As published: 269 bit/s."""
 
 AUTOENCODER = AutoencoderConfig(channels=32, multipliers=(1, 1, 1, 1, 2), blocks=1, z_channels=64, code_width=16, codes=CODES)
-FEATURES = PixelConfig(side=16)
+FEATURES = PixelConfig(side=8)
 TRANSFORMER = TransformerConfig(
     codes=CODES,
     layers=3,

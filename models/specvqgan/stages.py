@@ -84,10 +84,10 @@ class AutoencoderSchedule:
 class TransformerSchedule:
     """Updates, batch and rate of the transformer, and when it stops."""
 
-    steps: int = 700
+    steps: int = 450
     batch: int = 16
     rate: float = 2e-3
-    check_every: int = 100
+    check_every: int = 50
     """Updates between looks at clips that are held out; the weights that did best there are kept."""
     patience: int = 3
     """Looks without a better one before the stage ends; published: 2 epochs."""

@@ -177,7 +177,7 @@ def test_a_short_recipe_is_a_function_of_its_seed_and_writes_what_operators_load
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     networks = load_networks(first.weights, PARTS)
     assert networks.features is not None and networks.transformer is not None
-    assert networks.features.width == networks.transformer.config.feature_width == 768
+    assert networks.features.width == networks.transformer.config.feature_width == 192
     assert {"codec_error", "mean_error", "onsets_frames", "pitches_none", "precision_other"} <= set(first.metrics)
     assert first.metrics["codec_bits_per_s"] == pytest.approx(4 * 5 * RATE / 4096, rel=0.02)
 
