@@ -24,6 +24,7 @@ from models.specvqgan.loaders import PARTS, SMALL_WEIGHTS, load_networks
 from models.specvqgan.losses import (
     feature_matching,
     spectral_distance,
+    token_loss,
     wave_discriminator_loss,
     wave_generator_loss,
 )
@@ -35,6 +36,7 @@ from models.specvqgan.stages import (
     autoencoder_stage,
     fold_weights,
     start_codebook,
+    start_in_time,
     transformer_stage,
     vocoder_stage,
     with_weight_norm,
@@ -118,6 +120,38 @@ def test_a_transformer_learns_the_tokens_of_a_clip_by_heart() -> None:
     rows_BRE = torch.zeros(2, 16, 6)
     rows_BRE[:, [3, 7, 11, 15]] = feats_BEF.transpose(1, 2)
     assert torch.equal(made_tokens(model.eval(), rows_BRE, temperature=0), tokens_BN)
+
+
+def test_training_ends_where_held_out_windows_get_worse_and_the_best_weights_are_kept() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SoundTransformer(
+            TransformerConfig(codes=16, layers=1, heads=1, width=16, features=2, feature_width=3, columns=2)
+        )
+    learned = torch.randn(2, 3, 2, generator=generator), torch.randint(16, (2, 10), generator=generator)
+    held = torch.randn(2, 3, 2, generator=generator), torch.randint(16, (2, 10), generator=generator)
+    schedule = TransformerSchedule(steps=400, rate=1e-2, check_every=5, patience=2)
+    stage = transformer_stage(model, lambda: learned, schedule, generator, model, held_out=lambda: held)
+    notes: list[Progress] = []
+    Training(progress=notes.append).run(stage)
+    best = stage.state["best"]
+    assert notes[-1].step == best["step"] + 10 < 400
+    model.load_state_dict(best["weights"])
+    with torch.no_grad():
+        assert float(token_loss(model(held[0], held[1][:, :-1]), held[1], 2)) == best["score"]
+
+
+def test_what_is_seen_and_heard_at_one_moment_begins_with_like_positions() -> None:
+    config = TransformerConfig(codes=16, layers=1, heads=1, width=64, features=16, feature_width=3, columns=4)
+    model = SoundTransformer(config)
+    start_in_time(model, torch.Generator().manual_seed(0))
+    seen_FC, heard_NC = model.pos_emb[0, :16, :32].detach(), model.pos_emb[0, 16:, :32].detach()
+    nearest_N = (heard_NC @ seen_FC.T).argmax(1)
+    # Four rows stand beside each column of five tokens; its middle lies between the second and the third.
+    assert all(4 * (n // 5) + 1 <= int(row) <= 4 * (n // 5) + 2 for n, row in enumerate(nearest_N))
+    query = model.blocks[0].attn.query.weight  # type: ignore[union-attr]
+    assert float(model.head.weight.detach().std()) < 0.03 < 0.1 < float(query.detach().std())
 
 
 def test_only_weights_of_linear_layers_decay() -> None:
