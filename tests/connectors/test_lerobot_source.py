@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import lerobot_sets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rgbd_folders as made
 from reading import assert_every_restart_is_exact, read_all
@@ -57,6 +59,63 @@ def test_episodes_are_streams_with_their_own_frames(tmp_path: Path, version: str
             np.testing.assert_allclose(np.reshape(row["pose"], (4, 4)), made.pose(i), atol=1e-9)
             assert row["intrinsics"] == [30, 0, 15.5, 0, 31, 11, 0, 0, 1]
         first += length
+
+
+def test_the_layout_of_the_robomme_release_loads(tmp_path: Path) -> None:
+    """Version 2.1 with its own names: two cameras in the tables, no videos although there is a path for them, 8 joints."""
+    folder, frames = tmp_path / "robomme", 3
+    numbers = {"state": [8], "actions": [8], "timestamp": [1], "frame_index": [1], "episode_index": [1], "index": [1]}
+    kinds = {"state": "float32", "actions": "float32", "timestamp": "float32"}
+    info = {
+        "codebase_version": "v2.1",
+        "robot_type": "panda",
+        "total_videos": 0,
+        "chunks_size": 1000,
+        "fps": 10,
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+        "features": {
+            **{name: {"dtype": "image", "shape": [256, 256, 3]} for name in ("image", "wrist_image")},
+            **{name: {"dtype": kinds.get(name, "int64"), "shape": shape} for name, shape in numbers.items()},
+            "task_index": {"dtype": "int64", "shape": [1]},
+        },
+    }
+    tasks = ["pick up the cube that was shown first", "press the button twice"]
+    lines = {
+        "tasks": [{"task_index": number, "task": task} for number, task in enumerate(tasks)],
+        "episodes": [{"episode_index": n, "tasks": [tasks[n % 2]], "length": frames} for n in (0, 1000)],
+        "episodes_stats": [{"episode_index": n, "stats": {}} for n in (0, 1000)],
+    }
+    (folder / "meta").mkdir(parents=True)
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    for name, values in lines.items():
+        (folder / "meta" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, values)) + "\n")
+    png = cv2.imencode(".png", np.full((256, 256, 3), 90, np.uint8))[1].tobytes()
+    for episode in (0, 1000):
+        rows = [
+            {
+                **{key: {"bytes": png, "path": f"frame_{i:06d}.png"} for key in ("image", "wrist_image")},
+                **dict.fromkeys(("state", "actions"), [0.1 * i] * 8),
+                "timestamp": i / 10,
+                "frame_index": i,
+                "episode_index": episode,
+                "index": i,
+                "task_index": 0,
+            }
+            for i in range(frames)
+        ]
+        file = folder / info["data_path"].format(episode_chunk=episode // 1000, episode_index=episode)  # type: ignore[attr-defined]
+        file.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    options = {"color": "image", "state": "state", "action": "actions"}
+    assert source(folder, **options).splits() == ["episode_000000", "episode_001000"]
+    found = read_all(source(folder, **options), "episode_001000").to_pylist()
+    assert [(row["error"], row["instruction"], len(row["action"]), len(row["state"])) for row in found] == [
+        (None, tasks[0], 8, 8)
+    ] * frames
+    assert color_of(found[0]).shape == (256, 256, 3)
+    with pytest.raises(SourceError, match=r"has several: \['image', 'wrist_image'\]; name one by color: image"):
+        read_all(source(folder), "episode_000000")
 
 
 @pytest.mark.parametrize("video", [False, True], ids=["images", "videos"])
