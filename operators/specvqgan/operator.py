@@ -304,7 +304,8 @@ class SpecVQGANOperator(Operator):
         for turn, good in zip(turns, self._drawing.draw(turns), strict=True):
             stream = turn.stream
             if key is None:
-                needed = rows_needed(stream.column - good, turn.start, self.geometry, moved=turn.feats_EF is not None)
+                # No earlier than the row that set its window free: rows of a stream come in order.
+                needed = max(rows_needed(stream.column - good, turn.start, self.geometry, moved=False), stream.known)
                 at = next((row for final, row in stream.marks if final >= needed), 0)
             else:
                 at = key

@@ -81,6 +81,14 @@ def test_sound_is_that_of_the_slow_way(tmp_path: Path, count: int, features: int
     assert sum(rows_of(out, "tokens").column("n_samples").to_pylist()) == len(sound)
 
 
+def test_rows_of_a_whole_stream_in_one_batch_come_in_order(folder: Path) -> None:
+    made = operator(folder, emit_cols=1)
+    out = made.process(clip("a", 2, 110))
+    for output in ("sound", "tokens"):
+        at = rows_of(out, output).column("sequence").to_pylist()
+        assert len(at) > 5 and at == sorted(at)
+
+
 @pytest.mark.parametrize("lookahead", [0, 2, 6])
 def test_live_windows_repeat_the_newest_frame(folder: Path, tmp_path: Path, lookahead: int) -> None:
     model = write_model(tmp_path / "live", features=24)
