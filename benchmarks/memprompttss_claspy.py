@@ -46,6 +46,8 @@ def _clasp(x: np.ndarray) -> dict[str, Any]:
 
 def _clap(x: np.ndarray) -> dict[str, Any]:
     boundaries = BinaryClaSPSegmentation(n_jobs=1).fit_predict(x)
+    if not len(boundaries):  # CLaP refuses a series of one segment
+        return {"boundaries": [], "states": [0] * len(x)}
     states = AgglomerativeCLaPDetection(n_jobs=1).fit_predict(x, change_points=boundaries)
     return {"boundaries": [int(at) for at in np.flatnonzero(np.diff(states)) + 1], "states": [int(s) for s in states]}
 
