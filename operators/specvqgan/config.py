@@ -40,7 +40,7 @@ class SpecVQGANOptions(StreamOptions):
     window_hop: int | None = option(
         None,
         "Columns, of 0.186 s, by which a full window moves. Default: half a window. Fewer: more sound is known when a column "
-        "is made, at more cost.",
+        "is made, at more cost; a window: each begins anew.",
         unit="columns",
         ge=1,
     )
@@ -129,8 +129,8 @@ class Geometry:
         hop = options.window_hop or max(1, window // 2)
         emit = options.emit_cols or max(1, window // 4)
         fade = min(4, window // 4) if options.fade_cols is None else options.fade_cols
-        if not hop < window:
-            raise ConfigError(f"{name}: window_hop {hop} must be less than a window of {window} columns")
+        if hop > window:
+            raise ConfigError(f"{name}: window_hop {hop} is more than a window of {window} columns")
         if emit + fade > window:
             raise ConfigError(f"{name}: emit_cols {emit} and fade_cols {fade} must fit into a window of {window} columns")
         if options.lookahead_cols is not None and options.lookahead_cols > window:
