@@ -438,14 +438,13 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
     times = case.rows.column("event_time").cast(pa.int64())
     span_us = int(pc.max(times).as_py()) - int(pc.min(times).as_py()) + 1_000_000
     tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
     try:
         snapshots: list[int] = []
         banks: list[float] = []
         python: list[int] = []
         for repetition in range(10 * fill_after):
-            # Tracing makes Python several times slower; what is left of before is replaced, or stays, by half way.
-            if repetition == 4 * fill_after and not tracing:
-                tracemalloc.start()
             process_rows(operator, shifted(case.rows, repetition * span, repetition * span_us))
             if repetition + 1 in (fill_after, 10 * fill_after):
                 banks.append(operator.metrics().get("bank_bytes", 0.0))

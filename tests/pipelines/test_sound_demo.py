@@ -11,7 +11,7 @@ from pipelines.sound_demo import main, make_sound
 
 
 def test_the_demo_gives_films_with_sound_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, out = write_model(tmp_path / "model"), tmp_path / "out"
+    model, out = write_model(tmp_path / "model", columns=8), tmp_path / "out"
     make_sound(out, checkpoint=model, seconds=1.0)
     said = capsys.readouterr().out
     assert "Making sound from the frames alone" in said and said.count("bounces heard within 0.1 s") == 3

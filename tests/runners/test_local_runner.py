@@ -199,7 +199,7 @@ def test_resuming_a_finished_run_does_nothing_and_starting_it_over_is_refused(tm
     assert (report.status, report.epochs, len(store.rows())) == ("already finished", 0, 1000)
     with pytest.raises(
         RecoveryError,
-        match=r"a run of pipeline 'p' that is finished\. Read .* with --resume\. To run it again from the start: delete it",
+        match=r"a run of pipeline 'p' that is finished\. Read .* with --resume, or run it again from the start with --fresh",
     ):
         run(plan, runner="local")
 
