@@ -28,8 +28,10 @@ class Leftover:
 def leftovers(spec: PipelineSpec) -> list[Leftover]:
     """Return what earlier runs have left in the state folder and the sinks' folders; what is nothing is left out.
 
-    Rows in a topic cannot be taken back and are not listed. Raise ``RecoveryError`` where a folder cannot be read.
+    Rows in a topic cannot be taken back and are not listed. Raise ``RecoveryError`` where a folder cannot be read, or the state
+    is another pipeline's.
     """
+    _require_own_state(spec)
     found = [("state", Path(spec.state), StateFolder(Path(spec.state)).written())]
     for sink in spec.sinks:
         try:
@@ -73,6 +75,18 @@ def start_over(spec: PipelineSpec) -> list[Leftover]:
     if found:
         remove(spec, found)
     return found
+
+
+def _require_own_state(spec: PipelineSpec) -> None:
+    try:
+        manifest = StateFolder(Path(spec.state)).newest()
+    except RecoveryError:
+        return  # of an earlier version, which cannot be resumed: starting over is what is left
+    if manifest is not None and manifest.name != spec.name:
+        raise RecoveryError(
+            f"state folder {spec.state} belongs to pipeline {manifest.name!r}, this is {spec.name!r}; set 'state' to another "
+            "folder, or delete it by hand"
+        )
 
 
 def _size(path: Path) -> int:

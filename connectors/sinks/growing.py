@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar
 from connectors import durable, faults
 from connectors.base import Staged
 from connectors.errors import SinkError
-from connectors.sinks.staged import STAGING, FileSink, StagedFile, sink_error
+from connectors.sinks.staged import STAGING, FileSink, StagedFile, sha256_of, sink_error
 
 __all__ = ["GrowingFileSink"]
 
@@ -95,7 +94,7 @@ class GrowingFileSink(FileSink):
             if path not in unfinished and (of_epoch := self._epoch_of(path)) is not None and of_epoch > epoch:
                 raise SinkError(self._foreign(path, epoch))
         for piece in pieces:
-            if piece.path.exists() and _sha256(piece.path) != piece.sha256:
+            if piece.path.exists() and sha256_of(piece.path) != piece.sha256:
                 raise SinkError(f"{piece.path} was changed since epoch {epoch} was committed; put it back, or start over")
         self.commit(epoch, staged)
         super().recover(epoch, [])  # refuses files of earlier versions, removes what is staged besides
@@ -162,8 +161,3 @@ def _commit_error(path: Path, epoch: int, error: OSError) -> SinkError:
         f"{path}: {what}: {reason}. Epoch {epoch} is committed and its part of the file is kept in {STAGING}: {remedy}, then "
         "run again with --resume"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

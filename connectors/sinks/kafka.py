@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from connectors.kafka.transactions import HEADERS_KEY, TRANSACTION_S, Publisher
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import Columns, check_columns, require_kept
 from connectors.sinks.json_text import ALTERED
-from connectors.sinks.staged import STAGING, FileSink, StagedFile, single_input, sink_error
+from connectors.sinks.staged import FileSink, StagedFile, single_input, sink_error
 from connectors.sinks.tables import RowBuffer
 
 __all__ = ["KafkaSink", "KafkaSinkOptions"]
@@ -208,12 +207,7 @@ class KafkaSink(FileSink):
                 for publisher in publishers.values():
                     publisher.close()
             logger.info("sink=%s recovered epoch=%d sent=%d of %d", self.options.topic, epoch, len(missing), len(staged))
-        leftovers = self.root / STAGING
-        try:
-            if leftovers.exists():
-                shutil.rmtree(leftovers)
-        except OSError as error:
-            raise sink_error(leftovers, error) from error
+        self._remove_staged()
 
     def close(self) -> None:
         """Delete what was not prepared and let go of the producer."""

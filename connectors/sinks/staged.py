@@ -31,7 +31,7 @@ from connectors import durable, faults
 from connectors.base import Sink, Staged
 from connectors.errors import ConfigError, SinkError
 
-__all__ = ["FileSink", "StagedFile", "encode_name", "published", "single_input", "sink_error"]
+__all__ = ["FileSink", "StagedFile", "encode_name", "published", "sha256_of", "single_input", "sink_error"]
 
 STAGING = "_staging"
 _PART = re.compile(r"part-(\d+)-(\d+)-(\d+)\.\w+")
@@ -281,7 +281,7 @@ class FileSink(Sink):
                             "has the sink's 'path' changed since the last run? Put it back, or start over with --fresh"
                         )
                     continue
-                if target.exists() and _sha256(target) != file.sha256:
+                if target.exists() and sha256_of(target) != file.sha256:
                     raise SinkError(self._foreign(target, epoch))
                 durable.make_folders(target.parent)
                 source.replace(target)
@@ -298,7 +298,7 @@ class FileSink(Sink):
         for file in staged:
             for path in (self._inside(file.staged), self._inside(file.final)):
                 with _os_errors(path):
-                    if path.exists() and _sha256(path) != file.sha256:
+                    if path.exists() and sha256_of(path) != file.sha256:
                         if path == self._inside(file.staged):
                             raise SinkError(
                                 f"{path} is not as this run wrote it for epoch {epoch}: its SHA-256 differs, so it was "
@@ -306,13 +306,8 @@ class FileSink(Sink):
                             )
                         raise SinkError(self._foreign(path, epoch))
         self.commit(epoch, staged)
-        leftovers = self.root / STAGING
-        with _os_errors(leftovers):
-            if not leftovers.exists():
-                return
-            shutil.rmtree(leftovers)
-            durable.sync(self.root)
-        logger.info("sink=%s recovered epoch=%d; staged leftovers removed", self.root, epoch)
+        if self._remove_staged():
+            logger.info("sink=%s recovered epoch=%d; staged leftovers removed", self.root, epoch)
 
     def written(self) -> list[Path]:
         """Return committed and staged files."""
@@ -332,6 +327,16 @@ class FileSink(Sink):
                 for folder in (self._folder, self._folder.parent, self._folder.parent.parent):
                     folder.rmdir()
             self._folder = None
+
+    def _remove_staged(self) -> bool:
+        """Delete all that is staged; return whether there was anything."""
+        leftovers = self.root / STAGING
+        with _os_errors(leftovers):
+            if not leftovers.exists():
+                return False
+            shutil.rmtree(leftovers)
+            durable.sync(self.root)
+        return True
 
     def _inside(self, name: str) -> Path:
         """Return ``root/name``; refuse a manifest that points outside."""
@@ -365,6 +370,7 @@ def _os_errors(path: Path) -> Iterator[None]:
         raise sink_error(path, error) from error
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,9 +7,7 @@ A part has the same ``Idempotency-Key`` however often it is sent: repeats do no 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import shutil
 import time
 import urllib.error
 import urllib.parse
@@ -28,7 +26,7 @@ from connectors.errors import ConfigError, SinkError
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import check_columns
 from connectors.sinks.jsonl import JsonlSink
-from connectors.sinks.staged import STAGING, sink_error
+from connectors.sinks.staged import STAGING, sha256_of, sink_error
 
 __all__ = ["WebhookOptions", "WebhookSink"]
 
@@ -99,18 +97,13 @@ class WebhookSink(JsonlSink):
         for file in staged:
             path = self._inside(file.staged)
             try:
-                changed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != file.sha256
+                changed = path.exists() and sha256_of(path) != file.sha256
             except OSError as error:
                 raise sink_error(path, error) from error
             if changed:
                 raise SinkError(f"{path} was changed after its epoch was committed; put it back, or start over with --fresh")
         self.commit(epoch, staged)
-        leftovers = self.root / STAGING
-        try:
-            if leftovers.exists():
-                shutil.rmtree(leftovers)
-        except OSError as error:
-            raise sink_error(leftovers, error) from error
+        self._remove_staged()
 
     def shown(self, column: str) -> Shown:
         """Refuse: what was posted cannot be read back."""

@@ -107,6 +107,14 @@ def test_a_run_that_goes_on_is_not_deleted(folder: Path) -> None:
     assert files(folder) == before
 
 
+def test_the_state_of_another_pipeline_is_not_deleted(folder: Path) -> None:
+    before = files(folder)
+    (folder / "copy.yaml").write_text(COPY.replace("name: copy", "name: other"))
+    refused = call("run", "copy.yaml", "--fresh")
+    assert refused.exit_code == 1 and "belongs to pipeline 'copy', this is 'other'" in refused.stderr
+    assert files(folder) == before
+
+
 def test_resume_and_fresh_exclude_each_other(folder: Path) -> None:
     with pytest.raises(ConfigError, match="choose one of the two"):
         Pipeline.load("copy.yaml").run(fresh=True, resume=True)
