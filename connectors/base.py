@@ -91,6 +91,8 @@ class Source(ABC):
     """Files that belong to no split, and why: they are not read. Looked at after ``splits`` and ``discover``."""
     bulky: bool = False
     """True when rows are large (images): the engine then prefers to read them in the process that uses them."""
+    listing_s: float = 30.0
+    """How long ``splits`` may wait for a service that does not answer; ``check`` sets less."""
 
     def __init__(self, options: Any) -> None:
         self.options = options

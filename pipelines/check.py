@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "check_spec"]
 
+LISTING_S = 5.0
+"""How long a source may wait for a service that does not answer."""
+
 _T = TypeVar("_T")
 
 
@@ -101,6 +104,7 @@ class _Checker:
         if source is None:
             self.schemas[node.name] = None
             return
+        source.listing_s = LISTING_S
         recorded = self.manifest.splits(self.spec.state, node.name) if self.manifest is not None else None
         listing = self._try(where, lambda: list_splits(source, recorded))
         if listing is not None and not listing.splits and recorded:

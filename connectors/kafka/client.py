@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionOptions", "admin", "consumer", "kafka_errors", "package", "producer"]
 
 BOOTSTRAP_S = 30.0
-"""How long the first connection may take."""
+"""How long the first connection may take, where the caller does not say."""
 
 _RECONNECT_MAX_MS = 1000  # kafka-python's own 30 s would turn a broker's restart of 3 s into a stall of half a minute
 _Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -87,10 +87,10 @@ def package(module: str = "kafka") -> Any:
     return need(module, "a source or sink of Kafka")
 
 
-def consumer(options: ConnectionOptions, **settings: Any) -> KafkaConsumer:
+def consumer(options: ConnectionOptions, *, bootstrap_s: float | None = None, **settings: Any) -> KafkaConsumer:
     """Return a consumer outside of all groups, which commits no offsets and never resets one on its own."""
     return package().KafkaConsumer(
-        **_connection(options),
+        **_connection(options, bootstrap_s),
         metrics_enabled=False,
         group_id=None,
         enable_auto_commit=False,
@@ -141,14 +141,14 @@ def kafka_errors(options: ConnectionOptions, kind: type[StreambankError], what: 
         raise kind(f"Kafka at {servers}: {what}: {reason}; {advice}") from error
 
 
-def _connection(options: ConnectionOptions) -> dict[str, Any]:
+def _connection(options: ConnectionOptions, bootstrap_s: float | None = None) -> dict[str, Any]:
     if importlib.util.find_spec("crc32c") is None:
         logger.warning("kafka-python computes checksums in Python, 10 times slower: pip install 'streambank[kafka]'")
     settings: dict[str, Any] = {
         "bootstrap_servers": options.servers,
         "client_id": options.client_id,
         "security_protocol": options.security_protocol,
-        "bootstrap_timeout_ms": int(BOOTSTRAP_S * 1000),
+        "bootstrap_timeout_ms": int((BOOTSTRAP_S if bootstrap_s is None else bootstrap_s) * 1000),
         "reconnect_backoff_max_ms": _RECONNECT_MAX_MS,
         "ssl_check_hostname": options.ssl_check_hostname,
         "ssl_password": options.ssl_password,

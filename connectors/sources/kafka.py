@@ -138,7 +138,7 @@ class KafkaSource(Source):
         """Ask the brokers for the partitions of all topics."""
         options = self.options
         with kafka_errors(options, SourceError, "cannot list topics"):
-            client = consumer(options)
+            client = consumer(options, bootstrap_s=self.listing_s)
             try:
                 partitions = {topic: client.partitions_for_topic(topic) for topic in options.topics}
                 missing = next((topic for topic, numbers in partitions.items() if not numbers), None)

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from pipelines.runtime.logs import LogFormat, formatter
+from pipelines.runtime.logs import LogFormat, Repeats, formatter
 
 __all__ = ["LEVELS", "set_up_logging"]
 
@@ -21,6 +21,7 @@ def set_up_logging(level: str, log_format: LogFormat) -> None:
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     handler = _StandardError()
     handler.setFormatter(formatter(log_format))
+    handler.addFilter(Repeats())
     root = logging.getLogger()
     for old in [known for known in root.handlers if isinstance(known, _StandardError)]:
         root.removeHandler(old)

@@ -60,6 +60,7 @@ class TaskActor:
         sys.path += [path for path in plan.paths if path not in sys.path]
         handler = logging.StreamHandler()
         handler.setFormatter(logs.formatter(plan.log_format))
+        handler.addFilter(logs.Repeats())
         logging.basicConfig(level=plan.log_level, handlers=[handler], force=True)
         pa.set_cpu_count(plan.threads)
         pa.set_io_thread_count(plan.threads)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-__all__ = ["FORMATS", "LogFormat", "about_process", "about_thread", "formatter", "log_format"]
+__all__ = ["FORMATS", "LogFormat", "Repeats", "about_process", "about_thread", "formatter", "log_format"]
 
 LogFormat = Literal["text", "json"]
 FORMATS: tuple[LogFormat, ...] = ("text", "json")
@@ -45,6 +45,30 @@ def formatter(form: LogFormat) -> logging.Formatter:
 def log_format() -> LogFormat:
     """Return the form of this process's log lines."""
     return _format
+
+
+class Repeats(logging.Filter):
+    """Lets a line of a client library through once a minute, however often the library says it.
+
+    A client that finds no broker says so four times a second for as long as there is none. Our own lines all pass.
+    """
+
+    def __init__(self, libraries: Collection[str] = ("kafka",), every_s: float = 60.0) -> None:
+        super().__init__()
+        self._libraries = frozenset(libraries)
+        self._every_s = every_s
+        self._said: dict[tuple[str, int], float] = {}
+        """Logger and line of the library's source → when it was last let through."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line is written."""
+        if record.name.partition(".")[0] not in self._libraries:
+            return True
+        line = (record.name, record.lineno)
+        if record.created - self._said.get(line, -self._every_s) < self._every_s:
+            return False
+        self._said[line] = record.created
+        return True
 
 
 def _fields() -> dict[str, Any]:

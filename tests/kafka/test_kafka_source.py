@@ -16,7 +16,6 @@ from kafka_broker import PASSWORD, USER, Broker
 
 from connectors.base import Position
 from connectors.errors import ConfigError, SourceError
-from connectors.kafka import client
 from connectors.sources.kafka import KafkaReader, KafkaSource, KafkaSourceOptions
 from pipelines import Pipeline
 
@@ -375,14 +374,13 @@ def test_encrypted_and_authenticated_connections_read(broker: Broker, topic: Top
 
 
 @pytest.mark.parametrize("wrong", [{"sasl_password": "wrong"}, {"ssl_cafile": None}])
-def test_a_connection_that_is_refused_says_what_to_check(
-    broker: Broker, topic: Topic, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "BOOTSTRAP_S", 1.0)
+def test_a_connection_that_is_refused_says_what_to_check(broker: Broker, topic: Topic, wrong: dict[str, Any]) -> None:
     given = {"ssl_cafile": broker.ca_file, "sasl_mechanism": "SCRAM-SHA-512", "sasl_username": USER, "sasl_password": PASSWORD}
     options = {**given, "security_protocol": "SASL_SSL", "bootstrap_servers": broker.sasl_address, **wrong}
+    refused = source(broker, topic(), **options)
+    refused.listing_s = 1.0
     with pytest.raises(SourceError, match="certificate, user and password") as caught:
-        source(broker, topic(), **options).splits()
+        refused.splits()
     assert PASSWORD not in str(caught.value)
 
 

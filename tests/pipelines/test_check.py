@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pipeline_types import LabelOperator
 
 from connectors.records import FRAME
 from operators.streams import StreamOptions
+from pipelines import check
 from pipelines.api import Pipeline
 from pipelines.check import Finding
 from pipelines.registry import ready_pipelines
@@ -189,6 +192,24 @@ def test_schemas_of_ready_pipelines_fit(name: str, tmp_path: Path) -> None:
     found = Pipeline.load(name, overrides={**overrides, "state": tmp_path / "state"}).check()
     assert [finding for finding in found if finding.level == "error"] == []
     assert len(found) >= len(spec.nodes)
+
+
+@pytest.mark.filterwarnings("ignore:read_text is deprecated")  # by kafka-python when it is imported
+def test_a_broker_that_does_not_answer_is_found_out_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "LISTING_S", 0.2)
+    with socket.socket() as held:  # bound and not listening: refuses, and nobody else gets the port
+        held.bind(("127.0.0.1", 0))
+        topic = {
+            "type": "kafka",
+            "bootstrap_servers": f"127.0.0.1:{held.getsockname()[1]}",
+            "topic": "t",
+            "columns": {"n": "int64"},
+        }
+        began = time.monotonic()
+        [(level, where, message)] = problems(findings(tmp_path, sources__numbers=topic))
+    assert (level, where) == ("error", "sources.numbers")
+    assert "cannot list topics" in message and "check that bootstrap_servers can be reached" in message
+    assert time.monotonic() - began < 15  # a client asks for 30 s before a run
 
 
 # Streams and slots
