@@ -1,0 +1,505 @@
+"""What docs/benchmarks.md says: each claim with the function that takes its figure from the result of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CLAIMS", "README_CLAIMS", "Claim", "Result"]
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One row of the page."""
+
+    subject: str
+    """Heading under which it stands."""
+    result: str
+    """Name of the benchmark, whose result has the same name."""
+    claim: str
+    figure: Callable[[Result], str]
+    arguments: str = ""
+    """Of the command."""
+
+    @property
+    def command(self) -> str:
+        """The command that measures it."""
+        return f"python -m benchmarks.{self.result} {self.arguments}".strip()
+
+
+# How figures are written
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _per_s(rate: float) -> str:
+    return f"{rate:,.0f}"
+
+
+def _span(values: Iterable[float], digits: int = 2) -> str:
+    """``0.12`` where all are the same, else ``0.12–0.34``."""
+    texts = [f"{value:.{digits}f}" for value in sorted(values)]
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]}–{texts[-1]}"
+
+
+def _mean(values: Iterable[float]) -> float:
+    given = list(values)
+    return sum(given) / len(given)
+
+
+# The figures, one function per result where a line is too short
+
+
+def _mamba_gain(r: Result) -> str:
+    mean = r["mean"]
+    return (
+        f"mAP50 {mean['causal']:.3f} with memory; {mean['control']:.3f} the same detector, trained as long, without; "
+        f"{mean['wrong']:.3f} with another clip's bank"
+    )
+
+
+def _mamba_fps(r: Result) -> str:
+    def rates(levels: str) -> str:
+        return ", ".join(f"{row['frames_per_s']:.2f}" for row in r["rows"] if row["levels"] == levels)
+
+    def share(row: Result) -> float:
+        stages = row["stages_ms_per_frame"]
+        return sum(ms for stage, ms in stages.items() if "bank" in stage) / row["ms_per_frame"]
+
+    most = max(share(row) for row in r["rows"])
+    return (
+        f"{rates('instance')} frames/s with the instance level; {rates('all')} with both; "
+        f"bank reads and writes take at most {100 * most:.1f} %"
+    )
+
+
+def _decode(r: Result) -> str:
+    def ratios(runner: str) -> str:
+        return " and ".join(f"{row['ratio']:.2f}" for row in r["rows"] if row["runner"] == runner)
+
+    clips = ", ".join(dict.fromkeys(row["clip"] for row in r["rows"]))
+    return f"local {ratios('local')}, ray {ratios('ray')} of its frames/s ({clips})"
+
+
+def _keyed(r: Result) -> str:
+    local, ray = (r["sides"][side]["ratio_to_bytewax"] for side in ("local", "ray"))
+    return f"local {local:.1f} times, ray {ray:.1f} times its events/s"
+
+
+def _soak(r: Result) -> str:
+    runs = r["runners"].values()
+    lost, doubled, left = (sum(run[name] for run in runs) for name in ("lost", "doubled", "staged_files_left"))
+    rows = " and ".join(f"{run['rows']:,}" for run in runs)
+    return f"{rows} rows of {r['rows']:,} ({', '.join(r['runners'])}), {lost} lost, {doubled} twice, {left} staged files left"
+
+
+def _kafka_soak(r: Result) -> str:
+    runs = r["runners"].values()
+    frames = sum(run["frames"] for run in runs)
+    lost, doubled, changed = (sum(run["kafka"][n] + run["parquet"][n] for run in runs) for n in ("lost", "doubled", "changed"))
+    kills = ", ".join(f"{name} {count}" for name, count in r["kills"].items())
+    return f"{sum(r['kills'].values())} kills ({kills}): of {frames:,} frames {lost} lost, {doubled} twice, {changed} changed"
+
+
+def _kafka(r: Result) -> str:
+    def ratios(side: str) -> str:
+        return ", ".join(f"{case[side]:.2f}" for case in r["cases"].values())
+
+    return f"source {ratios('source_ratio')} of its messages/s (JSON, Arrow, frames); sink {ratios('sink_ratio')}"
+
+
+def _flat(r: Result) -> str:
+    table, video = r["table"]["growth_bytes"], r["video"]["growth_bytes"]
+    return f"grows by {table / 1e6:.1f} MB; by {video / 1e6:.0f} MB"
+
+
+def _many_files(r: Result) -> str:
+    return ", ".join(f"{row['ms_per_file']:.1f} ms a file ({row['format']})" for row in r["formats"])
+
+
+def _sinks(r: Result) -> str:
+    return "; ".join(f"{name}: {_per_s(rates['rows_per_s'])}" for name, rates in r["sinks"].items()) + " rows/s"
+
+
+def _real_clips(r: Result) -> str:
+    rows, frames = sum(row["rows"] for row in r["rows"]), sum(row["frames"] for row in r["rows"])
+    worst = max(row["worst_time_difference_us"] for row in r["rows"])
+    return f"{rows:,} rows of {frames:,} frames, times within {worst} µs of the container's"
+
+
+def _reloop2_drift(r: Result) -> str:
+    mean = r["streams"]["synthetic_drift"]["mean"]
+    ways = [mean["memory (knn)"], mean["memory (sketch)"]]
+
+    def recovered(phase: str) -> str:
+        return _span((100 * way[phase]["recovered"] for way in ways), 0)
+
+    return (
+        f"of the excess logloss the memory recovers {recovered('phase1')} % after a drift of concepts and "
+        f"{recovered('phase2')} % after a shift of the base rate; before, it changes logloss by "
+        f"{_span((way['phase0']['cost'] for way in ways), 4)}"
+    )
+
+
+def _movielens(r: Result) -> str:
+    mean = r["streams"]["ml100k"]["mean"]
+
+    def gain(way: str) -> float:
+        return 100 * (mean[way]["auc"] - mean["frozen"]["auc"])
+
+    return (
+        f"AUC +{gain('memory (knn)'):.2f} points (nearest rows), +{gain('memory (sketch)'):.2f} (sketch) over the frozen model"
+    )
+
+
+def _reloop2_soak(r: Result) -> str:
+    memory, kills = r["memory"], r["kills"]
+    same = "the same bits" if kills["rows_equal"] and kills["bank_difference"] is None else "NOT the same"
+    return (
+        f"{_per_s(memory['impressions_per_s'])} a second, peak memory of the second half "
+        f"{memory['growth_bytes'] / 1e6:.1f} MB over the first's; predictions and bank after {kills['kills']} kills {same}"
+    )
+
+
+def _sketch(r: Result) -> str:
+    def rate(width: str, side: str) -> float:
+        return float(r["rows_per_s"][width][side]["hash, read and write"])
+
+    both = [(width, rate(width, "streambank"), rate(width, "plain")) for width in r["rows_per_s"]]
+    return "; ".join(f"{width} numbers: {_per_s(ours)} rows/s, {ours / plain:.2f} times it" for width, ours, plain in both)
+
+
+def _faiss(r: Result) -> str:
+    def against(kind: str) -> str:
+        useful = r["useful_recall"]
+        rows = [
+            row for case in r["cases"] for row in case["comparison"] if f" {kind}" in row["faiss"] and row["recall"] >= useful
+        ]
+        return f"{_span(row['ratio'] for row in rows)} times {kind}"
+
+    counted, behind = r["comparisons_at_useful_recall"], r["faiss_ahead_at_useful_recall"]
+    return (
+        f"{against('Flat')}, {against('IVF')}, {against('HNSW')}; ahead in {counted - behind} of {counted} comparisons "
+        f"at a recall of {r['useful_recall']} or more"
+    )
+
+
+def _rekv_gain(r: Result) -> str:
+    right = r["accuracy"]
+    return (
+        f"{_percent(right['memory'])} right with memory, {_percent(right['uniform'])} from as many frames evenly spread, "
+        f"{_percent(right['blind'])} without frames; "
+        f"the event is among the retrieved frames in {100 * r['recall']['mean']:.1f} %"
+    )
+
+
+def _rekv_speed(r: Result) -> str:
+    same = "same tokens" if r["same_tokens"] else "OTHER tokens"
+    return f"{r['ratio']['frame']:.1f} times per encoded frame, {r['ratio']['answer']:.1f} times per answer, {same}"
+
+
+def _rekv_day(r: Result) -> str:
+    first, last, exact = r["bytes_first"], r["bytes_last"], r["checks"]["first_minute_answer_exact"]
+    flat = "flat" if first["device"] == last["device"] and first["host"] == last["host"] else "NOT flat"
+    return (
+        f"device and host {flat}, {last['disk'] / 1e6:.0f} MB on disk, {r['computed']['disk'] / 1e6:.0f} MB computed; "
+        f"the first minute {'still answered with the same bits' if exact else 'NOT answered with the same bits'}"
+    )
+
+
+def _policies(r: Result) -> str:
+    plain = r["policies"]["off"]
+    others = [policy for name, policy in r["policies"].items() if name != "off"]
+    bytes_ = _span((100 * policy["share"] for policy in others), 0)
+    right = _span((100 * policy["accuracy"] for policy in others), 1)
+    return f"{bytes_} % of the bytes at {right} % right ({100 * plain['accuracy']:.1f} % without a policy)"
+
+
+def _videostreaming_sets(r: Result) -> list[Result]:
+    return [one for model in r["models"].values() for one in model["sets"]]
+
+
+def _videostreaming_gain(r: Result) -> str:
+    sets = _videostreaming_sets(r)
+
+    def right(way: str) -> str:
+        return _percent(_mean(one["accuracy"][way] for one in sets))
+
+    most = max(one["accuracy"]["uniform"] for one in sets)
+    recall = _mean(one["recall"]["memory"] for one in sets)
+    rekv = _mean(one["accuracy"]["memory"] for one in r["rekv"])
+    return (
+        f"{right('memory')} right from the selected memories, at most {_percent(most)} from as many tokens evenly spread, "
+        f"{right('last')} from the newest, {right('blind')} without; the right clip is selected in {_percent(recall)}; "
+        f"ReKV with as many tokens {_percent(rekv)}"
+    )
+
+
+def _propagation(r: Result) -> str:
+    sets = _videostreaming_sets(r)
+    carried, cut = (_mean(one["accuracy_by_kind"]["before"][way] for one in sets) for way in ("memory", "no_propagation"))
+    return f"{_percent(carried)} right with it, {_percent(cut)} without"
+
+
+def _videostreaming_speed(r: Result) -> str:
+    first, last = r["rows"][0], r["rows"][-1]
+    ratios = ", ".join(f"{ratio:.1f}" for ratio in last["ratio"].values())
+    return (
+        f"{1e3 * first['clip_s']:.1f} and {1e3 * last['clip_s']:.1f} ms a clip, {1e3 * first['answer_s']:.1f} and "
+        f"{1e3 * last['answer_s']:.1f} ms an answer; against encoding the whole video per question {ratios} times at "
+        f"{', '.join(last['ratio'])} questions about {last['hours']:.0f} hours"
+    )
+
+
+def _fourd_coverage(r: Result) -> str:
+    def worst(case: str) -> str:
+        return " against ".join(f"{r['table'][case][way]['worst_coverage']:.3f}" for way in ("window", "uniform"))
+
+    return f"worst {worst('still_with_events')} of even spacing; {worst('redkitchen30')}, a tie"
+
+
+def _fourd_task(name: str) -> Callable[[Result], str]:
+    def figure(r: Result) -> str:
+        ways = r["tasks"][name]["outcomes"]
+        return (
+            f"{_span(ways['window'])} right with memory bank sampling, {_span(ways['uniform'])} from as many frames "
+            f"evenly spaced, {_span(ways['last_k'])} from the newest"
+        )
+
+    return figure
+
+
+def _fourd_point(r: Result) -> str:
+    ways = r["tasks"]["point"]["outcomes"]
+    return f"{100 * _mean(ways['with coordinates']):.0f} cm off with coordinates, {100 * _mean(ways['without']):.0f} cm without"
+
+
+def _fourd_memory(r: Result) -> str:
+    first, last = r["seen"][0], r["seen"][-1]
+    same = all(first[name] == last[name] for name in ("bank_bytes", "snapshot_bytes"))
+    grown = (last["resident_bytes"] - first["resident_bytes"]) / 1024
+    return f"bank and snapshot {'the same bytes' if same else 'GREW'}, resident memory grows by {grown:.0f} KiB"
+
+
+def _fourd_speed(r: Result) -> str:
+    same = "the same frames chosen" if r["same_choice"] == 1 else f"the same frames in {_percent(r['same_choice'])}"
+    return f"{r['times_plain']:.1f} ({r['times_k_again']:.1f}) times, {same}"
+
+
+def _confidence(r: Result) -> str:
+    return f"{_percent(r['caught'])} and {_percent(r['lost'])} at {r['default']}"
+
+
+def _tss_speed(r: Result) -> str:
+    return f"{_per_s(r['window_apart'])} and {_per_s(r['quarter'])} samples/s of final states"
+
+
+def _tss_again(r: Result) -> str:
+    return f"{r['released_ms'] / r['again_ms']:.1f} times faster, logits within {r['difference']:.0e}"
+
+
+def _drift(r: Result) -> str:
+    ways = r["nats_per_event_from_the_truth"]
+
+    def both(what: str) -> str:
+        return " and ".join(f"{ways[way][what][0]:.2f} ± {ways[way][what][1]:.2f}" for way in ("prompt", "online"))
+
+    return (
+        f"prompts and online training: {both('current')} nats an event from the truth on the present regime, "
+        f"{both('forgotten')} forgotten of a regime while it was away, {both('lost_on_return')} lost when it returns"
+    )
+
+
+def _tpp_speed(r: Result) -> str:
+    rates = r["events_per_second"]
+
+    def rate(name: str) -> float:
+        return float(rates[name]["by_processor_time"])
+
+    ours = {name: rate(f"{name}: scored and predicted") for name in ("s2p2", "nhp", "attnhp")}
+    published = rate("published procedure, length 100, 500 proposals: positions")
+    shown = ", ".join(f"{name} {_per_s(events)}" for name, events in ours.items())
+    return f"{shown} events/s of processor time; the default {ours['s2p2'] / published:.0f} times the published procedure"
+
+
+def _sound_codec(r: Result) -> str:
+    sets = [one for model in r["models"].values() for one in model["sets"]]
+    rate, bits = (_mean(one[name] for one in sets) for name in ("codec_bits_per_s", "codec_error"))
+    return f"{rate:.0f} bit/s at an error of {bits:.3f}, {_mean(one['mean_error'] for one in sets):.3f} of the mean predictor"
+
+
+def _sound_gain(r: Result) -> str:
+    sets = [one for model in r["models"].values() for one in model["sets"]]
+
+    def shares(what: str) -> str:
+        return " and ".join(_percent(_mean(one[f"{what}_{way}"] for one in sets)) for way in ("frames", "none"))
+
+    return f"onsets within 0.1 s {shares('onsets')} with and without frames, pitch classes {shares('pitches')}"
+
+
+def _sound_speed(r: Result) -> str:
+    return ", ".join(f"{row['faster']:.0f} times per stream at {row['streams']}" for row in r["rows"])
+
+
+_ENGINE, _MAMBA, _RELOOP2, _REKV = "Engine", "MAMBA", "ReLoop2", "ReKV"
+_VIDEO, _FOURD, _TSS, _TPP, _SOUND = "VideoStreaming", "4D-VLA", "MemPromptTSS", "PromptTPP", "SpecVQGAN"
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        _ENGINE,
+        "keyed_stream",
+        "keyed running mean, 500,000 JSON lines, a commit a second, against bytewax 0.21 with recovery",
+        _keyed,
+    ),
+    Claim(_ENGINE, "decode_throughput", "decode → null → Parquet, against a bare OpenCV loop", _decode),
+    Claim(_ENGINE, "fault_soak", "`kill -9` at 30 random moments per runner, then `--resume`", _soak),
+    Claim(
+        _ENGINE,
+        "kafka_soak",
+        "`kill -9` of driver, actors, coordinator and broker under Kafka → MAMBA → Kafka and Parquet",
+        _kafka_soak,
+    ),
+    Claim(
+        _ENGINE,
+        "kafka_throughput",
+        "Kafka source and transactional sink against a bare kafka-python poll loop and producer, one broker here",
+        _kafka,
+    ),
+    Claim(_ENGINE, "memory_flat", "1,000,000 rows of replay after warm-up; 2 minutes of 720p in real time", _flat),
+    Claim(_ENGINE, "many_files", "500,000 rows in 2,000 files, against one file", _many_files),
+    Claim(_ENGINE, "sink_throughput", "file sinks, 1,000,000 rows", _sinks),
+    Claim(
+        _ENGINE,
+        "flight_subscriber",
+        "a Flight subscriber that reads one batch a second",
+        lambda r: f"{r['ratio']:.2f} times the rows/s without it",
+    ),
+    Claim(_MAMBA, "mamba_memory_gain", "what the memory gains on fresh clips, 3 seeds", _mamba_gain),
+    Claim(
+        _MAMBA,
+        "memory_step",
+        "memory step at full size, against copying, permuting and re-projecting as published",
+        lambda r: f"{r['ratio']:.1f} times faster, difference {r['max_abs_difference']:.0e}",
+    ),
+    Claim(
+        _MAMBA,
+        "real_clips",
+        "five real clips, full-size model from an official-layout checkpoint",
+        _real_clips,
+    ),
+    Claim(_MAMBA, "mamba_fps", "full size on the CPU (ResNet-101, short side 600) at 1, 4 and 16 streams", _mamba_fps),
+    Claim(_RELOOP2, "reloop2_drift", "clicks that drift, labels 1,000 impressions late, 3 seeds", _reloop2_drift),
+    Claim(_RELOOP2, "reloop2_drift", "40,000 MovieLens events", _movielens),
+    Claim(
+        _RELOOP2,
+        "reloop2_soak",
+        "10,000,000 impressions with delayed labels through `streambank run`; kills",
+        _reloop2_soak,
+    ),
+    Claim(
+        _RELOOP2,
+        "sketch_throughput",
+        "sketch of 70 arrays × 2^16, hash, read and write, exact, one core, against the plain form, whose sums are not",
+        _sketch,
+    ),
+    Claim(_RELOOP2, "knn_faiss", "nearest rows, add and search as often, one core, against faiss 1.15", _faiss),
+    Claim(_REKV, "rekv_memory_gain", "the small model on 60 unseen films of ten minutes, 1,200 questions", _rekv_gain),
+    Claim(
+        _REKV,
+        "rekv_speed",
+        "against the published procedure taken literally, 8 layers, hidden 256, window 5,000, one thread",
+        _rekv_speed,
+    ),
+    Claim(
+        _REKV, "rekv_day", "a day of video (43,200 frames, features given) through session and bank of three tiers", _rekv_day
+    ),
+    Claim(
+        _REKV, "rekv_confidence", "the small model on 12 unseen films: nonsense called unsure, and right answers", _confidence
+    ),
+    Claim(_REKV, "rekv_policies", "policies for the bank: bytes, accuracy on the films", _policies),
+    Claim(
+        _VIDEO,
+        "videostreaming_memory_gain",
+        "the small model on unseen films of ten minutes at equal video tokens",
+        _videostreaming_gain,
+        "--films 4",
+    ),
+    Claim(_VIDEO, "videostreaming_memory_gain", "a question that needs memory propagation", _propagation, "--films 4"),
+    Claim(
+        _VIDEO,
+        "videostreaming_speed",
+        "a clip and an answer after 1 minute and after 24 hours of video (small shape, features given, processor time)",
+        _videostreaming_speed,
+    ),
+    Claim(
+        _FOURD,
+        "fourd_vla_speed",
+        "sampling, 16 streams, features of 432 numbers given, one core",
+        lambda r: f"{_per_s(r['given_features_frames_per_s'])} frames/s",
+    ),
+    Claim(
+        _FOURD,
+        "fourd_vla_speed",
+        "with an encoder, against a plain implementation that encodes the window (the frames kept) again at each step",
+        _fourd_speed,
+    ),
+    Claim(
+        _FOURD,
+        "fourd_vla_coverage",
+        "coverage of the last 20 frames by 5: still view with events of one frame; a real kitchen",
+        _fourd_coverage,
+    ),
+    Claim(_FOURD, "fourd_vla_memory", "sampling of 100,352 frames of 16 streams", _fourd_memory),
+    Claim(
+        _FOURD,
+        "fourd_vla_tasks",
+        "a tiny policy told by a frame of the past (4 answers), 3 seeds",
+        _fourd_task("past"),
+        "--tasks past",
+    ),
+    Claim(_FOURD, "fourd_vla_tasks", "tiny policies count flashes (3 answers), 3 seeds", _fourd_task("count"), "--tasks count"),
+    Claim(
+        _FOURD,
+        "fourd_vla_tasks",
+        "tiny policies say whether a red cube was there (2 answers), 3 seeds",
+        _fourd_task("seen"),
+        "--tasks seen",
+    ),
+    Claim(
+        _FOURD,
+        "fourd_vla_tasks",
+        "a tiny policy points at a cube seen from anywhere, 3 seeds",
+        _fourd_point,
+        "--tasks point",
+    ),
+    Claim(
+        _TSS,
+        "memprompttss_speed",
+        "the size of the pump data, 100 streams, whole operator, one core: windows a window and a quarter of one apart",
+        _tss_speed,
+    ),
+    Claim(_TSS, "memprompttss_speed", "one window again after a prompt, against the released modules", _tss_again),
+    Claim(_TPP, "prompttpp_drift", "simulated stream with regimes that change and return, 3 seeds, 95 % intervals", _drift),
+    Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),
+    Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 2 --temperature 0.3"),
+    Claim(_SOUND, "specvqgan_gain", "sound from frames on unseen rendered clips", _sound_gain, "--clips 2 --temperature 0.3"),
+    Claim(
+        _SOUND,
+        "specvqgan_speed",
+        "a window of sound at full size, against the published sampler taken literally (processor time)",
+        _sound_speed,
+    ),
+)
+
+README_CLAIMS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
+    ("keyed_stream", "keyed running mean against bytewax, a commit a second", _keyed),
+    ("fault_soak", "`kill -9` at 30 random moments per runner", _soak),
+    ("mamba_memory_gain", "what MAMBA's memory gains on fresh clips", _mamba_gain),
+    ("rekv_memory_gain", "what ReKV's memory gains on films of ten minutes", _rekv_gain),
+)
+"""Result, what was measured, figure."""

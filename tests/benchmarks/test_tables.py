@@ -1,0 +1,45 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.claims import CLAIMS
+from benchmarks.machine import RESULTS, write
+
+
+def test_the_page_and_the_readme_say_what_the_results_give() -> None:
+    assert tables.PAGE.read_text(encoding="utf-8") == tables.page(), "run: python -m benchmarks.tables"
+    text = tables.README.read_text(encoding="utf-8")
+    assert text == tables.readme(text), "run: python -m benchmarks.tables"
+
+
+def test_another_result_gives_another_page(tmp_path: Path) -> None:
+    for path in RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    result = json.loads((tmp_path / "rekv_speed.json").read_text())
+    result["ratio"]["frame"], result["holds"] = 1.25, False
+    (tmp_path / "rekv_speed.json").write_text(json.dumps(result))
+    [row] = [line for line in tables.page(tmp_path).splitlines() if "benchmarks.rekv_speed" in line]
+    assert "1.2 times per encoded frame" in row
+    assert "missed its goal" in row
+
+
+@pytest.mark.parametrize("name", sorted({claim.result for claim in CLAIMS}))
+def test_every_command_is_a_benchmark(name: str) -> None:
+    source = (Path(tables.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    for claim in CLAIMS:
+        if claim.result == name:
+            assert all(option in source for option in re.findall(r"--[a-z-]+", claim.arguments))
+
+
+def test_results_are_json_that_every_reader_takes(tmp_path: Path) -> None:
+    path = write("b", {"values": [1.0, float("nan"), {"x": float("inf")}]}, folder=tmp_path)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert json.loads(path.read_text(), parse_constant=refuse)["values"] == [1.0, None, {"x": None}]
+    for committed in RESULTS.glob("*.json"):
+        json.loads(committed.read_text(encoding="utf-8"), parse_constant=refuse)
