@@ -96,7 +96,7 @@ def rate_error(hz: float, options: RateOptions) -> str:
     """Say in a row's ``error`` what is wrong and what to do."""
     return (
         f"sampled at {hz:.4g} Hz, measured over {BLOCK} samples; rate_hz is {options.rate_hz:g}, give or take "
-        f"{options.rate_tolerance:.0%}: resample the source, or use a model of this rate"
+        f"{options.rate_tolerance:.0%}: put the operator resample before it, or use a model of this rate"
     )
 
 

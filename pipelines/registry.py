@@ -133,6 +133,9 @@ _ENTRIES = (
         "sound as tokens of 0.27 kbit/s, and back",
         ("torchvision",),
     ),
+    Entry(
+        "operator", "resample", "operators.resample.operator:ResampleOperator", "samples of sensors, of any rate, at even times"
+    ),
     Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),

@@ -16,8 +16,8 @@ from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Tick
 from operators.memprompttss.memory import NEVER_SAID, PromptBank, Said
 from operators.memprompttss.prompts import Item, places
+from operators.memprompttss.quality import MISSING
 from operators.memprompttss.rows import Rows
-from operators.memprompttss.samples import MISSING
 from operators.memprompttss.timeline import Timeline
 from operators.memprompttss.weights import Network
 from operators.pending import Pending

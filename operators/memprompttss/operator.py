@@ -5,7 +5,7 @@ together there, before its window, so that what a stream gets depends on the ord
 they were cut into batches, nor on other streams. Windows of many streams go through the network together.
 """
 
-# R rows of a batch, B streams of a round, W windows, T samples of a window, C channels, N samples, K states
+# R rows of a batch, P those that count, N rows of a stream
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from connectors import records
 from connectors.errors import ConfigError
@@ -28,27 +27,28 @@ from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
 from operators.memprompttss.applying import Applier
 from operators.memprompttss.config import Geometry, MemPromptTSSOptions
+from operators.memprompttss.intake import Intake
 from operators.memprompttss.jobs import Job, Tick
 from operators.memprompttss.memory import PromptBank
 from operators.memprompttss.prompts import PromptLimits, read_prompt, ready_us
 from operators.memprompttss.revising import Reviser
 from operators.memprompttss.rows import Rows
-from operators.memprompttss.samples import GOOD, HELD, MISSING, OFF_RATE, Samples, fill, read_samples
 from operators.memprompttss.schemas import OUTPUTS, PROMPT, STATUSES
 from operators.memprompttss.settling import Settler
 from operators.memprompttss.streams import SensorStream
 from operators.memprompttss.timeline import Timeline
 from operators.memprompttss.weights import build_network, settings_of
+from operators.memprompttss.windows import WindowRunner
 from operators.pending import Pending
 from operators.questions import question_rows
-from operators.sampling_rate import forget_rate, measure_rate, rate_error
+from operators.samples import Samples, read_samples
+from operators.sampling_rate import forget_rate
 from operators.state import State
 from operators.streams import EVICTED, NEVER_US, STREAM_LOSSES, Refusal, StreamTable
 
 __all__ = ["MemPromptTSSOperator"]
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 class MemPromptTSSOperator(Operator):
@@ -86,10 +86,21 @@ class MemPromptTSSOperator(Operator):
         ]
         self._pending = Pending("prompts", options.max_waiting)
         self._counters = Counters(*STREAM_COUNTERS, "windows", "prompts", "prompts_rejected", "revisions")
-        self._settler = Settler(self._timeline, geometry, levels, provisional=options.provisional)
         self._applier = Applier(self._network, self._timeline, self._banks, self._pending, geometry, levels, options.max_age_s)
-        self._reviser = Reviser(self._network, self._timeline, self._banks, self._settler, geometry, levels)
-        self._rate = options if options.rate_hz else dataclasses.replace(options, rate_hz=config.rate_hz)
+        settler = Settler(self._timeline, geometry, levels, provisional=options.provisional)
+        self._runner = WindowRunner(
+            self._network,
+            self._timeline,
+            self._banks,
+            self._applier,
+            Reviser(self._network, self._timeline, self._banks, settler, geometry, levels),
+            settler,
+            geometry,
+            self._counters,
+            pad_short=options.pad_short,
+        )
+        rate = options if options.rate_hz else dataclasses.replace(options, rate_hz=config.rate_hz)
+        self._intake = Intake(self._network, self._timeline, geometry, options, rate, self._counters)
         self._settings = f"{geometry}, granularities {levels}, capacity {options.capacity}"
         self._ended: list[Emitted] = []
         """Rows of streams that were closed, up to the next ``flush``."""
@@ -169,7 +180,7 @@ class MemPromptTSSOperator(Operator):
         for number, job in enumerate(jobs):
             if job.is_late():
                 before.append(job.stream.received)
-                self._insert(out, samples, job)
+                self._intake.insert(out, samples, job)
                 sizes.append(1)
                 continue
             if job.after_gap():
@@ -178,7 +189,7 @@ class MemPromptTSSOperator(Operator):
             sizes.append(job.take(self._geometry, one_tick=self._applier.waits(job.stream_id, job.slot)))
             following.append(number)
         if following:
-            self._append(out, samples, [jobs[n] for n in following], np.array([sizes[n] for n in following]))
+            self._intake.append(out, samples, [jobs[n] for n in following], np.array([sizes[n] for n in following]))
         window, stride = self._geometry.window, self._geometry.stride
         ticks = []
         for job, size, had in zip(jobs, sizes, before, strict=True):
@@ -189,163 +200,7 @@ class MemPromptTSSOperator(Operator):
                 row = start + number * stride + window - 1 - had
                 ticks.append(Tick(job, number, int(job.rows_N[row])))
         if ticks:
-            self._run(out, ticks)
-
-    def _insert(self, out: Rows, samples: Samples, job: Job) -> None:
-        """Put a late sample where it belongs, or refuse it where a window has seen the place."""
-        row, slot, stream, timeline = int(job.rows_N[job.taken]), job.slot, job.stream, self._timeline
-        time_us, window, stride = int(samples.time_us_R[row]), self._geometry.window, self._geometry.stride
-        seen = window + (stream.windows - 1) * stride if stream.windows else 0
-        first = max(seen - 1, 0)
-        at_N = np.arange(first, stream.received)
-        time_us_N = timeline.get("time_us", np.full(len(at_N), slot), at_N).astype(np.int64)
-        place = first + int(np.searchsorted(time_us_N, time_us))
-        stream.last_sequence = max(stream.last_sequence, int(samples.sequence_R[row]))
-        if place < seen or (place == 0 and stream.origin):
-            behind_s = (stream.last_time_us - time_us) / 1e6
-            error = f"event_time is {behind_s:.6f} s before the last row's, and a window or a gap is there already"
-            out.sample(row, job.stream_id, int(samples.sequence_R[row]), time_us, "late", error)
-            self._counters.add("late")
-            return
-        before = np.array([slot]), np.array([max(place - 1, 0)])
-        quality = int(timeline.get("quality", *before)[0]) if place else MISSING
-        given_1C = samples.values_RC[row : row + 1]
-        there_1C = np.isfinite(given_1C)
-        values_1C = np.where(there_1C, self._network.standardize(given_1C), timeline.get("values", *before) if place else 0)
-        whole = bool(there_1C.all())
-        sample: dict[str, npt.NDArray[np.generic]] = {
-            "values": values_1C.astype(np.float32),
-            "sequence": samples.sequence_R[row : row + 1],
-            "time_us": samples.time_us_R[row : row + 1],
-            "quality": np.array([GOOD if whole else MISSING if quality == MISSING else HELD], np.uint8),
-        }
-        if place < stream.received and time_us == int(time_us_N[place - first]):
-            timeline.replace(slot, place, sample)
-            if place == stream.received - 1:  # what is held where the next one has no number
-                timeline.last_SC[slot] = np.where(there_1C, given_1C, timeline.last_SC[slot])[0]
-                timeline.held_SC[slot][there_1C[0]] = 0
-        else:
-            timeline.insert(slot, place, sample, stream.received)
-            stream.received += 1
-
-    def _append(self, out: Rows, samples: Samples, jobs: Sequence[Job], sizes_B: Ints) -> None:
-        """Note rows of streams: numbers that are missing are held, all are standardized."""
-        rows_R = np.concatenate([job.rows_N[job.taken : job.taken + size] for job, size in zip(jobs, sizes_B, strict=True)])
-        slots_B = np.array([job.slot for job in jobs])
-        starts_B = np.cumsum(sizes_B) - sizes_B
-        timeline = self._timeline
-        values_RC, quality_R, last_BC, held_BC = fill(
-            samples.values_RC[rows_R], starts_B, timeline.last_SC[slots_B], timeline.held_SC[slots_B], self.options.max_hold
-        )
-        timeline.last_SC[slots_B], timeline.held_SC[slots_B] = last_BC, held_BC
-        sequence_R, time_us_R = samples.sequence_R[rows_R], samples.time_us_R[rows_R]
-        rows = {"values": self._network.standardize(values_RC), "sequence": sequence_R, "time_us": time_us_R}
-        if self._rate.rate_hz is not None:
-            for job, start, size in zip(jobs, starts_B.tolist(), sizes_B.tolist(), strict=True):
-                self._measure_rate(out, job, rows_R, quality_R, slice(start, start + size), sequence_R, time_us_R)
-        timeline.append(slots_B, {**rows, "quality": quality_R}, sizes_B)
-        for job, start, size in zip(jobs, starts_B.tolist(), sizes_B.tolist(), strict=True):
-            stream = job.stream
-            stream.received += size
-            stream.last_sequence, stream.last_time_us = int(sequence_R[start + size - 1]), int(time_us_R[start + size - 1])
-            if stream.first_time_us == NEVER_US:
-                stream.first_time_us = int(time_us_R[start])
-
-    def _measure_rate(
-        self,
-        out: Rows,
-        job: Job,
-        rows_R: Ints,
-        quality_R: npt.NDArray[np.uint8],
-        part: slice,
-        sequence_R: Ints,
-        time_us_R: Ints,
-    ) -> None:
-        """Mark samples of a stream that comes at another rate than the network was trained for; say so once."""
-        was_wrong = job.stream.rate_wrong_hz != 0
-        wrong_N = measure_rate(job.stream, job.stream.last_time_us, time_us_R[part], self._rate)
-        off_N = ~np.isnan(wrong_N)
-        quality_R[part][off_N & (quality_R[part] != MISSING)] = MISSING if self.options.wrong_rate == "reject" else OFF_RATE
-        begins_N = off_N & ~np.concatenate([[was_wrong], off_N[:-1]])
-        for n in np.flatnonzero(begins_N).tolist():
-            at = part.start + n
-            error = rate_error(float(wrong_N[n]), self._rate)
-            out.sample(int(rows_R[at]), job.stream_id, int(sequence_R[at]), int(time_us_R[at]), "wrong_rate", error)
-
-    # Ticks
-
-    def _run(self, out: Rows, ticks: Sequence[Tick]) -> None:
-        """Run complete windows: prompts first, where the stream has any that wait; it then has one tick only."""
-        slots_W, start_W = self._places(ticks)
-        tokens_WPD, valid_W = self._encode(ticks, slots_W, start_W)
-        waiting = [tick for tick in ticks if self._applier.waits(tick.job.stream_id, tick.job.slot)]
-        causes = self._applier.apply(out, waiting) if waiting else {}
-        touched = {(waiting[number].job.slot, level) for number, level in causes}
-        for (number, level), names in causes.items():
-            tick = waiting[number]
-            settled = tick.window * self._geometry.stride
-            changed = self._reviser.revise(out, level, tick, tick.window + 1, settled, names)
-            self._counters.add("revisions", changed)
-        self._counters.add("windows", len(ticks))
-        rank_W = np.array([tick.window - tick.job.stream.windows for tick in ticks])
-        said = [self._decode(level, tokens_WPD, valid_W, slots_W, touched) for level in range(len(self._banks))]
-        for rank in range(int(rank_W.max()) + 1):
-            members = np.flatnonzero(rank_W == rank)
-            some = [ticks[w] for w in members.tolist()]
-            for level, (row_W, probability_VTK) in enumerate(said):
-                row_B = row_W[members]
-                voting_B = row_B >= 0
-                whole = np.array_equal(row_B, np.arange(len(probability_VTK)))
-                votes = probability_VTK if whole else probability_VTK[row_B[voting_B]]
-                self._settler.settle(out, level, some, votes if len(votes) else None, voting_B)
-        for tick in ticks:
-            tick.job.stream.windows = tick.window + 1
-
-    def _places(self, ticks: Sequence[Tick]) -> tuple[Ints, Ints]:
-        slots_W = np.array([tick.job.slot for tick in ticks])
-        return slots_W, np.array([tick.window for tick in ticks]) * self._geometry.stride
-
-    def _windows(self, slots_W: Ints, start_W: Ints) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return the samples of windows, and which of them can be run."""
-        at_WT = start_W[:, None] + np.arange(self._geometry.window)
-        valid_W = (self._timeline.get("quality", slots_W[:, None], at_WT) != MISSING).all(1)
-        return self._timeline.get("values", slots_W[:, None], at_WT).astype(np.float32, copy=False), valid_W
-
-    def _encode(self, ticks: Sequence[Tick], slots_W: Ints, start_W: Ints) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """Encode the windows of ticks, which are in order of streams, and remember them."""
-        x_WTC, valid_W = self._windows(slots_W, start_W)
-        if valid_W.all():
-            tokens_WPD = self._network.encode(x_WTC)
-        else:
-            config = self._network.model.config
-            tokens_WPD = torch.zeros(len(ticks), config.patches, config.width, device=self.context.device)
-            if valid_W.any():
-                rows = torch.from_numpy(np.flatnonzero(valid_W)).to(self.context.device)
-                tokens_WPD[rows] = self._network.encode(x_WTC[valid_W])
-        first = np.concatenate([[True], slots_W[1:] != slots_W[:-1]])
-        sizes_B = np.diff(np.concatenate([np.flatnonzero(first), [len(slots_W)]]))
-        self._timeline.keep_windows(slots_W[first], tokens_WPD, valid_W, sizes_B)
-        return tokens_WPD, valid_W
-
-    def _decode(
-        self,
-        level: int,
-        tokens_WPD: Tensor,
-        valid_W: npt.NDArray[np.bool_],
-        slots_W: Ints,
-        touched: set[tuple[int, int]],
-    ) -> tuple[Ints, Floats]:
-        """Return the probabilities of windows that can be run and were not run with the past; and the row of each, else -1."""
-        there_W = valid_W.copy()
-        if touched:
-            there_W &= np.array([(slot, level) not in touched for slot in slots_W.tolist()])
-        row_W = np.where(there_W, there_W.cumsum() - 1, -1)
-        if not there_W.any():
-            return row_W, np.zeros((0, 1, 1), np.float32)
-        slots_B, of_V = np.unique(slots_W[there_W], return_inverse=True)
-        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_B).to(self.context.device))
-        chosen = tokens_WPD if there_W.all() else tokens_WPD[torch.from_numpy(np.flatnonzero(there_W)).to(self.context.device)]
-        return row_W, self._network.states(chosen, tokens_BND, valid_BN, of_V)
+            self._runner.run(out, ticks)
 
     # Ends
 
@@ -353,7 +208,7 @@ class MemPromptTSSOperator(Operator):
         """End what came before a gap, and begin again; the bank stays."""
         key = int(job.rows_N[job.taken])
         gap_s = (int(samples.time_us_R[key]) - job.stream.last_time_us) / 1e6
-        self._finish(out, job, key)
+        self._runner.finish(out, job, key)
         self._timeline.restart(job.slot)
         stream = job.stream
         forget_rate(stream)
@@ -366,51 +221,12 @@ class MemPromptTSSOperator(Operator):
         out.sample(row, job.stream_id, int(samples.sequence_R[row]), int(samples.time_us_R[row]), "reset", reason)
         self._counters.add("reset")
 
-    def _finish(self, out: Rows, job: Job, key: int) -> None:
-        """Settle all samples of a stream that goes on no more, with a window that ends with the last one."""
-        window, stride, stream = self._geometry.window, self._geometry.stride, job.stream
-        length = stream.received
-        padded = 0 < length < window and self.options.pad_short
-        if not padded and length < window:
-            return
-        tick = Tick(job, stream.windows, key)
-        causes = {} if padded else self._applier.apply(out, [tick])
-        for (_, level), names in causes.items():
-            changed = self._reviser.revise(out, level, tick, stream.windows, stream.windows * stride, names)
-            self._counters.add("revisions", changed)
-        first = stream.windows * stride if stream.windows else 0
-        covered = 0 if not stream.windows else (stream.windows - 1) * stride + window
-        slots_W, status = np.array([job.slot]), "padded" if padded else None
-        for level in range(len(self._banks)):
-            if length > covered:
-                self._vote_last(level, slots_W, first, length)
-            if length > first:
-                self._settler.finish(out, level, [tick], np.array([first]), length - first, status=status)
-            self._settler.close_segments(out, level, tick, length)
-
-    def _vote_last(self, level: int, slots_W: Ints, first: int, length: int) -> None:
-        """Add the votes of the window that ends with the last sample, for samples from ``first`` on, which are not final."""
-        window = self._geometry.window
-        at_T = np.arange(length - window, length)
-        x_WTC, valid_W = self._windows(slots_W, np.array([max(0, length - window)]))
-        if length < window:
-            x_WTC = self._timeline.get("values", slots_W[:, None], np.maximum(at_T, 0)[None]).astype(np.float32)
-            valid_W = (self._timeline.get("quality", slots_W[:, None], np.maximum(at_T, 0)[None]) != MISSING).all(1)
-        if not valid_W.all():
-            return
-        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_W).to(self.context.device))
-        said_TK = self._network.states(self._network.encode(x_WTC), tokens_BND, valid_BN, np.zeros(1, np.int64))[0]
-        open_T = at_T >= first
-        place_N = at_T[open_T] % window
-        self._timeline.votes_SGTK[slots_W[0], level, place_N] += said_TK[open_T]
-        self._timeline.count_SGT[slots_W[0], level, place_N] += 1
-
     def close_stream(self, stream_id: str) -> None:
         """Settle what is left of a stream, then forget it. Its last rows come with the next ``flush``."""
         stream = self._streams.get(stream_id)
         if stream is not None:
             out = Rows()
-            self._finish(out, Job(stream_id, stream, np.zeros(0, np.int64), ()), 0)
+            self._runner.finish(out, Job(stream_id, stream, np.zeros(0, np.int64), ()), 0)
             self._applier.drop(out, 0, stream_id, "the stream has ended")
             self._ended += out.batches()
         self._streams.close(stream_id)
@@ -433,18 +249,10 @@ class MemPromptTSSOperator(Operator):
                 stream.seen = came
                 self._streams.changed(stream_id)
             elif stream.windows and self._applier.waits(stream_id, stream.slot):
-                self._apply_late(out, Job(stream_id, stream, np.zeros(0, np.int64), ()))
+                self._runner.apply_late(out, Job(stream_id, stream, np.zeros(0, np.int64), ()))
+                if self._applier.applied:
+                    self._streams.changed(stream_id)
         return ended + out.batches()
-
-    def _apply_late(self, out: Rows, job: Job) -> None:
-        """Apply the prompts that wait, between two ticks; what is not final is told again."""
-        tick, settled = Tick(job, job.stream.windows, 0), job.stream.windows * self._geometry.stride
-        causes = self._applier.apply(out, [tick])
-        if self._applier.applied:
-            self._streams.changed(job.stream_id)
-        for (_, level), names in causes.items():
-            self._counters.add("revisions", self._reviser.revise(out, level, tick, job.stream.windows, settled, names))
-            self._settler.tell_open(out, level, tick, settled, names)
 
     # Prompts
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Tick
+from operators.memprompttss.quality import HELD, OFF_RATE
 from operators.memprompttss.rows import Rows, SegmentBlock, StateBlock
-from operators.memprompttss.samples import HELD, OFF_RATE
 from operators.memprompttss.schemas import STATUSES
 from operators.memprompttss.segments import NONE, Begun, Segment, advance
 from operators.memprompttss.timeline import Timeline

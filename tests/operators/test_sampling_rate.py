@@ -100,6 +100,6 @@ def test_after_a_gap_it_begins_anew_and_without_a_rate_nothing_is_measured() -> 
 
 def test_the_error_says_value_bounds_and_remedy() -> None:
     assert rate_error(49.987, AT_100_HZ) == (
-        "sampled at 49.99 Hz, measured over 64 samples; rate_hz is 100, give or take 5%: resample the source, or use a model "
-        "of this rate"
+        "sampled at 49.99 Hz, measured over 64 samples; rate_hz is 100, give or take 5%: put the operator resample before it, "
+        "or use a model of this rate"
     )

@@ -154,7 +154,7 @@ def test_rows_with_other_channels_and_late_rows_are_refused_and_leave_no_trace(t
     found = tables(operator(checkpoint).process(rows))["states"]
     refused = [(r["sequence"], r["status"], r["error"]) for r in found.to_pylist() if r["state"] is None]
     assert [r[:2] for r in refused] == [(20, "rejected_corrupt"), (5, "late"), (19, "duplicate")]
-    assert refused[0][2] == "the row has 3 values; the network takes 2 channels, in its order"
+    assert refused[0][2] == "the row has 3 values; 2 channels are needed, in their order"
     plain = tables(operator(checkpoint).process(good))["states"]
     assert found.filter(found["state"].is_valid()).equals(plain)
 

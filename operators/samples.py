@@ -1,11 +1,11 @@
-"""Rows of a batch that count as samples, found by the column, and what is put for numbers that are missing."""
+"""Rows of ``sample.v1`` that count, found by the column. For all operators of sensor data."""
 
-# R rows of a batch, B streams, C channels
+# R rows of a batch, C channels
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +14,15 @@ import pyarrow as pa
 from connectors import records
 from connectors.records import encode_streams
 from operators.event_time import event_times
-from operators.memprompttss.streams import SensorStream
-from operators.streams import NEVER_US, StreamTable
+from operators.streams import NEVER_US, Stream, StreamTable
 
-__all__ = ["GOOD", "HELD", "MISSING", "OFF_RATE", "Samples", "fill", "read_samples"]
+__all__ = ["Samples", "read_samples"]
+
+S = TypeVar("S", bound=Stream)
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
-
-GOOD = 0
-HELD = 1
-MISSING = 2
-OFF_RATE = 3
-"""Quality of a sample: all numbers there; some held; some held for too long, or never there; sampled at another rate."""
 
 
 class Samples(NamedTuple):
@@ -45,7 +40,7 @@ class Samples(NamedTuple):
 def read_samples(
     batch: pa.RecordBatch,
     channels: int,
-    streams: StreamTable[SensorStream],
+    streams: StreamTable[S],
     refuse: Callable[[int, str, str], None],
     lateness_us: int = 0,
 ) -> Samples:
@@ -72,7 +67,7 @@ def read_samples(
 
 
 def _in_order(
-    names: list[str], codes_R: Ints, sequence_R: Ints, time_us_R: Ints, bad_R: Bools, streams: StreamTable[SensorStream]
+    names: list[str], codes_R: Ints, sequence_R: Ints, time_us_R: Ints, bad_R: Bools, streams: StreamTable[S]
 ) -> bool:
     """Tell whether nothing has to be refused: the common case, settled by the column."""
     if bad_R.any():
@@ -103,14 +98,14 @@ def _one_by_one(
     time_us_R: Ints,
     wrong_R: Bools,
     errors: list[str | None] | None,
-    streams: StreamTable[SensorStream],
+    streams: StreamTable[S],
     refuse: Callable[[int, str, str], None],
     *,
     lateness_us: int,
     late_R: Bools,
 ) -> Ints:
     """Decide row by row, for batches in which some row is refused or late; note in ``late_R`` which are late."""
-    lasts: dict[int, SensorStream] = {}
+    lasts: dict[int, Stream] = {}
     accepted = []
     lengths = None
     for row, (code, sequence, time_us) in enumerate(
@@ -122,7 +117,7 @@ def _one_by_one(
         last = lasts.get(code)
         if last is None:
             known = streams.get(names[code])
-            last = lasts[code] = SensorStream(-1)
+            last = lasts[code] = Stream(-1)
             if known is not None:
                 last.last_sequence, last.last_time_us = known.last_sequence, known.last_time_us
         refusal = last.refusal(sequence, time_us)
@@ -138,7 +133,7 @@ def _one_by_one(
             lengths = lengths or batch.column("values").to_pylist()
             given = lengths[row]
             found = "no values" if given is None else f"{len(given)} values"
-            refuse(row, "rejected_corrupt", f"the row has {found}; the network takes {channels} channels, in its order")
+            refuse(row, "rejected_corrupt", f"the row has {found}; {channels} channels are needed, in their order")
             continue
         if is_late:
             late_R[row] = True
@@ -147,32 +142,3 @@ def _one_by_one(
             last.last_sequence, last.last_time_us = sequence, time_us
         accepted.append(row)
     return np.array(accepted, np.int64)
-
-
-def fill(
-    values_RC: Floats, starts_B: Ints, last_BC: Floats, held_BC: Ints, max_hold: int
-) -> tuple[Floats, npt.NDArray[np.uint8], Floats, Ints]:
-    """Hold the last number of a channel where one is missing.
-
-    Rows of stream b are ``starts_B[b]`` up to the next start, in order. ``last_BC``: the last number before (NaN: none yet),
-    ``held_BC``: for how many samples it has been held. Returns values without a gap (0 where there never was a number), the
-    quality of each row, and ``last_BC`` and ``held_BC`` afterwards.
-    """
-    there_RC = np.isfinite(values_RC)
-    R = len(values_RC)
-    sizes_B = np.diff(np.concatenate([starts_B, [R]]))
-    if there_RC.all():
-        return values_RC, np.zeros(R, np.uint8), values_RC[starts_B + sizes_B - 1], np.zeros_like(held_BC)
-    first_R = np.repeat(starts_B, sizes_B)
-    stream_R = np.repeat(np.arange(len(starts_B)), sizes_B)
-    at_R1 = np.arange(R)[:, None]
-    # The newest row with a number up to each row; one before the stream's first row means: from before.
-    newest_RC = np.maximum.accumulate(np.where(there_RC, at_R1, -1), axis=0)
-    before_RC = newest_RC < first_R[:, None]
-    filled_RC = np.where(before_RC, last_BC[stream_R], np.take_along_axis(values_RC, np.maximum(newest_RC, 0), axis=0))
-    age_RC = np.where(before_RC, held_BC[stream_R] + at_R1 - first_R[:, None] + 1, at_R1 - newest_RC)
-    never_RC = ~np.isfinite(filled_RC)
-    quality_R = np.where((never_RC | (age_RC > max_hold)).any(1), MISSING, np.where((age_RC > 0).any(1), HELD, GOOD))
-    end_B = starts_B + sizes_B - 1
-    last = filled_RC[end_B]
-    return np.where(never_RC, np.float32(0), filled_RC), quality_R.astype(np.uint8), last, age_RC[end_B]

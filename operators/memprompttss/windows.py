@@ -1,0 +1,171 @@
+"""Complete windows of many streams through the network together, prompts first; and the last window of a stream that ends."""
+
+# B streams of a round, W windows, V windows that can be run, T samples of a window, N samples, P patches, D width, K states
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from operators.counters import Counters
+from operators.memprompttss.applying import Applier
+from operators.memprompttss.config import Geometry
+from operators.memprompttss.jobs import Job, Tick
+from operators.memprompttss.memory import PromptBank
+from operators.memprompttss.quality import MISSING
+from operators.memprompttss.revising import Reviser
+from operators.memprompttss.rows import Rows
+from operators.memprompttss.settling import Settler
+from operators.memprompttss.timeline import Timeline
+from operators.memprompttss.weights import Network
+
+__all__ = ["WindowRunner"]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class WindowRunner:
+    """Runs windows at their ticks and settles what they say."""
+
+    def __init__(
+        self,
+        network: Network,
+        timeline: Timeline,
+        banks: Sequence[PromptBank],
+        applier: Applier,
+        reviser: Reviser,
+        settler: Settler,
+        geometry: Geometry,
+        counters: Counters,
+        *,
+        pad_short: bool,
+    ) -> None:
+        """``pad_short``: a stream that ends with less than a window is padded."""
+        self._network, self._timeline, self._banks, self._applier = network, timeline, banks, applier
+        self._reviser, self._settler, self._geometry, self._counters = reviser, settler, geometry, counters
+        self._pad_short = pad_short
+
+    def run(self, out: Rows, ticks: Sequence[Tick]) -> None:
+        """Run complete windows: prompts first, where the stream has any that wait; it then has one tick only."""
+        slots_W, start_W = self._places(ticks)
+        tokens_WPD, valid_W = self._encode(ticks, slots_W, start_W)
+        waiting = [tick for tick in ticks if self._applier.waits(tick.job.stream_id, tick.job.slot)]
+        causes = self._applier.apply(out, waiting) if waiting else {}
+        touched = {(waiting[number].job.slot, level) for number, level in causes}
+        for (number, level), names in causes.items():
+            tick = waiting[number]
+            settled = tick.window * self._geometry.stride
+            changed = self._reviser.revise(out, level, tick, tick.window + 1, settled, names)
+            self._counters.add("revisions", changed)
+        self._counters.add("windows", len(ticks))
+        rank_W = np.array([tick.window - tick.job.stream.windows for tick in ticks])
+        said = [self._decode(level, tokens_WPD, valid_W, slots_W, touched) for level in range(len(self._banks))]
+        for rank in range(int(rank_W.max()) + 1):
+            members = np.flatnonzero(rank_W == rank)
+            some = [ticks[w] for w in members.tolist()]
+            for level, (row_W, probability_VTK) in enumerate(said):
+                row_B = row_W[members]
+                voting_B = row_B >= 0
+                whole = np.array_equal(row_B, np.arange(len(probability_VTK)))
+                votes = probability_VTK if whole else probability_VTK[row_B[voting_B]]
+                self._settler.settle(out, level, some, votes if len(votes) else None, voting_B)
+        for tick in ticks:
+            tick.job.stream.windows = tick.window + 1
+
+    def apply_late(self, out: Rows, job: Job) -> None:
+        """Apply the prompts that wait, between two ticks; what is not final is told again."""
+        tick, settled = Tick(job, job.stream.windows, 0), job.stream.windows * self._geometry.stride
+        causes = self._applier.apply(out, [tick])
+        for (_, level), names in causes.items():
+            self._counters.add("revisions", self._reviser.revise(out, level, tick, job.stream.windows, settled, names))
+            self._settler.tell_open(out, level, tick, settled, names)
+
+    def finish(self, out: Rows, job: Job, key: int) -> None:
+        """Settle all samples of a stream that goes on no more, with a window that ends with the last one."""
+        window, stride, stream = self._geometry.window, self._geometry.stride, job.stream
+        length = stream.received
+        padded = 0 < length < window and self._pad_short
+        if not padded and length < window:
+            return
+        tick = Tick(job, stream.windows, key)
+        causes = {} if padded else self._applier.apply(out, [tick])
+        for (_, level), names in causes.items():
+            changed = self._reviser.revise(out, level, tick, stream.windows, stream.windows * stride, names)
+            self._counters.add("revisions", changed)
+        first = stream.windows * stride if stream.windows else 0
+        covered = 0 if not stream.windows else (stream.windows - 1) * stride + window
+        slots_W, status = np.array([job.slot]), "padded" if padded else None
+        for level in range(len(self._banks)):
+            if length > covered:
+                self._vote_last(level, slots_W, first, length)
+            if length > first:
+                self._settler.finish(out, level, [tick], np.array([first]), length - first, status=status)
+            self._settler.close_segments(out, level, tick, length)
+
+    def _vote_last(self, level: int, slots_W: Ints, first: int, length: int) -> None:
+        """Add the votes of the window that ends with the last sample, for samples from ``first`` on, which are not final."""
+        window = self._geometry.window
+        at_T = np.arange(length - window, length)
+        x_WTC, valid_W = self._windows(slots_W, np.array([max(0, length - window)]))
+        if length < window:
+            x_WTC = self._timeline.get("values", slots_W[:, None], np.maximum(at_T, 0)[None]).astype(np.float32)
+            valid_W = (self._timeline.get("quality", slots_W[:, None], np.maximum(at_T, 0)[None]) != MISSING).all(1)
+        if not valid_W.all():
+            return
+        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_W).to(self._network.device))
+        said_TK = self._network.states(self._network.encode(x_WTC), tokens_BND, valid_BN, np.zeros(1, np.int64))[0]
+        open_T = at_T >= first
+        place_N = at_T[open_T] % window
+        self._timeline.votes_SGTK[slots_W[0], level, place_N] += said_TK[open_T]
+        self._timeline.count_SGT[slots_W[0], level, place_N] += 1
+
+    def _encode(self, ticks: Sequence[Tick], slots_W: Ints, start_W: Ints) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """Encode the windows of ticks, which are in order of streams, and remember them."""
+        x_WTC, valid_W = self._windows(slots_W, start_W)
+        if valid_W.all():
+            tokens_WPD = self._network.encode(x_WTC)
+        else:
+            config = self._network.model.config
+            tokens_WPD = torch.zeros(len(ticks), config.patches, config.width, device=self._network.device)
+            if valid_W.any():
+                rows = torch.from_numpy(np.flatnonzero(valid_W)).to(self._network.device)
+                tokens_WPD[rows] = self._network.encode(x_WTC[valid_W])
+        first = np.concatenate([[True], slots_W[1:] != slots_W[:-1]])
+        sizes_B = np.diff(np.concatenate([np.flatnonzero(first), [len(slots_W)]]))
+        self._timeline.keep_windows(slots_W[first], tokens_WPD, valid_W, sizes_B)
+        return tokens_WPD, valid_W
+
+    def _decode(
+        self,
+        level: int,
+        tokens_WPD: Tensor,
+        valid_W: npt.NDArray[np.bool_],
+        slots_W: Ints,
+        touched: set[tuple[int, int]],
+    ) -> tuple[Ints, Floats]:
+        """Return the probabilities of windows that can be run and were not run with the past; and the row of each, else -1."""
+        there_W = valid_W.copy()
+        if touched:
+            there_W &= np.array([(slot, level) not in touched for slot in slots_W.tolist()])
+        row_W = np.where(there_W, there_W.cumsum() - 1, -1)
+        if not there_W.any():
+            return row_W, np.zeros((0, 1, 1), np.float32)
+        slots_B, of_V = np.unique(slots_W[there_W], return_inverse=True)
+        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_B).to(self._network.device))
+        chosen = tokens_WPD if there_W.all() else tokens_WPD[torch.from_numpy(np.flatnonzero(there_W)).to(self._network.device)]
+        return row_W, self._network.states(chosen, tokens_BND, valid_BN, of_V)
+
+    def _windows(self, slots_W: Ints, start_W: Ints) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Return the samples of windows, and which of them can be run."""
+        at_WT = start_W[:, None] + np.arange(self._geometry.window)
+        valid_W = (self._timeline.get("quality", slots_W[:, None], at_WT) != MISSING).all(1)
+        return self._timeline.get("values", slots_W[:, None], at_WT).astype(np.float32, copy=False), valid_W
+
+    def _places(self, ticks: Sequence[Tick]) -> tuple[Ints, Ints]:
+        slots_W = np.array([tick.job.slot for tick in ticks])
+        return slots_W, np.array([tick.window for tick in ticks]) * self._geometry.stride
