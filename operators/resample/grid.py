@@ -26,7 +26,7 @@ def time_of(number_M: Ints, rate_hz: float) -> Ints:
 
 def interval_of(time_us_N: Ints, rate_hz: float) -> Ints:
     """Return the interval that each time since the first one lies in: [time_of(n), time_of(n + 1))."""
-    number_N = np.floor(time_us_N * (rate_hz / 1e6)).astype(np.int64)
+    number_N: Ints = np.floor(time_us_N * (rate_hz / 1e6)).astype(np.int64)
     number_N -= time_of(number_N, rate_hz) > time_us_N
     number_N += time_of(number_N + 1, rate_hz) <= time_us_N
     return number_N
