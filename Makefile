@@ -1,5 +1,5 @@
 # Every target does its own set-up: virtual environment, packages, system libraries (scripts/setup.sh).
-.PHONY: help setup demo kafka test test-fast test-slow test-random lint types format bench clean
+.PHONY: help setup demo kafka test test-fast suite test-slow test-random lint types format bench clean
 
 BIN := .venv/bin
 export PYTHONWARNINGS ?= ignore
@@ -42,7 +42,11 @@ SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 test-fast: setup
 	$(PYTEST) $(SPREAD) -m "not slow and not ray and not kafka and not training and not heavy"
 
-test: lint types
+# The types are checked beside the tests, which do not keep both cores busy all the time.
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 types suite
+
+suite:
 	$(PYTEST) $(SPREAD) -m "not slow"
 
 test-slow: setup

@@ -135,7 +135,7 @@ def check_operator(
 # The promises
 
 
-def check_interleaving(case: Case, *, tries: int = 4) -> None:
+def check_interleaving(case: Case, *, tries: int = 3) -> None:
     """A stream's output is that of the stream alone, however streams are interleaved and batches cut."""
     alone = run_alone(case)
     rng = case.rng()
@@ -194,7 +194,7 @@ def check_snapshot(case: Case) -> None:
     undisturbed = [plain_out for step in steps for plain_out in do_step(plain, case, step)]
     final = plain.snapshot()
 
-    points = sorted({0, len(steps) // 3, len(steps) // 2, len(steps)})
+    points = sorted({0, len(steps) // 3, len(steps) * 2 // 3, len(steps)})
     first = case.make()
     taken: dict[int, State] = {}
     kept: dict[int, State] = {}
@@ -211,6 +211,8 @@ def check_snapshot(case: Case) -> None:
         second.restore(state)
         again = second.snapshot()
         expect_state(f"snapshot: restored after {point} of {len(steps)} batches", kept[point], again)
+        if not point and len(points) > 1:  # an empty state: the points behind it tell how a run goes on
+            continue
         rest = [out for step in steps[point:] for out in do_step(second, case, step)]
         skipped = len(undisturbed) - len(rest)
         expect_equal(
@@ -428,8 +430,8 @@ def check_close_stream(case: Case) -> None:
         raise ConformanceError(f"close_stream: all streams were closed, the snapshot holds {closing.snapshot().streams}")
 
 
-def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) -> None:
-    """Nothing grows with the length of a stream: after 10 times what fills all memories, no byte more than after filling.
+def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 40 * 1024) -> None:
+    """Nothing grows with the length of a stream: after 6 times what fills all memories, no byte more than after filling.
 
     Compares snapshot and ``bank_bytes`` exactly, and what Python has allocated (from half way on) up to ``slack`` bytes.
     """
@@ -444,13 +446,13 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 64 * 1024) ->
         snapshots: list[int] = []
         banks: list[float] = []
         python: list[int] = []
-        for repetition in range(10 * fill_after):
+        for repetition in range(6 * fill_after):
             process_rows(operator, shifted(case.rows, repetition * span, repetition * span_us))
-            if repetition + 1 in (fill_after, 10 * fill_after):
+            if repetition + 1 in (fill_after, 6 * fill_after):
                 banks.append(operator.metrics().get("bank_bytes", 0.0))
                 snapshots.append(operator.snapshot().bytes())
             # From half way on: until then caches of Python and torch may fill.
-            if repetition + 1 in (5 * fill_after, 10 * fill_after):
+            if repetition + 1 in (3 * fill_after, 6 * fill_after):
                 gc.collect()
                 python.append(tracemalloc.get_traced_memory()[0])
     finally:

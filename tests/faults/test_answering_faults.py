@@ -75,7 +75,7 @@ def test_a_kill_at_the_points_of_an_epoch_changes_no_answer(
     assert answers(tmp_path) == undisturbed
 
 
-@of_both("answerers", ("videostreaming", 1))
+@of_both("answerers")  # the suite has tests/operators/test_answers.py
 def test_answers_of_other_processes_are_committed_once_whatever_is_killed(
     answerers: int, make: Make, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:

@@ -128,6 +128,7 @@ def digests(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow  # both runners make their tasks by the same plan
 @pytest.mark.usefixtures("ray_address")
 def test_on_ray_both_outputs_come_out_as_on_local(folder: Path, values: Values, tmp_path: Path) -> None:
     report = run_here(peaks_pipeline(folder, tmp_path, shards=2), runner="ray")

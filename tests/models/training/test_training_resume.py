@@ -31,7 +31,8 @@ STOPPED = [
     *("mamba videos from nothing", "rekv videos", "reloop2 recipe drift"),
     "reloop2 rows, dcnv2 with dropout",
     pytest.param("specvqgan recipe bounces", marks=pytest.mark.slow),
-    *("specvqgan sound", "videostreaming recipe shapes"),
+    "specvqgan sound",
+    pytest.param("videostreaming recipe shapes", marks=pytest.mark.slow),
 ]
 
 

@@ -64,6 +64,7 @@ def test_a_tour_for_the_figure_is_a_recording_with_pauses(tmp_path: Path) -> Non
     assert all(row["valid_depth"] > 0.9 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_on_ray_chooses_the_frames_of_a_local_run(tmp_path: Path, ray_address: str) -> None:
     made.tum_folder(tmp_path / "scans" / "desk", 6)
