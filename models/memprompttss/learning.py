@@ -39,8 +39,9 @@ class LoopSettings:
     """Share of (subsequence, update) that reads an empty bank."""
     few: float = 0.0
     """Share that reads one of its newest prompts only, so that a single one is learned to be read, too."""
-    elsewhere: float = 0.0
-    """Share of prompts about another subsequence of the batch, as most of a long stream's are; none with renamed ids."""
+    pool: int = 0
+    """Above 0: each subsequence reads up to so many prompts, drawn from those of the whole batch. As in a stream, most are
+    about elsewhere then, and often none names what is there. Those with renamed ids read their own."""
     mix: PromptMix = field(default_factory=PromptMix)
 
 
@@ -90,30 +91,39 @@ class Episodes:
         device = self.device
         prompts = Prompts(*(p.to(device) for p in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
         token_BPD = remember(model, x_BLC.to(device), center_BP, prompts)
-        if settings.elsewhere:
-            token_BPD = token_BPD[self._owners(permuted_B).to(device), torch.arange(settings.prompts, device=device)]
         m_BND = torch.cat([bank_BND.to(device), token_BPD], dim=1)
         self.state["bank"] = torch.cat([bank_BND, token_BPD.detach().cpu()], dim=1)
         tokens = window_tokens(model, x_BLC.to(device))
         windows = len(tokens) // len(x_BLC)
         of_W = torch.arange(len(x_BLC), device=device).repeat_interleave(windows)
-        few_B = torch.rand(len(x_BLC), generator=generator) < settings.few
-        one_BN = torch.zeros(len(x_BLC), m_BND.shape[1], dtype=torch.bool)
-        one_BN[:, -settings.prompts] = True
-        there_BN = (one_BN | ~few_B[:, None]) & ~without_B[:, None]
+        if settings.pool:
+            index_BN, there_BN = self._pooled(permuted_B, m_BND.shape[1])
+            m_BND = m_BND.flatten(0, 1)[index_BN.to(device)]
+        else:
+            few_B = torch.rand(len(x_BLC), generator=generator) < settings.few
+            one_BN = torch.zeros(len(x_BLC), m_BND.shape[1], dtype=torch.bool)
+            one_BN[:, -settings.prompts] = True
+            there_BN = one_BN | ~few_B[:, None]
+        there_BN &= ~without_B[:, None]
         mask_BN = None if bool(there_BN.all()) else there_BN.to(device)
         logits_BWTK = model.decode(tokens, m_BND, mask_BN, of_W).view(len(x_BLC), windows, model.config.window, -1)
         wanted_BWT = state_BL.unfold(1, model.config.window, model.config.stride).to(device)
         # What nothing tells cannot be learned: renamed ids without a prompt.
-        yield {"states": window_losses(logits_BWTK, wanted_BWT, (~(permuted_B & without_B)).to(device)).mean()}
+        told_B = ~permuted_B | there_BN.any(1)
+        yield {"states": window_losses(logits_BWTK, wanted_BWT, told_B.to(device)).mean()}
 
-    def _owners(self, permuted_B: Tensor) -> Tensor:
-        """Draw for each prompt of each subsequence whose prompt stands there, [B, P]."""
-        generator, B, P = self._generator, len(permuted_B), self.settings.prompts
-        other_BP = torch.randint(B, (B, P), generator=generator)
-        is_other_BP = torch.rand(B, P, generator=generator) < self.settings.elsewhere
-        is_other_BP &= ~permuted_B[:, None] & ~permuted_B[other_BP]
-        return torch.where(is_other_BP, other_BP, torch.arange(B)[:, None])
+    def _pooled(self, permuted_B: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
+        """Draw which of all prompts [B * prompts] each subsequence may read, and which of them it does, [B, N] each.
+
+        How many are its own, and how many it reads, is drawn for each subsequence: from hardly any to most of them.
+        """
+        generator, B, N = self._generator, len(permuted_B), self.settings.pool
+        any_BN = torch.randint(B * prompts, (B, N), generator=generator)
+        own_BN = torch.arange(B)[:, None] * prompts + torch.randint(prompts, (B, N), generator=generator)
+        is_own_BN = torch.rand(B, N, generator=generator) < 0.5 * torch.rand(B, 1, generator=generator)
+        is_own_BN |= permuted_B[:, None] | permuted_B[any_BN // prompts]
+        there_BN = torch.rand(B, N, generator=generator) < torch.rand(B, 1, generator=generator)
+        return torch.where(is_own_BN, own_BN, any_BN), there_BN
 
     def _begin(self) -> None:
         generator, classes = self._generator, self.model.config.classes

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError
 
-__all__ = ["Series", "Split", "SplitBy", "cut", "read_series", "regions", "split", "statistics", "vary"]
+__all__ = ["Series", "Split", "SplitBy", "cut", "downsampled", "read_series", "regions", "split", "statistics", "vary"]
 
 SplitBy = Literal["time", "file"]
 
@@ -94,6 +94,13 @@ def _read(file: Path, label: str | None) -> Series:
     except pa.ArrowInvalid as error:
         raise ConfigError(f"data: label column {state!r} of {file} is {labels.type}; states are whole numbers") from error
     return Series(file.stem, x_LC, torch.from_numpy(whole.copy()), tuple(channels))
+
+
+def downsampled(one: Series, by: int) -> Series:
+    """Average the samples of each group; the state is that of its middle."""
+    groups, channels = len(one.x_LC) // by, one.x_LC.shape[1]
+    x_LC = one.x_LC[: groups * by].reshape(groups, by, channels).mean(1)
+    return Series(one.name, x_LC, one.label_L[by // 2 :: by][:groups], one.channels)
 
 
 def cut(series: Sequence[Series], length: int) -> list[tuple[int, int]]:

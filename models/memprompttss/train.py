@@ -30,7 +30,7 @@ from models.memprompttss.model import MemPromptTSS
 from models.memprompttss.offline import label_prompts, remote, segment
 from models.memprompttss.recipe import RECIPES, SmallSchedule, fresh_network, run_recipe
 from models.memprompttss.sampling import PromptMix
-from models.memprompttss.series import Series, SplitBy, read_series, regions, split, statistics, vary
+from models.memprompttss.series import Series, SplitBy, downsampled, read_series, regions, split, statistics, vary
 from models.training import (
     After,
     OwnDataOptions,
@@ -92,8 +92,12 @@ class Options(OwnDataOptions):
         None, "Share of subsequences with renamed states. Default: 0.5 for one level, 0.25 for several.", ge=0, le=1
     )
     without: float = option(0.15, "Share of updates that read an empty bank.", ge=0, lt=1)
-    elsewhere: float = option(
-        0.0, "Share of prompts about other subsequences, as most of a stream's are: else a bank tells what is near.", ge=0, le=1
+    pool: int = option(
+        0,
+        "Prompts that a subsequence reads at most, drawn from those of the whole batch: as in a stream, most are about "
+        "elsewhere and name other states. 0: its own, all of them.",
+        unit="prompts",
+        ge=0,
     )
     wrong: float = option(0.0, "Share of prompts that do not tell the truth.", ge=0, lt=1)
     learning_rate: float = option(1e-4, "Of AdamW; warm-up of 50 updates.", gt=0)
@@ -117,13 +121,14 @@ USC_HAD = {
     "context": 128,
     "windows": 2,
     "batch": 16,  # many short subsequences: each file has each state once only
-    "iterations": 2,
+    "iterations": 1,
     "prompts": 2,
+    "pool": 12,  # as a stream's bank: else it always names the state that is there, and the network learns to count on that
     "width": 64,
     "encoder_layers": 2,
     "decoder_blocks": 2,
     "dropout": 0.2,
-    "steps": 1200,
+    "steps": 1000,
     "permute": 0.0,
     "without": 0.3,
     "vary": 0.2,  # people walk at different speeds
@@ -213,7 +218,7 @@ def _train(options: Options, training: Training) -> TrainResult:
         prompts=options.prompts,
         permute=permute,
         without=options.without,
-        elsewhere=options.elsewhere,
+        pool=options.pool,
         mix=PromptMix(wrong=options.wrong, margin=config.patch),
     )
     state: dict[str, Any] = {"best": -1.0, "since": 0, "weights": {}}
@@ -235,7 +240,7 @@ def _train(options: Options, training: Training) -> TrainResult:
             name="states",
             steps=options.steps,
             trained=model.train(),
-            optimizer=torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01),
+            optimizer=torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01, fused=True),
             losses=Episodes(model, draw, loop, generator, state, device).losses,
             rate=lambda step: options.learning_rate * warm_up(step, _WARMUP) * cosine(step, options.steps, options.decay),
             gradient_norm=_GRADIENT_NORM,
@@ -258,7 +263,7 @@ def _train(options: Options, training: Training) -> TrainResult:
 def _read(options: Options, length: int) -> _Data:
     series = read_series(options.data, options.label)
     if options.downsample > 1:
-        series = [_downsampled(one, options.downsample) for one in series]
+        series = [downsampled(one, options.downsample) for one in series]
     known = split(series, length, options.split, options.validation, options.test).train
     seen = torch.cat([series[i].label_L[first : first + length] for i, first in known])
     labels = tuple(torch.unique(seen).tolist()) if options.keep_ids else tuple(dict.fromkeys(seen.tolist()))
@@ -267,13 +272,6 @@ def _read(options: Options, length: int) -> _Data:
     table = {label: state for state, label in enumerate(labels)}
     states = [torch.tensor([table.get(label, -1) for label in one.label_L.tolist()]) for one in series]
     return _Data(series, states, labels)
-
-
-def _downsampled(one: Series, by: int) -> Series:
-    """Average the samples of each group; the state is that of its middle."""
-    groups, channels = len(one.x_LC) // by, one.x_LC.shape[1]
-    x_LC = one.x_LC[: groups * by].reshape(groups, by, channels).mean(1)
-    return Series(one.name, x_LC, one.label_L[by // 2 :: by][:groups], one.channels)
 
 
 def _levels(data: _Data, group_size: int, level: int) -> Tensor:

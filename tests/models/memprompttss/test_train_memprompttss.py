@@ -92,13 +92,20 @@ def test_varied_pieces_stay_within_their_part_and_keep_samples_and_states_togeth
     assert float(whole.max()) <= 79 and int(states.min()) >= 60
 
 
-def test_prompts_about_other_subsequences_are_theirs_and_renamed_ids_keep_their_own() -> None:
+def test_a_pool_holds_prompts_of_the_whole_batch_and_of_renamed_subsequences_their_own_only() -> None:
     model = fresh_network(FREQUENCY_CONFIG, 0)
-    episodes = Episodes(model, lambda g: two_frequencies(6, 128, g), LoopSettings(elsewhere=1.0), torch.Generator(), {})
+    loop = LoopSettings(pool=12)
+    episodes = Episodes(model, lambda g: two_frequencies(6, 128, g), loop, torch.Generator().manual_seed(0), {})
     permuted_B = torch.tensor([True, False, False, False, False, True])
-    owner_BP = torch.cat([episodes._owners(permuted_B) for _ in range(50)], dim=1)
-    assert (owner_BP[permuted_B] == torch.tensor([0, 5])[:, None]).all()
-    assert set(owner_BP[1].tolist()) == {1, 2, 3, 4}
+    drawn = [episodes._pooled(permuted_B, 8) for _ in range(200)]
+    index_RBN, there_RBN = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+    owner_RBN = index_RBN // 8
+    assert (owner_RBN[:, permuted_B] == torch.tensor([0, 5])[:, None]).all()
+    for b in range(1, 5):
+        assert set(owner_RBN[:, b].unique().tolist()) == {1, 2, 3, 4}
+        assert 0.2 < float((owner_RBN[:, b] != b).float().mean()) < 0.8
+    read_RB = there_RBN.float().mean(2)
+    assert float(read_RB.min()) == 0 and float(read_RB.max()) == 1 and 0.4 < float(read_RB.mean()) < 0.6
 
 
 def test_parts_of_a_split_share_no_sample(tmp_path: Path) -> None:
@@ -151,12 +158,13 @@ def test_renamed_states_without_a_prompt_do_not_count() -> None:
     config = MemPromptTSSConfig.from_json(FREQUENCY_CONFIG.to_json() | {"dropout": 0.0})
     model = fresh_network(config, 0)
 
-    def losses(**settings: float) -> float:
+    def losses(**settings: Any) -> float:
         state: dict[str, Any] = {}
-        loop = LoopSettings(iterations=1, **settings)  # type: ignore[arg-type]
+        loop = LoopSettings(iterations=1, **settings)
         generator = torch.Generator().manual_seed(1)
         episodes = Episodes(model, lambda g: two_frequencies(4, 128, g), loop, generator, state)
         return float(next(iter(episodes.losses(0)))["states"].detach())
 
     assert losses(permute=1.0, without=0.999999) == 0.0
+    assert losses(permute=1.0, without=0.999999, pool=4) == 0.0
     assert losses(permute=0.0, without=0.999999) > 0.0
