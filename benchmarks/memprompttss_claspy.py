@@ -3,6 +3,8 @@
 Run as a file of its own with claspy's folder first on the path, since claspy needs an older NumPy than this project:
 
     PYTHONPATH=DIR python memprompttss_claspy.py series.npz found.json
+
+What ``found.json`` has already is not run again.
 """
 
 from __future__ import annotations
@@ -27,10 +29,12 @@ def main(series: str, out: str) -> None:
     warm = np.sin(np.arange(1200) ** 1.2 / 9)
     for run in (_clasp, _class):  # compiled once, out of the times
         run(warm)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = json.loads(Path(out).read_text(encoding="utf-8")) if Path(out).exists() else {}
     for name in data.files:
-        found[name] = {}
-        for method, run in (("ClaSP", _clasp), ("CLaP", _clap), ("ClaSS", _class)):
+        found.setdefault(name, {})
+        for method, run in (("ClaSP", _clasp), ("ClaSS", _class), ("CLaP", _clap)):
+            if method in found[name]:
+                continue
             began = time.process_time()
             try:
                 found[name][method] = run(data[name].astype(np.float64)) | {"seconds": time.process_time() - began}

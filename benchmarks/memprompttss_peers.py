@@ -8,9 +8,10 @@ mean over the series. Times are of the processor, one thread, compilation left o
 claspy needs an older NumPy than this project, so it gets a folder of its own:
 
     pip install --target DIR claspy==0.2.8
-    python -m benchmarks.memprompttss_peers --claspy DIR [--usc_had network.safetensors]
+    python -m benchmarks.memprompttss_peers --claspy DIR [--usc_had network.safetensors] [--found peers.json]
 
 ``--usc_had`` is a network of ``streambank train memprompttss --recipe usc_had``; its test files are those of the last subject.
+``--found`` keeps what the peers have found, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--claspy", type=Path)
     parser.add_argument("--usc_had", type=Path)
+    parser.add_argument("--found", type=Path)
     given = parser.parse_args()
     if given.claspy is None:
         print("give --claspy DIR, the folder of `pip install --target DIR claspy==0.2.8`")
@@ -73,7 +75,7 @@ def main() -> int:
     torch.set_num_threads(1)
     series = _series(given.usc_had)
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for name, found in _peers(series, given.claspy).items():
+    for name, found in _peers(series, given.claspy, given.found).items():
         for method, one in found.items():
             if "error" not in one:
                 scored = _score(series[name], one.get("states"), one["boundaries"], one["seconds"], named=False)
@@ -117,14 +119,15 @@ def _series(usc_had: Path | None) -> dict[str, Series]:
     return found
 
 
-def _peers(series: Mapping[str, Series], folder: Path) -> dict[str, dict[str, Any]]:
+def _peers(series: Mapping[str, Series], folder: Path, found: Path | None) -> dict[str, dict[str, Any]]:
     worker = Path(__file__).with_name("memprompttss_claspy.py")
     with tempfile.TemporaryDirectory() as place:
+        kept = Path(place) / "found.json" if found is None else found.absolute()
         np.savez(f"{place}/series.npz", **{name: one.x_LC.squeeze() for name, one in series.items()})
         environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(worker), f"{place}/series.npz", f"{place}/found.json"]
+        command = [sys.executable, str(worker), f"{place}/series.npz", str(kept)]
         subprocess.run(command, env=environment, cwd=place, check=True)
-        return dict(json.loads(Path(f"{place}/found.json").read_text()))
+        return {name: one for name, one in json.loads(kept.read_text(encoding="utf-8")).items() if name in series}
 
 
 def _ours(one: Series, prompted: bool) -> tuple[Ints, Ints, float]:

@@ -54,6 +54,11 @@ class PromptTPPOptions(StreamOptions):
         "What learns from the stream, for all keys of a shard together; `off`: nothing, and keys may move between shards.",
     )
     learn_batch: int = option(256, "Scored events between two steps, each of which is learned from once.", unit="events", ge=1)
+    learn_interval_s: float | None = option(
+        None,
+        "Take the step with fewer events as soon as one comes so long after the first that waits for it, by event time.",
+        unit="s", gt=0,
+    )  # fmt: skip
     learn_steps: int = option(1, "Updates per step.", ge=1)
     learn_history: int = option(16, "Events before the learned ones that a step encodes with gradient.", unit="events", ge=1)
     learning_rate: float = option(3e-2, "Of Adam, for the prompts that a step reads most; others move in proportion.", gt=0)

@@ -1,7 +1,7 @@
 """The streaming operator ``prompttpp``: events in, their likelihood and the next event of their key out, learning in between.
 
 Ties the network over its banks, the prompts, the learner and the streams together. Rows are taken in the one order in which
-they come: a step of learning lies between two rows, after every ``learn_batch``-th scored one, wherever batches are cut.
+they come: a step of learning lies between two rows, after ``learn_batch`` scored ones or a time, wherever batches are cut.
 Between two steps keys do not touch each other, so the rows of a batch go in rounds, one event of each key, blocks at a time.
 """
 
@@ -98,7 +98,11 @@ class PromptTPPOperator(Operator):
                 steps=options.learn_steps,
             )
         self._scored = 0
-        """Events scored so far, late ones not among them; every ``learn_batch`` of them a step is taken."""
+        """Events scored so far, late ones not among them."""
+        self._stepped = 0
+        """Those before the last step of learning."""
+        self._since_us = NEVER_US
+        """Event time of the first one behind it, where steps go by time, too."""
         self._name_of: dict[int, str] = {}
         """Slot → key."""
         self._warned = False
@@ -163,7 +167,7 @@ class PromptTPPOperator(Operator):
             kind_P = self._admit(rows_P, slots_P, sequence_B, time_us_B, inside, names, bad, out)
             self._say_refused(rows_P, kind_P, out)
             used = np.flatnonzero(kind_P <= _Kind.LATE)
-            for part, ends_step in self._segments(slots_P[used], kind_P[used]):
+            for part, ends_step in self._segments(slots_P[used], kind_P[used], time_us_B[rows_P[used]]):
                 mine = used[part]
                 self._take(rows_P[mine], slots_P[mine], kind_P[mine] == _Kind.LATE, time_us_B, type_B, out, scores)
                 if ends_step:
@@ -286,19 +290,31 @@ class PromptTPPOperator(Operator):
 
     # Events
 
-    def _segments(self, slots_P: Ints, kind_P: npt.NDArray[np.int8]) -> Iterator[tuple[slice, bool]]:
+    def _segments(self, slots_P: Ints, kind_P: npt.NDArray[np.int8], time_us_P: Ints) -> Iterator[tuple[slice, bool]]:
         """Cut the rows of a part behind those that end a step of learning."""
         if self._learner is None:
             yield slice(0, len(slots_P)), False
             return
         opens_P = (self._network.keys.events_S[slots_P] == 0) & (rank_within(slots_P) == 0)
-        scored_P = np.cumsum((kind_P == _Kind.NORMAL) & ~opens_P)
-        start, batch = 0, self.options.learn_batch
+        scored_P = (kind_P == _Kind.NORMAL) & ~opens_P
+        count_P, start = np.cumsum(scored_P), 0
         while start < len(slots_P):
-            before = int(scored_P[start - 1]) if start else 0
-            stop = int(np.searchsorted(scored_P, before + batch - self._scored % batch)) + 1
+            before = int(count_P[start - 1]) if start else 0
+            stop = int(np.searchsorted(count_P, before + self.options.learn_batch - (self._scored - self._stepped))) + 1
+            if self.options.learn_interval_s is not None:
+                stop = min(stop, start + self._overdue(time_us_P[start:][scored_P[start:]], np.flatnonzero(scored_P[start:])))
             yield slice(start, min(stop, len(slots_P))), stop <= len(slots_P)
+            if stop <= len(slots_P):
+                self._stepped, self._since_us = self._scored, NEVER_US
             start = stop
+
+    def _overdue(self, time_us_C: Ints, place_C: Ints) -> int:
+        """Return how many rows there are up to the first of these scored ones that comes ``learn_interval_s`` after a step."""
+        assert self.options.learn_interval_s is not None
+        if len(time_us_C) and self._since_us == NEVER_US:
+            self._since_us = int(time_us_C[0])
+        over = place_C[time_us_C >= self._since_us + microseconds(self.options.learn_interval_s)]
+        return int(over[0]) + 1 if len(over) else int(np.iinfo(np.int64).max >> 1)
 
     def _take(
         self, rows_P: Ints, slots_P: Ints, late_P: Bools, time_us_B: Ints, type_B: Ints, out: OutputRows, scores: Scores
@@ -486,6 +502,7 @@ class PromptTPPOperator(Operator):
         if self._learner is not None:
             self._learner.export(state)
             state.shared["scored"] = torch.tensor([self._scored])
+            state.shared["stepped"] = torch.tensor([self._stepped, self._since_us])
         return state
 
     def restore(self, state: State) -> None:
@@ -500,3 +517,6 @@ class PromptTPPOperator(Operator):
         if self._learner is not None:
             self._learner.load(state, self.context.name)
             self._scored = int(state.shared["scored"][0])
+            self._stepped, self._since_us = self._scored - self._scored % self.options.learn_batch, NEVER_US
+            if "stepped" in state.shared:  # snapshots of the first version have steps by numbers of events only
+                self._stepped, self._since_us = (int(number) for number in state.shared["stepped"])

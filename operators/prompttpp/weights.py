@@ -53,4 +53,6 @@ def check(config: TppConfig, options: PromptTPPOptions, name: str) -> None:
 
 def settings_of(options: PromptTPPOptions) -> str:
     """Return the options that a state's meaning depends on."""
-    return ", ".join(f"{name} {getattr(options, name)}" for name in _SHAPING)
+    told = ", ".join(f"{name} {getattr(options, name)}" for name in _SHAPING)
+    # Not told where it is not set, as in snapshots that know no such option.
+    return told if options.learn_interval_s is None else f"{told}, learn_interval_s {options.learn_interval_s}"

@@ -103,6 +103,34 @@ def test_only_what_is_to_be_learned_moves_and_it_moves_at_every_step(path: str, 
     assert not (last[1][0, ~unread] == frozen["prompts.value"][0, ~unread]).all((1, 2)).any()
 
 
+def test_steps_go_by_event_time_where_events_are_few(path: str) -> None:
+    batch, every_s = stream(4, 16), 70.0
+    times = [time.timestamp() for time in batch.column("event_time").to_pylist()]
+    options = {"learn": "prompts", "learn_batch": 6, "learn_interval_s": every_s}
+    seen, versions, version, waiting, since = set[str](), [], 0, 0, 0.0
+    for name, time in zip(batch.column("stream_id").to_pylist(), times, strict=True):  # what is asked for, row by row
+        if name in seen:
+            since = time if waiting == 0 else since
+            waiting += 1
+            if waiting == 6 or time >= since + every_s:
+                version, waiting = version + 1, 0
+        seen.add(name)
+        versions.append(version)
+    assert versions[-1] > (4 * 16 - 4) // 6
+    whole = operator(path, **options)
+    wanted = table(whole.process(batch))
+    assert whole.version == version
+    one, outputs = operator(path, **options), []
+    for row in range(batch.num_rows):
+        outputs += one.process(batch.slice(row, 1))
+        assert one.version == versions[row]
+        if row % 5 == 4:
+            state, one = one.snapshot(), operator(path, **options)
+            one.restore(state)
+    assert table(outputs).equals(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(prompts_of(one), prompts_of(whole), strict=True))
+
+
 def test_the_loss_of_a_repeated_window_falls(path: str) -> None:
     one = operator(path, learn="all", learn_batch=10_000, learning_rate=0.02, network_rate=0.02)
     one.process(stream(6, 6))
