@@ -67,8 +67,9 @@ def watch(out: Path, channel: str = "cpu", *, phase_s: float = _PHASE_S) -> None
         pipeline.prompt("label", 1, stream="here", at=at)
 
     talker = threading.Thread(target=say, daemon=True)
-    for each in (*processes, talker):
-        each.start()
+    for process in processes:
+        process.start()
+    talker.start()
     try:
         pipeline.run()
     finally:
