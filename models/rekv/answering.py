@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.rekv.attention import Reach, Sinks, attend
@@ -20,6 +21,7 @@ from models.rekv.decoder import TextDecoder
 from models.rekv.rotary import Turn
 from models.rekv.selection import frame_scores, select_frames
 from models.rekv.session import StreamView
+from models.uploads import upload
 
 __all__ = ["Context", "Request", "read_text", "retrieve"]
 
@@ -53,6 +55,8 @@ class Context:
     """Per layer and question: the score of every candidate, None if they were given."""
     text: list[int] = field(default_factory=list)
     """Per question: text tokens read."""
+    turns: dict[tuple[int, ...], Turn] = field(default_factory=dict)
+    """Rotations of all text tokens behind contexts of some length: worked out once for all steps of an answer."""
 
     def length(self, layer: int, row: int) -> int:
         """Tokens of prefix and frames."""
@@ -104,11 +108,11 @@ class _Text:
         self.decoder, self.config, self.context = decoder, config, context
         self.rows, self.counts = rows, counts
         self.factor = decoder.rotary.factor
-        self.sink_turn = decoder.rotary.turn(torch.tensor([[config.window_tokens - 1]]))
+        self._sink_turn: Turn | None = None
         # Most layers and questions have contexts of equal length and share these.
         self._turns: dict[tuple[int, ...], Turn] = {}
         self._reaches: dict[tuple[int, int, int], Reach] = {}
-        self._steps: dict[tuple[int, ...], tuple[Turn, Tensor, Tensor]] = {}
+        self._steps: dict[tuple[int, ...], tuple[Turn, _Places | None]] = {}
 
     def layer(self, index: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float) -> Tensor:
         if self.factor != 1:
@@ -139,10 +143,12 @@ class _Text:
         sinks, visible = None, stream.prefix.tokens if stop > window else 0
         if visible:
             prefix = stream.prefix
-            sinks = Sinks(self.sink_turn(query_HnD), prefix.keys_LGSD[index], prefix.values_LGSD[index])
+            if self._sink_turn is None:
+                self._sink_turn = self.decoder.rotary.turn(torch.tensor([[window - 1]]))
+            sinks = Sinks(self._sink_turn(query_HnD), prefix.keys_LGSD[index], prefix.values_LGSD[index])
         key = (start, stop, visible)
         if key not in self._reaches:
-            self._reaches[key] = Reach.of(start, n, stop, window, sinks=visible, device=query_HnD.device)
+            self._reaches[key] = Reach.of(start, n, stop, window, sinks=(visible,), device=query_HnD.device)
         return attend(turn(query_HnD), keys_GMD[:, :stop], values_GMD[:, :stop], self._reaches[key], scale, sinks)
 
     def _one_token(
@@ -153,35 +159,64 @@ class _Text:
         key = tuple(starts)
         if key not in self._steps:
             turns = [self._turn(index, row, start, start + 1) for row, start in zip(self.rows, starts, strict=True)]
-            turn = Turn(torch.cat([t.cos_ND for t in turns]), torch.cat([t.sin_ND for t in turns]))
-            start_B = torch.tensor(starts, device=query_HBD.device)
-            self._steps[key] = (turn, start_B, torch.arange(max(starts) + 1, device=start_B.device) > start_B[:, None])
-        turn, start_B, hidden_BM = self._steps[key]
-        groups, seen = keys_BGMD.shape[1], hidden_BM.shape[1]
+            turn = Turn(_cat([t.cos_ND for t in turns]), _cat([t.sin_ND for t in turns]))
+            level = min(starts) == max(starts)
+            self._steps[key] = (turn, None if level else _Places.of(starts, query_HBD.device))
+        turn, places = self._steps[key]
+        groups, seen = keys_BGMD.shape[1], max(starts) + 1
         turned_ABD = turn(torch.cat((query_HBD, key_GBD)))  # one rotation for both: the step is bound by the number of calls
         new_BGD, value_BGD = turned_ABD[len(query_HBD) :].transpose(0, 1), value_GBD.transpose(0, 1)
         query_BGRD = turned_ABD[: len(query_HBD)].transpose(0, 1).reshape(len(starts), groups, -1, query_HBD.shape[-1])
-        level = min(starts) == seen - 1
-        if level:
+        if places is None:
             keys_BGMD[:, :, seen - 1], values_BGMD[:, :, seen - 1] = new_BGD, value_BGD
         else:
-            row_B = torch.arange(len(starts), device=start_B.device)
-            keys_BGMD[row_B, :, start_B], values_BGMD[row_B, :, start_B] = new_BGD, value_BGD
-        logits_BGRM = (query_BGRD @ keys_BGMD[:, :, :seen].transpose(2, 3)).float() * scale
-        if not level:
-            logits_BGRM = logits_BGRM.masked_fill(hidden_BM[:, None, None], -torch.inf)
-        weights_BGRM = logits_BGRM.softmax(dim=-1).to(values_BGMD.dtype)
-        output_BGRD: Tensor = weights_BGRM @ values_BGMD[:, :, :seen]
+            keys_BGMD[places.row_B, :, places.start_B] = new_BGD
+            values_BGMD[places.row_B, :, places.start_B] = value_BGD
+        keys_BGMD, values_BGMD = keys_BGMD[:, :, :seen], values_BGMD[:, :, :seen]
+        if query_HBD.device.type == "cpu":
+            logits_BGRM = (query_BGRD @ keys_BGMD.transpose(2, 3)).float() * scale
+            if places is not None:
+                logits_BGRM = logits_BGRM.masked_fill(~places.seen_B11M, -torch.inf)
+            output_BGRD: Tensor = logits_BGRM.softmax(dim=-1).to(values_BGMD.dtype) @ values_BGMD
+        else:  # query heads that share keys are queries of one head
+            mask = None if places is None else places.seen_B11M
+            output_BGRD = F.scaled_dot_product_attention(query_BGRD, keys_BGMD, values_BGMD, attn_mask=mask, scale=scale)
         return output_BGRD.flatten(1, 2).transpose(0, 1)
 
     def _turn(self, index: int, row: int, start: int, stop: int) -> Turn:
         """Rotation of tokens ``start`` to ``stop`` of a context."""
         stream, frames = self.context.requests[row].stream, self.context.frames[index][row].shape[0]
+        length = self.context.length(index, row)
+        if start >= length:
+            text = (length, frames, stream.prefix.tokens, stream.grid.tokens, stream.grid.span)
+            if text not in self.context.turns:
+                positions_AN = stream.grid.positions(length, length + self.context.room, stream.prefix.tokens, frames)
+                self.context.turns[text] = self.decoder.rotary.turn(positions_AN)
+            return self.context.turns[text][start - length : stop - length]
         key = (start, stop, frames, stream.prefix.tokens, stream.grid.tokens, stream.grid.span)
         if key not in self._turns:
             positions_AN = stream.grid.positions(start, stop, stream.prefix.tokens, frames)
             self._turns[key] = self.decoder.rotary.turn(positions_AN)
         return self._turns[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the next token of each question stands, where these differ."""
+
+    row_B: Tensor
+    start_B: Tensor
+    seen_B11M: Tensor
+
+    @staticmethod
+    def of(starts: Sequence[int], device: torch.device) -> _Places:
+        start_B = upload(torch.tensor(starts), device)
+        seen_BM = torch.arange(max(starts) + 1, device=device) <= start_B[:, None]
+        return _Places(torch.arange(len(starts), device=device), start_B, seen_BM[:, None, None])
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Retrieval(_Text):

@@ -8,6 +8,7 @@ object that is handed the raw queries, keys and values of every layer. No module
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from connectors.errors import ConfigError
 from connectors.extras import optional
+from models.uploads import upload
 
 transformers = optional("transformers")
 
@@ -89,28 +91,47 @@ class Reach:
     shared: int
     own: int
     falling: bool
-    hidden_nE: Tensor
-    """True where a query must not look, over the edge."""
-    hidden_nS: Tensor
+    hidden_nE: Tensor | None
+    """True where a query must not look, over the edge; None where no mask is needed."""
+    hidden_nS: Tensor | None
     """The same over the sinks."""
 
     @staticmethod
-    def of(start: int, n: int, keys: int, window: int, *, sinks: int = 0, overlap: bool = False, device: Any = None) -> Reach:
+    def of(
+        start: int,
+        n: int,
+        keys: int,
+        window: int,
+        *,
+        sinks: Sequence[int] = (),
+        overlap: bool = False,
+        device: Any = None,
+    ) -> Reach:
         """Work out who sees what.
 
         ``start`` is the position of the first query; the last of the ``keys`` belongs to the last query. Query i sees key j
-        if i - window < j <= i, and sink j of ``sinks`` from behind the window, or always with ``overlap`` (published code).
+        if i - window < j <= i, and of the sinks from behind the window, or always with ``overlap`` (published code), the first
+        ``sinks[f]``, where the queries are as many frames, of equal length, as there are numbers in ``sinks``.
         """
         own, first = keys - n, start + n - keys
         edge = min(max(start - window + 1 - first, 0), own)
         shared = min(max(start + n - window - first, edge), own) if n <= window else keys
         falling = shared - edge == n - 1 and shared < own
         shared += falling  # one more, which all queries see, makes a triangle of it
-        position_n1 = torch.arange(start, start + n, device=device).unsqueeze(1)
-        distance_nE = position_n1 - torch.arange(first + edge, first + shared, device=device)
-        hidden_nE = (distance_nE < 0) | (distance_nE >= window)
-        behind_nS = position_n1 - torch.arange(sinks, device=device) >= window
-        return Reach(edge, shared, own, falling, hidden_nE, ~(behind_nS | overlap))
+        hidden_nE = hidden_nS = None
+        most = max(sinks, default=0)
+        if (shared > edge and not falling) or most:
+            position_n1 = torch.arange(start, start + n, device=device).unsqueeze(1)
+        if shared > edge and not falling:
+            distance_nE = position_n1 - torch.arange(first + edge, first + shared, device=device)
+            hidden_nE = (distance_nE < 0) | (distance_nE >= window)
+        if most and not (overlap or start - most + 1 >= window):
+            hidden_nS = position_n1 - torch.arange(most, device=device) < window
+        if most and min(sinks) < most:
+            visible_n1 = torch.tensor(sinks).repeat_interleave(n // len(sinks), output_size=n).unsqueeze(1)
+            unseen_nS = torch.arange(most, device=device) >= upload(visible_n1, position_n1.device)
+            hidden_nS = unseen_nS if hidden_nS is None else hidden_nS | unseen_nS
+        return Reach(edge, shared, own, falling, hidden_nE, hidden_nS)
 
 
 def attend(
@@ -157,12 +178,14 @@ def _merged(parts: list[Part]) -> Tensor:
     return output_GRnD
 
 
-def _masked(query_GRnD: Tensor, keys_GMD: Tensor, values_GMD: Tensor, hidden_nM: Tensor, scale: float) -> Part:
+def _masked(query_GRnD: Tensor, keys_GMD: Tensor, values_GMD: Tensor, hidden_nM: Tensor | None, scale: float) -> Part:
     """Attend under a mask. Where it hides all keys from a query, the log-sum-exp is minus infinity, near enough."""
     groups, heads, n, dim = query_GRnD.shape
     query = query_GRnD.reshape(groups, heads * n, dim)  # query heads that share keys are rows of one product
     logits = torch.baddbmm(query.new_zeros(1), query, keys_GMD.transpose(1, 2), beta=0, alpha=scale).float()
-    weights_GRnM = logits.view(groups, heads, n, -1).masked_fill_(hidden_nM, -torch.inf)
+    weights_GRnM = logits.view(groups, heads, n, -1)
+    if hidden_nM is not None:
+        weights_GRnM.masked_fill_(hidden_nM, -torch.inf)
     largest_GRn1 = weights_GRnM.amax(dim=-1, keepdim=True).clamp_(min=_LEAST)
     total_GRn1 = weights_GRnM.sub_(largest_GRn1).exp_().sum(dim=-1, keepdim=True)
     output = torch.bmm(weights_GRnM.view(logits.shape).to(values_GMD.dtype), values_GMD).view(query_GRnD.shape)

@@ -18,6 +18,7 @@ from connectors.errors import ConfigError
 from models.rekv.attention import ATTENTION, AttentionSession, register
 from models.rekv.config import ReKVConfig
 from models.rekv.rotary import Grid, Rotary
+from models.uploads import upload
 
 __all__ = ["TextDecoder"]
 
@@ -97,7 +98,7 @@ class TextDecoder:
 
     def embed(self, ids_n: Tensor) -> Tensor:
         """Return the embeddings [n, C] of token ids."""
-        embedded: Tensor = self.module.get_input_embeddings()(ids_n.to(self.device))  # type: ignore[operator]
+        embedded: Tensor = self.module.get_input_embeddings()(upload(ids_n, self.device))  # type: ignore[operator]
         return embedded
 
     def run(self, embeds_nC: Tensor, session: AttentionSession, *, keys_only: bool = False) -> Tensor:
@@ -123,25 +124,40 @@ class TextDecoder:
         hidden_nC, factor = embeds_nC, self.rotary.factor
         for index, layer in enumerate(module.layers):
             attention: Any = layer.self_attn
-            normal_nC = layer.input_layernorm(hidden_nC)
+            normal_nC = _normalized(layer.input_layernorm, hidden_nC)
             query_nHD, key_nGD, value_nGD = (
                 project(normal_nC).unflatten(-1, (-1, self.dim))
                 for project in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if hasattr(attention, "q_norm"):
-                query_nHD, key_nGD = attention.q_norm(query_nHD), attention.k_norm(key_nGD)
+                query_nHD = _normalized(attention.q_norm, query_nHD)
+                key_nGD = _normalized(attention.k_norm, key_nGD)
             if factor != 1:
                 query_nHD, key_nGD = query_nHD * factor, key_nGD * factor
             query_HnD, key_GnD, value_GnD = (x.transpose(0, 1) for x in (query_nHD, key_nGD, value_nGD))
             output_HnD = session.layer(index, query_HnD, key_GnD, value_GnD, attention.scaling)
             if keys_only and index == self.layers - 1:
                 return hidden_nC
-            hidden_nC = hidden_nC + attention.o_proj(output_HnD.transpose(0, 1).flatten(1))
-            hidden_nC = hidden_nC + layer.mlp(layer.post_attention_layernorm(hidden_nC))
-        last_nC: Tensor = module.norm(hidden_nC)
-        return last_nC
+            hidden_nC = _added(hidden_nC, attention.o_proj, output_HnD.transpose(0, 1).flatten(1))
+            normal_nC, mlp = _normalized(layer.post_attention_layernorm, hidden_nC), layer.mlp
+            inner_nI = mlp.act_fn(mlp.gate_proj(normal_nC)) * mlp.up_proj(normal_nC)
+            hidden_nC = _added(hidden_nC, mlp.down_proj, inner_nI)
+        return _normalized(module.norm, hidden_nC)
 
     def logits(self, hidden_nC: Tensor) -> Tensor:
         """Return the vocabulary logits [n, V] in float32."""
         logits: Tensor = self.head(hidden_nC)
         return logits.float()
+
+
+def _normalized(norm: Any, x: Tensor) -> Tensor:
+    """Return what an RMS norm of the library returns, by one kernel where there is one."""
+    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _added(sum_nC: Tensor, linear: Any, x: Tensor) -> Tensor:
+    """Return ``sum_nC + linear(x)``, the sum done by the product's kernel where that is all that ``linear`` does."""
+    if type(linear) is nn.Linear and linear.bias is None:
+        return torch.addmm(sum_nC, x, linear.weight.t())
+    total_nC: Tensor = sum_nC + linear(x)
+    return total_nC

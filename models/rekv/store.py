@@ -8,12 +8,13 @@ Blocks are numbered 0, 1, .. in the order of their frames and never change once 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["ReadableBlocks", "TensorReader", "TensorStore", "WritableBlocks"]
+__all__ = ["JointBlocks", "ReadableBlocks", "TensorReader", "TensorStore", "WritableBlocks"]
 
 
 class WritableBlocks(Protocol):
@@ -21,6 +22,16 @@ class WritableBlocks(Protocol):
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor, /) -> object:
         """Add N blocks to a layer; copies. Layers are written one after the other, 0 first, each with the same blocks."""
+
+
+class JointBlocks(Protocol):
+    """Takes the blocks of several streams at once."""
+
+    def begin(self, streams: Sequence[tuple[int, int]], /) -> Callable[[int, Tensor, Tensor, Tensor], None]:
+        """Begin to add blocks: (number of the stream in the caller's list, how many). Return what takes them layer by layer.
+
+        That is called like :meth:`WritableBlocks.append`, with the blocks of all these streams in this order.
+        """
 
 
 class ReadableBlocks(Protocol):

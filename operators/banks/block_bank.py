@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
+from models.uploads import upload
 from operators.banks.blocks.budget import Budget, TierPlan
 from operators.banks.blocks.page_table import PageNumbers, PageTable
 from operators.banks.blocks.reader import BlockReader
@@ -221,39 +223,58 @@ class BlockBank:
         of the keys over the tokens in float32 unless given (ReKV, spec of the bank: [G, D] per layer, which for grouped heads
         scores as the repeated [H, D] does). ``stats``: name → [B, F, ...], what the codec needs besides.
         """
-        slots = _ints(slots_B)
-        blocks = keys_BFGTD.shape[1]
+        slots, blocks = _ints(slots_B), keys_BFGTD.shape[1]
+        rows = {name: x.flatten(0, 1) for name, x in (stats or {}).items()}
+        means_RGD = None if representatives_BFGD is None else representatives_BFGD.flatten(0, 1)
+        numbers = self.append_rows(
+            layer, slots, [blocks] * len(slots), keys_BFGTD.flatten(0, 1), values_BFGTD.flatten(0, 1), means_RGD, rows
+        )
+        return torch.from_numpy(np.concatenate([*numbers, np.empty(0, np.int64)])).view(len(slots), blocks)
+
+    @torch.no_grad()
+    def append_rows(
+        self,
+        layer: int,
+        slots: Sequence[int],
+        blocks: Sequence[int],
+        keys_RGTD: Tensor,
+        values_RGTD: Tensor,
+        means_RGD: Tensor | None = None,
+        stats: Mapping[str, Tensor] | None = None,
+    ) -> list[NDArray[np.int64]]:
+        """Write one layer of ``blocks[i]`` new blocks of each slot, the first slot's first; see :meth:`append_layer`.
+
+        Returns the numbers of each slot's blocks. All that decides where blocks go is known to the host: nothing waits for a
+        device.
+        """
         if len(set(slots)) != len(slots):
-            raise ValueError(f"{self.name}: slots {slots} must be distinct")
+            raise ValueError(f"{self.name}: slots {list(slots)} must be distinct")
         streams = [self.stream(slot) for slot in slots]
         with self._lock:
-            for stream in streams:
+            for stream, asked in zip(streams, blocks, strict=True):
                 if layer == 0:
-                    self._reserve(stream, blocks)
+                    self._reserve(stream, asked)
                 pending = stream.pending
-                if pending is None or pending.layers != layer or pending.asked != blocks:
+                if pending is None or pending.layers != layer or pending.asked != asked:
                     raise ValueError(
-                        f"{self.name}: layer {layer} of {blocks} blocks was written out of order; write layers 0 to "
+                        f"{self.name}: layer {layer} of {asked} blocks was written out of order; write layers 0 to "
                         f"{self.spec.layers - 1} one after the other, with the same blocks"
                     )
                 pending.layers += 1
         pendings = [stream.pending for stream in streams if stream.pending is not None]
         taken = [len(pending.pages) for pending in pendings]
-        number_BF = torch.full((len(slots), blocks), REFUSED)
-        for b, stream in enumerate(streams):
-            number_BF[b, : taken[b]] = torch.arange(stream.table.written, stream.table.written + taken[b])
+        numbers = [np.full(asked, REFUSED, np.int64) for asked in blocks]
+        for number_F, stream, take in zip(numbers, streams, taken, strict=True):
+            number_F[:take] = np.arange(stream.table.written, stream.table.written + take)
         if sum(taken):
-            chosen_R = (number_BF != REFUSED).flatten().nonzero()[:, 0].to(keys_BFGTD.device)
-            whole = len(chosen_R) == number_BF.numel()
-            keys_RGTD, values_RGTD = (
-                x.flatten(0, 1) if whole else x.flatten(0, 1)[chosen_R] for x in (keys_BFGTD, values_BFGTD)
-            )
-            if representatives_BFGD is None:
-                means_RGD = keys_RGTD.float().mean(dim=2)
-            else:
-                means_RGD = representatives_BFGD.flatten(0, 1)[chosen_R].float()
-            here = {name: x.flatten(0, 1)[chosen_R] for name, x in (stats or {}).items()}
-            rows = self.codec.encode(keys_RGTD, values_RGTD, here)
+            given = dict(stats or {})
+            if sum(taken) < len(keys_RGTD):
+                chosen_R = upload(torch.from_numpy(np.flatnonzero(np.concatenate(numbers) != REFUSED)), keys_RGTD.device)
+                keys_RGTD, values_RGTD = keys_RGTD[chosen_R], values_RGTD[chosen_R]
+                means_RGD = None if means_RGD is None else means_RGD[chosen_R]
+                given = {name: x[chosen_R] for name, x in given.items()}
+            means_RGD = keys_RGTD.float().mean(dim=2) if means_RGD is None else means_RGD.float()
+            rows = self.codec.encode(keys_RGTD, values_RGTD, given)
             ends = np.cumsum(taken).tolist()
             parts = [
                 Part(slice(end - n, end), stream.table.written, stream.files)
@@ -267,7 +288,7 @@ class BlockBank:
                 for stream, pending in zip(streams, pendings, strict=True):
                     stream.table.append(pending.pages)
                     stream.pending = None
-        return number_BF
+        return numbers
 
     # Reads
 

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import StreambankError
@@ -101,14 +103,40 @@ class FrameEncoding:
     def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
         """Encode frames of several streams together: their blocks go to the bank, oldest ones may go."""
         one = self._answering
-        encode_frames(one.model.decoder, one.config, streams, [torch.stack(list(part)) for part in features])
+        frames = [torch.stack(list(part)) for part in features]
+        slots = [stream.blocks.slot for stream in streams if isinstance(stream.blocks, _SlotWriter)]
+        encode_frames(one.model.decoder, one.config, streams, frames, together=_JointWriter(self.bank, slots))
+
+
+class _JointWriter:
+    """Slots of the bank as encoding writes to them together."""
+
+    def __init__(self, bank: BlockBank, slots: Sequence[int]) -> None:
+        self._bank, self._slots = bank, slots
+
+    def begin(self, streams: Sequence[tuple[int, int]]) -> Callable[[int, Tensor, Tensor, Tensor], None]:
+        slots, blocks = [self._slots[number] for number, _ in streams], [frames for _, frames in streams]
+
+        def write(layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, means_NGD: Tensor) -> None:
+            numbers = self._bank.append_rows(layer, slots, blocks, keys_NGTD, values_NGTD, means_NGD)
+            _require_room(self._bank, numbers)
+
+        return write
+
+
+def _require_room(bank: BlockBank, numbers: Sequence[NDArray[np.int64]]) -> None:
+    if any(REFUSED in number_F for number_F in numbers):
+        raise StreambankError(
+            f"{bank.name}: there is no room for a frame's blocks though the stream's share is not used up; raise the budget of "
+            "the lowest tier by a quarter, then resume"
+        )
 
 
 class _SlotWriter:
     """One slot of the bank as encoding writes to it; with ``stats`` the codec learns of each layer's queries."""
 
     def __init__(self, bank: BlockBank, slot: int, stats: Stats | None) -> None:
-        self._bank, self._slot, self._stats = bank, slot, stats
+        self._bank, self.slot, self._stats = bank, slot, stats
         self._queries: dict[int, Tensor] = {}
 
     def observe(self, layer: int, queries_NHTD: Tensor) -> None:
@@ -116,16 +144,7 @@ class _SlotWriter:
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
         stats = {} if self._stats is None else self._stats(self._queries.pop(layer), keys_NGTD)
-        numbers_1N = self._bank.append_layer(
-            layer,
-            [self._slot],
-            keys_NGTD[None],
-            values_NGTD[None],
-            representatives_NGD[None],
-            {name: values_N[None] for name, values_N in stats.items()},
+        numbers = self._bank.append_rows(
+            layer, [self.slot], [len(keys_NGTD)], keys_NGTD, values_NGTD, representatives_NGD, stats
         )
-        if bool((numbers_1N == REFUSED).any()):
-            raise StreambankError(
-                f"{self._bank.name}: there is no room for a frame's blocks though the stream's share is not used up; raise "
-                "the budget of the lowest tier by a quarter, then resume"
-            )
+        _require_room(self._bank, numbers)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import DeviceError
+from models.uploads import upload
 from operators.banks.blocks.page_table import PageNumbers
 from operators.banks.slot_bank import ReadBuffer, RowSpec
 
@@ -49,6 +50,7 @@ class PagePool:
         """name → [L, P, *field]"""
         self._locked = lock_pages and device.type == "cpu"
         self._copied: torch.cuda.Event | None = None
+        self._indexed: tuple[bytes, Tensor] | None = None
         if self._locked:
             for tensor in self.rows.values():
                 if tensor.numel():
@@ -103,7 +105,13 @@ class PagePool:
         return {name: rows_LR.transpose(0, 1).contiguous() for name, rows_LR in chosen.items()}
 
     def _index(self, pages_R: PageNumbers) -> Tensor:
-        return torch.from_numpy(pages_R).to(self.device)
+        """Return page numbers on the pool's device. Layers are written one after the other to the same pages."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(pages_R)
+        key, last = pages_R.tobytes(), self._indexed
+        if last is None or last[0] != key:
+            last = self._indexed = key, upload(torch.from_numpy(pages_R), self.device)
+        return last[1]
 
 
 def _lock_pages(tensor: Tensor) -> tuple[Callable[[int], object], int]:
