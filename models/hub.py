@@ -1,4 +1,5 @@
-"""Where weights lie: a path, or an address ``hf://ORG/NAME[@REVISION][/FILE]`` that is fetched from a Hugging Face hub once.
+"""Where weights lie: a path; ``package://METHOD/NAME``, weights that come with the package; or an address
+``hf://ORG/NAME[@REVISION][/FILE]`` that is fetched from a Hugging Face hub once.
 
 What was fetched stays in that library's own cache, which its environment variables set (HF_HOME, HF_TOKEN, HF_ENDPOINT); with
 HF_HUB_OFFLINE=1 nothing but the cache is looked at. Of a whole repository only files without code are taken: safetensors,
@@ -12,12 +13,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from connectors.errors import CheckpointMismatch
+from connectors.errors import CheckpointMismatch, nearest
 from connectors.extras import need
 
-__all__ = ["SCHEME", "is_address", "weights_file", "weights_folder", "weights_place"]
+__all__ = ["SCHEME", "SHIPPED", "is_address", "shipped_names", "weights_file", "weights_folder", "weights_place"]
 
 SCHEME = "hf://"
+SHIPPED = "package://"
 _FORM = "hf://ORG/NAME, hf://ORG/NAME@REVISION or hf://ORG/NAME@REVISION/FILE"
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?", re.ASCII)
 _KINDS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -37,7 +39,15 @@ def weights_folder(checkpoint: str | os.PathLike[str] | None, shipped: Path | No
         if shipped is None:
             raise CheckpointMismatch("no checkpoint is given, and none comes with the package")
         return shipped
+    if str(checkpoint).startswith(SHIPPED):
+        return _shipped(str(checkpoint))
     return _fetched(str(checkpoint)) if is_address(checkpoint) else Path(checkpoint)
+
+
+def shipped_names() -> dict[str, Path]:
+    """Return what comes with the package: ``package://METHOD/NAME`` → its file."""
+    files = sorted(Path(__file__).resolve().parent.glob("*/weights/*.safetensors"))
+    return {f"{SHIPPED}{file.parent.parent.name}/{file.stem}": file for file in files}
 
 
 def weights_place(checkpoint: str | os.PathLike[str] | None, shipped: Path | None = None) -> Path:
@@ -64,6 +74,15 @@ def weights_file(checkpoint: str | os.PathLike[str] | None, shipped: Path | None
 def _safetensors(folder: Path) -> list[str]:
     """Return the names of such files below a folder; none where it is a file."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+def _shipped(address: str) -> Path:
+    known = shipped_names()
+    if address not in known:
+        raise CheckpointMismatch(
+            f"no weights {address!r} come with the package{nearest(address, known)}; there are: {', '.join(known)}"
+        )
+    return known[address]
 
 
 def _fetched(address: str) -> Path:

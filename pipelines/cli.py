@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +151,42 @@ def check(file: str, sets: tuple[str, ...], runner: str | None, print_resolved: 
         click.echo(f"{finding.where}:{_indented(finding.message)}", err=True)
     if any(finding.level == "error" for finding in findings):
         raise click.exceptions.Exit(2)
+
+
+@cli.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--example", metavar="NAME", help="Copy this example (fruit) into the new folder TARGET.")
+@click.option("--in", "comes", metavar="KIND", help="What comes in; without it the command asks.")
+@click.option("--place", metavar="PATH", help="Where that is: a path, a glob, a URL.")
+@click.option("--do", "task", metavar="TASK", help="What to do with it.")
+@click.option("--out", "outputs", multiple=True, metavar="KIND", help="What shall come out; repeatable.")
+@_common
+def init(
+    target: Path, example: str | None, comes: str | None, place: str | None, task: str | None, outputs: tuple[str, ...]
+) -> None:
+    """Write a first pipeline file TARGET, after asking what comes in and what shall come out; or copy an --example."""
+    from pipelines.commands import init as making
+
+    if example is not None:
+        click.echo(making.example_text(target, making.write_example(example, target)))
+        return
+    file = target if target.suffix in (".yaml", ".yml") else target.with_suffix(".yaml")
+    if file.exists():
+        raise ConfigError(f"{file} is there; name another file, or delete it")
+    comes = comes or _asked("What comes in?", {name: choice.says for name, choice in making.INPUTS.items()})
+    making.require("in", comes, list(making.INPUTS))
+    if place is None and (default := making.INPUTS[comes].place):
+        place = click.prompt("Where is it?", default=default) if _in_terminal() else default
+    fitting = making.tasks_of(comes)
+    task = task or _asked("What shall be done with it?", {name: making.TASKS[name].says for name in fitting})
+    making.require("do", task, fitting)
+    if not outputs:
+        found = {name: making.OUTPUTS[name].says for name in making.outputs_of(comes, task)}
+        outputs = tuple(name.strip() for name in _asked("What shall come out?", found, several=True).split(","))
+    text = making.pipeline_text(file.stem, file.name, comes, task, list(outputs), place)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {file}\nnext\n  streambank check {file}\n  streambank run {file}")
 
 
 @cli.command("list")
@@ -334,6 +370,18 @@ def main() -> None:
 def _in_terminal() -> bool:
     """Return whether a person can answer."""
     return sys.stdin.isatty()
+
+
+def _asked(question: str, choices: Mapping[str, str], *, several: bool = False) -> str:
+    """Ask for one of the choices, or for several with commas between them; the first one is the default."""
+    if not _in_terminal():
+        raise ConfigError(f"{question} Nobody is there to ask; say it by an option: {', '.join(choices)}")
+    for name, says in choices.items():
+        click.echo(f"  {name:<10}{says}")
+    first = next(iter(choices))
+    if several:
+        return str(click.prompt(f"{question} (several: a,b)", default=first))
+    return str(click.prompt(question, type=click.Choice(list(choices)), default=first, show_choices=False))
 
 
 def _indented(text: str) -> str:

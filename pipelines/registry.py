@@ -145,6 +145,9 @@ _ENTRIES = (
     Entry("sink", "lerobot", "connectors.sinks.lerobot:LeRobotSink", "chosen history and actions as a LeRobot data set"),
     Entry("sink", "kafka", "connectors.sinks.kafka:KafkaSink", "topic of Kafka, exactly once by transactions", ("kafka",)),
     Entry("sink", "webhook", "connectors.sinks.webhook:WebhookSink", "JSON to a URL once rows are committed, at least once"),
+    Entry(
+        "sink", "rerun", "connectors.sinks.rerun:RerunSink", "recordings for the Rerun viewer, or a live one", ("rerun", "cv2")
+    ),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
     Entry(
         "sink",

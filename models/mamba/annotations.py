@@ -1,4 +1,5 @@
-"""Reads COCO-style video annotations (CocoVID): videos, images with ``video_id`` and ``frame_id``, boxes, categories.
+"""Reads annotations of videos and pictures: CocoVID (videos, images with ``video_id`` and ``frame_id``, boxes, categories), and
+by way of :mod:`models.mamba.annotation_files` plain COCO, YOLO and CSV.
 
 Everything that is wrong with a file is reported at once, in words that name the entry. Knows nothing about training; pictures
 are read by :mod:`models.mamba.frames`.
@@ -8,7 +9,6 @@ are read by :mod:`models.mamba.frames`.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from connectors.errors import ConfigError, nearest
+from models.mamba.annotation_files import read_document
 
 __all__ = ["AnnotatedVideos", "read_annotations"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 30
-_TABLES = ("videos", "images", "annotations", "categories")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +89,12 @@ class AnnotatedVideos:
         )
 
 
-def read_annotations(path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> AnnotatedVideos:
-    """Read a CocoVID file. ``images`` is the folder that ``file_name`` counts from (default: the file's own folder).
+def read_annotations(
+    path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None, *, only: Sequence[str] | None = None
+) -> AnnotatedVideos:
+    """Read annotations. ``images`` is the folder that ``file_name`` counts from (default: the file's own folder).
+
+    ``only``: the classes to keep, in the order of their labels; boxes of others are left out.
 
     An image without ``file_name`` is frame ``frame_id`` (0-based) of its video's ``file_name``. ``bbox`` is x, y, width, height
     in px; a box that sticks out is cut to the frame. Crowd boxes (``iscrowd``) are left out. Raises ``ConfigError`` that lists
@@ -98,10 +102,12 @@ def read_annotations(path: str | os.PathLike[str], images: str | os.PathLike[str
     """
     file = Path(path)
     folder = Path(images) if images is not None else file.parent
-    document = _load(file)
+    document = read_document(file, folder)
     problems: list[str] = []
     if not folder.is_dir():
         problems.append(f"images: {folder} is not a folder; give the folder that file_name counts from")
+    if only is not None:
+        _keep(document, only, problems)
     categories = _index(document["categories"], "categories", problems)
     videos = _index(document["videos"], "videos", problems)
     pictures = _index(document["images"], "images", problems)
@@ -117,20 +123,24 @@ def read_annotations(path: str | os.PathLike[str], images: str | os.PathLike[str
     return _arrange(classes, categories, videos, pictures, boxes, folder)
 
 
-def _load(file: Path) -> dict[str, list[Any]]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
-    except ValueError as error:
-        raise ConfigError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{file}: holds a {type(document).__name__}; a CocoVID file is an object with {', '.join(_TABLES)}")
-    wrong = [name for name in _TABLES if not isinstance(document.get(name), list)]
-    if wrong:
-        hint = "; plain COCO has no videos: add them and video_id, frame_id per image" if "videos" in wrong else ""
-        raise ConfigError(f"{file}: {', '.join(wrong)} missing or not a list; a CocoVID file has {', '.join(_TABLES)}{hint}")
-    return document
+def _keep(document: dict[str, list[Any]], only: Sequence[str], problems: list[str]) -> None:
+    """Leave the categories ``only``, numbered in this order, and their boxes; images stay."""
+    entries = [entry for entry in document["categories"] if isinstance(entry, dict)]
+    ids = {entry["name"]: entry.get("id") for entry in entries if isinstance(entry.get("name"), str)}
+    for name in only:
+        if name not in ids:
+            problems.append(f"classes: {name!r} is not a category{nearest(name, ids)}; there are: {', '.join(ids)}")
+    number = {ids[name]: n for n, name in enumerate(only, start=1) if name in ids and _is_int(ids[name])}
+    others = {key for key in ids.values() if _is_int(key)} - number.keys()
+    document["categories"] = [{"id": n, "name": name} for n, name in enumerate(only, start=1)]
+    kept = []
+    for entry in document["annotations"]:  # what is no category at all is reported later
+        category = entry.get("category_id") if isinstance(entry, dict) else None
+        if not _is_int(category):
+            kept.append(entry)
+        elif category not in others:
+            kept.append({**entry, "category_id": number.get(category, category)})
+    document["annotations"] = kept
 
 
 def _index(entries: list[Any], table: str, problems: list[str]) -> dict[int, dict[str, Any]]:

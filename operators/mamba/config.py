@@ -80,6 +80,9 @@ class MambaOptions(TimedStreamOptions):
     score_threshold: float | None = option(
         None, "Report detections above this score only; default: the weights' own (1e-4, for evaluation).", ge=0, le=1
     )
+    classes: list[str] | None = option(
+        None, "Report detections of these classes only; what the memory holds stays the same. Default: all of the weights."
+    )
     compat: Literal["", "official"] = option(
         "",
         "`official` lets banks overshoot max_length as the published code does (20025 rows; all rows of the reference frames "

@@ -34,7 +34,7 @@ from operators.mamba.detector import Frames, StreamDetector
 from operators.mamba.rules import color_histogram, correlation
 from operators.mamba.schemas import STATUSES, Detected, detection_columns, detection_schema
 from operators.mamba.streams import MambaStream, Packed, export_streams, import_streams
-from operators.mamba.weights import adapt_config, build_model, config_hash, model_id, network
+from operators.mamba.weights import adapt_config, build_model, config_hash, model_id, network, reported_labels
 from operators.output import OutputRows
 from operators.rounds import rounds
 from operators.state import State
@@ -90,6 +90,8 @@ class MambaOperator(Operator):
         model.config = adapt_config(model.config, options, context.name)
         self.detector = StreamDetector(context.name, model.fuse_for_inference(), options, context.device)
         self.output_schema = detection_schema(model.config.classes, config_hash(model.config, options))
+        labels = reported_labels(model.config, options, context.name)
+        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64, device=context.device)
         self._counters = Counters(*STREAM_COUNTERS)
         self._streams = StreamTable(
             context.name,
@@ -105,6 +107,7 @@ class MambaOperator(Operator):
         """Check the checkpoint's names and shapes, or ``network``; return the output schema."""
         config = checkpoint.read_config(weights_file(options.checkpoint)) if options.checkpoint else network(options, name)
         config = adapt_config(config, options, name)
+        reported_labels(config, options, name)
         return detection_schema(config.classes, config_hash(config, options))
 
     def _open(self, stream_id: str, slot: int) -> MambaStream:
@@ -217,10 +220,17 @@ class MambaOperator(Operator):
             if not found.finite_B[b]:
                 call.out.set(job.row, "rejected_corrupt", "the features of this frame are not finite")
                 continue
-            detections = _to_original(found.detections[b], scales_B2[b])
+            detections = self._reported(_to_original(found.detections[b], scales_B2[b]))
             call.found[job.row] = Detected(detections, found.bank_size_BL[b], found.keys_used_BL[b], latency_ms)
             if not len(detections.scores_D) and call.out.is_ok(job.row):
                 call.out.set(job.row, "no_detection")
+
+    def _reported(self, detections: Detections) -> Detections:
+        """Return the detections of the classes that are reported."""
+        if self._labels is None:
+            return detections
+        kept_D = torch.isin(detections.labels_D, self._labels)
+        return Detections(*(column[kept_D] for column in detections))
 
     def _references(self, jobs: list[_Job], frames: Frames) -> tuple[Frames | None, Tensor]:
         """Return the reference frames of all jobs and whose they are. With the pixel level they must have the frame's size."""

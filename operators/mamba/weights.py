@@ -17,7 +17,7 @@ from models.mamba.model import Mamba
 from models.weight_files import weights_name
 from operators.mamba.config import MambaOptions
 
-__all__ = ["adapt_config", "build_model", "config_hash", "model_id", "network"]
+__all__ = ["adapt_config", "build_model", "config_hash", "model_id", "network", "reported_labels"]
 
 
 def build_model(options: MambaOptions, name: str) -> Mamba:
@@ -53,6 +53,17 @@ def adapt_config(config: MambaConfig, options: MambaOptions, name: str) -> Mamba
         )
     given = {key: getattr(options, key) for key in ("max_long_side", "max_short_side", "score_threshold")}
     return dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
+
+
+def reported_labels(config: MambaConfig, options: MambaOptions, name: str) -> list[int] | None:
+    """Return the labels of the classes to report, None for all. Raise ``ConfigError`` for a class that the weights lack."""
+    for wanted in options.classes or ():
+        if wanted not in config.classes:
+            known = ", ".join(config.classes)
+            raise ConfigError(
+                f"{name}: classes: these weights know no {wanted!r}{nearest(wanted, config.classes)}; allowed: {known}"
+            )
+    return None if options.classes is None else [config.classes.index(wanted) for wanted in options.classes]
 
 
 def model_id(model: Mamba) -> str:

@@ -66,6 +66,15 @@ def test_a_path_and_the_weights_of_the_package_stay_what_they_are(requests: list
     assert requests == []
 
 
+def test_weights_of_the_package_go_by_name(requests: list[str]) -> None:
+    assert weights_file("package://mamba/shapes") == WEIGHTS / "mamba/weights/shapes.safetensors"
+    with pytest.raises(
+        CheckpointMismatch, match=r"no weights 'package://mamba/shape' come.*did you mean 'package://mamba/shapes'"
+    ):
+        weights_place("package://mamba/shape")
+    assert requests == []
+
+
 def test_the_only_safetensors_file_is_the_weights(requests: list[str]) -> None:
     for read in (weights_file, weights_place):
         assert read("hf://me/one").read_bytes() == b"weights"

@@ -1,4 +1,4 @@
-"""Reading CocoVID files: good ones are parsed, bad ones are refused with all their faults at once."""
+"""Reading annotations: good files of all forms are parsed, bad ones are refused with all their faults at once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def test_the_same_frame_twice_and_equal_names_are_faults(tmp_path: Path) -> None
     [
         ("{", "is not JSON"),
         ("[]", "holds a list"),
-        ({"images": [], "annotations": [], "categories": []}, "plain COCO has no videos"),
+        ({"images": [{"id": 1, "video_id": 2}], "annotations": [], "categories": []}, "videos missing, but its images have"),
+        ({"images": [], "annotations": []}, "categories missing or not a list"),
         ({"videos": [], "images": [], "annotations": [], "categories": []}, "at least one is needed"),
     ],
 )
@@ -169,3 +170,70 @@ def test_a_video_that_ends_too_early_and_a_wrong_size_are_reported_together(tmp_
 def test_a_byte_order_mark_does_not_make_a_file_no_json(tmp_path: Path) -> None:
     (tmp_path / "marked.json").write_text("\ufeff" + json.dumps(_document(tmp_path)), encoding="utf-8")
     assert read_annotations(tmp_path / "marked.json").classes == read_annotations(_write(tmp_path, _document(tmp_path))).classes
+
+
+# Other forms
+
+
+def test_plain_coco_is_pictures_each_a_video_of_one_frame(tmp_path: Path) -> None:
+    document = _document(tmp_path)
+    del document["videos"]
+    for picture in document["images"]:
+        del picture["video_id"], picture["frame_id"]
+    videos = read_annotations(_write(tmp_path, document))
+    assert videos.video_names == ("b0.png", "a2.png", "a0.png", "a1.png")
+    assert [len(videos.frames_of(video)) for video in range(4)] == [1, 1, 1, 1]
+    assert videos.objects(0)[0].tolist() == [[50, 30, 60, 40]] and videos.objects(2)[1].tolist() == [0, 1]
+
+
+def test_a_table_of_boxes_is_read_for_videos_and_pictures(tmp_path: Path) -> None:
+    render_clips(tmp_path, config=ShapesConfig(frames=3), seeds=[1], scale=1)
+    cv2.imwrite(str(tmp_path / "one.png"), np.full((40, 60, 3), 100, np.uint8))
+    (tmp_path / "boxes.csv").write_text(
+        "file, frame, label, x1, y1, x2, y2\nclip0001.mp4,2,dog,1,2,30,40\none.png,,cat,0,0,9,9\n"
+    )
+    videos = read_annotations(tmp_path / "boxes.csv")
+    assert videos.classes == ("dog", "cat") and videos.frame_I.tolist() == [2, 0]
+    assert videos.objects(0)[0].tolist() == [[1, 2, 30, 40]] and videos.size_I2.tolist() == [[96, 96], [40, 60]]
+    store = FrameStore(videos, tmp_path / "cache")
+    store.extract()
+    assert store.read(0).shape == (96, 96, 3) and store.read(1).shape == (40, 60, 3)
+
+
+def test_a_table_says_each_line_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text(
+        "file,frame,label,x1,y1,x2,y2\ngone.mp4,0,dog,1,2,3,4\na.png,x,dog,1,2,3,4\n,0,dog,1,2,3,4\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"(?s)3 problem.*gone\.mp4 does not exist.*line 3: frame must be.*line 4: needs a file"
+    ):
+        read_annotations(tmp_path / "boxes.csv")
+    (tmp_path / "boxes.csv").write_text("path,xmin\n")
+    with pytest.raises(ConfigError, match="has no column file, label, x1.*first line must be file,frame,label"):
+        read_annotations(tmp_path / "boxes.csv")
+
+
+def test_yolo_is_read_with_its_names_and_shares(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "set" / folder / "train").mkdir(parents=True)
+    for name in ("a", "b"):
+        cv2.imwrite(str(tmp_path / "set" / "images" / "train" / f"{name}.jpg"), np.full((40, 80, 3), 100, np.uint8))
+    (tmp_path / "set" / "labels" / "train" / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "data.yaml").write_text("path: set\ntrain: images/train\nnames: {0: cat, 1: dog}\n")
+    videos = read_annotations(tmp_path / "data.yaml")
+    assert videos.classes == ("cat", "dog") and len(videos) == 2
+    assert videos.objects(0)[0].tolist() == [[30, 10, 50, 30]] and videos.objects(0)[1].tolist() == [1]
+    assert len(videos.objects(1)[1]) == 0
+    (tmp_path / "set" / "labels" / "train" / "b.txt").write_text("7 0.5 0.5 0.25 0.5\n0 0.1 0.1\n")
+    with pytest.raises(ConfigError, match=r"(?s)class 7 is not in 'names'.*line 2: needs a class and four numbers"):
+        read_annotations(tmp_path / "data.yaml")
+
+
+def test_classes_can_be_chosen_and_come_in_that_order(tmp_path: Path) -> None:
+    path = _write(tmp_path, _document(tmp_path))
+    videos = read_annotations(path, only=["dog", "cat"])
+    assert videos.classes == ("dog", "cat") and videos.objects(0)[1].tolist() == [1, 0]
+    videos = read_annotations(path, only=["dog"])
+    assert videos.classes == ("dog",) and videos.labels_N.tolist() == [0, 0] and len(videos) == 4
+    with pytest.raises(ConfigError, match="'dgo' is not a category.*did you mean 'dog'"):
+        read_annotations(path, only=["dgo"])

@@ -234,3 +234,43 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run_and_says_what_to_do(clips:
 
     with pytest.raises(StreambankError, match="lower learning_rate"):
         train(tmp_path, annotations=str(clips), network=SMALL, iterations=30, batch=1, learning_rate=1e30, device="cpu")
+
+
+def test_a_few_boxes_are_learned_from_views_of_their_frames_and_resume_bit_for_bit(clips: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "annotations": str(clips), "init": "package://mamba/shapes", "preset": "few", "iterations": 6, "device": "cpu",
+        "classes": ["green", "red", "blue"], "max_long_side": 64,
+    }  # fmt: skip
+
+    def stop(progress: Progress) -> None:
+        raise _StoppedError
+
+    losses: list[float] = []
+    whole = train(tmp_path / "whole", progress=lambda p: losses.append(p.loss), **options)
+    with pytest.raises(_StoppedError):
+        train(tmp_path / "stopped", progress=stop, validation=str(clips), validate_every=4, checkpoint_every=2, **options)
+    resumed = train(tmp_path / "stopped", resume=True, **options)
+    first, second = (checkpoint.load(run.weights) for run in (whole, resumed))
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())
+    assert first.config.classes == ("green", "red", "blue") and first.config.max_long_side == 64
+
+
+def test_views_keep_boxes_on_their_objects(tmp_path: Path) -> None:
+    picture = np.zeros((80, 120, 3), np.uint8)
+    boxes = {1: (10, 20, 40, 50, 90), 2: (70, 30, 100, 60, 240)}
+    for x1, y1, x2, y2, shade in boxes.values():
+        picture[y1:y2, x1:x2] = shade
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    lines = [f"a.png,{name},{x1},{y1},{x2},{y2}" for name, (x1, y1, x2, y2, _) in boxes.items()]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,label,x1,y1,x2,y2", *lines]))
+    sampler = Sampler(FrameStore(read_annotations(tmp_path / "boxes.csv"), tmp_path / "cache"), seed=0)
+    orders = set()
+    for view in [view for number in range(12) for view in sampler.draw_views(number, 4)]:
+        shades = []
+        for (x1, y1, x2, y2), label in zip(view.boxes_G4, view.labels_G, strict=True):
+            inner = view.key[int(y1 + 4) : int(y2 - 4), int(x1 + 4) : int(x2 - 4)]
+            shades.append((float(np.median(inner)), int(label), float(x1)))
+        ordered = sorted(shades)
+        assert [label for _, label, _ in ordered] == sorted(label for _, label, _ in ordered), "the brighter object is label 1"
+        orders.add(tuple(label for _, label, x1 in sorted(shades, key=lambda each: each[2])))
+    assert {(0, 1), (1, 0)} <= orders, "objects change places"

@@ -53,6 +53,17 @@ def test_every_frame_gives_one_row_with_sorted_detections_in_original_pixels():
     assert max(edges) > 150  # boxes of the resized 96-px image would end at 96
 
 
+def test_classes_are_reported_as_asked_for_and_the_memory_stays_the_same():
+    rows = [("a", n) for n in range(4)]
+    everything, chosen = run(operator(), rows), run(operator(classes=["blue", "red"]), rows)
+    for all_of, some in zip(everything, chosen, strict=True):
+        assert some["detections"] == [d for d in all_of["detections"] if d["label"] in (0, 2)]
+        assert some["bank_size"] == all_of["bank_size"]
+    assert any(d["label"] == 1 for row in everything for d in row["detections"])
+    with pytest.raises(ConfigError, match=r"know no 'bleu' \(did you mean 'blue'\?\); allowed: red, green, blue"):
+        MambaOperator.examine(MambaOptions(network=mamba_streams.NETWORK, classes=["bleu"]), "detect")
+
+
 def test_banks_fill_by_topk_and_stop_at_the_cap():
     rows = run(operator(), [("a", n) for n in range(10)])
     assert [row["bank_size"] for row in rows] == [[min(6 * (n + 1), 40)] * 2 for n in range(10)]
