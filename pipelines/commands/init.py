@@ -114,7 +114,7 @@ TASKS: Mapping[str, Choice] = {
             "type: mamba",
             "input: {input}",
             "checkpoint: package://mamba/shapes     # knows colored shapes; train your own: streambank train mamba --help",
-            "write_topk: 12                # these three are the memory of the small network; leave them out for published weights",
+            "write_topk: 12                # these three are of the small network; leave them out for published weights",
             "max_length: 600",
             "key_length: 120",
             "score_threshold: 0.3",
@@ -158,18 +158,23 @@ OUTPUTS: Mapping[str, Choice] = {
     "parquet": Choice("Parquet files", ("type: parquet", "input: {input}", "path: {name}/rows{exclude}"), takes=("any",)),
     "jsonl": Choice("JSON lines", ("type: jsonl", "input: {input}", "path: {name}/lines{exclude}"), takes=("any",)),
     "film": Choice(
-        "films with the boxes drawn", ("type: annotated_video", "inputs: [{source}, {input}]", "path: {name}/film"), takes=("boxes",)
+        "films with the boxes drawn",
+        ("type: annotated_video", "inputs: [{source}, {input}]", "path: {name}/film"),
+        takes=("boxes",),
     ),
     "heard": Choice(
         "films with the sound",
         ("type: annotated_video", "inputs: [{source}, {input}]", "mux: sound", "path: {name}/film"),
         takes=("sound",),
     ),
+    "rerun": Choice(
+        "recordings for the Rerun viewer", ("type: rerun", "inputs: [{source}{and_input}]", "path: {name}/rrd"), takes=("any",)
+    ),
     "wav": Choice("WAV files", ("type: wav", "input: {input}", "path: {name}/wav"), takes=("sound",)),
 }  # fmt: skip
 
 
-_NODES = {"parquet": "rows", "jsonl": "lines"}
+_NODES = {"parquet": "rows", "jsonl": "lines", "rerun": "recording"}
 """Outputs whose node has another name, since inputs have theirs."""
 
 
@@ -200,6 +205,7 @@ def pipeline_text(name: str, file: str, input_: str, task: str, outputs: list[st
         "place": _quoted(comes.place if place is None else place),
         "source": input_,
         "input": made if works else input_,
+        "and_input": f", {made}" if works else "",
         "exclude": "\n    exclude: [image]" if not works and kind == "frames" else "",
     }
     lines = [

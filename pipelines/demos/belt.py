@@ -127,10 +127,10 @@ def _fruit(label: int, first: float, y: float, rng: np.random.Generator) -> Frui
     margin = 3.0
     side = int(np.ceil(2 * (max(half_x, half_y) + margin))) * _FINE
     at = (np.arange(side, dtype=np.float32) + 0.5) / _FINE - side / _FINE / 2
-    x_SS, y_SS = np.meshgrid(at / half_x, at / half_y)
+    x_SS, y_SS = (grid.astype(np.float32) for grid in np.meshgrid(at / half_x, at / half_y))
     along_SS = np.abs(x_SS)
     if KINDS[label] == "lemon":  # tips: narrower towards the ends
-        y_SS = y_SS / np.clip(1.0 - 0.42 * along_SS**3 + 0.16 * (along_SS > 0.86), 0.3, None)
+        y_SS = (y_SS / np.clip(1.0 - 0.42 * along_SS**3 + 0.16 * (along_SS > 0.86), 0.3, None)).astype(np.float32)
     square_SS = np.clip(x_SS**2 + y_SS**2, 0.0, None)
     inside_SS = (square_SS <= 1.0).astype(np.float32)
     z_SS = np.sqrt(np.clip(1.0 - square_SS, 0.0, 1.0))
@@ -156,7 +156,7 @@ def _peel(label: int, x_SS: Floats, y_SS: Floats, rng: np.random.Generator) -> t
     if KINDS[label] == "orange":
         base = np.array([0.96, 0.52, 0.08], np.float32) + 0.05 * coarse[..., None]
         navel = np.exp(-((x_SS - 0.2) ** 2 + (y_SS + 0.1) ** 2) / 0.006)[..., None]
-        return base - navel * np.array([0.45, 0.15, 0.0], np.float32), 0.07 * fine * side / 60, 0.28
+        return (base - navel * np.array([0.45, 0.15, 0.0])).astype(np.float32), 0.07 * fine * side / 60, 0.28
     if KINDS[label] == "lemon":
         base = np.array([0.97, 0.88, 0.22], np.float32) + 0.04 * coarse[..., None]
         green = np.clip(np.abs(x_SS) - 0.8, 0, 1)[..., None]
@@ -170,7 +170,8 @@ def _peel(label: int, x_SS: Floats, y_SS: Floats, rng: np.random.Generator) -> t
     hollow = np.exp(-((x_SS - 0.08) ** 2 + (y_SS + 0.12) ** 2) / 0.02)
     stem = ((np.abs(x_SS - 0.08 - 0.5 * (y_SS + 0.12)) < 0.035) & (y_SS > -0.32) & (y_SS < -0.08))[..., None]
     color = (red * mix + straw * (1 - mix)) * (1.0 - 0.55 * hollow[..., None])
-    return np.where(stem, np.array([0.24, 0.15, 0.08], np.float32), color), -0.03 * hollow * side / 60, 0.55
+    stemmed = np.where(stem, np.array([0.24, 0.15, 0.08], np.float32), color).astype(np.float32)
+    return stemmed, (-0.03 * hollow * side / 60).astype(np.float32), 0.55
 
 
 def _place(image_HW3: Floats, fruit: Fruit, x: float) -> None:

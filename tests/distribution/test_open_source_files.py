@@ -52,10 +52,11 @@ def test_every_make_target_of_the_pages_exists(page: str) -> None:
     assert named <= TARGETS
 
 
-def test_the_first_screen_says_what_it_is_for_whom_two_commands_and_a_picture() -> None:
+def test_the_first_screen_says_what_it_is_for_whom_the_first_example_and_a_picture() -> None:
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
     assert "streaming engine for models with memory" in first
     assert "For engineers" in first
+    assert "streambank train mamba --annotations boxes.csv" in first
     assert "    make demo" in first
     assert "    make test" in first
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", first)

@@ -209,7 +209,7 @@ def test_a_table_says_each_line_that_is_wrong(tmp_path: Path) -> None:
     ):
         read_annotations(tmp_path / "boxes.csv")
     (tmp_path / "boxes.csv").write_text("path,xmin\n")
-    with pytest.raises(ConfigError, match="has no column file, label, x1.*first line must be file,frame,label"):
+    with pytest.raises(ConfigError, match=r"has no column file, label, x1.*first line must be file,frame,label"):
         read_annotations(tmp_path / "boxes.csv")
 
 
@@ -235,5 +235,5 @@ def test_classes_can_be_chosen_and_come_in_that_order(tmp_path: Path) -> None:
     assert videos.classes == ("dog", "cat") and videos.objects(0)[1].tolist() == [1, 0]
     videos = read_annotations(path, only=["dog"])
     assert videos.classes == ("dog",) and videos.labels_N.tolist() == [0, 0] and len(videos) == 4
-    with pytest.raises(ConfigError, match="'dgo' is not a category.*did you mean 'dog'"):
+    with pytest.raises(ConfigError, match=r"'dgo' is not a category.*did you mean 'dog'"):
         read_annotations(path, only=["dgo"])
