@@ -160,7 +160,7 @@ def _peel(label: int, x_SS: Floats, y_SS: Floats, rng: np.random.Generator) -> t
     if KINDS[label] == "lemon":
         base = np.array([0.97, 0.88, 0.22], np.float32) + 0.04 * coarse[..., None]
         green = np.clip(np.abs(x_SS) - 0.8, 0, 1)[..., None]
-        return base - green * np.array([0.9, 0.3, 0.2], np.float32), 0.05 * fine * side / 60, 0.35
+        return (base - green * np.array([0.9, 0.3, 0.2])).astype(np.float32), 0.05 * fine * side / 60, 0.35
     turn = rng.uniform(0, 2 * np.pi)
     angle = np.arctan2(y_SS + 0.12, x_SS - 0.08)
     streaks = 0.5 + 0.5 * np.sin(9 * angle + 4 * coarse + turn)
