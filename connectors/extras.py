@@ -42,6 +42,7 @@ EXTRAS: Mapping[str, _Package] = {
     "polars": _Package("tables", "polars"),
     "duckdb": _Package("tables", "duckdb"),
     "rerun": _Package("rerun", "rerun-sdk"),
+    "plotly": _Package("report", "plotly"),
     "mcap": _Package("mcap", "mcap"),
     "mcap_ros2": _Package("mcap", "mcap-ros2-support"),
     "mcap_protobuf": _Package("mcap", "mcap-protobuf-support"),

@@ -231,20 +231,28 @@ def inspect(state: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT|FILE")
 @click.option("--video", type=click.Path(path_type=Path), help="Video file or folder: draw the detections of OUT onto it.")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Where to write; default: in OUT, where readers of the rows skip it."
 )
 @_common
-def view(out: Path, video: Path | None, output: Path | None) -> None:
-    """Make an HTML report of the results in the folder OUT, or draw its detections onto the video.
+def view(out: str, video: Path | None, output: Path | None) -> None:
+    """Make an HTML page of the results in the folder OUT or of the pipeline FILE, or draw detections onto the video.
 
-    Where OUT says in which states streams are, a page and pictures show them below the signals that OUT holds.
+    The page counts rows by stream, status and class, draws numbers over event time, and plays films and sounds. States and
+    sounds of streams get pages and pictures of their own.
     """
-    from pipelines.view import view as make_view
+    from pipelines.file import load_spec
+    from pipelines.registry import ready_pipelines
+    from pipelines.view import view as view_folder
+    from pipelines.view import view_pipeline
 
-    for path in make_view(out, video=video, output=output):
+    if out.endswith((".yaml", ".yml")) or (out in ready_pipelines() and not Path(out).exists()):
+        written = view_pipeline(load_spec(out), video=video, output=output)
+    else:
+        written = view_folder(Path(out), video=video, output=output)
+    for path in written:
         click.echo(path)
 
 

@@ -1,8 +1,7 @@
-"""``streambank view``: a result folder as a static HTML report, or drawn onto the video that it came from.
+"""``streambank view``: the results of a pipeline as one HTML page, or drawn onto the video that they came from.
 
-Reads committed rows only. The report is one file without scripts or outside references: what ran, rows per stream and status,
-a histogram per numeric column, and pictures where a video is given or lies beside the rows. Where rows say in which states
-streams are, a page and pictures show these below the signals.
+Reads committed rows only. The page is that of ``pipelines.report``; where rows say in which states streams are, or hold sound,
+pages and pictures of their own show these.
 """
 
 # H height, W width
@@ -12,6 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from connectors.drawing import (
     resize_into,
 )
 from connectors.errors import SourceError
-from connectors.extras import MissingExtra, optional
+from connectors.extras import MissingExtra, missing, optional
 from connectors.sinks.annotated_film import STEP_US
 from connectors.sinks.annotated_video import boxes_of_rows, class_names
 from connectors.sinks.mp4 import Mp4Writer
@@ -38,12 +38,14 @@ from connectors.sinks.read import read_committed
 from connectors.sinks.staged import encode_name
 from connectors.sources.video import VideoOptions, VideoReader
 from pipelines.canvas import PngCanvas, SvgCanvas
+from pipelines.report import page
+from pipelines.spec import PipelineSpec
 from pipelines.view_sounds import draw_sound, has_sound, sounds_of, videos_below
 from pipelines.view_states import WIDTH, draw, needed, pictures
 
 cv2 = optional("cv2")
 
-__all__ = ["view"]
+__all__ = ["view", "view_pipeline"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,46 +54,72 @@ _MAX_HEIGHT = 480
 _HOLD_US = 2_000_000
 """Boxes stay on frames that have no row for so long."""
 _BATCH_FRAMES = 16
-_STRIP_PICTURES = 8
+_PLAYED = ("h264", "avc1", "vp09", "vp90", "av01")
 _MOST_STREAMS = 50
 _SOUND_COLUMNS = ["stream_id", "event_time", "sample_rate", "channels", "samples"]
-_BINS = 40
 
 
 def view(out: Path, *, video: Path | None = None, output: Path | None = None) -> list[Path]:
-    """Make the report of the rows in ``out``, or with ``video`` draw their detections onto it; return what was written.
+    """Make the page of the results in ``out``, or with ``video`` draw their detections onto it; return what was written.
 
-    ``out`` is the folder of a parquet, arrow or jsonl sink, or one that holds several of them (each gets its report).
-    ``video`` is a file or a folder of files whose names without ending are the stream ids. ``output`` is where to write:
-    default ``_report.html`` in, or ``_annotated/`` below, the folder of the rows. States of streams, with the signals and
-    prompts that other sinks of ``out`` hold, are drawn into ``_states.html`` and, one picture per stream, into ``_states/``.
-    Sound is drawn into ``_sounds.html`` and ``_sounds/``: its spectrogram below frames and sound of its video, which is the one
-    of ``video``, or the film that the run has written below ``out``.
+    ``out`` is the folder of a parquet, arrow or jsonl sink, or one that holds several of them, up to two folders down: one page
+    shows all. ``video`` is a file or a folder of files whose names without ending are the stream ids. ``output`` is where to
+    write: default ``_report.html`` in, or ``_annotated/`` below, ``out``. States of streams, with the signals and prompts that
+    other sinks of ``out`` hold, are drawn into ``_states.html`` and, one picture per stream, into ``_states/``. Sound is drawn
+    into ``_sounds.html`` and ``_sounds/``: its spectrogram below frames and sound of its video, which is the one of ``video``,
+    or the film that the run has written below ``out``.
     """
-    sounding = _sound_folders(out)
-    if video is not None and not sounding:
+    folders = _folders(out)
+    if video is not None and not any(has_sound(read_committed(folder)) for folder in folders.values()):
         return _draw_onto(out, video, output or out / "_annotated")
-    folders = [out] if _holds_rows(out) else sorted(path for path in out.glob("*") if path.is_dir() and _holds_rows(path))
     if not folders:
         raise SourceError(f"{out} holds no committed rows (no part-*.parquet, .arrow or .jsonl); give the 'path' of a sink")
-    written, tables, sounds = [], [], []
-    for folder in folders:
-        table = read_committed(folder)
-        sounds += [table.select(_SOUND_COLUMNS)] if has_sound(table) and "channels" in table.column_names else []
-        target = _target(output, folder, several=len(folders) > 1)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_report(folder, table), encoding="utf-8")
-        written.append(target)
-        tables += [part] if (part := needed(table)) is not None else []
-    place = out if output is None else output.parent if output.suffix == ".html" else output
+    return _write(out.resolve().name, folders, out, video, output)
+
+
+def view_pipeline(spec: PipelineSpec, *, video: Path | None = None, output: Path | None = None) -> list[Path]:
+    """Make the page of the results of a pipeline, as ``view`` does for a folder; default: beside its sinks' folders."""
+    paths = {sink.name: Path(path) for sink in spec.sinks if (path := getattr(sink.options, "path", None))}
+    folders = {name: path for name, path in paths.items() if _holds_rows(path)}
+    if not folders:
+        raise SourceError(f"no sink of {spec.name} holds committed rows; run the pipeline first")
+    place = Path(os.path.commonpath([path.resolve() for path in paths.values()]))
+    return _write(spec.name, folders, place, video, output)
+
+
+def _write(title: str, folders: Mapping[str, Path], out: Path, video: Path | None, output: Path | None) -> list[Path]:
+    """Write the page of ``folders``, which lie below ``out``, and the pictures of states and sounds."""
+    target = out / "_report.html"  # readers of the data set skip names that start with an underscore
+    if output is not None:
+        target = output if output.suffix == ".html" else output / "report.html"
+    place = target.parent
+    place.mkdir(parents=True, exist_ok=True)
+    tables = {name: read_committed(folder) for name, folder in folders.items()}
+    media = sorted(path for kind in ("*.mp4", "*.wav") for path in out.rglob(kind) if _is_result(path, out))
+    media = [path for path in media if path.suffix == ".wav" or _plays(path)]
+    target.write_text(page(title, tables, media, place), encoding="utf-8")
+    states = [part for table in tables.values() if (part := needed(table)) is not None]
+    sounds = [
+        table.select(_SOUND_COLUMNS) for table in tables.values() if has_sound(table) and "channels" in table.column_names
+    ]
     videos = _videos(video) if video is not None else videos_below(out) if sounds else {}
-    return written + _draw_states(tables, place) + _draw_sounds(sounds, videos, place)
+    return [target, *_draw_states(states, place), *_draw_sounds(sounds, videos, place)]
 
 
-def _sound_folders(out: Path) -> list[Path]:
-    """Return the folders of table sinks of ``out`` whose rows hold sound."""
-    folders = [out] if _holds_rows(out) else [path for path in sorted(out.glob("*")) if path.is_dir() and _holds_rows(path)]
-    return [folder for folder in folders if has_sound(read_committed(folder))]
+def _folders(out: Path) -> dict[str, Path]:
+    """Return the folders of table sinks: ``out`` itself, or those in it, or one further down."""
+    if _holds_rows(out):
+        return {out.resolve().name: out}
+    for pattern in ("*", "*/*"):
+        found = [path for path in sorted(out.glob(pattern)) if path.is_dir() and _is_result(path, out) and _holds_rows(path)]
+        if found:
+            return {str(path.relative_to(out)): path for path in found}
+    return {}
+
+
+def _is_result(path: Path, out: Path) -> bool:
+    """Tell whether a file is a sink's rather than one of these pages or of a sink's unfinished files."""
+    return not any(part.startswith(("_", ".")) for part in path.relative_to(out).parts)
 
 
 def _draw_sounds(tables: Sequence[pa.Table], videos: Mapping[str, Path], place: Path) -> list[Path]:
@@ -142,147 +170,20 @@ def _draw_states(tables: Sequence[pa.Table], place: Path) -> list[Path]:
     return written
 
 
-def _target(output: Path | None, folder: Path, *, several: bool) -> Path:
-    if output is None:
-        return folder / "_report.html"  # readers of the data set skip names that start with an underscore
-    if output.suffix == ".html" and not several:
-        return output
-    return output / f"{folder.name}.html"
-
-
 def _holds_rows(folder: Path) -> bool:
     """Tell whether a folder is that of one table sink: part files in it, or in its partition folders ``key=value``."""
     names = [folder, *folder.glob("*=*"), *folder.glob("*=*/*=*")]
     return any(next(name.glob("part-*"), None) for name in names)
 
 
-# -- the report
-
-
-def _report(folder: Path, table: pa.Table) -> str:
-    parts = [
-        f"<h1>{html.escape(folder.name)}</h1>",
-        f"<p>{table.num_rows:,} rows, {len(table.column_names)} columns, {_time_range(table)}</p>",
-        _strip(folder),
-        _streams(table),
-        _errors(table),
-        *(_histogram(name, values) for name, values in _numbers(table)),
-        _schema(table.schema),
-    ]
-    return _PAGE.format(title=html.escape(folder.name), body="\n".join(part for part in parts if part))
-
-
-def _time_range(table: pa.Table) -> str:
-    if "event_time" not in table.column_names or not table.num_rows:
-        return "no event times"
-    ends = pc.min_max(table.column("event_time")).as_py()
-    return f"{ends['min']} to {ends['max']}"
-
-
-def _streams(table: pa.Table) -> str:
-    """Rows per stream and status."""
-    if "stream_id" not in table.column_names:
-        return ""
-    keys = ["stream_id", "status"] if "status" in table.column_names else ["stream_id"]
-    plain = table.select(keys)
-    if "status" in keys:
-        plain = plain.set_column(1, "status", plain.column("status").cast(pa.string()))
-    counts = plain.group_by(keys).aggregate([([], "count_all")]).sort_by([(key, "ascending") for key in keys])
-    shown = counts.slice(0, _MOST_STREAMS)
-    head = "".join(f"<th>{name}</th>" for name in [*keys, "rows"])
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(row[key]))}</td>" for key in keys) + f"<td>{row['count_all']:,}</td></tr>"
-        for row in shown.to_pylist()
-    )
-    more = f"<p>and {counts.num_rows - _MOST_STREAMS:,} more</p>" if counts.num_rows > _MOST_STREAMS else ""
-    return f"<h2>Streams</h2><table><tr>{head}</tr>{rows}</table>{more}"
-
-
-def _errors(table: pa.Table) -> str:
-    """The most frequent errors."""
-    if "error" not in table.column_names:
-        return ""
-    errors = table.column("error").drop_null()
-    if not len(errors):
-        return ""
-    counts = sorted(pc.value_counts(errors).to_pylist(), key=lambda entry: -entry["counts"])[:10]
-    rows = "".join(f"<tr><td>{html.escape(entry['values'])}</td><td>{entry['counts']:,}</td></tr>" for entry in counts)
-    return f"<h2>Errors</h2><table><tr><th>error</th><th>rows</th></tr>{rows}</table>"
-
-
-def _numbers(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the finite values of every numeric column, and of the scores and the number of detections."""
-    for field in table.schema:
-        column = table.column(field.name)
-        if field.name == "detections" and pa.types.is_list(field.type):
-            lists = column.combine_chunks()
-            yield "detections per row", pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-            yield "score of detections", _finite(pc.struct_field(lists.flatten(), "score"))
-        elif field.name != "sequence" and (pa.types.is_integer(field.type) or pa.types.is_floating(field.type)):
-            unit = (field.metadata or {}).get(b"unit", b"").decode()
-            yield f"{field.name} ({unit})" if unit else field.name, _finite(column)
-
-
-def _finite(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    values = np.asarray(column.drop_null().to_numpy(), np.float64)
-    finite: np.ndarray = values[np.isfinite(values)]
-    return finite
-
-
-def _histogram(name: str, values: np.ndarray) -> str:
-    """An SVG histogram with the quartiles in words."""
-    if not values.size:
-        return ""
-    counts, edges = np.histogram(values, bins=_BINS)
-    width, height = 480, 90
-    step, tallest = width / _BINS, max(1, int(counts.max()))
-    bars = "".join(
-        f'<rect x="{i * step:.1f}" y="{height - height * count / tallest:.1f}" width="{step - 1:.1f}" '
-        f'height="{height * count / tallest:.1f}"><title>{count:,} from {edges[i]:.4g}</title></rect>'
-        for i, count in enumerate(counts.tolist())
-    )
-    low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
-    words = f"median {middle:.4g}, 5 % below {low:.4g}, 5 % above {high:.4g}, range {edges[0]:.4g} to {edges[-1]:.4g}"
-    return (
-        f"<h2>{html.escape(name)}</h2><p>{words}</p>"
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{bars}</svg>'
-    )
-
-
-def _schema(schema: pa.Schema) -> str:
-    rows = "".join(f"<tr><td>{html.escape(field.name)}</td><td>{html.escape(str(field.type))}</td></tr>" for field in schema)
-    return f"<h2>Columns</h2><table><tr><th>column</th><th>type</th></tr>{rows}</table>"
-
-
-def _strip(folder: Path) -> str:
-    """Pictures of the first annotated video that lies in a sink folder beside the rows, or one level up."""
-    for near in (folder.parent, folder.parent.parent):
-        videos = sorted(path for path in near.glob("*/*.mp4") if not any(part.startswith("_") for part in path.parts))
-        if videos:
-            pictures = "".join(_inline(picture) for picture in _spread(videos[0]))
-            return f"<h2>{html.escape(str(videos[0].relative_to(near)))}</h2><div>{pictures}</div>"
-    return ""
-
-
-def _spread(path: Path) -> Iterator[Picture]:
-    """Yield a few frames evenly spread over a video, read in order."""
-    capture = cv2.VideoCapture(str(path))
-    total = max(1, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    wanted = set(np.linspace(0, total - 1, min(_STRIP_PICTURES, total)).astype(int).tolist())
-    for index in range(total):
-        if not capture.grab():
-            break
-        if index in wanted:
-            good, picture = capture.retrieve()
-            if good:
-                yield picture
+def _plays(film: Path) -> bool:
+    """Tell whether browsers play a film: those that our sinks write, and not every one that a camera does."""
+    if missing(["cv2"]):
+        return True
+    capture = cv2.VideoCapture(str(film))
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("latin-1").lower()
     capture.release()
-
-
-def _inline(picture: Picture) -> str:
-    height, width = panel_size(*picture.shape[:2], scale=1.0, max_height=240)
-    _, data = cv2.imencode(".jpg", cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
+    return code in _PLAYED
 
 
 # -- onto the video
