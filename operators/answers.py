@@ -1,4 +1,4 @@
-"""When questions are answered: at once, when their time has come, or by other processes; and in which order rows come out.
+"""When questions are answered: at once, when their time has come, or each time they rise; by whom; in which order rows come.
 
 What every operator that answers has in common; what an answer is made of is the :class:`Method`'s. A question sees exactly the
 rows of its stream that came before it, or those up to its ``at``; it changes no state of any stream.
@@ -32,8 +32,9 @@ from operators.questions import (
     question_rows,
     read_question,
 )
+from operators.standing import Standing
 from operators.state import State
-from operators.streams import NEVER_US, Stream, StreamTable
+from operators.streams import NEVER_US, Refusal, Stream, StreamTable
 
 __all__ = ["ANSWER_COUNTERS", "Answers", "Method", "merged_rows"]
 
@@ -99,7 +100,9 @@ class Answers(Generic[View, Result]):
         counters: Counters,
         method: Method[View, Result],
         pool: Answerers[Any, Result] | None = None,
+        standing: Standing | None = None,
     ) -> None:
+        self.standing = Standing(options, None, lambda text: ()) if standing is None else standing
         self._batch, self._limits, self._schema = options.batch_questions, limits, schema
         self._streams, self._counters, self._method, self._pool = streams, counters, method, pool
         self._waiting = Pending("waiting", options.max_waiting)
@@ -114,6 +117,9 @@ class Answers(Generic[View, Result]):
         rows: dict[int, Row] = {}
         now: list[tuple[int, Question]] = []
         for number, row in enumerate(question_rows(batch)):
+            if row.get("standing") is not None:
+                rows[number] = self._stand(row)
+                continue
             question = read_question(row, self._limits)
             if not isinstance(question, Question):
                 rows[number] = answer_row(row, question.status, question.error)
@@ -136,6 +142,29 @@ class Answers(Generic[View, Result]):
         if self._pool is None:
             rows |= {number: row for (number, _), row in zip(now, answers, strict=True)}
         return [rows[number] for number in sorted(rows)]
+
+    def _stand(self, row: Row) -> Row:
+        """Let a question stand, or no longer; return the row that says so."""
+        problem = self.standing.problem(row)
+        if problem is not None or not row["standing"]:
+            if problem is None and not self.standing.withdraw(row["stream_id"], row["question_id"]):
+                reason = f"no question {row['question_id']!r} about {row['stream_id']!r} stands"
+                problem = Refusal("bad_question", reason)
+            if problem is None:
+                self._streams.changed(row["stream_id"])
+            return answer_row(row, *(problem or ("withdrawn", None)))
+        question = read_question(row, self._limits)
+        if isinstance(question, Refusal):
+            return answer_row(row, *question)
+        if self._streams.get(question.stream_id) is None:
+            return answer_row(row, "unknown_stream", self._unknown(question.stream_id))
+        refused = self.standing.add(question, row.get("debounce_s"))
+        self._streams.changed(question.stream_id)
+        return answer_row(row, *(refused or ("standing", None)))
+
+    def risen(self, questions: Sequence[Question]) -> list[Row]:
+        """Answer standing questions that ``standing.look`` has found due, from what has come up to now."""
+        return self._answer(questions)
 
     def _unknown(self, stream_id: str) -> str:
         known = list(self._streams)
@@ -162,6 +191,7 @@ class Answers(Generic[View, Result]):
     def end(self, stream_id: str) -> None:
         """Answer what waits of a stream that ends from what has come; the rows come with the next call."""
         self._ready += self._answer([Question(**item) for item in self._waiting.close(stream_id)])
+        self.standing.close(stream_id)
 
     def _answer(self, questions: Sequence[Question]) -> list[Row]:
         """Answer questions about streams that are here; with a pool, begin to: then there are no rows yet."""
@@ -182,7 +212,9 @@ class Answers(Generic[View, Result]):
         self._counters.add("answers", len(results))
         rows = []
         for question, view, result in zip(job.questions, job.views, results, strict=True):
-            rows.append(self._method.row(question, view, result) | {"lag_s": self._lag_s})
+            row = self._method.row(question, view, result) | {"lag_s": self._lag_s}
+            # The same answer; whose question it is, and since when, differs.
+            rows += [row, *(row | {"question_id": one.question_id, "asked_at": one.asked_us} for one in question.also)]
             self._method.release(view)
         return rows
 
@@ -225,17 +257,24 @@ class Answers(Generic[View, Result]):
     def gauges(self) -> dict[str, float]:
         """Return what waits, what is being answered and the last answer's lag, for ``metrics``."""
         in_progress = sum(len(job.questions) for job in self._jobs)
-        return {"waiting": float(len(self._waiting)), "in_progress": float(in_progress), "lag_s": self._lag_s}
+        return {
+            "waiting": float(len(self._waiting)),
+            "standing": float(len(self.standing)),
+            "in_progress": float(in_progress),
+            "lag_s": self._lag_s,
+        }
 
     def export(self, state: State) -> None:
-        """Add the questions that wait. Answers that are being made are no part of it: ``wait`` before."""
+        """Add the questions that wait, and those that stand. Answers that are being made are no part of it: ``wait`` before."""
         self._waiting.export(state)
+        self.standing.export(state)
 
     def load(self, state: State) -> None:
-        """Replace the questions that wait by those of a full ``state``; call ``wait`` before."""
+        """Replace the questions that wait, and those that stand, by those of a full ``state``; call ``wait`` before."""
         self._ready = []
         self._watermark_us = NEVER_US
         self._waiting.load(state)
+        self.standing.load(state)
 
     def close(self) -> None:
         """End the pool; let go of what questions that are not answered hold. May be called twice."""

@@ -5,15 +5,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from operators.state import Rows, State
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "split_rows"]
 
 Item = dict[str, Any]
 
@@ -73,10 +74,11 @@ class Pending:
         """Replace all items by those of a full ``state``."""
         self._items = {}
         if state.streams:
-            for stream_id, text in zip(state.streams, _split(state.rows[self._name]), strict=True):
-                if text:
-                    self._items[stream_id] = [(at_us, item) for at_us, item in json.loads(text)]
+            for stream_id, text in zip(state.streams, split_rows(state.rows[self._name]), strict=True):
+                if len(text):
+                    self._items[stream_id] = [(at_us, item) for at_us, item in json.loads(text.tobytes())]
 
 
-def _split(rows: Rows) -> Sequence[bytes]:
-    return [part.numpy().tobytes() for part in torch.split(rows.values_R, rows.length_N.tolist())]
+def split_rows(rows: Rows) -> list[npt.NDArray[Any]]:
+    """Return the rows of each stream of a full state."""
+    return [part.numpy() for part in torch.split(rows.values_R, rows.length_N.tolist())]

@@ -19,6 +19,7 @@ from operators.streams import Refusal
 
 __all__ = [
     "ANSWER_STATUSES",
+    "GOOD_STATUSES",
     "QUESTION",
     "Question",
     "QuestionLimits",
@@ -40,20 +41,29 @@ QUESTION = records.key_schema(
         pa.field("question", pa.string()),
         pa.field("at", records.TIME_TYPE),
         pa.field("max_tokens", pa.int32()),
+        records.field("standing", pa.bool_(), optional=True),
+        records.field("debounce_s", pa.float64(), unit="s", optional=True),
     ],
 )
 """``at``: only rows up to this event time are seen; null: those that have come. ``event_time``: when it was asked.
 One more column may be there, ``at_offset_s`` (float64) in place of ``at``: seconds from the stream's first row, or below 0
-before its newest one."""
+before its newest one. ``standing``: true: the question is answered each time that what it asks about comes into view; false:
+the one with this ``question_id`` no longer is. ``debounce_s``: how long it must be out of view before it counts as coming
+again."""
 
 ANSWER_STATUSES: Mapping[str, str] = {
     "unsure": "answered, but with a confidence below unsure_below, or the question has words that the model does not know",
     "unknown_stream": "nothing of this stream has come, or it has ended or was evicted",
     "bad_question": "the question is empty or unreadable, or max_tokens is out of bounds",
     "question_too_long": "the question has more than max_question_tokens with its prompt",
-    "too_many_waiting": "max_waiting questions of this stream wait for a time to come",
+    "too_many_waiting": "max_waiting questions of this stream wait for a time to come, or max_standing of them stand",
+    "standing": "the question stands: there is a row with its answer each time that what it asks about comes into view",
+    "withdrawn": "the question with this id stands no longer",
 }
 """What every operator that answers can say of a question besides ``ok`` and its own."""
+
+GOOD_STATUSES = frozenset({"ok", "standing", "withdrawn"})
+"""Those by which nothing is wrong."""
 
 _WORDS = 5  # that a message names
 _CHARACTERS = 64  # of one token at most, so that no book is cut into tokens before it is refused
@@ -90,6 +100,22 @@ class QuestionOptions:
         unit="processes",
         ge=0,
     )
+    max_standing: int = option(1000, "Questions per stream that may stand.", unit="questions", ge=0)
+    standing_matcher: str | None = option(
+        None,
+        "File of the matcher that tells when what a standing question asks about is there. Default: for the small model the "
+        "one that comes with the package, else none.",
+        path=True,
+    )
+    match_above: float = option(
+        0.9, "From this probability of the matcher on a frame shows what a standing question asks about.", gt=0, lt=1
+    )
+    standing_frames: int = option(
+        2, "Frames in succession that must show it before the question is answered.", unit="frames", ge=1
+    )
+    debounce_s: float = option(
+        5.0, "How long it must be out of view to count as coming again, where a question does not say.", unit="s", ge=0
+    )
 
     def check_answerers(self, disk_gib: float) -> None:
         """Raise ``ConfigError`` where processes are to answer from files that the operator's bank does not have."""
@@ -114,6 +140,12 @@ class Question:
     max_tokens: int
     extra: dict[str, Any] = field(default_factory=dict)
     """Columns that only one method reads."""
+    asked_us: int | None = None
+    """When a question that stands was asked; its keys are then those of the row at which it is answered."""
+    match: float | None = None
+    """How likely that row shows what it asks about."""
+    also: tuple[Question, ...] = ()
+    """Others that get the same answer."""
 
     def to_json(self) -> Row:
         """Return plain values for a snapshot; ``Question(**values)`` is the question again."""
@@ -188,9 +220,10 @@ def _offset(row: Row) -> tuple[int | None, str | None]:
 def answer_schema(own: Sequence[pa.Field], metadata: Mapping[str, str] | None = None) -> pa.Schema:
     """Return the schema of answers with a method's ``own`` columns: what the answer rests on.
 
-    ``confidence``: geometric mean of the probabilities that the model gave the tokens of its answer, 0 to 1.
-    ``as_of``: event time of the newest row that the answer could use. ``lag_s``: from the moment the question could be answered
-    to its answer; the one column that is not repeatable. Rows of data that could not be used have no question.
+    ``confidence``: geometric mean of the probabilities that the model gave the tokens of its answer, 0 to 1. ``as_of``: event
+    time of the newest row that the answer could use. ``match``: of a standing question: how likely this row shows what it asks
+    about; its keys are those of that row, ``asked_at`` is when it was asked. ``lag_s``: from the moment the question could be
+    answered to its answer; the one column that is not repeatable. Rows of data that could not be used have no question.
     """
     return records.output_schema(
         "answer",
@@ -203,6 +236,7 @@ def answer_schema(own: Sequence[pa.Field], metadata: Mapping[str, str] | None = 
             pa.field("asked_at", records.TIME_TYPE),
             pa.field("as_of", records.TIME_TYPE),
             *own,
+            pa.field("match", pa.float32()),
             records.field("lag_s", pa.float64(), unit="s"),
         ],
         metadata,
@@ -214,10 +248,11 @@ def answer_row(question: Question | Row, status: str, error: str | None, **more:
     if isinstance(question, Question):
         q = question
         row = {"stream_id": q.stream_id, "sequence": q.sequence, "event_time": q.time_us, "question_id": q.question_id}
-        row["question"] = q.text
+        row |= {"question": q.text, "asked_at": q.time_us if q.asked_us is None else q.asked_us, "match": q.match}
     else:
         row = {key: question[key] for key in ("stream_id", "sequence", "event_time", "question_id", "question")}
-    return {**row, "asked_at": row["event_time"], "status": status, "error": error, **more}
+        row["asked_at"] = row["event_time"]
+    return {**row, "status": status, "error": error, **more}
 
 
 def answered_row(

@@ -296,6 +296,9 @@ def _tell(answers: Sequence[Answer], spec: PipelineSpec, request: Request, *, as
 @click.argument("file")
 @click.argument("text")
 @_asking("now")
+@click.option("--standing", is_flag=True, help="Answer it each time that what it asks about comes into view; wait for none.")
+@click.option("--debounce", "debounce_s", type=float, metavar="S", help="--standing: how long it must be out of view before.")
+@click.option("--withdraw", "withdraws", is_flag=True, help="TEXT is the id of a question that shall stand no longer.")
 @_sets
 @_common
 def ask(file: str, text: str, sets: tuple[str, ...], streams: tuple[str, ...], as_json: bool, **how: Any) -> None:
@@ -309,6 +312,40 @@ def ask(file: str, text: str, sets: tuple[str, ...], streams: tuple[str, ...], a
 
     spec = Pipeline.load(file, sets=sets).spec
     _tell(ask_pipeline(spec, text, streams, **how), spec, QUESTION, as_json=as_json)
+
+
+@cli.command()
+@click.argument("file")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a token.")
+@click.option("--port", type=int, default=8800, show_default=True, help="0: any that is free.")
+@click.option("--token", envvar="STREAMBANK_TOKEN", help="Who bears it may look and ask. Better set by STREAMBANK_TOKEN.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, PEM.")
+@click.option(
+    "--readers", type=click.IntRange(1, 256), default=16, show_default=True, help="Questions at the pipeline at once."
+)
+@click.option("--waiting", type=click.IntRange(0), default=256, show_default=True, help="Questions that may wait for it.")
+@click.option(
+    "--timeout", "timeout_s", type=float, default=60.0, show_default=True, metavar="S", help="Longest wait for an answer."
+)
+@click.option("--history-mib", type=float, default=256.0, show_default=True, help="Frames kept to be shown as evidence.")
+@_sets
+@_common
+def serve(file: str, sets: tuple[str, ...], **how: Any) -> None:
+    """Serve a live page of the running pipeline FILE, where one can look, ask and prompt; also the OpenAI chat API and MCP.
+
+    Streams are seen by a sink `flight` of the file; the page says what to add where it has none.
+    """
+    from connectors.extras import need
+    from pipelines.api import Pipeline
+
+    for module in ("starlette", "uvicorn", "mcp"):
+        need(module, "serve")
+    from pipelines.serving.app import ServeOptions
+    from pipelines.serving.app import serve as serve_pipeline
+
+    spec = Pipeline.load(file, sets=sets).spec
+    serve_pipeline(spec, ServeOptions(**how), say=click.echo)
 
 
 @cli.command()
@@ -330,7 +367,8 @@ def prompt(
     """Tell the running pipeline FILE what is so in a stream, and print what becomes of it.
 
     KIND and VALUE: `label 7` (its state is 7), `boundary` (a segment begins there) or `boundary no`, `retract ID` and `pin ID`
-    (an earlier prompt), `reset` (forget all prompts). Exit status as for `ask`.
+    (an earlier prompt), `reset` (forget all prompts), `tell 7` (give a row of alerts each time that its state becomes 7). Exit
+    status as for `ask`.
     """
     from pipelines.api import Pipeline
     from pipelines.asking.route import PROMPT

@@ -148,6 +148,7 @@ _ENTRIES = (
     Entry(
         "sink", "rerun", "connectors.sinks.rerun:RerunSink", "recordings for the Rerun viewer, or a live one", ("rerun", "cv2")
     ),
+    Entry("sink", "mqtt", "connectors.sinks.mqtt:MqttSink", "JSON messages to an MQTT broker, at least once", ("paho",)),
     Entry("sink", "flight", "connectors.sinks.flight:FlightSink", "Arrow Flight server for live subscribers"),
     Entry(
         "sink",

@@ -11,10 +11,10 @@ import ipaddress
 import logging
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -23,6 +23,9 @@ from connectors.errors import ConfigError, SinkError
 from connectors.options import option
 from connectors.sinks.columns import Columns, check_columns, require_kept
 from connectors.sinks.flight_server import Channel, FlightServer
+
+if TYPE_CHECKING:
+    from connectors.sinks.flight_follow import FlightFollower
 
 __all__ = ["FlightOptions", "FlightSink"]
 
@@ -166,6 +169,26 @@ class FlightSink(Sink):
         host = "localhost" if options.host in _ANY_ADDRESS else options.host
         locations = [self._location(host, options.port + shard) for shard in shards]
         return FlightTail(locations, source, column, streams, token=options.token, certificate=options.tls_certificate)
+
+    def follow(self, source: str, shards: int, take: Callable[[pa.RecordBatch, dict[str, Any]], None]) -> list[FlightFollower]:
+        """Follow all rows of node ``source``, from another process: ``take`` gets them with what a message notes.
+
+        One follower for each of the sink's ``shards``; close them.
+        """
+        from connectors.sinks.flight_follow import FlightFollower
+
+        options = self.options
+        host = "localhost" if options.host in _ANY_ADDRESS else options.host
+        return [
+            FlightFollower(
+                self._location(host, options.port + shard),
+                source,
+                take,
+                token=options.token,
+                certificate=options.tls_certificate,
+            )
+            for shard in range(shards)
+        ]
 
     def _location(self, host: str, port: int) -> str:
         scheme = "grpc+tls" if self.options.tls_key else "grpc"

@@ -16,7 +16,21 @@ import pyarrow.flight as fl
 from connectors.base import Row, Tail
 from connectors.errors import SinkError
 
-__all__ = ["FlightTail"]
+__all__ = ["FlightTail", "reason", "subscribe"]
+
+
+def subscribe(location: str, source: str, streams: Sequence[str] | None, *, token: str | None, certificate: Path | None) -> Any:
+    """Return a reader of the rows of node ``source`` and these streams, None: all, once the server has entered it.
+
+    Raise what Arrow raises where the server cannot be reached, or refuses.
+    """
+    wanted = {"node": source} if streams is None else {"node": source, "streams": list(streams)}
+    headers = [(b"authorization", b"Bearer " + token.encode())] if token is not None else []
+    trusted: Mapping[str, Any] = {"tls_root_certs": certificate.read_bytes()} if certificate is not None else {}
+    ticket, options = fl.Ticket(json.dumps(wanted).encode()), fl.FlightCallOptions(headers=headers)
+    reader = fl.connect(location, **trusted).do_get(ticket, options)
+    _ = reader.schema  # waits until the server has entered the subscription
+    return reader
 
 
 class FlightTail(Tail):
@@ -38,18 +52,14 @@ class FlightTail(Tail):
         super().__init__(column)
         self._arrived: queue.SimpleQueue[pa.RecordBatch | Exception] = queue.SimpleQueue()
         self._readers: list[Any] = []
-        ticket = fl.Ticket(json.dumps({"node": source, "streams": list(streams)}).encode())
-        headers = [(b"authorization", b"Bearer " + token.encode())] if token is not None else []
         for location in locations:
             try:
-                trusted: Mapping[str, Any] = {"tls_root_certs": certificate.read_bytes()} if certificate is not None else {}
-                reader = fl.connect(location, **trusted).do_get(ticket, fl.FlightCallOptions(headers=headers))
+                reader = subscribe(location, source, streams, token=token, certificate=certificate)
                 self._readers.append(reader)
-                _ = reader.schema  # waits until the server has entered the subscription
             except (pa.ArrowException, OSError) as error:
                 self.close()
                 raise SinkError(
-                    f"no subscription at {location}: {_reason(error)}; is the pipeline running, on this machine, and with the "
+                    f"no subscription at {location}: {reason(error)}; is the pipeline running, on this machine, and with the "
                     "token and the certificate of this file?"
                 ) from error
             threading.Thread(target=self._receive, args=(reader,), name=f"rows of {location}", daemon=True).start()
@@ -59,7 +69,7 @@ class FlightTail(Tail):
         with contextlib.suppress(queue.Empty):
             arrived = self._arrived.get(timeout=timeout_s)
             if isinstance(arrived, Exception):
-                raise SinkError(f"the subscription has ended before the row came: {_reason(arrived)}; has the run ended?")
+                raise SinkError(f"the subscription has ended before the row came: {reason(arrived)}; has the run ended?")
             return self.matching(arrived, ids)
         return []
 
@@ -80,5 +90,6 @@ class FlightTail(Tail):
             self._arrived.put(error)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return in one line what an error of Flight says."""
     return str(error).strip().splitlines()[0].split(". gRPC client debug context")[0] if str(error).strip() else repr(error)

@@ -1,41 +1,31 @@
 """Sink: rows as JSON to a URL, once their epoch is committed.
 
-Rows wait in staged files of JSON lines, as those of other sinks do. A commit posts each file in parts of ``batch_rows`` and
-deletes it, so what a crash or an endpoint that is down holds back is posted by the next commit or the next run: at least once.
-A part has the same ``Idempotency-Key`` however often it is sent: repeats do no harm to a receiver that keeps the keys.
+A file is posted in parts of ``batch_rows``. A part has the same ``Idempotency-Key`` however often it is sent: repeats do no
+harm to a receiver that keeps the keys.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, ClassVar
-from uuid import uuid4
 
-from connectors import faults
-from connectors.base import Shown, Staged, Tail
 from connectors.errors import ConfigError, SinkError
 from connectors.options import REQUIRED, option
 from connectors.sinks.columns import check_columns
-from connectors.sinks.jsonl import JsonlSink
-from connectors.sinks.staged import STAGING, sha256_of, sink_error
+from connectors.sinks.delivered import DeliveringSink
 
 __all__ = ["WebhookOptions", "WebhookSink"]
 
 _PART_BYTES = 1 << 20
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 _BUSY = (408, 425, 429)
 """Statuses below 500 that ask for another try."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +56,7 @@ class WebhookOptions:
             raise ConfigError("url: must not hold a user or password; give a token")
 
 
-class WebhookSink(JsonlSink):
+class WebhookSink(DeliveringSink):
     """Posts JSON arrays of rows. Values are written as by the sink ``jsonl``."""
 
     Options: ClassVar[type] = WebhookOptions
@@ -77,71 +67,18 @@ class WebhookSink(JsonlSink):
         super().__init__(options)  # type: ignore[arg-type]
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def _new_path(self) -> Path:
-        path = super()._new_path()
-        return path.with_name(f"{uuid4().hex}-{path.name}")  # so that a key means one file of one run
-
-    # -- contract
-
-    def commit(self, epoch: int, staged: Sequence[Staged]) -> None:
-        """Post each staged file, then delete it. One that is gone has been posted."""
-        for file in staged:
-            path = self._inside(file.staged)
-            if path.exists():
-                self._post_file(path)
-                faults.reach("between_renames", epoch)
-                path.unlink(missing_ok=True)
-
-    def recover(self, epoch: int, staged: Sequence[Staged]) -> None:
-        """Post what the newest manifest promises and is still staged, then delete what is staged besides."""
-        for file in staged:
-            path = self._inside(file.staged)
-            try:
-                changed = path.exists() and sha256_of(path) != file.sha256
-            except OSError as error:
-                raise sink_error(path, error) from error
-            if changed:
-                raise SinkError(f"{path} was changed after its epoch was committed; put it back, or start over with --fresh")
-        self.commit(epoch, staged)
-        self._remove_staged()
-
-    def shown(self, column: str) -> Shown:
-        """Refuse: what was posted cannot be read back."""
-        raise ConfigError("its rows are posted to a URL and cannot be read back")
-
-    def tail(self, source: str, column: str, streams: Sequence[str], shards: Sequence[int]) -> Tail:
-        """Refuse as ``shown`` does."""
-        raise SinkError("rows of a webhook cannot be read back")
-
-    # -- requests
-
-    def _post_file(self, path: Path) -> None:
-        identity = path.name.partition(".")[0]
-        try:
-            with path.open("rb") as lines:
-                for number, body in enumerate(_parts(lines, self.options.batch_rows)):
-                    self._post(body, f"{identity}-{number}")
-        except OSError as error:
-            raise sink_error(path, error) from error
+    def deliver(self, path: Path, identity: str) -> None:
+        """Post the file in parts."""
+        with path.open("rb") as lines:
+            for number, body in enumerate(_parts(lines, self.options.batch_rows)):
+                self._post(body, f"{identity}-{number}")
 
     def _post(self, body: bytes, key: str) -> None:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key, "User-Agent": "streambank"}
         if self.options.token is not None:
             headers["Authorization"] = f"Bearer {self.options.token}"
-        until_s, wait_s = time.monotonic() + self.options.retry_s, _FIRST_WAIT_S
-        while True:
-            request = urllib.request.Request(self.options.url, data=body, headers=headers, method="POST")
-            problem = self._problem(request)
-            if problem is None:
-                return
-            if time.monotonic() + wait_s > until_s:
-                raise SinkError(
-                    f"{self._address()}: {problem}, for {self.options.retry_s:g} s (retry_s). Rows of committed epochs wait in "
-                    f"{self.root / STAGING}; run again with --resume to post them"
-                )
-            logger.warning("webhook=%s %s; trying again in %.1f s", self._address(), problem, wait_s)
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        request = urllib.request.Request(self.options.url, data=body, headers=headers, method="POST")
+        self.until_taken(lambda: self._problem(request), self.options.retry_s)
 
     def _problem(self, request: urllib.request.Request) -> str | None:
         """Send; return None where it was taken, what is wrong where it may be taken later. Raise ``SinkError`` otherwise."""
@@ -155,15 +92,13 @@ class WebhookSink(JsonlSink):
             problem = f"answers {error.code} {error.reason}" + (f" ({said})" if said else "")
             if error.code >= 500 or error.code in _BUSY:
                 return problem
-            raise SinkError(
-                f"{self._address()}: {problem}. Rows of committed epochs wait in {self.root / STAGING}; correct url or token, "
-                "then run again with --resume"
-            ) from None
+            then = "correct url or token, then run again with --resume"
+            raise SinkError(f"{self.address()}: {problem}. {self.held(then)}") from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
             return f"cannot be reached ({reason or type(error).__name__})"
 
-    def _address(self) -> str:
+    def address(self) -> str:
         """Return the URL without its query, in which there may be secrets."""
         parts = urllib.parse.urlsplit(self.options.url)
         return urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))

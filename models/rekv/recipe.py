@@ -26,14 +26,15 @@ from models.film_training import FramePool, film_stage, label_heads, render_pool
 from models.films import COLORS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, wording
 from models.rekv.evaluate import film_quality
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_PROMPTS, SmallModel, build_small, save_small
+from models.rekv.small import SMALL_PROMPTS, SMALL_WEIGHTS, SmallModel, build_small, read_small, save_small
 from models.rekv.vision import FrameEncoder
+from models.standing.recipe import RECIPE, run_matcher_recipe
 from models.tokenizers import WordTokenizer
 from models.training import Stage, Training, TrainResult
 
 __all__ = ["RECIPES", "FilmsSchedule", "film_tokenizer", "run_recipe", "train_films"]
 
-RECIPES = ("shapes",)
+RECIPES = ("shapes", RECIPE)
 """Ready recipes by name."""
 
 _KINDS = ("color", "shape", "when", "count")
@@ -66,6 +67,8 @@ class FilmsSchedule:
 
 def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedule | None = None) -> TrainResult:
     """Train a recipe, write ``<recipe>.safetensors`` and measure it on unseen films."""
+    if recipe == RECIPE:
+        return _train_beside(training, seed)
     schedule = schedule or FilmsSchedule()
     settings = {"method": "rekv", "recipe": recipe, "seed": seed, "schedule": dataclasses.asdict(schedule)}
     if (complete := training.open(settings)) is not None:
@@ -78,6 +81,21 @@ def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedu
     metrics = {f"accuracy_{mode}": value for mode, value in quality.accuracy.items()}
     metrics |= {"accuracy_guess": quality.guess, "retrieval_recall": quality.recall, "questions": float(quality.questions)}
     return training.finish(weights, metrics)
+
+
+def _train_beside(training: Training, seed: int) -> TrainResult:
+    """Train the matcher of standing questions beside the small model that comes with the package."""
+    model = load_model(SMALL_WEIGHTS, read_small(SMALL_WEIGHTS)[0])
+    decoder, frames = model.decoder, model.frames
+    assert frames is not None
+    return run_matcher_recipe(
+        training,
+        "rekv",
+        seed,
+        frames=frames,
+        words=lambda text: decoder.embed(model.ids(text)),
+        words_VW=decoder.module.get_input_embeddings().weight.detach(),  # type: ignore[operator]
+    )
 
 
 def train_films(*, seed: int = 0, schedule: FilmsSchedule | None = None, training: Training | None = None) -> SmallModel:

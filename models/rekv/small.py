@@ -26,6 +26,7 @@ from models.weight_files import read_safetensors, write_safetensors
 transformers = optional("transformers")
 
 __all__ = [
+    "SMALL_MATCHER",
     "SMALL_PROMPTS",
     "SMALL_REKV",
     "SMALL_UNSURE_BELOW",
@@ -46,6 +47,9 @@ SMALL_UNSURE_BELOW = 0.9
 
 SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
 """The small model that comes with the package."""
+
+SMALL_MATCHER = SMALL_WEIGHTS.with_name("standing.safetensors")
+"""Tells when what a standing question asks about is there; trained beside ``SMALL_WEIGHTS``."""
 
 _MODEL, _FORMAT = "rekv", "1"
 

@@ -33,6 +33,7 @@ transformers = optional("transformers")
 
 __all__ = [
     "SETTINGS_FILE",
+    "SMALL_MATCHER",
     "SMALL_UNSURE_BELOW",
     "SMALL_WEIGHTS",
     "VideoStreaming",
@@ -43,6 +44,9 @@ __all__ = [
 
 SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
 """The small model that comes with the package."""
+
+SMALL_MATCHER = SMALL_WEIGHTS.with_name("standing.safetensors")
+"""Tells when what a standing question asks about is there; trained beside ``SMALL_WEIGHTS``."""
 
 SMALL_UNSURE_BELOW = 0.0
 """Of ``SMALL_WEIGHTS``."""

@@ -35,16 +35,18 @@ from models.films import (
     wording,
 )
 from models.rekv.small import SMALL_WEIGHTS, load_small
+from models.standing.recipe import RECIPE, run_matcher_recipe
 from models.tokenizers import WordTokenizer
 from models.training import Stage, Training, TrainResult
 from models.videostreaming.evaluate import film_quality
+from models.videostreaming.loaders import SMALL_WEIGHTS as OWN_WEIGHTS
 from models.videostreaming.loaders import VideoStreaming, load_model, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
 from models.videostreaming.small import SMALL_CONFIG, build_small, word_tokenizer
 
 __all__ = ["RECIPES", "FilmsSchedule", "film_tokenizer", "run_recipe", "train_films"]
 
-RECIPES = ("shapes",)
+RECIPES = ("shapes", RECIPE)
 """Ready recipes by name."""
 
 _KINDS = ("color", "shape", "when", "count")
@@ -80,6 +82,8 @@ class FilmsSchedule:
 
 def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedule | None = None) -> TrainResult:
     """Train a recipe, write ``<recipe>.safetensors`` and measure it on unseen films."""
+    if recipe == RECIPE:
+        return _train_beside(training, seed)
     schedule = schedule or FilmsSchedule()
     settings = {"method": "videostreaming", "recipe": recipe, "seed": seed, "schedule": dataclasses.asdict(schedule)}
     if (complete := training.open(settings)) is not None:
@@ -92,6 +96,19 @@ def run_recipe(training: Training, recipe: str, seed: int, schedule: FilmsSchedu
     metrics = {f"accuracy_{mode}": value for mode, value in quality.accuracy.items()}
     metrics |= {f"recall_{mode}": value for mode, value in quality.recall.items()}
     return training.finish(weights, metrics | {"accuracy_guess": quality.guess, "questions": float(quality.questions)})
+
+
+def _train_beside(training: Training, seed: int) -> TrainResult:
+    """Train the matcher of standing questions beside the small model that comes with the package."""
+    ready = load_model(OWN_WEIGHTS)
+    return run_matcher_recipe(
+        training,
+        "videostreaming",
+        seed,
+        frames=torch.no_grad()(ready.model.frame_tokens),
+        words=lambda text: ready.model.embed(ready.asked_ids(text)),
+        words_VW=ready.model.streaming_encoder.get_input_embeddings().weight.detach(),
+    )
 
 
 def train_films(*, seed: int = 0, schedule: FilmsSchedule | None = None, training: Training | None = None) -> VideoStreaming:

@@ -36,6 +36,7 @@ from operators.memprompttss.rows import Rows
 from operators.memprompttss.schemas import OUTPUTS, PROMPT, STATUSES
 from operators.memprompttss.settling import Settler
 from operators.memprompttss.streams import SensorStream
+from operators.memprompttss.tells import Tells
 from operators.memprompttss.timeline import Timeline
 from operators.memprompttss.weights import build_network, settings_of
 from operators.memprompttss.windows import WindowRunner
@@ -49,6 +50,8 @@ from operators.streams import EVICTED, NEVER_US, STREAM_LOSSES, Refusal, StreamT
 __all__ = ["MemPromptTSSOperator"]
 
 Ints = npt.NDArray[np.int64]
+
+_NO_SLOT = Refusal("rejected_prompt", "nothing of this stream has come, and all slots are taken; raise max_streams")
 
 
 class MemPromptTSSOperator(Operator):
@@ -85,6 +88,7 @@ class MemPromptTSSOperator(Operator):
             for level in levels
         ]
         self._pending = Pending("prompts", options.max_waiting)
+        self._tells = Tells(options.max_waiting)
         self._counters = Counters(*STREAM_COUNTERS, "windows", "prompts", "prompts_rejected", "revisions")
         self._applier = Applier(self._network, self._timeline, self._banks, self._pending, geometry, levels, options.max_age_s)
         settler = Settler(self._timeline, geometry, levels, provisional=options.provisional)
@@ -125,6 +129,7 @@ class MemPromptTSSOperator(Operator):
         for bank in self._banks:
             bank.release(stream.slot)
         self._pending.close(stream_id)
+        self._tells.close(stream_id)
 
     # Samples
 
@@ -154,7 +159,7 @@ class MemPromptTSSOperator(Operator):
             while jobs:
                 self._round(out, samples, jobs)
                 jobs = [job for job in jobs if job.taken < len(job.rows_N)]
-        return out.batches()
+        return self._tells.joined(out.batches())
 
     def _jobs(self, names: pa.Array, samples: Samples, rows_P: Ints, slots_P: Ints) -> list[Job]:
         """Return the rows of each stream."""
@@ -228,7 +233,7 @@ class MemPromptTSSOperator(Operator):
             out = Rows()
             self._runner.finish(out, Job(stream_id, stream, np.zeros(0, np.int64), ()), 0)
             self._applier.drop(out, 0, stream_id, "the stream has ended")
-            self._ended += out.batches()
+            self._ended += self._tells.joined(out.batches())
         self._streams.close(stream_id)
 
     def flush(self) -> list[Emitted]:
@@ -252,7 +257,7 @@ class MemPromptTSSOperator(Operator):
                 self._runner.apply_late(out, Job(stream_id, stream, np.zeros(0, np.int64), ()))
                 if self._applier.applied:
                     self._streams.changed(stream_id)
-        return ended + out.batches()
+        return ended + self._tells.joined(out.batches())
 
     # Prompts
 
@@ -263,18 +268,39 @@ class MemPromptTSSOperator(Operator):
         for key, row in enumerate(question_rows(records.complete(batch, PROMPT))):
             self._counters.add("prompts")
             item = read_prompt(row, self._limits)
-            refusal = item if isinstance(item, Refusal) else self._wait(row["stream_id"], item)
+            refusal = item if isinstance(item, Refusal) else self._take(out, key, row, item)
             if refusal is not None:
                 self._refuse_prompt(out, key, row, refusal)
         return out.batches()
 
-    def _wait(self, stream_id: str, item: dict[str, Any]) -> Refusal | None:
+    def _take(self, out: Rows, key: int, row: Mapping[str, Any], item: dict[str, Any]) -> Refusal | None:
+        """Take a prompt: what stands does so at once, the others wait."""
+        stream_id, kind = row["stream_id"], item["kind"]
+        if kind == "tell":
+            if self._opened(stream_id, item["time_us"]) is None:
+                return _NO_SLOT
+            told = self._tells.add(stream_id, item["prompt_id"], item["state"], item["granularity"], item["debounce_s"])
+            if not told:
+                return Refusal("rejected_prompt", f"{self._tells.limit} prompts of kind tell are there already (max_waiting)")
+        elif kind != "retract" or not self._tells.withdraw(stream_id, item["target"]):
+            return self._wait(stream_id, item)
+        self._streams.changed(stream_id)
+        keys = {name: row[name] for name in ("stream_id", "sequence", "event_time", "prompt_id")}
+        out.event(key, **keys, granularity=item["granularity"], op=kind)
+        return None
+
+    def _opened(self, stream_id: str, time_us: int) -> SensorStream | None:
+        """Return a stream, a new one where there is room; None where there is none."""
         stream = self._streams.get(stream_id)
-        if stream is None:
-            if self._streams.full:
-                return Refusal("rejected_prompt", "nothing of this stream has come, and all slots are taken; raise max_streams")
+        if stream is None and not self._streams.full:
             stream = self._streams.open(stream_id).stream
-            stream.opened_us = item["time_us"]
+            stream.opened_us = time_us
+        return stream
+
+    def _wait(self, stream_id: str, item: dict[str, Any]) -> Refusal | None:
+        stream = self._opened(stream_id, item["time_us"])
+        if stream is None:
+            return _NO_SLOT
         self._streams.changed(stream_id)
         stream.prompts += 1
         item["order"] = stream.prompts
@@ -338,6 +364,7 @@ class MemPromptTSSOperator(Operator):
                 bank.bank.export(chosen, state, incremental=incremental)
                 bank.bank.mark_clean()
             self._pending.export(state)
+            self._tells.export(state)
         return state
 
     def restore(self, state: State) -> None:
@@ -350,6 +377,7 @@ class MemPromptTSSOperator(Operator):
             for bank in self._banks:
                 bank.release(slot)
         self._pending.load(live)
+        self._tells.load(live)
         if streams:
             self._timeline.load(slots_N, live)
             for bank in self._banks:
@@ -365,6 +393,7 @@ class MemPromptTSSOperator(Operator):
             "streams": float(len(self._streams)),
             "remembered": float(sum(bank.valid_S.sum() for bank in self._banks)),
             "waiting": float(len(self._pending)),
+            "standing": float(len(self._tells)),
             **self._counters.gauges(),
         }
 

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 Item = dict[str, Any]
 """A prompt that waits: plain values, as JSON in snapshots."""
 
-KINDS = ("label", "boundary", "retract", "pin", "reset")
+KINDS = ("label", "boundary", "retract", "pin", "reset", "tell")
 _ASPECTS = ("correct", "incorrect")
 _LONGEST_S = 1e11  # three thousand years
 
@@ -63,6 +63,7 @@ def read_prompt(row: Mapping[str, Any], limits: PromptLimits) -> Item | Refusal:
         "target": row["target"] or row["prompt_id"] or "",
         "pinned": bool(row["pinned"]) if kind != "pin" else row["pinned"] is not False,
         "context": row["context"],
+        "debounce_s": row["debounce_s"] or 0.0,
         "sequence": row["sequence"],
         "time_us": row["event_time"],
     }
@@ -85,9 +86,17 @@ def _problem(row: Mapping[str, Any], limits: PromptLimits) -> str | None:
         return None if row["target"] or row["prompt_id"] else f"a prompt of kind {kind} needs the target's prompt_id"
     if kind == "reset":
         return None
-    if kind == "label" and (state is None or not 0 <= state < limits.classes):
+    if kind in ("label", "tell") and (state is None or not 0 <= state < limits.classes):
         return f"state is {state}; the network has the states 0 to {limits.classes - 1}"
-    offset_s = row["at_offset_s"]
+    offset_s, debounce_s = row["at_offset_s"], row["debounce_s"]
+    if kind == "tell":
+        if not row["prompt_id"]:
+            return "a prompt of kind tell needs a prompt_id, by which it can be retracted"
+        if row["at"] is not None or offset_s is not None:
+            return "a prompt of kind tell is about what is to come; leave out at and at_offset_s"
+        if debounce_s is not None and not 0 <= debounce_s < _LONGEST_S:
+            return f"debounce_s is {debounce_s!r}; it must be 0 or more seconds"
+        return None
     if offset_s is not None:
         if row["at"] is not None:
             return "the prompt has both at and at_offset_s; give one of them"

@@ -10,7 +10,7 @@ from connectors import records
 from operators.sampling_rate import RATE_STATUSES
 from operators.streams import STREAM_STATUSES
 
-__all__ = ["BANK", "OUTPUTS", "PROMPT", "SEGMENTS", "STATES", "STATUSES"]
+__all__ = ["ALERTS", "BANK", "OUTPUTS", "PROMPT", "SEGMENTS", "STATES", "STATUSES"]
 
 PROMPT = records.key_schema(
     "prompt",
@@ -32,6 +32,7 @@ PROMPT = records.key_schema(
                 ("pinned", pa.bool_()),
                 ("author", pa.string()),
                 ("context", pa.list_(pa.float32())),
+                ("debounce_s", pa.float64()),
             )
         ),
     ],
@@ -39,11 +40,13 @@ PROMPT = records.key_schema(
 """What somebody says about a stream; ``event_time`` is when it was said.
 
 ``kind``: ``label`` (the state at ``at`` is ``state``), ``boundary`` (a segment starts at ``at``; with ``boundary`` false none
-does), ``retract`` or ``pin`` (the prompt ``target``; ``pinned`` false takes the pin off), ``reset`` (forget all prompts of the
-granularity). ``at``: null: the newest sample; with ``at_end`` a range; in its place ``at_offset_s``: seconds from the stream's
-first row, or below 0 before its newest one. ``aspect``: ``correct``, or ``incorrect``: it is not so. ``granularity``: null: the
-first one. ``context``: samples around ``at`` in the order of time, channel by channel of each, for a prompt about what has left
-the history. Columns that a pipeline has no use for may be missing."""
+does), ``retract`` or ``pin`` (the prompt ``target``; ``pinned`` false takes the pin off), ``reset`` (forget all prompts of
+the granularity), ``tell`` (give a row of ``alerts`` each time that a segment of ``state`` begins, but not within
+``debounce_s`` of the end of the last one; ``retract`` ends it). ``at``: null: the newest sample; with ``at_end`` a range; in
+its place ``at_offset_s``: seconds from the stream's first row, or below 0 before its newest one. ``aspect``: ``correct``, or
+``incorrect``: it is not so. ``granularity``: null: the first one. ``context``: samples around ``at`` in the order of time,
+channel by channel of each, for a prompt about what has left the history. Columns that a pipeline has no use for may be
+missing."""
 
 STATES = records.output_schema(
     "states",
@@ -94,9 +97,25 @@ BANK = records.output_schema(
     ],
 )
 """What became of a prompt: ``write``, ``replace``, ``reencode`` (once the samples after it had come), ``evict``, ``expire``,
-``retract``, ``pin``, ``reset``, or ``reject``; ``error`` says why. Keys are those of the control row that caused it."""
+``retract``, ``pin``, ``reset``, ``tell``, or ``reject``; ``error`` says why. Keys are those of the control row that caused
+it."""
 
-OUTPUTS: Mapping[str, pa.Schema] = {"states": STATES, "segments": SEGMENTS, "bank": BANK}
+ALERTS = records.output_schema(
+    "alerts",
+    1,
+    [
+        pa.field("granularity", pa.int8()),
+        pa.field("prompt_id", pa.string()),
+        pa.field("state", pa.int32()),
+        pa.field("segment_id", pa.int64()),
+        pa.field("mean_confidence", pa.float32()),
+        pa.field("known_at", records.TIME_TYPE),
+    ],
+)
+"""A stream has come into a state that the prompt ``tell`` of this id waits for. Keys are those of the first sample of the
+segment, which is the evidence with its mean confidence so far; ``known_at``: the newest sample that it was told from."""
+
+OUTPUTS: Mapping[str, pa.Schema] = {"states": STATES, "segments": SEGMENTS, "bank": BANK, "alerts": ALERTS}
 
 STATUSES: Mapping[str, str] = {
     "ok": "the state of a sample, a segment, or what became of a prompt",

@@ -26,7 +26,7 @@ from operators.counters import STREAM_COUNTERS, Counters
 from operators.frames import admit_frames
 from operators.images import Image
 from operators.output import OutputRows
-from operators.questions import QUESTION, QuestionLimits, Row
+from operators.questions import GOOD_STATUSES, QUESTION, QuestionLimits, Row
 from operators.rekv.answering import Answering
 from operators.rekv.config import ReKVOptions
 from operators.rekv.encoder import FrameEncoding
@@ -34,9 +34,10 @@ from operators.rekv.policies import policy_dict
 from operators.rekv.schemas import ANSWER, FRAME_SEQUENCES, LOSSES, STATUSES, answer_schema
 from operators.rekv.streams import ReKVStream, export_times, load_times
 from operators.rekv.views import FramesOfStreams
-from operators.rekv.weights import check_policy, load_answering, load_file_answering, model_id, settings
+from operators.rekv.weights import check_policy, load_answering, load_file_answering, load_gate, model_id, settings
 from operators.rekv.windows import export_windows
 from operators.sampling import next_keep
+from operators.standing import Look, Standing, check_matcher
 from operators.state import State
 from operators.streams import NEVER_US, StreamTable
 
@@ -48,6 +49,7 @@ class _Job:
     """A frame that is to be encoded."""
 
     row: int
+    stream_id: str
     stream: ReKVStream
     sequence: int
     time_us: int
@@ -61,7 +63,7 @@ class _Call:
     out: OutputRows
     queue: list[_Job] = field(default_factory=list)
     answers: list[tuple[int, Row]] = field(default_factory=list)
-    """Answers to questions that waited, with the row of the frame that set them free."""
+    """Answers to questions that waited or stand, with the row of the frame that set them free."""
 
 
 class ReKVOperator(Operator):
@@ -72,6 +74,7 @@ class ReKVOperator(Operator):
     control_schema = QUESTION
     output_schema = ANSWER
     statuses = STATUSES
+    good_statuses = GOOD_STATUSES
     losses = LOSSES
 
     def __init__(self, options: ReKVOptions, context: Context) -> None:
@@ -101,6 +104,7 @@ class ReKVOperator(Operator):
             pool=answerers(
                 context.name, options.answerers, functools.partial(load_file_answering, options, context.name, context.device)
             ),
+            standing=Standing(options, load_gate(options, self._answering), self._answering.model.unknown),
         )
 
     @classmethod
@@ -108,6 +112,7 @@ class ReKVOperator(Operator):
         """Check the checkpoint's place, the settings and the policy; return the output schema."""
         settings(options, name)
         check_policy(options, name)
+        check_matcher(options, name)
         return ANSWER
 
     def _make(self, stream_id: str, slot: int) -> ReKVStream:
@@ -140,7 +145,7 @@ class ReKVOperator(Operator):
                 self._counters.add("skipped")
                 continue
             stream.next_keep_us = keep_us
-            call.queue.append(_Job(frame.row, stream, frame.sequence, time_us, frame.content))
+            call.queue.append(_Job(frame.row, frame.stream_id, stream, frame.sequence, time_us, frame.content))
         self._encode(call)
         self._counters.note(call.out)
         self._counters.add("rejected", call.out.count("bank_full"))
@@ -151,12 +156,26 @@ class ReKVOperator(Operator):
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self.options.sample_fps)
 
     def _encode(self, call: _Call) -> None:
-        """Encode the queue, which becomes empty, streams together."""
+        """Encode the queue, which becomes empty, streams together; answer what stands at the frames where it rises."""
         queue, call.queue = call.queue, []
         if not queue:
             return
+        features = self._encoding.features([job.image for job in queue])
+        looks = [
+            None if tokens_TC is None else Look(job.stream_id, job.sequence, job.time_us, tokens_TC)
+            for job, tokens_TC in zip(queue, features, strict=True)
+        ]
+        start = 0
+        for place, questions in sorted(self._answers.standing.look(looks).items()):
+            self._write(call, queue[start : place + 1], features[start : place + 1])
+            call.answers += [(queue[place].row, row) for row in self._answers.risen(questions)]
+            start = place + 1
+        self._write(call, queue[start:], features[start:])
+
+    def _write(self, call: _Call, queue: Sequence[_Job], features_of: Sequence[torch.Tensor | None]) -> None:
+        """Write frames to the memories of their streams."""
         parts: dict[int, tuple[list[_Job], list[torch.Tensor]]] = {}
-        for job, tokens_TC in zip(queue, self._encoding.features([job.image for job in queue]), strict=True):
+        for job, tokens_TC in zip(queue, features_of, strict=True):
             jobs, features = parts.setdefault(job.stream.slot, ([], []))
             if tokens_TC is None:
                 call.out.set(job.row, "rejected_corrupt", "the features of this frame are not finite")

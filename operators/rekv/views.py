@@ -23,6 +23,10 @@ from operators.streams import StreamTable
 __all__ = ["FramesOfStreams", "FramesView"]
 
 
+_NEWEST_FRAMES = 8
+"""That a standing question is answered from."""
+
+
 @dataclass(frozen=True, slots=True)
 class FramesView:
     """The blocks of one stream that a question may see."""
@@ -48,6 +52,8 @@ class FramesOfStreams:
         first, written = self._encoding.first(stream.slot), stream.encoded.frames
         below = written if question.at_us is None else stream.times.below(first, written, question.at_us)
         frames = None
+        if question.asked_us is not None:  # a question that stands is about what is there now
+            frames = tuple(range(max(first, below - _NEWEST_FRAMES), below))
         if FRAME_SEQUENCES in question.extra:
             known_K = stream.times.at(np.arange(first, below))[:, 1]
             frames = numbers_of(question.extra[FRAME_SEQUENCES], known_K, first)

@@ -14,13 +14,14 @@ from models.hub import weights_place
 from models.rekv.checkpoint import read_head_width
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_WEIGHTS, read_small
+from models.rekv.small import SMALL_MATCHER, SMALL_WEIGHTS, read_small
 from operators.banks import BlockSpec, FileReader, SharedBlocks
 from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid, rekv_config
 from operators.rekv.config import ReKVOptions
 from operators.rekv.policies import BlockPolicy, block_policy
+from operators.standing import FrameGate, open_gate
 
-__all__ = ["check_policy", "load_answering", "load_file_answering", "model_id", "settings"]
+__all__ = ["check_policy", "load_answering", "load_file_answering", "load_gate", "model_id", "settings"]
 
 
 def settings(options: ReKVOptions, name: str) -> ReKVConfig:
@@ -84,6 +85,20 @@ def load_file_answering(
         return answering([question for question, _ in asked], readers)
 
     return answer
+
+
+def load_gate(options: ReKVOptions, answering: Answering) -> FrameGate | None:
+    """Return what tells when standing questions are to be answered; None for a checkpoint without a matcher."""
+    model, decoder = answering.model, answering.model.decoder
+    is_small = weights_place(options.checkpoint, SMALL_WEIGHTS).resolve() == SMALL_WEIGHTS
+    table_VW: torch.Tensor = decoder.module.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    return open_gate(
+        options,
+        SMALL_MATCHER if is_small else None,
+        frame_width=answering.grid.tokens * table_VW.shape[1],
+        words_VW=table_VW,
+        words=lambda text: decoder.embed(model.ids(text)),
+    )
 
 
 def model_id(answering: Answering) -> str:

@@ -59,6 +59,8 @@ class ClipQuestion:
     select: int | None = None
     """How many clips; None: as many as the model selects."""
     open: OpenClip | None = None
+    newest: int | None = None
+    """Answer from so many of the newest clips; None: from those that the question selects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +159,30 @@ class Answering:
     def _encode_open(self, asked: Sequence[_Asked]) -> None:
         """Encode what is open of the clips that questions see, each behind the newest memory."""
         ready = self.ready
-        clips = []
-        seeing = [one for one in asked if one.question.open is not None]
+        clips: list[Clip] = []
+        groups: list[list[_Asked]] = []  # many may ask about one moment of one stream; its clip is encoded once
         for one in asked:
             one.newest_MD = memory_of(one.clips)
-        for one in seeing:
             part = one.question.open
-            assert part is not None
-            time_ids = ready.time_ids(part.start_us / 1e6, part.end_us / 1e6, first=one.clips.below == 0)
-            clips.append(Clip(part.features_TNC, time_ids, one.newest_MD))
-        for one, encoded in zip(seeing, encode_clips(ready.model, clips) if clips else [], strict=True):
+            if part is None:
+                continue
+            clip = Clip(
+                part.features_TNC,
+                ready.time_ids(part.start_us / 1e6, part.end_us / 1e6, first=one.clips.below == 0),
+                one.newest_MD,
+            )
+            same = next((place for place, other in enumerate(clips) if _equal(clip, other)), None)
+            if same is None:
+                clips.append(clip)
+                groups.append([one])
+            else:
+                groups[same].append(one)
+        for group, encoded in zip(groups, encode_clips(ready.model, clips) if clips else [], strict=True):
             if bool(encoded.memory_MD.isfinite().all() & encoded.indicator_D.isfinite().all()):
-                one.open_memory_MD = one.newest_MD = encoded.memory_MD
-                one.open_indicator_D = stored_indicator(encoded.indicator_D, ready.config.similarity)
+                indicator_D = stored_indicator(encoded.indicator_D, ready.config.similarity)
+                for one in group:
+                    one.open_memory_MD = one.newest_MD = encoded.memory_MD
+                    one.open_indicator_D = indicator_D
 
     def _select(self, asked: Sequence[_Asked]) -> None:
         """Compare all clips with each question and take up the best (paper section 3.2)."""
@@ -182,7 +195,10 @@ class Answering:
             scores_K = similarities(indicator_D, stored_KD, config.similarity)
             suspects = (scores_K == 0).nonzero().flatten()  # an indicator of zeros; looking at all of them costs a pass
             scores_K[suspects[(stored_KD[suspects] == 0).all(dim=1)]] = -torch.inf
-            places = top_clips(scores_K, one.question.select or config.select_clips).tolist()
+            newest = one.question.newest
+            if newest is not None:
+                scores_K[: max(len(scores_K) - newest, 0)] = -torch.inf
+            places = top_clips(scores_K, newest or one.question.select or config.select_clips).tolist()
             if config.include_newest and len(scores_K) - 1 not in places and bool(scores_K[-1] > -torch.inf):
                 places.append(len(scores_K) - 1)
             share_K = torch.softmax(model.sim_scale.float() * scores_K, dim=0)
@@ -229,6 +245,15 @@ class Answering:
             else unusable
             for one in asked
         ]
+
+
+def _equal(clip: Clip, other: Clip) -> bool:
+    """Return whether two clips are the same to the encoder."""
+    if (clip.memory_MD is None) != (other.memory_MD is None) or not torch.equal(clip.time_ids_n, other.time_ids_n):
+        return False
+    if not torch.equal(clip.features_TNC, other.features_TNC):
+        return False
+    return clip.memory_MD is None or other.memory_MD is None or torch.equal(clip.memory_MD, other.memory_MD)
 
 
 def memory_of(clips: ReadableClips) -> Tensor | None:

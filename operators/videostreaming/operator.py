@@ -25,8 +25,9 @@ from operators.counters import STREAM_COUNTERS, Counters
 from operators.frames import admit_frames
 from operators.images import Image
 from operators.output import OutputRows
-from operators.questions import QUESTION, QuestionLimits, Row
+from operators.questions import GOOD_STATUSES, QUESTION, QuestionLimits, Row
 from operators.sampling import next_keep
+from operators.standing import Look, Standing, check_matcher
 from operators.state import State
 from operators.streams import NEVER_US, StreamTable
 from operators.videostreaming.answering import Answering
@@ -36,7 +37,7 @@ from operators.videostreaming.rules import CutRules, cut_clips
 from operators.videostreaming.schemas import ANSWER, LOSSES, SELECT_CLIPS, STATUSES, answer_schema
 from operators.videostreaming.streams import CLIP_COLUMNS, VideoStream, export_clips, load_clips
 from operators.videostreaming.views import ClipsOfStreams
-from operators.videostreaming.weights import load_answering, load_file_answering, model_id, settings
+from operators.videostreaming.weights import load_answering, load_file_answering, load_gate, model_id, settings
 
 __all__ = ["VideoStreamingOperator"]
 
@@ -62,7 +63,7 @@ class _Call:
     out: OutputRows
     queue: list[_Job] = field(default_factory=list)
     rows: list[tuple[int, Row]] = field(default_factory=list)
-    """Answers to questions that waited, and clips, with the row of the frame that they come of."""
+    """Answers to questions that waited or stand, and clips, with the row of the frame that they come of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +88,7 @@ class VideoStreamingOperator(Operator):
     control_schema = QUESTION
     output_schema = ANSWER
     statuses = STATUSES
+    good_statuses = GOOD_STATUSES
     losses = LOSSES
 
     def __init__(self, options: VideoStreamingOptions, context: Context) -> None:
@@ -130,12 +132,14 @@ class VideoStreamingOperator(Operator):
             pool=answerers(
                 context.name, options.answerers, functools.partial(load_file_answering, options, context.name, context.device)
             ),
+            standing=Standing(options, load_gate(options, self._answering), ready.encoder_tokenizer.unknown),
         )
 
     @classmethod
     def examine(cls, options: VideoStreamingOptions, name: str) -> pa.Schema:
         """Check the checkpoint's place and the settings; return the output schema."""
         settings(options, name)
+        check_matcher(options, name)
         return ANSWER
 
     def _make(self, stream_id: str, slot: int) -> VideoStream:
@@ -184,12 +188,26 @@ class VideoStreamingOperator(Operator):
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self._fps)
 
     def _encode(self, call: _Call) -> None:
-        """Encode the queue, which becomes empty: frames to features, clips that end to memories, streams together."""
+        """Encode the queue, which becomes empty; answer what stands at the frames where it rises."""
         queue, call.queue = call.queue, []
         if not queue:
             return
+        features = self._encoding.features([job.image for job in queue])
+        looks = [
+            None if tokens_NC is None else Look(job.stream_id, job.sequence, job.time_us, tokens_NC)
+            for job, tokens_NC in zip(queue, features, strict=True)
+        ]
+        start = 0
+        for place, questions in sorted(self._answers.standing.look(looks).items()):
+            self._write(call, queue[start : place + 1], features[start : place + 1])
+            call.rows += [(queue[place].row, row) for row in self._answers.risen(questions)]
+            start = place + 1
+        self._write(call, queue[start:], features[start:])
+
+    def _write(self, call: _Call, queue: Sequence[_Job], features_of: Sequence[Tensor | None]) -> None:
+        """Write frames: clips that end to memories, streams together."""
         parts: dict[int, tuple[list[_Job], list[Tensor]]] = {}
-        for job, tokens_NC in zip(queue, self._encoding.features([job.image for job in queue]), strict=True):
+        for job, tokens_NC in zip(queue, features_of, strict=True):
             if tokens_NC is None:
                 call.out.set(job.row, "rejected_corrupt", "the features of this frame are not finite")
                 continue

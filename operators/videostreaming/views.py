@@ -21,6 +21,10 @@ from operators.videostreaming.streams import VideoStream
 __all__ = ["ClipsOfStreams", "ClipsView"]
 
 
+_NEWEST_CLIPS = 1
+"""That a standing question is answered from: the open one, or the one that has just ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClipsView:
     """The memories of one stream that a question may see, and what is open of the clip behind them."""
@@ -57,11 +61,13 @@ class ClipsOfStreams:
         at_us = question.at_us
         below = written if at_us is None else stream.clips.below(first, written, at_us)
         seen = [time_us for time_us in stream.open_times if at_us is None or time_us <= at_us] if below == written else []
-        part = self._open(stream, seen) if seen and (self._include_open or below == first) else None
+        stands = question.asked_us is not None  # such a question is about what is there now
+        part = self._open(stream, seen) if seen and (self._include_open or below == first or stands) else None
         as_of_us = seen[-1] if part is not None else None
         if as_of_us is None and below > first:
             as_of_us = int(stream.clips.at(np.array([below - 1]))[0, 2])
-        asked = ClipQuestion(question.text, question.max_tokens, question.extra.get(SELECT_CLIPS), part)
+        newest = _NEWEST_CLIPS if stands else None
+        asked = ClipQuestion(question.text, question.max_tokens, question.extra.get(SELECT_CLIPS), part, newest)
         return ClipsView(self._encoding.reader(stream.slot, below), asked, stream.start_us, as_of_us)
 
     def _open(self, stream: VideoStream, times: Sequence[int]) -> OpenClip:

@@ -14,12 +14,13 @@ import torch
 from connectors.errors import ConfigError
 from models.hub import weights_place
 from models.videostreaming.config import VideoStreamingConfig
-from models.videostreaming.loaders import SMALL_WEIGHTS, load_model, read_settings
+from models.videostreaming.loaders import SMALL_MATCHER, SMALL_WEIGHTS, load_model, read_settings
 from operators.banks import FileReader, SharedBlocks
+from operators.standing import FrameGate, open_gate
 from operators.videostreaming.answering import Answering, ClipAnswer, ClipQuestion
 from operators.videostreaming.config import VideoStreamingOptions
 
-__all__ = ["load_answering", "load_file_answering", "model_id", "settings"]
+__all__ = ["load_answering", "load_file_answering", "load_gate", "model_id", "settings"]
 
 _LATEST_S = 99_999_999.9  # three years: the longest text that a time becomes
 
@@ -77,6 +78,18 @@ def load_file_answering(
         return answering([question for question, _ in asked], readers)
 
     return answer
+
+
+def load_gate(options: VideoStreamingOptions, answering: Answering) -> FrameGate | None:
+    """Return what tells when standing questions are to be answered; None for a checkpoint without a matcher."""
+    ready = answering.ready
+    return open_gate(
+        options,
+        SMALL_MATCHER if _path(options).resolve() == SMALL_WEIGHTS else None,
+        frame_width=answering.frame_tokens * ready.model.feature_width,
+        words_VW=ready.model.streaming_encoder.get_input_embeddings().weight.detach(),
+        words=lambda text: ready.model.embed(ready.asked_ids(text)),
+    )
 
 
 def model_id(answering: Answering) -> str:

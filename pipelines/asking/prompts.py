@@ -5,6 +5,7 @@ A prompt is a control row with the columns ``kind`` and ``prompt_id``; ``memprom
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from pipelines.spec import PipelineSpec
 
 __all__ = ["KINDS", "PromptKind", "prompt"]
 
-PromptKind = Literal["label", "boundary", "retract", "pin", "reset"]
+PromptKind = Literal["label", "boundary", "retract", "pin", "reset", "tell"]
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 
 _NAMES = {
@@ -48,14 +49,16 @@ def prompt(
     values: Mapping[str, Any] | None = None,
     timeout_s: float | None = None,
     say: Callable[[str], None] = lambda text: None,
+    cancelled: threading.Event | None = None,
 ) -> list[Answer]:
     """Give a prompt about each of ``streams`` and wait for what becomes of it; return that in the order of ``streams``.
 
     ``kind`` and ``value``: ``label`` with a state (with ``correct=False``: it is not this state); ``boundary``: a segment
     begins there (``False`` or ``no``: none does); ``retract`` and ``pin`` with the id of an earlier prompt (``pinned=False``
-    takes the pin off); ``reset``: forget all prompts. ``at`` is the event time that it is about, as for ``ask``; None: the
-    newest row. ``until`` makes it a range. ``granularity``: which of the operator's levels of detail. ``id`` is the prompt's
-    own, by which it can be retracted; a prompt with an id that is there replaces it. The rest is as for ``ask``.
+    takes the pin off); ``reset``: forget all prompts; ``tell`` with a state: a row of alerts each time that it begins. ``at``
+    is the event time that it is about, as for ``ask``; None: the newest row. ``until`` makes it a range. ``granularity``:
+    which of the operator's levels of detail. ``id`` is the prompt's own, by which it can be retracted; a prompt with an id
+    that is there replaces it. The rest is as for ``ask``.
 
     Raise ``ConfigError`` where the pipeline file has no way for it or the prompt makes no sense, another ``StreambankError``
     where it cannot be put or the sink cannot be reached.
@@ -71,7 +74,7 @@ def prompt(
     if until is not None:
         given["at_end"] = moment(until, "--until")
     rows = make_rows(route, streams, {**given, **(values or {}), **time_values(route, at)}, _NAMES, id)
-    return put_rows(spec, route, rows, at=at, timeout_s=timeout_s, say=say)
+    return put_rows(spec, route, rows, at=at, timeout_s=timeout_s, say=say, cancelled=cancelled)
 
 
 def _values(
@@ -91,9 +94,11 @@ def _values(
             raise ConfigError(f"{name}: has no meaning for {kind}; leave it out")
     if until is not None and (at is None or offset_s(at) is not None or offset_s(until) is not None):
         raise ConfigError("--until: a range needs two absolute times; give --at and --until as ISO 8601 or seconds since 1970")
+    if kind == "tell":
+        return {"kind": kind, "state": _state(value, kind)}
     aspect = {} if correct else {"aspect": "incorrect"}
     if kind == "label":
-        return {"kind": kind, "state": _state(value), **aspect}
+        return {"kind": kind, "state": _state(value, kind), **aspect}
     if kind == "boundary":
         return {"kind": kind, "boundary": _truth(value), **aspect}
     if kind == "reset":
@@ -105,13 +110,13 @@ def _values(
     return {"kind": kind, "target": value, **({} if pinned else {"pinned": False})}
 
 
-def _state(value: int | str | bool | None) -> int:
+def _state(value: int | str | bool | None, kind: str) -> int:
     try:
         if value is None or isinstance(value, bool):
             raise ValueError
         return int(value)
     except ValueError:
-        raise ConfigError(f"label needs the number of a state, such as `label 7`; got {value!r}") from None
+        raise ConfigError(f"{kind} needs the number of a state, such as `{kind} 7`; got {value!r}") from None
 
 
 def _truth(value: int | str | bool | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,16 @@ from pipelines.asking.route import Route
 from pipelines.runtime.keys import shard_of
 from pipelines.spec import PipelineSpec
 
-__all__ = ["Answer", "Time", "make_rows", "moment", "offset_s", "put_rows", "require_streams", "time_values"]
+__all__ = ["GOOD", "Answer", "Time", "make_rows", "moment", "offset_s", "put_rows", "require_streams", "time_values"]
 
 _EPOCHS = 3
 _QUIET_S = 2.0
 _TIMEOUT_S = 60.0
+_LOOK_S = 0.25
+"""How often is looked whether anybody still waits."""
+
+GOOD = (None, "ok", "standing", "withdrawn")
+"""Statuses of rows by which nothing is wrong."""
 
 _OFFSET = "at_offset_s"
 _FILM_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{2}(?:\.\d+)?)")
@@ -53,7 +59,7 @@ class Answer:
     @property
     def ok(self) -> bool:
         """Whether the operator could answer."""
-        return self.row is not None and self.row.get("status", "ok") in (None, "ok")
+        return self.row is not None and self.row.get("status", "ok") in GOOD
 
     @property
     def text(self) -> str | None:
@@ -128,12 +134,14 @@ def put_rows(
     at: Time | None = None,
     timeout_s: float | None = None,
     say: Callable[[str], None] = lambda text: None,
+    cancelled: threading.Event | None = None,
 ) -> list[Answer]:
     """Put rows where the pipeline takes them and wait for the answers; return them in the order of ``rows``.
 
     ``timeout_s`` is the longest wait (default: a minute, or 3 epochs where these are longer). A row that is not answered in
     time stays where it was put, and the pipeline will still answer it. ``say`` gets a text when one with a time ``at`` seems to
-    wait for a time to come. Raise ``StreambankError`` where rows cannot be put or the sink cannot be reached.
+    wait for a time to come. ``cancelled``: once it is set nobody waits any longer. Raise ``StreambankError`` where rows cannot
+    be put or the sink cannot be reached.
     """
     if timeout_s is not None and not timeout_s > 0:
         raise ConfigError(f"--timeout: must be above 0 seconds, got {timeout_s:g}")
@@ -152,12 +160,13 @@ def put_rows(
         began_s = time.monotonic()
         ends_s = began_s + (max(_TIMEOUT_S, _EPOCHS * spec.epoch_s) if timeout_s is None else timeout_s)
         quiet_s = None if at is None else began_s + _QUIET_S + _EPOCHS * spec.epoch_s  # until then an answer may be on its way
-        while waiting and (left_s := ends_s - time.monotonic()) > 0:
+        while waiting and (left_s := ends_s - time.monotonic()) > 0 and not (cancelled is not None and cancelled.is_set()):
             if quiet_s is not None and time.monotonic() >= quiet_s:
                 quiet_s = None
                 about = ", ".join(stream for stream in streams if stream not in answers)
                 say(f"{about}: no answer yet; a time to come is waited for: {at} ({left_s:.0f} s left)")
             wait_s = left_s if quiet_s is None else min(left_s, max(quiet_s - time.monotonic(), 0.001))
+            wait_s = wait_s if cancelled is None else min(wait_s, _LOOK_S)
             for row in tail.take({id for id, _ in waiting}, wait_s):
                 own = (row[id_column], row["stream_id"])
                 if own in waiting:

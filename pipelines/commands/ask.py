@@ -12,8 +12,8 @@ from typing import Any
 
 from connectors.errors import ConfigError
 from pipelines.asking.prompts import prompt
-from pipelines.asking.putting import Answer
-from pipelines.asking.questions import ask
+from pipelines.asking.putting import GOOD, Answer
+from pipelines.asking.questions import ask, withdraw
 from pipelines.asking.route import PROMPT, Request
 from pipelines.document import parse_scalar_or_flow
 from pipelines.spec import PipelineSpec
@@ -32,7 +32,10 @@ def ask_pipeline(
     columns: Sequence[str],
     **how: Any,
 ) -> list[Answer]:
-    """Ask; ``columns`` are ``NAME=VALUE`` texts for other control columns."""
+    """Ask; ``columns`` are ``NAME=VALUE`` texts for other control columns. With ``withdraws`` the text is a question's id."""
+    if how.pop("withdraws", False):
+        kept = {name: how[name] for name in ("operator", "sink", "timeout_s") if name in how}
+        return withdraw(spec, text, streams, **kept)
     return ask(spec, text, streams, values=_filled(columns), say=_say, **how)
 
 
@@ -75,7 +78,9 @@ def answer_text(answer: Answer, spec: PipelineSpec, request: Request) -> str:
     error = row.get("error")
     first = "op" if request is PROMPT else "answer"
     head = row.get(first)
-    if status != "ok":
+    if status in GOOD and status != "ok":
+        head = f"{status}, as {row.get(request.id_column)}"
+    elif status != "ok":
         reason = f"{status}: {error or 'the operator says no more'}"
         head = reason if head is None else f"{head} ({reason})"
     left_out = {"stream_id", "sequence", "event_time", first, "status", "error"}

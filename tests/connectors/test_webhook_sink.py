@@ -115,7 +115,7 @@ def test_an_endpoint_that_is_busy_is_asked_again_with_the_same_key(tmp_path: Pat
             r"/hook: answers 403 Forbidden \(no such user\)\. Rows of committed epochs wait in .*; correct url or token",
         ),
         (302, 5.0, r"/hook: answers 302 Found\."),
-        (500, 0.0, r"/hook: answers 500 Internal Server Error, for 0 s \(retry_s\)\. .* --resume to post them"),
+        (500, 0.0, r"/hook: answers 500 Internal Server Error, for 0 s \(retry_s\)\. .* --resume to send them"),
     ],
 )
 def test_what_is_refused_stays_and_is_posted_by_the_next_run(status: int, retry_s: float, said: str, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (0.7, "boundary", {"at": 0.5}),
                 (0.9, "label", {"at": 1.2, "state": 2}),
                 (1.1, "retract", {"target": f"{name}0"}),
+                (0.4, "tell", {"state": 1}),
             ]
         ):
             times = {key: f"1970-01-01T00:00:{more.pop(key):09.6f}Z" for key in ("at",) if key in more}
@@ -67,7 +68,7 @@ def pipeline(data: Path, run: Path, *, pace: str | float = "max", shards: int = 
         },
         "sinks": {
             name: {"type": "parquet", "input": f"segment.{name}", "path": str(run / name)}
-            for name in ("states", "segments", "bank")
+            for name in ("states", "segments", "bank", "alerts")
         },
     }  # fmt: skip
 
@@ -75,7 +76,7 @@ def pipeline(data: Path, run: Path, *, pace: str | float = "max", shards: int = 
 def tables(run: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Return the rows of each output in the order of their streams; confidences rounded, since kernels differ by batches."""
     found = {}
-    for name in ("states", "segments", "bank"):
+    for name in ("states", "segments", "bank", "alerts"):
         rows = read_committed(run / name).to_pylist()
         for row in rows:
             for key, value in row.items():
@@ -91,7 +92,7 @@ def wanted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, li
     run_here(pipeline(data, run))
     found = tables(run)
     assert len(found["states"]) > 1500 and len(found["segments"]) > 50
-    assert len(found["bank"]) > 25
+    assert len(found["bank"]) > 25 and len(found["alerts"]) > 10
     return found
 
 

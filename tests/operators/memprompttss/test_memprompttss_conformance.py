@@ -31,6 +31,7 @@ def said(levels: int = 1) -> pa.RecordBatch:
     given: list[dict[str, Any]] = []
     for n, stream in enumerate(("a", "b")):
         given += [
+            {"stream_id": stream, "said": 5.5, "kind": "tell", "state": n + 1, "prompt_id": "tell"},
             {"stream_id": stream, "said": 13.5 + n, "at": 2, "state": 1, "prompt_id": "first"},
             {"stream_id": stream, "said": 30.5, "at": 20, "state": n, "prompt_id": "label", "pinned": True},
             {"stream_id": stream, "said": 30.6, "at": 22, "state": 3, "aspect": "incorrect", "prompt_id": "not"},
