@@ -53,6 +53,7 @@ EXTRAS: Mapping[str, _Package] = {
     "zstandard": _Package("mcap", "zstandard"),
     "lz4": _Package("mcap", "lz4"),
     "transformers": _Package("rekv", "transformers"),
+    "torchcodec": _Package("torchcodec", "torchcodec"),
 }
 """Top-level module → the extra of pyproject.toml that installs it."""
 

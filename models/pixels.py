@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.uploads import upload
+
 __all__ = ["CLIP_PIXELS", "HALF_PIXELS", "tower_pixels"]
 
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -37,5 +39,5 @@ def tower_pixels(frames_FHW3: Tensor, size: tuple[int, int], mean_std: tuple[Col
         top, left = (pixels.shape[-2] - rows) // 2, (pixels.shape[-1] - columns) // 2
         # Processors resize images of whole numbers.
         pixels = pixels[..., top : top + rows, left : left + columns].round().clamp(0, 255)
-    center, spread = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in mean_std)
+    center, spread = (upload(torch.tensor(v).view(1, 3, 1, 1), pixels.device) for v in mean_std)
     return (pixels / 255 - center) / spread

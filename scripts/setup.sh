@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv ready: system libraries that OpenCV and Open3D load, a virtual environment, the pinned packages.
+# Make .venv ready: system libraries that OpenCV, Open3D and TorchCodec load, a virtual environment, the pinned packages.
 # Does nothing (in milliseconds) when pyproject.toml and constraints.txt are what .venv was made from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +13,8 @@ have libGL.so.1 || missing+=(libgl1)
 have libgomp.so.1 || missing+=(libgomp1)
 have libX11.so.6 || missing+=(libx11-6)
 have libgthread-2.0.so.0 || missing+=(libglib2.0-0)
+# TorchCodec loads FFmpeg's shared libraries, of any major version from 4 on.
+have libavdevice.so || missing+=(ffmpeg)
 
 # --- Python -------------------------------------------------------------------------------------------------------------
 python=${PYTHON:-}

@@ -1,7 +1,8 @@
 """Recorded video files, one stream per file, decoded in order with the container's own timestamps.
 
-OpenCV decodes; PyAV does where OpenCV lacks the codec. Where the container's time goes back (joined files, a counter that
-wraps), event time goes on one frame step after the last frame, so that no part of a file that plays is late.
+OpenCV decodes, PyAV where OpenCV lacks the codec; or TorchCodec, where ``decoder`` says so. Where the container's time goes
+back (joined files, a counter that wraps), event time goes on one frame step after the last frame, so that no part of a file
+that plays is late.
 
 Frames are decoded straight into the Arrow buffer of the batch. A file that is empty, damaged or cut short gives the frames
 that decode and then one row with ``error``; other files are not affected. Memory does not depend on the length of a file.
@@ -32,6 +33,7 @@ from connectors.sources.files import FileStamp
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
 from connectors.sources.media_files import MediaOptions, MediaSource
 from connectors.sources.random_access import even_spread, read_frames
+from connectors.sources.torchcodec_capture import open_by_torchcodec
 
 cv2 = optional("cv2")
 
@@ -72,6 +74,9 @@ class VideoOptions(MediaOptions):
         "Deliver this many frames spread evenly over the whole file ahead of it, with role 'reference' and sequence -N..-1.",
         ge=0,
         le=256,
+    )
+    decoder: Literal["opencv", "torchcodec"] = option(
+        "opencv", "opencv: fastest on a CPU; torchcodec: FFmpeg's own libraries with all their codecs (extra `torchcodec`)."
     )
     encode: Literal["raw", "jpeg"] = option("raw", "raw: pixels (raw_bgr8), no copy; jpeg: for transport between machines.")
     jpeg_quality: int = option(90, "Quality of encode: jpeg; lower is smaller.", ge=1, le=100)
@@ -237,6 +242,11 @@ class VideoReader(Reader):
         self.close()
         self._grabbed = self._last_us = self._shift_us = 0
         self._timeless = False
+        if self._options.decoder == "torchcodec":
+            other = open_by_torchcodec(self._path, _threads())
+            if other is not None:
+                self._use(other)
+            return
         # An absolute path: FFmpeg would take "a:b.mp4" for a protocol.
         capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, _threads()])
         if capture.isOpened():
@@ -250,7 +260,7 @@ class VideoReader(Reader):
 
     def _grab_other(self) -> bool:
         """Grab the first frame by the other decoder, where OpenCV finds none."""
-        capture = open_by_av(self._path, _threads())
+        capture = open_by_av(self._path, _threads()) if self._options.decoder == "opencv" else None
         if capture is None:
             return False
         self.close()

@@ -56,7 +56,7 @@ def encode_boxes(boxes_N4: Tensor, targets_N4: Tensor) -> Tensor:
 
 def clip_boxes(boxes_BN4: Tensor, sizes_B2: Tensor) -> Tensor:
     """Clip boxes ``[B, ..., 4]`` to their images: x to [0, w], y to [0, h] for sizes (h, w) in pixels."""
-    limit_B4 = sizes_B2.to(boxes_BN4.dtype)[:, [1, 0, 1, 0]]
+    limit_B4 = sizes_B2.to(boxes_BN4.dtype).flip(1).repeat(1, 2)
     limit_B14 = limit_B4.reshape(-1, *(1,) * (boxes_BN4.dim() - 2), 4)
     return torch.minimum(boxes_BN4.clamp(min=0.0), limit_B14)
 

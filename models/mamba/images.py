@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.mamba.config import MambaConfig
+from models.uploads import upload
 
 __all__ = ["MIN_SIDE", "Prepared", "is_too_small", "padded_size", "prepare_images", "resized_size"]
 
@@ -64,8 +65,7 @@ def prepare_images(config: MambaConfig, images: Sequence[Tensor], device: torch.
     if len(buckets) > 1:
         raise ValueError(f"images of one batch must share a padded size, got {sorted(buckets)}; group them by padded_size")
     height, width = buckets.pop()
-    mean_C = torch.tensor(config.mean_rgb, device=device)[:, None, None]
-    std_C = torch.tensor(config.std_rgb, device=device)[:, None, None]
+    mean_C, std_C = (upload(torch.tensor(rgb)[:, None, None], device) for rgb in (config.mean_rgb, config.std_rgb))
     pixels_BCHW = torch.zeros(len(images), 3, height, width, device=device)
     sizes: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
@@ -74,10 +74,14 @@ def prepare_images(config: MambaConfig, images: Sequence[Tensor], device: torch.
     for shape, members in sizes.items():
         h, w = resized_size(config, shape[0], shape[1])
         # Color to the front while it is still one byte per value: arithmetic with color innermost is several times slower.
-        raw_BCHW = torch.stack([images[i] for i in members]).to(device).permute(0, 3, 1, 2).contiguous().float()
+        raw_BCHW = upload(torch.stack([images[i] for i in members]), device).permute(0, 3, 1, 2).contiguous().float()
         if (h, w) != (shape[0], shape[1]):
             raw_BCHW = F.interpolate(raw_BCHW, size=(h, w), mode="bilinear", align_corners=False).round_()
-        pixels_BCHW[members, :, :h, :w] = raw_BCHW.sub_(mean_C).div_(std_C)
+        raw_BCHW.sub_(mean_C).div_(std_C)
+        if len(sizes) == 1:
+            pixels_BCHW[:, :, :h, :w] = raw_BCHW
+        else:
+            pixels_BCHW[upload(torch.tensor(members), device), :, :h, :w] = raw_BCHW
         sizes_B2[members] = torch.tensor([h, w], dtype=torch.float32)
         scales_B2[members] = torch.tensor([h / shape[0], w / shape[1]], dtype=torch.float32)
-    return Prepared(pixels_BCHW, sizes_B2.to(device), scales_B2.to(device))
+    return Prepared(pixels_BCHW, upload(sizes_B2, device), upload(scales_B2, device))

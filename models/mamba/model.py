@@ -23,10 +23,11 @@ from models.mamba.config import MambaConfig
 from models.mamba.head import BoxHead
 from models.mamba.images import Prepared, is_too_small, padded_size, prepare_images, resized_size
 from models.mamba.rpn import Proposals, RegionProposals
+from models.mamba.suppression import suppress
 
 ops = optional("torchvision.ops")
 
-__all__ = ["BOX_DELTA_STD", "Detections", "Mamba", "Prepared", "Proposals"]
+__all__ = ["BOX_DELTA_STD", "Detections", "Mamba", "PaddedDetections", "Prepared", "Proposals"]
 
 BOX_DELTA_STD = 0.2
 """The box head predicts deltas in units of this standard deviation, all four."""
@@ -42,6 +43,35 @@ class Detections(NamedTuple):
     scores_D: Tensor
     labels_D: Tensor
     """int64 index into ``config.classes``."""
+
+
+class PaddedDetections(NamedTuple):
+    """What was found in B images, best first, padded to one length."""
+
+    boxes_BD4: Tensor
+    """Pixels of the original images."""
+    scores_BD: Tensor
+    """-1 where padded."""
+    labels_BD: Tensor
+    count_B: Tensor
+
+    @staticmethod
+    def of(images: Sequence[Detections]) -> PaddedDetections:
+        """Pad detections of each image."""
+        pad = nn.utils.rnn.pad_sequence
+        count_B = torch.tensor([len(image.scores_D) for image in images])
+        return PaddedDetections(
+            pad([image.boxes_D4 for image in images], batch_first=True),
+            pad([image.scores_D for image in images], batch_first=True, padding_value=-1.0),
+            pad([image.labels_D for image in images], batch_first=True),
+            count_B.to(images[0].scores_D.device),
+        )
+
+    def images(self) -> list[Detections]:
+        """Return each image's detections, on the host."""
+        boxes, scores, labels, counts = (part.cpu() for part in self)
+        parts = zip(boxes, scores, labels, counts.tolist(), strict=True)
+        return [Detections(b[:n], s[:n], label[:n]) for b, s, label, n in parts]
 
 
 class Mamba(nn.Module):
@@ -114,11 +144,39 @@ class Mamba(nn.Module):
 
         ``sizes_B2`` (h, w) and ``scales_B2`` (y, x) are those of ``prepare``. Invalid proposals give nothing.
         """
+        decoded = self._decode(cls_BNK1, reg_BNK4, proposals, sizes_B2, scales_B2)
+        return [self._suppress(*image) for image in zip(*decoded, strict=True)]
+
+    @torch.no_grad()
+    def detect_padded(
+        self, cls_BNK1: Tensor, reg_BNK4: Tensor, proposals: Proposals, sizes_B2: Tensor, scales_B2: Tensor
+    ) -> PaddedDetections:
+        """Return what :meth:`detect` does for all images at once; on a device without the host waiting for it."""
+        if cls_BNK1.device.type == "cpu":
+            return PaddedDetections.of(self.detect(cls_BNK1, reg_BNK4, proposals, sizes_B2, scales_B2))
+        boxes_BNK4, scores_BNK, good_BNK = self._decode(cls_BNK1, reg_BNK4, proposals, sizes_B2, scales_B2)
+        _, order_BKN = scores_BNK.transpose(1, 2).sort(dim=2, descending=True, stable=True)
+        good_BKN = good_BNK.transpose(1, 2).gather(2, order_BKN)
+        boxes_BKN4 = boxes_BNK4.transpose(1, 2).gather(2, order_BKN[..., None].expand(-1, -1, -1, 4))
+        kept_BKN = suppress(boxes_BKN4.flatten(0, 1), good_BKN.flatten(0, 1), self.config.box_nms).view_as(good_BKN)
+        # Back to the order of proposals and classes, by which equal scores are told apart.
+        kept_BNK = torch.zeros_like(kept_BKN).scatter_(2, order_BKN, kept_BKN).transpose(1, 2)
+        ranked_BF, flat_BF = scores_BNK.masked_fill(~kept_BNK, -1.0).flatten(1).sort(dim=1, descending=True, stable=True)
+        most = min(self.config.max_detections, ranked_BF.shape[1])
+        flat_BD, scores_BD = flat_BF[:, :most], ranked_BF[:, :most]
+        boxes_BD4 = boxes_BNK4.flatten(1, 2).gather(1, flat_BD[..., None].expand(-1, -1, 4))
+        count_B = kept_BNK.flatten(1).sum(1).clamp_max(most)
+        return PaddedDetections(boxes_BD4, scores_BD, flat_BD % scores_BNK.shape[2], count_B)
+
+    def _decode(
+        self, cls_BNK1: Tensor, reg_BNK4: Tensor, proposals: Proposals, sizes_B2: Tensor, scales_B2: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, scores and whether they count, of every proposal and class."""
         scores_BNK = cls_BNK1.float().softmax(dim=-1)[..., :-1]
         boxes_BNK4 = decode_boxes(proposals.boxes_BN4[:, :, None], reg_BNK4.float() * BOX_DELTA_STD)
-        boxes_BNK4 = clip_boxes(boxes_BNK4, sizes_B2) / scales_B2[:, None, None, [1, 0, 1, 0]]
+        boxes_BNK4 = clip_boxes(boxes_BNK4, sizes_B2) / scales_B2.flip(1).repeat(1, 2)[:, None, None]
         good_BNK = (scores_BNK > self.config.score_threshold) & proposals.valid_BN[..., None]
-        return [self._suppress(*image) for image in zip(boxes_BNK4, scores_BNK, good_BNK, strict=True)]
+        return boxes_BNK4, scores_BNK, good_BNK
 
     def _suppress(self, boxes_NK4: Tensor, scores_NK: Tensor, good_NK: Tensor) -> Detections:
         boxes_D4, scores_D, labels_D = boxes_NK4[good_NK], scores_NK[good_NK], good_NK.nonzero()[:, 1]

@@ -18,6 +18,8 @@ from connectors.extras import optional
 from models.mamba.backbone import STRIDE
 from models.mamba.boxes import base_anchors, clip_boxes, decode_boxes, grid_anchors
 from models.mamba.config import MambaConfig
+from models.mamba.suppression import suppress
+from models.uploads import upload
 
 ops = optional("torchvision.ops")
 
@@ -61,7 +63,7 @@ class RegionProposals(nn.Module):
         """Return the anchors ``[P, 4]`` of a map of this size."""
         config = self.config
         # No buffer: a model moved to half precision would round the anchors with its weights.
-        base_A4 = base_anchors(config.anchor_base, config.anchor_scales, config.anchor_ratios).to(feature_BCHW.device)
+        base_A4 = upload(base_anchors(config.anchor_base, config.anchor_scales, config.anchor_ratios), feature_BCHW.device)
         height, width = feature_BCHW.shape[-2:]
         return grid_anchors(base_A4, height, width, STRIDE)
 
@@ -76,6 +78,8 @@ class RegionProposals(nn.Module):
         chosen_BK4 = deltas_BP4.gather(1, order_BK[..., None].expand(-1, -1, 4))
         boxes_BK4 = clip_boxes(decode_boxes(anchors_P4[order_BK], chosen_BK4), sizes_B2)
         real_BK = ((boxes_BK4[..., 2:] - boxes_BK4[..., :2]) > 0).all(dim=-1)
+        if boxes_BK4.device.type != "cpu":
+            return _first_kept(boxes_BK4, scores_BK, suppress(boxes_BK4, real_BK, self.config.rpn_nms), proposals)
         boxes_BN4 = boxes_BK4.new_zeros(B, proposals, 4)
         scores_BN = scores_BK.new_zeros(B, proposals)
         valid_BN = torch.zeros(B, proposals, dtype=torch.bool, device=boxes_BK4.device)
@@ -87,3 +91,14 @@ class RegionProposals(nn.Module):
             scores_BN[b, : kept.shape[0]] = scores_BK[b, kept]
             valid_BN[b, : kept.shape[0]] = True
         return Proposals(boxes_BN4, scores_BN, valid_BN)
+
+
+def _first_kept(boxes_BK4: Tensor, scores_BK: Tensor, kept_BK: Tensor, proposals: int) -> Proposals:
+    """Return the first ``proposals`` kept candidates of each image without the host knowing how many there are."""
+    # The j-th kept one goes to column j; everything else to a column that is cut off.
+    column_BK = torch.where(kept_BK, kept_BK.cumsum(1) - 1, proposals).clamp_max(proposals)
+    boxes_BN4 = boxes_BK4.new_zeros(len(boxes_BK4), proposals + 1, 4)
+    boxes_BN4.scatter_(1, column_BK[..., None].expand_as(boxes_BK4), boxes_BK4)
+    scores_BN = scores_BK.new_zeros(len(boxes_BK4), proposals + 1).scatter_(1, column_BK, scores_BK)
+    valid_BN = torch.arange(proposals, device=kept_BK.device) < kept_BK.sum(1, keepdim=True)
+    return Proposals(boxes_BN4[:, :-1], scores_BN[:, :-1], valid_BN)

@@ -157,7 +157,7 @@ def _normalized(norm: Any, x: Tensor) -> Tensor:
 
 def _added(sum_nC: Tensor, linear: Any, x: Tensor) -> Tensor:
     """Return ``sum_nC + linear(x)``, the sum done by the product's kernel where that is all that ``linear`` does."""
-    if type(linear) is nn.Linear and linear.bias is None:
+    if type(linear) is nn.Linear and getattr(linear, "bias", None) is None:
         return torch.addmm(sum_nC, x, linear.weight.t())
     total_nC: Tensor = sum_nC + linear(x)
     return total_nC

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError
 from models.pixels import CLIP_PIXELS, HALF_PIXELS, tower_pixels
+from models.uploads import upload
 
 __all__ = ["FrameEncoder"]
 
@@ -61,7 +62,7 @@ class FrameEncoder:
         """Return what a call returns, with gradients where parameters want them."""
         count, core = frames_FHW3.shape[0], self.model.model
         weight = next(self.model.parameters())
-        pixels_F3HW = self.pixels(frames_FHW3.to(weight.device)).to(weight.dtype)
+        pixels_F3HW = self.pixels(upload(frames_FHW3, weight.device)).to(weight.dtype)
         if self.family == "internvl":
             features: Tensor = core.get_image_features(pixels_F3HW, return_dict=True).pooler_output
             return features

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from connectors.errors import ConfigError
 from models.pixels import CLIP_PIXELS, HALF_PIXELS, tower_pixels
+from models.uploads import upload
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.tokens import merge_patches
 
@@ -96,7 +97,7 @@ class VideoStreamingModel(nn.Module):
         weight = next(tower.parameters())
         side = tower.config.image_size
         mean_std, crop = TOWERS[tower.config.model_type]
-        pixels_F3HW = tower_pixels(frames_FHW3.to(weight.device), (side, side), mean_std, crop=crop).to(weight.dtype)
+        pixels_F3HW = tower_pixels(upload(frames_FHW3, weight.device), (side, side), mean_std, crop=crop).to(weight.dtype)
         hidden = tower(pixels_F3HW, output_hidden_states=True).hidden_states[self.config.vision_layer]
         patches = (side // tower.config.patch_size) ** 2
         return merge_patches(hidden[:, hidden.shape[1] - patches :])  # without the class token that CLIP has

@@ -7,6 +7,7 @@ from operators.banks.draws import Sampler, random_numbers, sample_without_replac
 from operators.banks.forgetting import Forgetting, HalfLife, Never, ResetEvery, Slices
 from operators.banks.lsh_table import LshTable
 from operators.banks.policies import (
+    Fills,
     Plan,
     Policy,
     Writing,
@@ -31,6 +32,7 @@ __all__ = [
     "BlockReader",
     "BlockSpec",
     "FileReader",
+    "Fills",
     "Forgetting",
     "HalfLife",
     "LshTable",

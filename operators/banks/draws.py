@@ -66,19 +66,29 @@ def random_numbers(seed_B: Tensor, step_B: Tensor, purpose: int, size: int) -> T
     return _shift(_mix(base_B[:, None] + index_M * _GOLDEN), 1)
 
 
-def sample_without_replacement(fill_B: Tensor, k: int, *, seed_B: Tensor, step_B: Tensor, purpose: int) -> Tensor:
+def sample_without_replacement(
+    fill_B: Tensor, k: int, *, seed_B: Tensor, step_B: Tensor, purpose: int, known: tuple[int, int] | None = None
+) -> Tensor:
     """Draw ``k`` distinct positions below ``fill_B`` per stream, uniformly, in O(k) work rather than O(fill).
 
     The draw is *the first k distinct values of an endless sequence of uniform positions*, which is sampling without
     replacement to the letter. How long a stretch of the sequence gets computed at once cannot change the result. Returns int64
     [B, k]; the first m columns are a uniform sample of m. Where a stream has fewer than ``k`` rows, the columns from
-    ``fill_B`` on are 0; the caller masks them.
+    ``fill_B`` on are 0; the caller masks them. ``known``: the least and the largest fill as the host knows them; then it does
+    not look at the device, and computes a stretch that is too short once in 2**64 draws.
     """
-    fills = fill_B.tolist()
-    if k == 0 or not any(fills):
-        return fill_B.new_zeros((len(fills), k))
     need_B = fill_B.clamp_max(k)
-    stretch = max(_expected_tries(fill, min(k, fill)) for fill in fills if fill)
+    if known is not None:
+        least, most = known
+        if k == 0 or not most:
+            return fill_B.new_zeros((fill_B.shape[0], k))
+        worst = min(max(k, least, 1), most)
+        stretch = max(_certain_tries(fill, min(k, fill)) for fill in (max(least, 1), worst, most))
+    else:
+        fills = fill_B.tolist()
+        if k == 0 or not any(fills):
+            return fill_B.new_zeros((len(fills), k))
+        stretch = max(_expected_tries(fill, min(k, fill)) for fill in fills if fill)
     while True:
         value_BM = random_numbers(seed_B, step_B, purpose, stretch) % fill_B.clamp_min(1)[:, None]
         # A stable sort puts equal values side by side, the earliest first.
@@ -88,15 +98,26 @@ def sample_without_replacement(fill_B: Tensor, k: int, *, seed_B: Tensor, step_B
         rank_BM = torch.zeros_like(order_BM).scatter_(1, order_BM, first_BM.long())
         fresh_BM = rank_BM.bool()
         rank_BM = rank_BM.cumsum(1)
-        if bool((rank_BM[:, -1] >= need_B).all()):
+        if known is not None or bool((rank_BM[:, -1] >= need_B).all()):
             break
         stretch *= 2
     # Column k collects what is not wanted: repeats, and values after the k-th distinct one.
     column_BM = torch.where(fresh_BM, rank_BM - 1, k).clamp_max(k)
-    return fill_B.new_zeros((len(fills), k + 1)).scatter_(1, column_BM, value_BM)[:, :k]
+    return fill_B.new_zeros((fill_B.shape[0], k + 1)).scatter_(1, column_BM, value_BM)[:, :k]
 
 
 def _expected_tries(fill: int, k: int) -> int:
     """Return about how many uniform draws from ``fill`` values give ``k`` distinct ones, plus a margin (coupon collector)."""
     mean = fill * (math.log(fill) + 1 if k == fill else math.log(fill / (fill - k)))
     return int(1.1 * mean) + 32
+
+
+def _certain_tries(fill: int, k: int) -> int:
+    """Return how many uniform draws from ``fill`` values give ``k`` distinct ones but once in 2**64 times.
+
+    Union bound: some ``k - 1`` values hold all draws with a probability of at most C(fill, k - 1) ((k - 1) / fill) ** tries.
+    """
+    if k <= 1:
+        return k
+    ways = math.lgamma(fill + 1) - math.lgamma(k) - math.lgamma(fill - k + 2)
+    return math.ceil((ways + 64 * math.log(2)) / math.log(fill / (k - 1)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,26 @@ from torch import Tensor
 if TYPE_CHECKING:
     from operators.banks.slot_bank import SlotBank
 
-__all__ = ["Plan", "Policy", "Writing", "append", "drop_redundant_neighbor", "fifo_pinned", "random_replacement", "ring"]
+__all__ = [
+    "Fills",
+    "Plan",
+    "Policy",
+    "Writing",
+    "append",
+    "drop_redundant_neighbor",
+    "fifo_pinned",
+    "random_replacement",
+    "ring",
+]
 
 _LAST = torch.iinfo(torch.int64).max
+
+
+class Fills(NamedTuple):
+    """What the host knows, without looking at a device, of how many rows some slots hold."""
+
+    least: int
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,8 @@ class Writing:
     """N"""
     purpose: int
     """Keeps the random numbers of this write apart from other draws of the same step."""
+    known: Fills | None = None
+    """What the host knows of the fills; then a policy looks at no counter."""
 
     @property
     def column_N(self) -> Tensor:
@@ -98,8 +117,10 @@ def random_replacement(limit: int, *, overshoot: bool = False) -> Policy:
         # Row j of the ones that replace takes the j-th drawn position; there are at most fill_B of those.
         rank_BN = (column_N - room_B[:, None]).clamp_min(0)
         valid_BN = (column_N < count_B[:, None]) & (append_BN | (rank_BN < fill_B[:, None]))
-        if bool((valid_BN & ~append_BN).any()):
-            drawn_BN = bank.draw(writing.slots_B, writing.width, writing.purpose)
+        known = writing.known
+        may_replace = known.most + writing.width > limit if known else bool((valid_BN & ~append_BN).any())
+        if may_replace:
+            drawn_BN = bank.draw(writing.slots_B, writing.width, writing.purpose, known=known)
             replaced_BN = drawn_BN.gather(1, rank_BN)
         else:
             replaced_BN = rank_BN

@@ -11,7 +11,7 @@ slots of one call must be distinct.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
 from operators.banks.draws import Sampler, sample_without_replacement
-from operators.banks.policies import Policy, Writing
+from operators.banks.policies import Fills, Policy, Writing
 from operators.state import Rows, State
 
 __all__ = ["ReadBuffer", "Readout", "RowSpec", "SlotBank", "check_budget"]
@@ -51,6 +51,8 @@ class Readout:
     """False: padding of a stream with fewer than K rows."""
     index_BK: Tensor
     """Positions within the slots."""
+    full: bool | None = None
+    """Every row is valid; None: the host does not know."""
 
 
 class ReadBuffer:
@@ -71,6 +73,12 @@ class ReadBuffer:
             with torch.inference_mode(False):  # so that the buffer can be reused outside inference mode, too
                 flat = self._flat[key, dtype] = torch.empty(size, dtype=dtype)
         return flat[:size].view(shape)
+
+
+def _looked_at(fill_B: Tensor) -> Fills:
+    """Return what a look at the counters tells; on a device the host waits for it."""
+    fills = fill_B.tolist()
+    return Fills(min(fills, default=0), max(fills, default=0))
 
 
 def _size(count: int) -> str:
@@ -151,9 +159,9 @@ class SlotBank:
         self._fill_S[slots_B] = 0
         self._written_S[slots_B] = 0
 
-    def advance(self, slots_B: Tensor) -> None:
-        """Go to the next step: draws from now on are new ones."""
-        self._step_S[slots_B] += 1
+    def advance(self, slots_B: Tensor, wanted_B: Tensor | None = None) -> None:
+        """Go to the next step: draws from now on are new ones. ``wanted_B``: of these streams only."""
+        self._step_S[slots_B] += 1 if wanted_B is None else wanted_B.long()
 
     def fill(self, slots_B: Tensor) -> Tensor:
         """Return how many rows each stream holds, [B]."""
@@ -173,13 +181,16 @@ class SlotBank:
 
     # Reads
 
-    def draw(self, slots_B: Tensor, k: int, purpose: int) -> Tensor:
+    def draw(self, slots_B: Tensor, k: int, purpose: int, *, known: Fills | None = None) -> Tensor:
         """Draw ``k`` distinct positions per stream, [B, k]. Columns from a stream's fill on are padding."""
-        return self.sampler(
-            self._fill_S[slots_B], k, seed_B=self._seed_S[slots_B], step_B=self._step_S[slots_B], purpose=purpose
-        )
+        fill_B, seed_B, step_B = self._fill_S[slots_B], self._seed_S[slots_B], self._step_S[slots_B]
+        if known is not None and self.sampler is sample_without_replacement:
+            return sample_without_replacement(fill_B, k, seed_B=seed_B, step_B=step_B, purpose=purpose, known=known)
+        return self.sampler(fill_B, k, seed_B=seed_B, step_B=step_B, purpose=purpose)
 
-    def gather(self, slots_B: Tensor, index_BK: Tensor, valid_BK: Tensor, *, split: bool = False) -> Readout:
+    def gather(
+        self, slots_B: Tensor, index_BK: Tensor, valid_BK: Tensor, *, split: bool = False, full: bool | None = None
+    ) -> Readout:
         """Read these positions. ``split`` delivers rows [H, ...] by their first dimension, as attention heads want them."""
         flat = slots_B[:, None] * self.capacity + index_BK
         rows = {}
@@ -192,25 +203,32 @@ class SlotBank:
             out = self._buffer.take(key, shape, rows_SC.dtype) if self._buffer is not None else rows_SC.new_empty(shape)
             torch.index_select(source, 0, wanted.flatten(), out=out)
             rows[key] = out.view(*wanted.shape, *row)
-        return Readout(rows, valid_BK, index_BK)
+        return Readout(rows, valid_BK, index_BK, full)
 
-    def read(self, slots_B: Tensor, *, split: bool = False) -> Readout:
-        """Read all rows of each stream, oldest position first; K is the largest fill."""
+    def read(self, slots_B: Tensor, *, split: bool = False, known: Fills | None = None) -> Readout:
+        """Read all rows of each stream, oldest position first; K is the largest fill.
+
+        ``known``: what the host knows of the fills. Then it looks at no counter, and K may be larger than it need be.
+        """
         fill_B = self._fill_S[slots_B]
-        index_K = torch.arange(int(fill_B.max()) if fill_B.numel() else 0, device=self.device)
+        known = known or _looked_at(fill_B)
+        index_K = torch.arange(known.most, device=self.device)
         valid_BK = index_K < fill_B[:, None]
-        return self.gather(slots_B, index_K.expand_as(valid_BK), valid_BK, split=split)
+        return self.gather(slots_B, index_K.expand_as(valid_BK), valid_BK, split=split, full=known.least == known.most)
 
-    def sample(self, slots_B: Tensor, k: int, *, purpose: int, split: bool = False) -> Readout:
-        """Read ``k`` rows drawn uniformly without replacement; all rows of a stream that holds no more than ``k``."""
+    def sample(self, slots_B: Tensor, k: int, *, purpose: int, split: bool = False, known: Fills | None = None) -> Readout:
+        """Read ``k`` rows drawn uniformly without replacement; all rows of a stream that holds no more than ``k``.
+
+        ``known``: see :meth:`read`.
+        """
         fill_B = self._fill_S[slots_B]
-        most = int(fill_B.max()) if fill_B.numel() else 0
-        if most <= k:
-            return self.read(slots_B, split=split)
+        fills = known or _looked_at(fill_B)
+        if fills.most <= k:
+            return self.read(slots_B, split=split, known=fills)
         index_K = torch.arange(k, device=self.device)
         # A young stream reads its rows in order whether or not an older one in the batch makes a draw necessary.
-        index_BK = torch.where(fill_B[:, None] <= k, index_K, self.draw(slots_B, k, purpose))
-        return self.gather(slots_B, index_BK, index_K < fill_B[:, None], split=split)
+        index_BK = torch.where(fill_B[:, None] <= k, index_K, self.draw(slots_B, k, purpose, known=known))
+        return self.gather(slots_B, index_BK, index_K < fill_B[:, None], split=split, full=fills.least >= k)
 
     def top_k(self, slots_B: Tensor, score_BC: Tensor, k: int) -> Readout:
         """Read the ``k`` rows of highest score, best first. ``score_BC`` covers the whole capacity; garbage is ignored."""
@@ -224,20 +242,34 @@ class SlotBank:
     # Writes
 
     def write(
-        self, slots_B: Tensor, rows: Mapping[str, Tensor], count_B: Tensor, policy: Policy, *, purpose: int = 0
+        self,
+        slots_B: Tensor,
+        rows: Mapping[str, Tensor],
+        count_B: Tensor,
+        policy: Policy,
+        *,
+        purpose: int = 0,
+        known: Fills | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Store the first ``count_B`` of each stream's N new rows where ``policy`` says.
 
         ``rows``: name → [B, N, *row], all names of the bank; converted to the storage type. Zero rows change nothing. Returns
-        ``(position_BN, valid_BN)``: where each row went, and whether it was stored.
+        ``(position_BN, valid_BN)``: where each row went, and whether it was stored. ``known``: see :meth:`read`.
         """
         width = next(iter(rows.values())).shape[1]
-        plan = policy(Writing(self, slots_B, rows, count_B, width, purpose))
+        plan = policy(Writing(self, slots_B, rows, count_B, width, purpose, known))
         flat_BN = slots_B[:, None] * self.capacity + plan.position_BN
-        whole = bool(plan.valid_BN.all())
-        flat_R = flat_BN.flatten() if whole else flat_BN[plan.valid_BN]
+        blind = known is not None and self.device.type != "cpu"
+        whole = not blind and bool(plan.valid_BN.all())
+        if blind:
+            flat_R, instead = self._redirected(flat_BN, plan.valid_BN)
+        else:
+            flat_R = flat_BN.flatten() if whole else flat_BN[plan.valid_BN]
         for key, rows_SC in self.rows.items():
-            values_R = rows[key].flatten(0, 1) if whole else rows[key][plan.valid_BN]
+            if blind:
+                values_R = instead(rows_SC.flatten(0, 1), rows[key])
+            else:
+                values_R = rows[key].flatten(0, 1) if whole else rows[key][plan.valid_BN]
             if rows_SC.dtype == torch.float16:  # an infinite row would spoil every read that draws it
                 values_R = values_R.clamp(-_HALF_MAX, _HALF_MAX)
             rows_SC.flatten(0, 1)[flat_R] = values_R.to(rows_SC.dtype)
@@ -245,6 +277,28 @@ class SlotBank:
         self._fill_S[slots_B] = plan.fill_B
         self._written_S[slots_B] += count_B
         return plan.position_BN, plan.valid_BN
+
+    def _redirected(self, flat_BN: Tensor, valid_BN: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+        """Return places for all rows, as many as there are, and what makes the values for them.
+
+        A row that is not stored goes where its stream's first stored one goes, with its value; where none is stored, all go
+        to one place with the value that is there. So nothing changes but what should, and no shape depends on the content.
+        """
+        streams, width = flat_BN.shape
+        first_B1 = valid_BN.int().argmax(1, keepdim=True)
+        any_B1 = valid_BN.any(1, keepdim=True)
+        column_BN = torch.where(valid_BN, torch.arange(width, device=self.device), first_B1)
+        last_B1 = torch.arange(streams, device=self.device)[:, None] * width
+        end = self.slots * self.capacity - 1
+        place_BN = flat_BN.gather(1, column_BN).clamp_max(end)
+        source_R, place_R = (last_B1 + column_BN).flatten(), place_BN.flatten()
+        any_R = any_B1.expand(-1, width).flatten()
+
+        def values(held_F: Tensor, new_BN: Tensor) -> Tensor:
+            new_R = new_BN.flatten(0, 1).index_select(0, source_R)
+            return torch.where(any_R.view(-1, *(1,) * (new_R.dim() - 1)), new_R, held_F.index_select(0, place_R))
+
+        return place_R, values
 
     def assign(self, slots_B: Tensor, key: str, values_BC: Tensor) -> None:
         """Replace one tensor [B, C, *row] of these streams where they are: marks and the like, not whole rows."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
+from operators.precision import NetworkOptions
 from operators.streams import OnStreamsFull, TimedStreamOptions, on_streams_full
 
 __all__ = ["MAX_REFERENCES", "MambaOptions"]
@@ -18,7 +19,7 @@ MAX_REFERENCES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MambaOptions(TimedStreamOptions):
+class MambaOptions(NetworkOptions, TimedStreamOptions):
     """What a user can set for ``type: mamba``."""
 
     on_streams_full: OnStreamsFull = on_streams_full(was=("on_full",))

@@ -8,17 +8,21 @@ frame whose features are not finite is reported and leaves banks and draws untou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.mamba.attention import Attention
-from models.mamba.model import Detections, Mamba
+from models.mamba.model import Detections, Mamba, PaddedDetections
 from models.mamba.rpn import Proposals
+from models.uploads import upload
 from operators.banks import (
+    Fills,
     ReadBuffer,
     Readout,
     RowSpec,
@@ -31,6 +35,7 @@ from operators.banks import (
 )
 from operators.mamba.config import MAX_REFERENCES, MambaOptions
 from operators.mamba.rules import Boxes, CellRule, CellSelector, select_cells
+from operators.precision import network_dtype
 from operators.rounds import rounds
 from operators.state import State
 
@@ -105,7 +110,8 @@ class StreamDetector:
         cells: CellSelector = select_cells,
     ) -> None:
         # Channels last: a quarter less time in the convolutions of a CPU, and what tensor cores want.
-        self.model: Mamba = model.to(device).to(memory_format=torch.channels_last).eval()
+        self._dtype = network_dtype(options) or next(model.parameters()).dtype
+        self.model: Mamba = model.to(device, self._dtype).to(memory_format=torch.channels_last).eval()
         self.options = options
         self.device = device
         self._cells = cells
@@ -156,6 +162,8 @@ class StreamDetector:
         # The published start makes all rows of references and first frame the bank, however many; the limit counts afterwards.
         self._fill = random_replacement(capacity) if overshoot else self._replace
         self._replace_pixels = random_replacement(options.pixel_max_length, overshoot=overshoot)
+        # What the host knows of the fills without looking at the device: exact between steps, bounds within one.
+        self._least_LS, self._most_LS = (np.zeros((len(banks), options.max_streams), np.int64) for _ in range(2))
 
     def bytes(self) -> int:
         """Return the bytes of all banks."""
@@ -167,31 +175,47 @@ class StreamDetector:
         """Give a slot to a new stream."""
         for bank in self.banks:
             seed = torch.tensor([stream_seed(self.options.seed, stream_id, bank.name)])
-            bank.open(torch.tensor([slot], device=self.device), seed)
+            bank.open(upload(torch.tensor([slot]), self.device), upload(seed, self.device))
+        self._note(torch.tensor([slot]), 0)
 
     def release(self, slot: int) -> None:
         """Take the slot back of a stream that has ended."""
         for bank in self.banks:
-            bank.release(torch.tensor([slot], device=self.device))
+            bank.release(upload(torch.tensor([slot]), self.device))
+        self._note(torch.tensor([slot]), 0)
 
     def clear(self, slots_B: Tensor) -> None:
-        """Forget the memory of these streams; their draws go on."""
+        """Forget the memory of these streams; their draws go on. Slots are given on the host, here and below."""
         for bank in self.banks:
-            bank.clear(slots_B)
+            bank.clear(upload(slots_B, self.device))
+        self._note(slots_B, 0)
 
     def is_empty(self, slots_B: Tensor) -> list[bool]:
         """Tell which streams have no memory yet and need ``start``. Without banks: none."""
         if not self.banks:
             return [False] * slots_B.shape[0]
-        flags: list[bool] = (self.banks[-1].fill(slots_B) == 0).tolist()
+        flags: list[bool] = (self._most_LS[-1, slots_B.numpy()] == 0).tolist()
         return flags
+
+    def _note(self, slots_B: Tensor, fills_LB: npt.ArrayLike) -> None:
+        self._least_LS[:, slots_B.numpy()] = fills_LB
+        self._most_LS[:, slots_B.numpy()] = fills_LB
+
+    def _known(self, bank: int, slots_B: npt.NDArray[np.int64]) -> Fills | None:
+        """Return what is known of the fills of a bank; on the CPU a look costs nothing and tells more."""
+        if self.device.type == "cpu":
+            return None
+        return Fills(int(self._least_LS[bank, slots_B].min()), int(self._most_LS[bank, slots_B].max()))
+
+    def _note_write(self, bank: int, slots_B: npt.NDArray[np.int64], rows: int) -> None:
+        self._most_LS[bank, slots_B] = np.minimum(self._most_LS[bank, slots_B] + rows, self.banks[bank].capacity)
 
     # Frames
 
     @torch.inference_mode()
     def look(self, pixels_BCHW: Tensor, sizes_B2: Tensor) -> Frames:
         """Run what needs no memory on frames of one padded size."""
-        map_BCHW = self.model.encode(pixels_BCHW.contiguous(memory_format=torch.channels_last))
+        map_BCHW = self.model.encode(pixels_BCHW.to(self._dtype, memory_format=torch.channels_last))
         if self._pixel is not None and self.model.config.pixel_position == "neck":
             map_BCHW = self.model.neck(map_BCHW)
         frames = Frames(sizes_B2, map_BCHW, None, None, _finite(map_BCHW))
@@ -206,54 +230,72 @@ class StreamDetector:
         bank from the boxes of references and frame, and the frame is then processed as any other. References that are not
         finite are left out.
         """
-        images, key_B = frames, torch.arange(slots_B.shape[0], device=self.device)
-        owners = key_B
+        streams, host_B = slots_B.shape[0], slots_B.numpy()
+        there_B = upload(slots_B, self.device)
+        images, owner_of, first = frames, np.arange(streams), 0
         if references is not None:
-            images = Frames.cat([references, frames])
-            owners, key_B = torch.cat([owner_T, key_B]), key_B + owner_T.shape[0]
+            images, first = Frames.cat([references, frames]), owner_T.shape[0]
+            owner_of = np.concatenate([owner_T.numpy(), owner_of])
+        owners = upload(torch.from_numpy(owner_of), self.device)
         seen = self._propose(images)
         assert seen.h_BNC is not None and seen.proposals is not None
-        finite_B = seen.finite_B[key_B]
+        finite_B = seen.finite_B[first:]
         write_T = seen.finite_B & finite_B[owners]
+        turns = [(rank, upload(torch.from_numpy(rank), self.device)) for rank in rounds(owner_of)]
 
         topk = min(self.options.write_topk, seen.h_BNC.shape[1])
         plain_TNC = seen.h_BNC[:, :topk]
         count_T = seen.proposals.valid_BN[:, :topk].sum(1) * write_T
         # What gets enhanced: the frames; for the pixel level also the references, whose boxes choose cells.
-        asked = seen if self._pixel is not None or references is None else seen.take(key_B)
+        asked = seen
+        if self._pixel is None and references is not None:
+            asked = seen.take(torch.arange(first, first + streams, device=self.device))
         owner_B = owners if self._pixel is not None and references is not None else None
         assert asked.h_BNC is not None
         h_BNC = asked.h_BNC
-        used: list[list[int]] = []
+        used: list[Tensor] = []
         for stage, (fc, attention) in enumerate(self._layers()):
             if stage:
                 h_BNC, plain_TNC = fc(F.relu(h_BNC)), fc(F.relu(plain_TNC))
             if not self._stages:
                 continue
             bank = self._stages[stage]
-            for turn, rank in enumerate(_ranks(owners), start=1):
-                rows = _project(attention, plain_TNC[rank])
-                bank.write(slots_B[owners[rank]], rows, count_T[rank], self._fill, purpose=_REPLACE + turn * _TURN)
-            readout = bank.read(slots_B, split=True)
-            used.append(readout.valid_BK.sum(1).tolist())
+            for turn, (rank, there) in enumerate(turns, start=1):
+                rows, slots = _project(attention, plain_TNC[there]), host_B[owner_of[rank]]
+                bank.write(
+                    there_B[owners[there]],
+                    rows,
+                    count_T[there],
+                    self._fill,
+                    purpose=_REPLACE + turn * _TURN,
+                    known=self._known(stage, slots),
+                )
+                self._note_write(stage, slots, topk)
+            readout = bank.read(there_B, split=True, known=self._known(stage, host_B))
+            used.append(readout.valid_BK.sum(1))
             h_BNC = h_BNC + self._attend(attention, h_BNC, readout, owner_B)
         cls, reg = self.model.head.predict(F.relu(h_BNC))
         detections = self._detect(cls, reg, asked)
         if self._pixel is None:
-            return self._found(slots_B, detections, finite_B, used, written_B=finite_B)
+            return self._found(slots_B, there_B, detections, finite_B, used, written_B=finite_B)
         assert images.map_BCHW is not None and self._pixels is not None
-        self._write_cells(slots_B, owners, detections, images.map_BCHW, write_T, first_turn=1)
-        return self.step(slots_B, frames, write_B=finite_B)
+        self._write_cells(host_B, there_B, owner_of, turns, detections, images.map_BCHW, write_T, first_turn=1)
+        return self._step(slots_B, frames, finite_B)
 
     @torch.inference_mode()
     def step(self, slots_B: Tensor, frames: Frames, *, write_B: Tensor) -> Found:
         """Take the next frame of B streams: read, enhance, detect, write; without the write where ``write_B`` is false."""
-        used: list[list[int]] = []
-        pixel_used: list[list[int]] = []
+        return self._step(slots_B, frames, upload(write_B, self.device))
+
+    def _step(self, slots_B: Tensor, frames: Frames, write_B: Tensor) -> Found:
+        used: list[Tensor] = []
+        pixel_used: list[Tensor] = []
+        host_B, there_B = slots_B.numpy(), upload(slots_B, self.device)
         if self._pixel is not None and self._pixels is not None:
             assert frames.map_BCHW is not None
-            readout = self._pixels.sample(slots_B, self.options.pixel_key_length, purpose=_READ, split=True)
-            pixel_used.append(readout.valid_BK.sum(1).tolist())
+            known = self._known(len(self.banks) - 1, host_B)
+            readout = self._pixels.sample(there_B, self.options.pixel_key_length, purpose=_READ, split=True, known=known)
+            pixel_used.append(readout.valid_BK.sum(1))
             cells_BPC = frames.map_BCHW.flatten(2).transpose(1, 2)
             cells_BPC = cells_BPC + self._attend(self._pixel, cells_BPC, readout)
             frames = frames._replace(map_BCHW=cells_BPC.transpose(1, 2).reshape(frames.map_BCHW.shape))
@@ -265,8 +307,9 @@ class StreamDetector:
             if stage:
                 h_BNC = fc(F.relu(h_BNC))
             if self._stages:
-                readout = self._stages[stage].sample(slots_B, self.options.key_length, purpose=_READ, split=True)
-                used.append(readout.valid_BK.sum(1).tolist())
+                known = self._known(stage, host_B)
+                readout = self._stages[stage].sample(there_B, self.options.key_length, purpose=_READ, split=True, known=known)
+                used.append(readout.valid_BK.sum(1))
                 h_BNC = h_BNC + self._attend(attention, h_BNC, readout)
                 enhanced.append(h_BNC[:, : self.options.write_topk])
         finite_B = seen.finite_B & _finite(h_BNC)
@@ -275,14 +318,17 @@ class StreamDetector:
 
         written_B = write_B & finite_B
         if enhanced:
-            count_B = seen.proposals.valid_BN[:, : self.options.write_topk].sum(1) * self._due(slots_B, written_B)
-            for bank, attention, rows_BNC in zip(self._stages, self._attentions(), enhanced, strict=True):
-                bank.write(slots_B, _project(attention, rows_BNC), count_B, self._replace, purpose=_REPLACE)
+            count_B = seen.proposals.valid_BN[:, : self.options.write_topk].sum(1) * self._due(there_B, written_B)
+            for stage, (attention, rows_BNC) in enumerate(zip(self._attentions(), enhanced, strict=True)):
+                rows, known = _project(attention, rows_BNC), self._known(stage, host_B)
+                self._stages[stage].write(there_B, rows, count_B, self._replace, purpose=_REPLACE, known=known)
+                self._note_write(stage, host_B, rows_BNC.shape[1])
         if self._pixels is not None:
             assert frames.map_BCHW is not None
-            owners = torch.arange(slots_B.shape[0], device=self.device)
-            self._write_cells(slots_B, owners, detections, frames.map_BCHW, self._due(slots_B, written_B))
-        return self._found(slots_B, detections, finite_B, used + pixel_used, written_B)
+            owners = np.arange(slots_B.shape[0])
+            turns = [(owners, torch.arange(len(owners), device=self.device))]
+            self._write_cells(host_B, there_B, owners, turns, detections, frames.map_BCHW, self._due(there_B, written_B))
+        return self._found(slots_B, there_B, detections, finite_B, used + pixel_used, written_B)
 
     # Parts
 
@@ -306,17 +352,16 @@ class StreamDetector:
 
     def _attend(self, attention: Attention, x_BNC: Tensor, readout: Readout, owner_B: Tensor | None = None) -> Tensor:
         """Return the attention term over rows read from a bank; ``owner_B`` says which stream's, by default one each."""
-        valid_BK: Tensor | None = readout.valid_BK
+        valid_BK = None if readout.full else readout.valid_BK  # the kernels without a mask are faster
         keys, values = readout.rows["key"], readout.rows["value"]
         if owner_B is not None:
-            keys, values, valid_BK = keys[owner_B], values[owner_B], readout.valid_BK[owner_B]
-        if bool(readout.valid_BK.all()):
-            valid_BK = None  # the kernels without a mask are faster
+            keys, values = keys[owner_B], values[owner_B]
+            valid_BK = None if valid_BK is None else valid_BK[owner_B]
         return attention.attend(attention.query(x_BNC), keys, values, valid_BK)
 
-    def _detect(self, cls: Tensor, reg: Tensor, frames: Frames) -> list[Detections]:
+    def _detect(self, cls: Tensor, reg: Tensor, frames: Frames) -> PaddedDetections:
         assert frames.proposals is not None
-        return self.model.detect(cls, reg, frames.proposals, frames.sizes_B2, torch.ones_like(frames.sizes_B2))
+        return self.model.detect_padded(cls, reg, frames.proposals, frames.sizes_B2, torch.ones_like(frames.sizes_B2))
 
     def _due(self, slots_B: Tensor, written_B: Tensor) -> Tensor:
         """Narrow ``written_B`` to the streams whose turn it is to write (``write_every``)."""
@@ -324,60 +369,68 @@ class StreamDetector:
 
     def _write_cells(
         self,
+        host_B: npt.NDArray[np.int64],
         slots_B: Tensor,
-        owner_T: Tensor,
-        detections: list[Detections],
+        owner_of: npt.NDArray[np.int64],
+        turns: Sequence[tuple[npt.NDArray[np.int64], Tensor]],
+        detections: PaddedDetections,
         map_TCHW: Tensor,
         write_T: Tensor,
         first_turn: int = 0,
     ) -> None:
-        """Write the cells of T images to the pixel banks of their streams, in order within each stream."""
-        bank, attention = self._pixels, self._pixel
+        """Write the cells of T images to the pixel banks of their streams ``owner_of``, in order within each stream."""
+        bank, attention, number = self._pixels, self._pixel, len(self.banks) - 1
         assert bank is not None and attention is not None
         seed_B, step_B = bank.seed(slots_B), bank.step(slots_B)
-        for turn, rank in enumerate(_ranks(owner_T), start=first_turn):
-            owner_B, map_BCHW = owner_T[rank], map_TCHW[rank]
+        for turn, (rank, there) in enumerate(turns, start=first_turn):
+            slots, map_BCHW = host_B[owner_of[rank]], map_TCHW[there]
+            owner_B = upload(torch.from_numpy(owner_of[rank]), self.device)
             cells = self._cells(
-                _pad_boxes([detections[i] for i in rank.tolist()]),
+                Boxes(detections.boxes_BD4[there], detections.scores_BD[there]),
                 map_BCHW,
                 self._rule,
                 seed_B=seed_B[owner_B],
                 step_B=step_B[owner_B],
                 purpose=_CELLS + turn * _TURN,
             )
-            width = int(cells.count_B.max())
+            width = cells.index_BN.shape[1]
+            if self.device.type == "cpu":
+                width = int(cells.count_B.max())
             index_BN = cells.index_BN[:, :width]
             rows_BNC = map_BCHW.flatten(2).transpose(1, 2).gather(1, index_BN[..., None].expand(-1, -1, map_BCHW.shape[1]))
-            count_B = cells.count_B * write_T[rank]
             bank.write(
-                slots_B[owner_B], _project(attention, rows_BNC), count_B, self._replace_pixels, purpose=_REPLACE + turn * _TURN
+                slots_B[owner_B],
+                _project(attention, rows_BNC),
+                cells.count_B * write_T[there],
+                self._replace_pixels,
+                purpose=_REPLACE + turn * _TURN,
+                known=self._known(number, slots),
             )
+            self._note_write(number, slots, width)
 
     def _found(
         self,
         slots_B: Tensor,
-        detections: list[Detections],
+        there_B: Tensor,
+        detections: PaddedDetections,
         finite_B: Tensor,
-        used: list[list[int]],
+        used: list[Tensor],
         written_B: Tensor,
     ) -> Found:
+        """Bring everything to the host: the only moment at which it waits for the device."""
         for bank in self.banks:
-            bank.advance(slots_B[written_B])
-        sizes = [bank.fill(slots_B).tolist() for bank in self.banks]
-        B = slots_B.shape[0]
-        return Found(
-            detections,
-            finite_B.tolist(),
-            [[column[b] for column in sizes] for b in range(B)],
-            [[column[b] for column in used] for b in range(B)],
-        )
+            bank.advance(there_B, written_B)
+        counts = torch.stack([finite_B.long(), *(bank.fill(there_B) for bank in self.banks), *used]).cpu()
+        first = 1 + len(self.banks)
+        self._note(slots_B, counts[1:first].numpy())
+        return Found(detections.images(), counts[0].bool().tolist(), counts[1:first].t().tolist(), counts[first:].t().tolist())
 
     # Snapshots
 
     def export(self, slots_N: Tensor, state: State, *, incremental: bool) -> None:
         """Add the banks' content of these slots to ``state``."""
         for bank in self.banks:
-            bank.export(slots_N, state, incremental=incremental)
+            bank.export(slots_N.to(self.device), state, incremental=incremental)
 
     def mark_clean(self) -> None:
         """Note that everything so far stands in a snapshot."""
@@ -387,7 +440,9 @@ class StreamDetector:
     def load(self, slots_N: Tensor, state: State) -> None:
         """Take the banks' content of these slots from a full ``state``."""
         for bank in self.banks:
-            bank.load(slots_N, state)
+            bank.load(slots_N.to(self.device), state)
+        fills = [state.dense[f"{bank.name}.fill"].numpy() for bank in self.banks]
+        self._note(slots_N, np.stack(fills) if fills else 0)
 
 
 def _project(attention: Attention, rows_BNC: Tensor) -> dict[str, Tensor]:
@@ -398,14 +453,3 @@ def _project(attention: Attention, rows_BNC: Tensor) -> dict[str, Tensor]:
 
 def _finite(feature_B: Tensor) -> Tensor:
     return feature_B.isfinite().flatten(1).all(1)
-
-
-def _ranks(owner_T: Tensor) -> list[Tensor]:
-    """Split positions 0..T-1 into groups that name every owner once at most, keeping the order within each owner."""
-    return [torch.from_numpy(rows).to(owner_T.device) for rows in rounds(owner_T.cpu().numpy())]
-
-
-def _pad_boxes(detections: list[Detections]) -> Boxes:
-    boxes = nn.utils.rnn.pad_sequence([d.boxes_D4 for d in detections], batch_first=True)
-    scores = nn.utils.rnn.pad_sequence([d.scores_D for d in detections], batch_first=True, padding_value=-1.0)
-    return Boxes(boxes, scores)

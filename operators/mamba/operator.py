@@ -24,6 +24,7 @@ from connectors.errors import SchemaError
 from models.hub import weights_file
 from models.mamba import checkpoint
 from models.mamba.model import Detections
+from models.uploads import upload
 from operators.admission import Admitted
 from operators.base import Context, Operator
 from operators.counters import STREAM_COUNTERS, Counters
@@ -213,14 +214,14 @@ class MambaOperator(Operator):
         if first:
             found = self.detector.start(slots_B, frames, *self._references(jobs, frames))
         else:
-            write_B = torch.tensor([job.write for job in jobs], device=self.context.device)
-            found = self.detector.step(slots_B, frames, write_B=write_B)
+            found = self.detector.step(slots_B, frames, write_B=torch.tensor([job.write for job in jobs]))
+        scales = scales_B2.cpu()
         latency_ms = (time.perf_counter() - call.began_s) * 1e3
         for b, job in enumerate(jobs):
             if not found.finite_B[b]:
                 call.out.set(job.row, "rejected_corrupt", "the features of this frame are not finite")
                 continue
-            detections = self._reported(_to_original(found.detections[b], scales_B2[b]))
+            detections = self._reported(_to_original(found.detections[b], scales[b]))
             call.found[job.row] = Detected(detections, found.bank_size_BL[b], found.keys_used_BL[b], latency_ms)
             if not len(detections.scores_D) and call.out.is_ok(job.row):
                 call.out.set(job.row, "no_detection")
@@ -266,7 +267,8 @@ class MambaOperator(Operator):
         return looked
 
     def _slots(self, slots: list[int]) -> Tensor:
-        return torch.tensor(slots, dtype=torch.int64, device=self.context.device)
+        """Return slots on the host, as the detector takes them."""
+        return torch.tensor(slots, dtype=torch.int64)
 
     # Streams
 
@@ -330,7 +332,7 @@ class _Looked:
         parts, scales = self._parts[key], self._scales[key]
         if len(parts) > 1:
             parts, scales = self._parts[key], self._scales[key] = [Frames.cat(parts)], [torch.cat(scales)]
-        index = torch.tensor([self._place[image][1] for image in images], device=scales[0].device)
+        index = upload(torch.tensor([self._place[image][1] for image in images]), scales[0].device)
         return parts[0].take(index), scales[0][index]
 
 

@@ -85,7 +85,8 @@ def select_cells(boxes: Boxes, map_BCHW: Tensor, rule: CellRule, *, seed_B: Tens
     inside_BDP |= center_BDP & ~inside_BDP.any(-1, keepdim=True)
     inside_BDP &= (boxes.score_BD > rule.score)[..., None]
 
-    if inside_BDP.shape[1] and bool((inside_BDP.sum(-1) > rule.per_box).any()):
+    # On a device the draw is made whether or not a box needs it: the host would have to wait to know.
+    if inside_BDP.shape[1] and (device.type != "cpu" or bool((inside_BDP.sum(-1) > rule.per_box).any())):
         number_BDP = random_numbers(seed_B, step_B, purpose, inside_BDP[0].numel()).view_as(inside_BDP)
         number_BDP = number_BDP.masked_fill(~inside_BDP, _LAST)
         last_BD1 = number_BDP.kthvalue(min(rule.per_box, height * width), dim=-1, keepdim=True).values

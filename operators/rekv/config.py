@@ -8,6 +8,7 @@ from typing import Literal
 from connectors.errors import ConfigError
 from connectors.options import option
 from operators.block_options import BlockBankOptions, OnBankFull, on_bank_full
+from operators.precision import NetworkOptions
 from operators.questions import QuestionOptions
 from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Scissorhands, ThinK
 from operators.streams import StreamOptions
@@ -16,7 +17,7 @@ __all__ = ["ReKVOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReKVOptions(QuestionOptions, BlockBankOptions, StreamOptions):
+class ReKVOptions(QuestionOptions, BlockBankOptions, NetworkOptions, StreamOptions):
     """What a user can set for ``type: rekv`` (arXiv 2503.00540)."""
 
     checkpoint: str | None = option(

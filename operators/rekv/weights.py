@@ -16,6 +16,7 @@ from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
 from models.rekv.small import SMALL_MATCHER, SMALL_WEIGHTS, read_small
 from operators.banks import BlockSpec, FileReader, SharedBlocks
+from operators.precision import network_dtype
 from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid, rekv_config
 from operators.rekv.config import ReKVOptions
 from operators.rekv.policies import BlockPolicy, block_policy
@@ -64,7 +65,7 @@ def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Ans
     """Load the model and encode its prompt prefix. Raise ``ConfigError`` for a family without frames or tokenizer."""
     config = settings(options, name)
     path = weights_place(options.checkpoint, SMALL_WEIGHTS)
-    model = load_model(path, config, device=device)
+    model = load_model(path, config, device=device, dtype=network_dtype(options))
     if model.frames is None:
         raise ConfigError(f"{name}: frames of {model.family} cannot be encoded; use LLaVA-OneVision, Video-LLaVA or InternVL")
     grid = one_grid(model)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from connectors.options import option
 from operators.block_options import BlockBankOptions
+from operators.precision import NetworkOptions
 from operators.questions import QuestionOptions
 from operators.streams import StreamOptions
 
@@ -14,7 +15,7 @@ __all__ = ["VideoStreamingOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoStreamingOptions(QuestionOptions, BlockBankOptions, StreamOptions):
+class VideoStreamingOptions(QuestionOptions, BlockBankOptions, NetworkOptions, StreamOptions):
     """What a user can set for ``type: videostreaming`` (arXiv 2405.16009)."""
 
     checkpoint: str | None = option(

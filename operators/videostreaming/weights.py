@@ -16,6 +16,7 @@ from models.hub import weights_place
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.loaders import SMALL_MATCHER, SMALL_WEIGHTS, load_model, read_settings
 from operators.banks import FileReader, SharedBlocks
+from operators.precision import network_dtype
 from operators.standing import FrameGate, open_gate
 from operators.videostreaming.answering import Answering, ClipAnswer, ClipQuestion
 from operators.videostreaming.config import VideoStreamingOptions
@@ -41,7 +42,7 @@ def _changed(options: VideoStreamingOptions) -> dict[str, Any]:
 
 def load_answering(options: VideoStreamingOptions, name: str, device: torch.device) -> Answering:
     """Load the model. Raise ``ConfigError`` where clips are longer than its encoder reads, or memories than it answers from."""
-    ready = load_model(_path(options), device=device, **_changed(options))
+    ready = load_model(_path(options), device=device, dtype=network_dtype(options), **_changed(options))
     side, config = ready.frame_size(), ready.config
     if side is None:
         raise ConfigError(f"{name}: the checkpoint has no vision tower, so frames cannot be encoded; give one that has")
