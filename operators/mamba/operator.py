@@ -92,7 +92,7 @@ class MambaOperator(Operator):
         self.detector = StreamDetector(context.name, model.fuse_for_inference(), options, context.device)
         self.output_schema = detection_schema(model.config.classes, config_hash(model.config, options))
         labels = reported_labels(model.config, options, context.name)
-        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64, device=context.device)
+        self._labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
         self._counters = Counters(*STREAM_COUNTERS)
         self._streams = StreamTable(
             context.name,
