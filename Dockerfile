@@ -57,4 +57,4 @@ USER 1000
 # Pipeline files, state and results; relative paths start here.
 WORKDIR /data
 VOLUME /data
-CMD ["python", "-m", "pipelines.demo"]
+CMD ["streambank", "demo", "mamba"]

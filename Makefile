@@ -18,7 +18,7 @@ setup:
 	@scripts/setup.sh
 
 demo: setup
-	@$(BIN)/python -m pipelines.demo
+	@$(BIN)/streambank demo mamba
 
 kafka:
 	@scripts/kafka.sh

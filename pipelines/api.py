@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,6 +185,14 @@ class Result:
         from pipelines.detections import coco
 
         return coco(self.table(sink), classes=classes, min_score=min_score)
+
+    def to_supervision(
+        self, sink: str | None = None, *, classes: Sequence[str] | None = None, min_score: float = 0.0
+    ) -> Iterator[tuple[str, int, Any]]:
+        """Yield (stream, sequence, ``supervision.Detections``) per frame. Raise ``MissingExtra`` without that package."""
+        from pipelines.detections import supervision
+
+        return supervision(self.table(sink), classes=classes, min_score=min_score)
 
     def __repr__(self) -> str:
         """Return what is said at the end of a run."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import streambank
-from connectors.errors import ConfigError, StreambankError
+from connectors.errors import ConfigError, StreambankError, nearest
 from pipelines.commands.logs import LEVELS, set_up_logging
 
 if TYPE_CHECKING:
@@ -151,6 +151,26 @@ def check(file: str, sets: tuple[str, ...], runner: str | None, print_resolved: 
         click.echo(f"{finding.where}:{_indented(finding.message)}", err=True)
     if any(finding.level == "error" for finding in findings):
         raise click.exceptions.Exit(2)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@_common
+def demo(name: str | None, folder: Path | None) -> None:
+    """Show in a minute what the memory of the method NAME is worth: a table with and without it, and a picture.
+
+    Renders its own input into FOLDER (default: demo_NAME) and downloads nothing. Without NAME: lists the demos.
+    """
+    from pipelines.demos.runner import DEMOS, run_demo
+
+    if name is None:
+        for known, shown in DEMOS.items():
+            click.echo(f"  {known:<16}{shown.says}")
+        return
+    if name not in DEMOS:
+        raise ConfigError(f"there is no demo {name!r}{nearest(name, DEMOS)}; there are: {', '.join(DEMOS)}")
+    raise click.exceptions.Exit(run_demo(name, folder))
 
 
 @cli.command()

@@ -1,10 +1,10 @@
-"""Detections as others read them: one row per box with the name of its class, and COCO."""
+"""Detections as others read them: one row per box with the name of its class, COCO, and those of the package supervision."""
 
 # R rows, D detections
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.errors import ConfigError, nearest
+from connectors.extras import MissingExtra
 from connectors.sinks.annotated_video import class_names
 
-__all__ = ["coco", "explode"]
+__all__ = ["coco", "explode", "supervision"]
 
 _EDGES = ("x1", "y1", "x2", "y2")
 _KEYS = ("stream_id", "sequence", "event_time")
@@ -57,6 +58,39 @@ def coco(rows: pa.Table, *, classes: Sequence[str] | None = None, min_score: flo
         "annotations": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
         "categories": [{"id": label + 1, "name": name} for label, name in enumerate(known)],
     }
+
+
+def supervision(
+    rows: pa.Table, *, classes: Sequence[str] | None = None, min_score: float = 0.0
+) -> Iterator[tuple[str, int, Any]]:
+    """Yield (stream, sequence, ``supervision.Detections``) for each row that was looked at, in the order of the rows.
+
+    Names of classes are in ``data["class_name"]``, where that package's annotators look for them. Raises ``MissingExtra``
+    without supervision, and as ``explode``.
+    """
+    try:
+        import supervision as sv
+    except ImportError as error:
+        raise MissingExtra("to_supervision needs supervision, which is not installed; run: pip install supervision") from error
+    boxes = _boxes(rows, classes, min_score)
+    of_D = boxes.column(_ROW).to_numpy()
+    xyxy_D4 = np.stack([boxes.column(edge).to_numpy() for edge in _EDGES], axis=1).astype(np.float32)
+    score_D = boxes.column("score").to_numpy()
+    label_D = boxes.column("label").to_numpy().astype(np.int64)
+    name_D = np.array([name or "" for name in boxes.column("class").to_pylist()], dtype=np.str_)
+    keys = zip(rows.column("stream_id").to_pylist(), rows.column("sequence").to_pylist(), strict=True)
+    looked_R = rows.column("detections").is_valid().to_pylist()
+    first_R = np.searchsorted(of_D, np.arange(rows.num_rows + 1))
+
+    def frames() -> Iterator[tuple[str, int, Any]]:
+        for row, (stream, sequence) in enumerate(keys):
+            if looked_R[row]:
+                here = slice(first_R[row], first_R[row + 1])
+                data = {"class_name": name_D[here]}
+                found = sv.Detections(xyxy=xyxy_D4[here], confidence=score_D[here], class_id=label_D[here], data=data)
+                yield stream, sequence, found
+
+    return frames()
 
 
 def _boxes(rows: pa.Table, classes: Sequence[str] | None, min_score: float) -> pa.Table:

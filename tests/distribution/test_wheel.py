@@ -118,6 +118,8 @@ def test_the_wheel_holds_the_license_types_weights_and_ready_pipelines(wheel: Pa
     for package in ("connectors", "models", "operators", "pipelines"):
         assert f"{package}/py.typed" in names
     assert "pipelines/configs/shapes_demo.yaml" in names
+    example = ("boxes.csv", "detect.yaml", "clips/belt.mp4")
+    assert {f"pipelines/examples/fruit/{file}" for file in example} <= set(names)
     assert "models/mamba/weights/shapes.safetensors" in names
     assert {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")} == {
         "connectors",

@@ -1,17 +1,27 @@
-"""What the demo prints: its score, on rows whose score is known."""
+"""The demos: how they are run, what they leave alone, and the score of detections, on rows whose score is known."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
+from connectors.errors import ConfigError
 from models.mamba.shapes import ShapesConfig, render_clips
-from pipelines import Pipeline
-from pipelines.demo import main, map50
+from pipelines import Pipeline, registry
+from pipelines.cli import cli
+from pipelines.demos import runner
+from pipelines.demos.mamba import map50
+from pipelines.demos.runner import DEMOS, Shown, run_demo
 
 EDGES = ("x1", "y1", "x2", "y2")
 DETECTION = pa.struct([(edge, pa.float32()) for edge in EDGES] + [("score", pa.float32()), ("label", pa.int16())])
@@ -57,16 +67,77 @@ def test_missing_objects_lower_the_score(truth: Path) -> None:
     assert 0.2 < map50(truth, rows(truth, every=2)) < 0.8
 
 
-def test_the_demo_refuses_a_folder_that_holds_other_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def stand_in(monkeypatch: pytest.MonkeyPatch, show: Callable[[Path, runner.Say], Shown]) -> None:
+    """Let the demo of mamba do something that takes no time."""
+    monkeypatch.setitem(sys.modules, "pipelines.demos.mamba", SimpleNamespace(show=show))
+
+
+def shown(out: Path, say: runner.Say) -> Shown:
+    say("Making a picture")
+    (out / "rows").mkdir()
+    (out / "picture.png").write_bytes(b"pixels")
+    gained = [("without", "0.5"), ("with", "0.9"), ("gained", "+0.4")]
+    return Shown(title="mAP50", columns=("detector", "mAP50"), rows=gained, look=[(f"{out / 'picture.png'}", "boxes")])
+
+
+def test_a_demo_ends_with_a_table_and_a_picture_and_may_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, shown)
+    for _ in range(2):
+        assert run_demo("mamba", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "1. Making a picture" in said and "gained" in said and "+0.4" in said
+    assert f"{tmp_path / 'out' / 'picture.png'}   boxes" in said
+
+
+def test_a_demo_leaves_a_folder_alone_that_holds_other_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, shown)
     (tmp_path / "thesis.tex").touch()
-    assert main([str(tmp_path)]) == 2
-    assert "holds other things than a demo; name another folder: python -m pipelines.demo FOLDER" in capsys.readouterr().err
-    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(ConfigError, match="holds other things than a demo; name another folder: streambank demo mamba FOLDER"):
+        run_demo("mamba", tmp_path)
+    run_demo("mamba", tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").touch()  # put there later, by the user
+    with pytest.raises(ConfigError, match="holds other things"):
+        run_demo("mamba", tmp_path / "out")
+    assert (tmp_path / "thesis.tex").exists() and (tmp_path / "out" / "notes.txt").exists()
 
 
-def test_the_demo_says_which_arguments_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 2
-    assert "give one folder, or none for 'demo'; got: --help" in capsys.readouterr().err
+def test_a_demo_that_is_stopped_says_so_and_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(out: Path, say: runner.Say) -> Shown:
+        (out / "half.mp4").touch()
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, stopped)
+    assert run_demo("mamba", tmp_path / "out") == 130
+    assert "stopped; what is there so far lies in" in capsys.readouterr().out
+    stand_in(monkeypatch, shown)
+    assert run_demo("mamba", tmp_path / "out") == 0
+    assert not (tmp_path / "out" / "half.mp4").exists()
+
+
+def test_the_command_lists_the_demos_one_for_each_method_and_knows_no_others() -> None:
+    listed = CliRunner().invoke(cli, ["demo"])
+    assert listed.exit_code == 0 and [line.split()[0] for line in listed.output.splitlines()] == list(DEMOS)
+    operators = {entry.name for entry in registry.entries("operator")}
+    assert set(DEMOS) <= operators and len(DEMOS) == 8
+    assert all((Path(runner.__file__).parent / f"{name}.py").is_file() for name in DEMOS)
+    wrong = CliRunner().invoke(cli, ["demo", "mambo"])
+    assert wrong.exit_code == 2 and "there is no demo 'mambo' (did you mean 'mamba'?)" in wrong.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in DEMOS if name != "mamba"])  # which starts Ray of its own
+def test_a_demo_shows_what_the_memory_is_worth(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(name, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    picture = re.search(r"Look at it:\n  (\S+\.png)", said)
+    assert picture is not None and cv2.imread(picture[1]) is not None
+    (gained,) = re.findall(r"│ [^│]*gained\s*│(.*)│", said)
+    better = re.findall(r"[-+]\d[\d.]*", gained)
+    assert better and all(float(number) * (-1 if name == "reloop2" else 1) > 0 for number in better), said
 
 
 def test_a_ready_pipeline_writes_where_the_user_is_and_finds_the_weights_of_the_package(

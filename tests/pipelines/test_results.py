@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from connectors.extras import MissingExtra
 from operators.mamba.schemas import DETECTION
 from pipelines import Pipeline
 from pipelines.api import Result
-from pipelines.detections import coco, explode
+from pipelines.detections import coco, explode, supervision
 
 SCHEMA = records.output_schema(
     "detections", 1, [pa.field("detections", pa.list_(DETECTION))], {"streambank.classes": json.dumps(["cat", "dog"])}
@@ -114,3 +116,22 @@ def test_rows_without_detections_and_unknown_classes_are_named() -> None:
         explode(rows([]).drop_columns(["detections"]))
     with pytest.raises(ConfigError, match=r"there is no class 'catt' \(did you mean 'cat'\?\); the weights know: cat, dog"):
         explode(rows([]), classes=["catt"])
+
+
+def test_detections_of_each_frame_are_those_of_supervision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the arguments of ``supervision.Detections`` (0.31): the package itself is not needed by anything else here."""
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=lambda **given: given))
+    found = rows([box(0, 0.9), box(1, 0.2), box(7, 0.8)], None, [], [box(1, 0.6)])
+    frames = {sequence: frame for _, sequence, frame in supervision(found, min_score=0.3)}
+    assert list(frames) == [0, 2, 3], "rows that nobody looked at have no frame, those without a find have an empty one"
+    assert frames[0]["xyxy"].tolist() == [[1, 2, 5, 5], [1, 2, 5, 5]] and frames[0]["class_id"].tolist() == [0, 7]
+    assert frames[0]["confidence"].tolist() == pytest.approx([0.9, 0.8])
+    assert frames[0]["data"]["class_name"].tolist() == ["cat", ""]
+    assert frames[2]["xyxy"].shape == (0, 4)
+    assert frames[3]["data"]["class_name"].tolist() == ["dog"]
+
+
+def test_supervision_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingExtra, match="run: pip install supervision"):
+        supervision(rows([box(0, 0.9)]))

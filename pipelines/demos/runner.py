@@ -1,0 +1,151 @@
+"""``streambank demo NAME``: run one demo in a folder of its own, then show a table with and without memory, and a picture.
+
+A demo is a module of this package with a function ``show(out, say)``. It renders its own input, lets a pipeline work on it, and
+returns what is shown. Only folders that hold nothing but an earlier demo are emptied.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from connectors.errors import ConfigError
+from connectors.extras import missing
+
+__all__ = ["DEMOS", "Demo", "Say", "Shown", "command", "run_demo"]
+
+Say = Callable[[str], None]
+"""Tells the user what happens now."""
+_MARK = ".streambank-demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What can be shown."""
+
+    says: str
+    needs: tuple[str, ...] = ()
+    """Modules of ``connectors.extras``."""
+
+
+DEMOS: Mapping[str, Demo] = {
+    "mamba": Demo("objects whose class only earlier frames can tell, on Ray", ("cv2", "torchvision", "ray")),
+    "rekv": Demo("questions about a film, from the few frames that match them", ("cv2", "transformers")),
+    "videostreaming": Demo("questions about a film, from a few memories of clips", ("cv2", "transformers")),
+    "reloop2": Demo("clicks that shift, predicted with a memory of errors"),
+    "prompttpp": Demo("events of users whose habits drift, learned on by prompts", ("cv2",)),
+    "memprompttss": Demo("states of a signal, told apart by one remark", ("cv2",)),
+    "fourd_vla": Demo("a robot that must remember what it saw", ("cv2",)),
+    "specvqgan": Demo("sound for silent films", ("av", "cv2", "torchvision")),
+}
+"""Demos by name: those of the module of that name in this package."""
+
+
+@dataclass(slots=True)
+class Shown:
+    """What a demo has to show at its end."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """The last one is what the memory gained."""
+    facts: Sequence[str] = ()
+    look: Sequence[tuple[str, str]] = ()
+    """Files and what they are; the first one is the picture."""
+    next: Sequence[str] = field(default_factory=list)
+    """What to type next."""
+
+
+def run_demo(name: str, out: Path | None = None) -> int:
+    """Run a demo and print what it gave; return the exit status. Raise ``ConfigError`` where it cannot run here."""
+    demo = DEMOS[name]
+    folder = Path("demo" if name == "mamba" else f"demo_{name}") if out is None else out
+    if folder.exists() and not _is_ours(folder):
+        raise ConfigError(
+            f"{folder} is there and holds other things than a demo; name another folder: streambank demo {name} FOLDER"
+        )
+    if told := missing(demo.needs):
+        raise ConfigError(told)
+    _empty(folder)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{name}: {demo.says}")
+    began = time.monotonic()
+    steps = iter(range(1, 100))
+
+    def say(text: str) -> None:
+        console.print(f"{next(steps)}. {text}")
+
+    try:
+        shown: Shown = importlib.import_module(f"pipelines.demos.{name}").show(folder, say)
+    except KeyboardInterrupt:
+        console.print("\nstopped; what is there so far lies in", str(folder))
+        return 130
+    finally:
+        _note(folder)
+    _print(console, shown, time.monotonic() - began)
+    return 0
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what a demo wrote there, which its note lists."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    try:
+        written = set((folder / _MARK).read_text(encoding="utf-8").splitlines()) | {_MARK}
+    except OSError:
+        written = set()
+    return names <= written
+
+
+def _note(folder: Path) -> None:
+    """Write down what the demo has written, so that the next one may delete it and nothing else."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != _MARK)
+    (folder / _MARK).write_text("\n".join(names), encoding="utf-8")
+
+
+def _empty(folder: Path) -> None:
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _print(console: Console, shown: Shown, seconds: float) -> None:
+    table = Table()
+    for number, column in enumerate(shown.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for number, row in enumerate(shown.rows):
+        table.add_row(*row, style="bold" if number == len(shown.rows) - 1 else None)
+    console.print(f"\n{shown.title}")
+    console.print(table)
+    for fact in shown.facts:
+        console.print(fact)
+    console.print(f"{seconds:.0f} s in all")
+    console.print("\nLook at it:")
+    width = max((len(path) for path, _ in shown.look), default=0)
+    for path, what in shown.look:
+        console.print(f"  {path:<{width}}   {what}".rstrip())
+    if shown.next:
+        console.print("Type next:")
+        for line in shown.next:
+            console.print(f"  {command()} {line}")
+
+
+def command() -> str:
+    """Return how to call ``streambank`` from here: by its name where that finds this installation, else by its path."""
+    here = Path(sys.executable).parent / "streambank"
+    if Path(shutil.which("streambank") or "") == here:
+        return "streambank"
+    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
