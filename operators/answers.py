@@ -138,6 +138,7 @@ class Answers(Generic[View, Result]):
             else:
                 reason = f"{self._waiting.limit} questions wait for times to come already (max_waiting); ask again later"
                 rows[number] = answer_row(row, "too_many_waiting", reason)
+        self.standing.prepare()
         answers = self._answer([question for _, question in now])
         if self._pool is None:
             rows |= {number: row for (number, _), row in zip(now, answers, strict=True)}

@@ -233,9 +233,13 @@ class Standing:
         stands.questions.append(dataclasses.replace(question, asked_us=question.time_us, extra=extra))
         stands.edges = stands.edges.joined(Edges.of(1))
         stands.texts_UE = stands.json = None
-        if question.text not in stands.encoded:  # when it is asked, not when a frame comes
-            stands.encoded[question.text] = self._gate.texts([question.text])[0]
         return None
+
+    def prepare(self) -> None:
+        """Encode what has been added, all of it together, so that it takes no time when a frame comes."""
+        for stands in self._streams.values():
+            if stands.texts_UE is None and self._gate is not None:
+                stands.index(self._gate, self._debounce_us)
 
     def withdraw(self, stream_id: str, question_id: str | None) -> bool:
         """Let a question stand no longer; return whether it did."""

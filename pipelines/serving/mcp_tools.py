@@ -25,7 +25,8 @@ _HEIGHT = 360
 
 def mcp_server(live: Live, desk: Desk, name: str) -> Any:
     """Return a server with the tools of a pipeline."""
-    server = mcpserver.MCPServer(name, instructions="Live streams of a Streambank pipeline: list them, then ask about one.")
+    about = "Live streams of a Streambank pipeline: list them, then ask about one."
+    server = mcpserver.MCPServer(name, instructions=about, log_level="WARNING")
 
     @server.tool(structured_output=False)  # type: ignore[untyped-decorator]
     async def list_streams() -> Any:

@@ -86,11 +86,12 @@ async function drawStrip(one, name) {
       const end = n + 1 < many ? x(n + 1) : width;
       pen.fillStyle = color(strip.states[n]);
       pen.fillRect(x(n), height - band, end - x(n) + 1, band);
-      if (n === 0 || strip.states[n] !== strip.states[n - 1]) {
-        pen.fillStyle = "#000"; pen.font = `${11 * ratio}px system-ui`;
-        pen.fillText(strip.states[n], x(n) + 3 * ratio, height - 5 * ratio);
-      }
     }
+    pen.fillStyle = "#000";
+    pen.font = `${11 * ratio}px system-ui`;
+    for (let n = 0; n < many; n++) // behind all bars, which would cover it
+      if (strip.states[n] !== null && (n === 0 || strip.states[n] !== strip.states[n - 1]))
+        pen.fillText(strip.states[n], x(n) + 3 * ratio, height - 5 * ratio);
     strip.channels.forEach((channel, c) => {
       const values = strip.values.map((row) => row[c] ?? null).filter((value) => value !== null);
       const low = Math.min(...values), high = Math.max(...values);
