@@ -55,6 +55,7 @@ def fill_banks(operator: MambaOperator, streams: int) -> None:
                 key: torch.randn(streams, 1000, *spec.shape, device=operator.context.device) for key, spec in bank.specs.items()
             }
             bank.write(slots_B, rows, torch.full_like(slots_B, 1000), append)
+    operator.detector.recount(slots_B)
 
 
 class Stages:
@@ -110,7 +111,7 @@ def measure(device: torch.device, levels: str, streams: int, steps: int) -> dict
     stages.watch(model, "neck", "neck")
     stages.watch(model, "propose", "rpn")
     stages.watch(model, "roi_features", "roi_align")
-    stages.watch(model, "detect", "detect")
+    stages.watch(model, "detect_padded", "detect")
     for bank in detector.banks:
         kind = "pixel" if bank.name == "pixel" else "instance"
         stages.watch(bank, "sample", f"{kind} bank read")

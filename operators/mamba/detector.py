@@ -201,6 +201,11 @@ class StreamDetector:
         self._least_LS[:, slots_B.numpy()] = fills_LB
         self._most_LS[:, slots_B.numpy()] = fills_LB
 
+    def recount(self, slots_B: Tensor) -> None:
+        """Look at the fills of these slots, after somebody else has written to the banks."""
+        fills = [bank.fill(slots_B.to(self.device)).cpu().numpy() for bank in self.banks]
+        self._note(slots_B.cpu(), np.stack(fills) if fills else 0)
+
     def _known(self, bank: int, slots_B: npt.NDArray[np.int64]) -> Fills | None:
         """Return what is known of the fills of a bank; on the CPU a look costs nothing and tells more."""
         if self.device.type == "cpu":
