@@ -120,7 +120,7 @@ def run(
             raise ConfigError("nothing was deleted, and nothing was run")
     if live and pipeline.spec.runner == "ray":
         click.echo("starting Ray (about 10 s)", err=True)
-    with run_progress(live=live) as on_progress:
+    with run_progress(live=live, quiet=quiet) as on_progress:
         result = pipeline.run(resume=resume, fresh=fresh, on_progress=on_progress)
     if not quiet:
         folders = {sink.name: str(path) for sink in pipeline.spec.sinks if (path := getattr(sink.options, "path", None))}
@@ -419,7 +419,7 @@ def train(ctx: click.Context, method: str | None, wants_help: bool, quiet: bool,
     if wants_help:
         click.echo(train_help(method))
         return
-    said = train_method(method, arguments, live=not quiet and sys.stderr.isatty())
+    said = train_method(method, arguments, live=not quiet and sys.stderr.isatty(), quiet=quiet)
     if not quiet:
         click.echo(said)
 

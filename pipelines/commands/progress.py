@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from pipelines.commands.summary import duration, facts
 
 if TYPE_CHECKING:
@@ -51,18 +53,20 @@ class RateMeter:
 
 
 @contextmanager
-def run_progress(*, live: bool) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function for ``on_progress``. ``live``: redraw a line on standard error; else log every half minute."""
+def run_progress(*, live: bool, quiet: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function for ``on_progress``. ``live``: redraw a line on standard error; else log every half minute.
+
+    Not ``live`` and not ``quiet`` (a pipe, a file): also print that line to standard error every half minute.
+    """
     meter = RateMeter()
     if not live:
-        last_s = time.monotonic()
+        now_and_then = _NowAndThen()
 
         def log(progress: Progress) -> None:
-            nonlocal last_s
             meter.add(progress.seconds, progress.rows_read)
-            now_s = time.monotonic()
-            if now_s - last_s >= _LOG_EVERY_S:
-                last_s = now_s
+            if now_and_then.is_due():
+                if not quiet:
+                    click.echo(live_line(progress, meter), err=True)
                 logger.info("%s", " ".join(f"{key}={value}" for key, value in _facts(progress, meter).items()))
 
         yield log
@@ -80,11 +84,38 @@ def run_progress(*, live: bool) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+class _NowAndThen:
+    """True once every half minute."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def is_due(self) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._last_s < _LOG_EVERY_S:
+            return False
+        self._last_s = now_s
+        return True
+
+
 @contextmanager
-def training_progress(*, live: bool) -> Iterator[Callable[[Any], None] | None]:
-    """Yield a function that takes what a training reports (``stage``, ``step``, ``steps``, ``loss``, ``note``)."""
+def training_progress(*, live: bool, quiet: bool = True) -> Iterator[Callable[[Any], None] | None]:
+    """Yield a function that takes what a training reports (``stage``, ``step``, ``steps``, ``loss``, ``note``).
+
+    ``live``: bars; else a line every half minute unless ``quiet``. Training logs on its own besides.
+    """
+    if not live and quiet:
+        yield None
+        return
     if not live:
-        yield None  # training logs on its own
+        now_and_then = _NowAndThen()
+
+        def tell(progress: Any) -> None:
+            if now_and_then.is_due():
+                said = f"{progress.stage} {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.note}"
+                click.echo(said.rstrip(), err=True)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -28,7 +28,7 @@ def methods() -> list[str]:
     return sorted(path.parent.name for path in (Path(__file__).resolve().parents[2] / "models").glob("*/train.py"))
 
 
-def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
+def train_method(method: str, arguments: Sequence[str], *, live: bool, quiet: bool = True) -> str:
     """Train and return what is said at the end. Raise ``ConfigError`` for arguments that cannot be used."""
     module = _module(method)
     values = parse_arguments(arguments)
@@ -44,7 +44,7 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool) -> str:
     from models.training import TrainingStopped
 
     try:
-        with training_progress(live=live) as progress:
+        with training_progress(live=live, quiet=quiet) as progress:
             rows = {} if source is None else {"rows": read_rows(source)}
             result = module.train(given.pop("out", Path("runs") / method), progress=progress, **rows, **given)
     except TrainingStopped as stop:

@@ -14,7 +14,7 @@ import numpy as np
 
 from connectors.extras import optional
 from pipelines.demos.charts import write_sheet
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, run
 from pipelines.registry import CONFIGS
 
 cv2 = optional("cv2")
@@ -66,7 +66,7 @@ def _last_rows(folder: Path, scans: Path, window: int) -> dict[str, dict[str, An
         "operators.act.window": window,
         "sinks.rows.path": f"{folder / 'rows'}",
     }
-    rows = Pipeline.load(CONFIGS / "fourd_vla_act.yaml", overrides=places).run().table("rows")
+    rows = run(Pipeline.load(CONFIGS / "fourd_vla_act.yaml", overrides=places)).table("rows")
     newest: dict[str, dict[str, Any]] = {}
     for row in rows.sort_by("sequence").to_pylist():
         newest[row["stream_id"]] = row

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.extras import optional
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, run
 from pipelines.registry import CONFIGS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def show(out: Path, say: Say) -> Shown:
     truth = render_clips(out / "videos", config=ShapesConfig(frames=_FRAMES), seeds=_SEEDS)
     say("Replaying them at once through Ray (about 10 s to start it), into a detector with a memory and one without")
     began = time.monotonic()
-    result = Pipeline.load(_PIPELINE, overrides=_places(out)).run(runner="ray")
+    result = run(Pipeline.load(_PIPELINE, overrides=_places(out)), runner="ray")
     seconds = time.monotonic() - began
     say("Comparing the rows in Parquet with the ground truth")
     tables = {name: result.table(f"{name}_rows") for name in _DETECTORS}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, run
 from pipelines.registry import CONFIGS
 
 __all__ = ["show"]
@@ -89,7 +89,7 @@ def _run(out: Path, name: str, prompts: list[dict[str, Any]]) -> Any:
     document["sources"]["sensors"]["path"] = str(out / "sensors" / "*.csv")
     for sink in ("states", "segments", "prompts_done", "signals", "said"):
         document["sinks"][sink]["path"] = str(folder / sink)
-    return Pipeline.from_dict(document).run().table("states")
+    return run(Pipeline.from_dict(document)).table("states")
 
 
 def _accuracy(rows: Any, state_BL: Any) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.demos.charts import line_chart
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, run
 from pipelines.registry import CONFIGS
 
 __all__ = ["show"]
@@ -63,7 +63,7 @@ def show(out: Path, say: Say) -> Shown:
             **({} if learn == "off" else {f"operators.next.{name}": value for name, value in _RATES.items()}),
             "sinks.scores.path": f"{out / folder / 'scores'}",
         }
-        rows = Pipeline.load(CONFIGS / "prompttpp_replay.yaml", overrides=places).run().table("scores")
+        rows = run(Pipeline.load(CONFIGS / "prompttpp_replay.yaml", overrides=places)).table("scores")
         scores[learn] = rows.select(["stream_id", "sequence", "loglik"]).join(events, ["stream_id", "sequence"])
     number = {
         learn: (np.asarray(rows.column("event_time").cast("int64")) / 1e6, np.asarray(rows.column("loglik"), np.float64))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.demos.charts import line_chart
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, run
 from pipelines.registry import CONFIGS
 
 __all__ = ["show"]
@@ -44,7 +44,7 @@ def show(out: Path, say: Say) -> Shown:
         "sinks.predictions.path": f"{out / 'predictions'}",
         "sinks.windows.path": f"{out / 'windows'}",
     }
-    rows = Pipeline.load(CONFIGS / "reloop2_replay.yaml", overrides=places).run().table("predictions")
+    rows = run(Pipeline.load(CONFIGS / "reloop2_replay.yaml", overrides=places)).table("predictions")
     truth = make_stream(world, _SEED).select(["impression_id", "click", "phase"])
     joined = rows.select(["impression_id", "y_base", "y_pred"]).join(truth, "impression_id").sort_by("impression_id")
     phase_R = joined.column("phase").to_numpy()

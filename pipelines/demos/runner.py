@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,11 @@ from rich.table import Table
 from connectors.errors import ConfigError
 from connectors.extras import missing
 
-__all__ = ["DEMOS", "Demo", "Say", "Shown", "command", "run_demo"]
+if TYPE_CHECKING:
+    from pipelines import Pipeline
+    from pipelines.api import Result
+
+__all__ = ["DEMOS", "Demo", "Say", "Shown", "command", "run", "run_demo"]
 
 Say = Callable[[str], None]
 """Tells the user what happens now."""
@@ -93,6 +98,14 @@ def run_demo(name: str, out: Path | None = None) -> int:
         _note(folder)
     _print(console, shown, time.monotonic() - began)
     return 0
+
+
+def run(pipeline: Pipeline, *, runner: str | None = None) -> Result:
+    """Run a pipeline to its end. Ctrl-C lets it commit and stop, and then ends the demo (``KeyboardInterrupt``)."""
+    result = pipeline.run(runner=runner)
+    if result.report.status != "finished":
+        raise KeyboardInterrupt
+    return result
 
 
 def _is_ours(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, run
 from pipelines.registry import CONFIGS
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _heard(clips: Mapping[str, Clip], out: Path, say: Say, which: str, checkpoin
     }
     if checkpoint is not None:
         places["operators.foley.checkpoint"] = f"{checkpoint}"
-    table = Pipeline.load(CONFIGS / "specvqgan_replay.yaml", overrides=places).run().table("sound")
+    table = run(Pipeline.load(CONFIGS / "specvqgan_replay.yaml", overrides=places)).table("sound")
     found = Match(0, 0, 0, 0)
     for name, clip in clips.items():
         rows = [row for row in table.to_pylist() if row["stream_id"] == name]

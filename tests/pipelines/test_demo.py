@@ -118,6 +118,14 @@ def test_a_demo_that_is_stopped_says_so_and_can_be_run_again(
     assert not (tmp_path / "out" / "half.mp4").exists()
 
 
+def test_a_demo_whose_pipeline_is_stopped_ends_there() -> None:
+    def stopped(runner: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(report=SimpleNamespace(status="stopped"))
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(SimpleNamespace(run=stopped))  # type: ignore[arg-type]
+
+
 def test_the_command_lists_the_demos_one_for_each_method_and_knows_no_others() -> None:
     listed = CliRunner().invoke(cli, ["demo"])
     assert listed.exit_code == 0 and [line.split()[0] for line in listed.output.splitlines()] == list(DEMOS)

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from pipelines.commands.progress import RateMeter, live_line, run_progress
+from models.training.progress import Progress as Trained
+from pipelines.commands.progress import RateMeter, live_line, run_progress, training_progress
 from pipelines.runners.report import Progress
 
 
@@ -67,3 +68,21 @@ def test_without_a_terminal_progress_is_logged_now_and_then(
         "rows_read=3000 rows_per_s=100.0 lag_rows=10000 eta_s=100 rows_written=2990 epoch=3 attempt=1",
         "rows_read=6000 rows_per_s=100.0 lag_rows=10000 eta_s=100 rows_written=5990 epoch=3 attempt=1",
     ]
+
+
+def test_in_a_pipe_a_line_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("pipelines.commands.progress.time.monotonic", lambda: now_s)
+    with run_progress(live=False, quiet=False) as show, training_progress(live=False, quiet=False) as told:
+        assert told is not None
+        for second in range(31):
+            now_s = float(second)
+            show(progress(now_s, 100 * second, left=10_000))
+            told(Trained("finetune", second, 120, 0.5))
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.splitlines() == [
+        "30.0 s · 3,000 rows · 100 rows/s · lag 10,000 · ETA 1:40 · 2,990 written · epoch 3",
+        "finetune 30/120 loss 0.500",
+    ]
+    with training_progress(live=False) as told:
+        assert told is None
