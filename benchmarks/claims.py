@@ -316,6 +316,22 @@ def _tss_again(r: Result) -> str:
     return f"{r['released_ms'] / r['again_ms']:.1f} times faster, logits within {r['difference']:.0e}"
 
 
+def _tss_waves(r: Result) -> str:
+    nets = r["remote_accuracy"].values()
+    before, label, denied = (
+        _span(net[f"remote_{what}"] for net in nets) for what in ("0_prompts", "1_prompts", "1_not_prompts")
+    )
+    return f"{before} without, {label} with; {denied} with one that says what it is not"
+
+
+def _tss_people(r: Result) -> str:
+    seeds = r["usc_had"].values()
+    half, quarter = (_span((seed[stride]["without"] for seed in seeds), 3) for stride in ("T/2", "T/4"))
+    gains = [[seed[stride]["12_label"]["all"] for seed in seeds] for stride in ("T/2", "T/4")]
+    told = " and ".join(", ".join(f"{mean:+.3f} ± {half_width:.3f}" for mean, half_width in each) for each in gains)
+    return f"{half} without prompts (windows a quarter of one apart: {quarter}); twelve labels add {told}"
+
+
 def _drift(r: Result) -> str:
     ways = r["nats_per_event_from_the_truth"]
 
@@ -510,7 +526,15 @@ CLAIMS: tuple[Claim, ...] = (
         "the size of the pump data, 100 streams, whole operator, one core: windows a window and a quarter of one apart",
         _tss_speed,
     ),
-    Claim(_TSS, "memprompttss_speed", "one window again after a prompt, against the released modules", _tss_again),
+    Claim(_TSS, "memprompttss_speed", "32 windows again after one prompt, against the released modules", _tss_again),
+    Claim(_TSS, "memprompttss_gain", "names drawn anew for each series: accuracy far from one label prompt", _tss_waves),
+    Claim(
+        _TSS,
+        "memprompttss_gain",
+        "USC-HAD, a subject that was not trained on, one network per seed: accuracy, and what prompts change",
+        _tss_people,
+        "--data usc_had/",
+    ),
     Claim(_TPP, "prompttpp_drift", "simulated stream with regimes that change and return, 3 seeds, 95 % intervals", _drift),
     Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),
     Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 2 --temperature 0.3"),

@@ -75,9 +75,12 @@ def main() -> int:
     torch.set_num_threads(1)
     series = _series(given.usc_had)
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
+    failed: dict[str, str] = {}
     for name, found in _peers(series, given.claspy, given.found).items():
         for method, one in found.items():
-            if "error" not in one:
+            if "error" in one:
+                failed[f"{method} on {name}"] = one["error"]
+            else:
                 scored = _score(series[name], one.get("states"), one["boundaries"], one["seconds"], named=False)
                 rows.setdefault(series[name].group, {}).setdefault(method, []).append(scored)
     for one in series.values():
@@ -90,7 +93,7 @@ def main() -> int:
         print(group)
         for method, found in methods.items():
             print(f"  {method:<11} " + "  ".join(f"{name} {value:,.3f}" for name, value in found.items()))
-    print(machine.write("memprompttss_peers", {"margin": _MARGIN, "table": table}))
+    print(machine.write("memprompttss_peers", {"margin": _MARGIN, "table": table, "failed": failed}))
     return 0
 
 

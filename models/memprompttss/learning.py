@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.memprompttss.losses import window_losses
+from models.memprompttss.losses import agreement, window_losses
 from models.memprompttss.model import MemPromptTSS, Prompts
 from models.memprompttss.sampling import PromptMix, contexts, draw_prompts, random_centers
 
@@ -42,6 +42,9 @@ class LoopSettings:
     pool: int = 0
     """Above 0: each subsequence reads up to so many prompts, drawn from those of the whole batch. As in a stream, most are
     about elsewhere then, and often none names what is there. Those with renamed ids read their own."""
+    agreement: float = 0.0
+    """Above 0: all windows are learned without prompts, too, and what they say with prompts is drawn towards that by so much,
+    but for renamed ids. Where a prompt tells nothing that the training does not know, both ways else part on new data."""
     mix: PromptMix = field(default_factory=PromptMix)
 
 
@@ -110,7 +113,13 @@ class Episodes:
         wanted_BWT = state_BL.unfold(1, model.config.window, model.config.stride).to(device)
         # What nothing tells cannot be learned: renamed ids without a prompt.
         told_B = ~permuted_B | there_BN.any(1)
-        yield {"states": window_losses(logits_BWTK, wanted_BWT, told_B.to(device)).mean()}
+        parts = {"states": window_losses(logits_BWTK, wanted_BWT, told_B.to(device)).mean()}
+        if settings.agreement:
+            silent_WTK = model.decode(tokens, m_BND[:1, :0], None, torch.zeros_like(of_W))
+            silent_BWTK, known_B = silent_WTK.view(logits_BWTK.shape), (~permuted_B).to(device)
+            parts["silent"] = window_losses(silent_BWTK, wanted_BWT, known_B).mean()
+            parts["agreement"] = settings.agreement * agreement(logits_BWTK, silent_BWTK.detach(), known_B).mean()
+        yield parts
 
     def _pooled(self, permuted_B: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
         """Draw which of all prompts [B * prompts] each subsequence may read, and which of them it does, [B, N] each.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["window_losses"]
+__all__ = ["agreement", "window_losses"]
 
 
 def window_losses(logits_BWTK: Tensor, state_BWT: Tensor, counts_B: Tensor | None = None) -> Tensor:
@@ -15,7 +15,16 @@ def window_losses(logits_BWTK: Tensor, state_BWT: Tensor, counts_B: Tensor | Non
 
     ``counts_B`` False: this subsequence does not count. The loss of an update is the mean over windows.
     """
-    losses_BWT = F.cross_entropy(logits_BWTK.movedim(-1, 1), state_BWT, reduction="none")
+    return _means(F.cross_entropy(logits_BWTK.movedim(-1, 1), state_BWT, reduction="none"), counts_B)
+
+
+def agreement(logits_BWTK: Tensor, with_BWTK: Tensor, counts_B: Tensor | None = None) -> Tensor:
+    """Return for each window, [W], how far what logits say is from what others do: the mean divergence of their states."""
+    apart_BWTK = F.kl_div(logits_BWTK.log_softmax(-1), with_BWTK.log_softmax(-1), reduction="none", log_target=True)
+    return _means(apart_BWTK.sum(-1), counts_B)
+
+
+def _means(losses_BWT: Tensor, counts_B: Tensor | None) -> Tensor:
     if counts_B is None:
         return losses_BWT.mean(dim=(0, 2))
     weight_B = counts_B.to(losses_BWT.dtype)

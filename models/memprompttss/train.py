@@ -99,6 +99,12 @@ class Options(OwnDataOptions):
         unit="prompts",
         ge=0,
     )
+    agreement: float = option(
+        0.0,
+        "Weight of the distance between what windows say with prompts and without, which they then learn, too. For data of "
+        "which a prompt tells nothing that the training does not know.",
+        ge=0,
+    )
     wrong: float = option(0.0, "Share of prompts that do not tell the truth.", ge=0, lt=1)
     learning_rate: float = option(1e-4, "Of AdamW; warm-up of 50 updates.", gt=0)
     decay: float = option(1.0, "Share of learning_rate that is left at the last update; falls along a cosine.", gt=0, le=1)
@@ -219,6 +225,7 @@ def _train(options: Options, training: Training) -> TrainResult:
         permute=permute,
         without=options.without,
         pool=options.pool,
+        agreement=options.agreement,
         mix=PromptMix(wrong=options.wrong, margin=config.patch),
     )
     state: dict[str, Any] = {"best": -1.0, "since": 0, "weights": {}}

@@ -13,6 +13,7 @@ from connectors.errors import ConfigError
 from models.memprompttss.checkpoint import load_network
 from models.memprompttss.config import MemPromptTSSConfig
 from models.memprompttss.learning import Episodes, LoopSettings
+from models.memprompttss.losses import agreement
 from models.memprompttss.recipe import FREQUENCY_CONFIG, SmallSchedule, fresh_network, measure_frequencies
 from models.memprompttss.sampling import PromptMix, draw_prompts, random_centers
 from models.memprompttss.series import read_series, regions, split, vary
@@ -58,7 +59,7 @@ def series(folder: Path, count: int = 4, length: int = 240, labels: tuple[int, .
 
 
 SMALL: dict[str, Any] = {"window": 32, "stride": 16, "context": 24, "windows": 2, "width": 16, "encoder_layers": 1}
-SMALL |= {"decoder_blocks": 1, "steps": 6, "batch": 2, "validate_every": 3, "learning_rate": 1e-3}
+SMALL |= {"decoder_blocks": 1, "steps": 6, "batch": 2, "pool": 3, "agreement": 0.5, "validate_every": 3, "learning_rate": 1e-3}
 
 
 def test_own_series_are_learned_with_the_statistics_of_their_training_part(tmp_path: Path) -> None:
@@ -152,6 +153,25 @@ def test_drawn_prompts_tell_the_truth_unless_told_otherwise() -> None:
         assert abs(float(flags.float().mean()) - share) < 0.12
     lies = draw_prompts(state_BL, center_BP, 4, PromptMix(wrong=1.0), generator)
     assert (lies.state != here_BP)[(lies.kind == 0) & (lies.incorrect == 0)].all()
+
+
+def test_agreement_is_the_divergence_of_states_over_the_subsequences_that_count() -> None:
+    one, other = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)
+    p, q = one.double().softmax(-1), other.double().softmax(-1)
+    wanted_BW = (q * (q / p).log()).sum(-1).mean(-1)
+    counts_B = torch.tensor([True, False, True])
+    torch.testing.assert_close(agreement(one, other, counts_B).double(), wanted_BW[counts_B].mean(0))
+    assert float(agreement(one, one).abs().max()) < 1e-6
+
+    def parts(share: float) -> dict[str, Any]:
+        loop = LoopSettings(iterations=1, agreement=share, without=0.999999)
+        generator = torch.Generator().manual_seed(1)
+        episodes = Episodes(fresh_network(FREQUENCY_CONFIG, 0), lambda g: two_frequencies(4, 128, g), loop, generator, {})
+        return dict(next(iter(episodes.losses(0))))
+
+    both = parts(2.0)  # no prompt is read, so that both ways say the same
+    assert float(both["agreement"].detach()) < 1e-6 and float(both["silent"].detach()) == float(both["states"].detach())
+    assert set(parts(0.0)) == {"states"}
 
 
 def test_renamed_states_without_a_prompt_do_not_count() -> None:
