@@ -31,6 +31,14 @@ __all__ = ["DEMOS", "Demo", "Say", "Shown", "command", "run", "run_demo"]
 Say = Callable[[str], None]
 """Tells the user what happens now."""
 _MARK = ".streambank-demo"
+"""Lies in the folder of a demo from its beginning."""
+_WRITTEN = frozenset(
+    (
+        f"{_MARK} picture.png rows state video videos film.mp4 impressions.parquet labels.parquet training.parquet network "
+        "predictions windows events.parquet off prompts sensors with without scans seen dark again"
+    ).split()
+)
+"""What demos write: a folder with anything else is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,6 @@ def run_demo(name: str, out: Path | None = None) -> int:
     except KeyboardInterrupt:
         console.print("\nstopped; what is there so far lies in", str(folder))
         return 130
-    finally:
-        _note(folder)
     _print(console, shown, time.monotonic() - began)
     return 0
 
@@ -109,21 +115,9 @@ def run(pipeline: Pipeline, *, runner: str | None = None) -> Result:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what a demo wrote there, which its note lists."""
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    try:
-        written = set((folder / _MARK).read_text(encoding="utf-8").splitlines()) | {_MARK}
-    except OSError:
-        written = set()
-    return names <= written
-
-
-def _note(folder: Path) -> None:
-    """Write down what the demo has written, so that the next one may delete it and nothing else."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != _MARK)
-    (folder / _MARK).write_text("\n".join(names), encoding="utf-8")
+    """Tell whether a folder holds nothing but what a demo wrote there, also one that was killed."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    return not names or (_MARK in names and names <= _WRITTEN)
 
 
 def _empty(folder: Path) -> None:
@@ -133,6 +127,7 @@ def _empty(folder: Path) -> None:
         else:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
 
 
 def _print(console: Console, shown: Shown, seconds: float) -> None:

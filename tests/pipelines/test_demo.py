@@ -107,7 +107,7 @@ def test_a_demo_that_is_stopped_says_so_and_can_be_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(out: Path, say: runner.Say) -> Shown:
-        (out / "half.mp4").touch()
+        (out / "film.mp4").touch()
         raise KeyboardInterrupt
 
     stand_in(monkeypatch, stopped)
@@ -115,7 +115,7 @@ def test_a_demo_that_is_stopped_says_so_and_can_be_run_again(
     assert "stopped; what is there so far lies in" in capsys.readouterr().out
     stand_in(monkeypatch, shown)
     assert run_demo("mamba", tmp_path / "out") == 0
-    assert not (tmp_path / "out" / "half.mp4").exists()
+    assert not (tmp_path / "out" / "film.mp4").exists()
 
 
 def test_a_demo_whose_pipeline_is_stopped_ends_there() -> None:
@@ -145,6 +145,7 @@ def test_a_demo_shows_what_the_memory_is_worth(name: str, tmp_path: Path, capsys
     assert picture is not None and cv2.imread(picture[1]) is not None
     (gained,) = re.findall(r"│ [^│]*gained\s*│(.*)│", said)
     better = re.findall(r"[-+]\d[\d.]*", gained)
+    assert runner._is_ours(tmp_path / "out"), "it can be run again"
     assert better and all(float(number) * (-1 if name == "reloop2" else 1) > 0 for number in better), said
 
 
