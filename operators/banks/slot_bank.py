@@ -259,7 +259,7 @@ class SlotBank:
         width = next(iter(rows.values())).shape[1]
         plan = policy(Writing(self, slots_B, rows, count_B, width, purpose, known))
         flat_BN = slots_B[:, None] * self.capacity + plan.position_BN
-        blind = known is not None and self.device.type != "cpu"
+        blind = self.device.type != "cpu"
         whole = not blind and bool(plan.valid_BN.all())
         if blind:
             flat_R, instead = self._redirected(flat_BN, plan.valid_BN)
