@@ -76,7 +76,8 @@ class RerunSink(FileSink):
         self._path: Path | None = None
         self._told: set[str] = set()
         self._rows = 0
-        self._spawned = False
+        self._live: Any = None
+        self._live_told: set[str] = set()
 
     def _start(self, schemas: Mapping[str, pa.Schema]) -> None:
         self._schemas = dict(schemas)
@@ -85,15 +86,18 @@ class RerunSink(FileSink):
         """Log rows, by stream."""
         if not batch.num_rows:
             return
-        recording = self._open_recording()
+        shown = [(self._open_recording(), self._told)]
+        if self.options.viewer is not None:
+            shown.append((self._open_live(self.options.viewer), self._live_told))
         streams, index_R = encode_streams(batch.column("stream_id"))
         for number, stream in enumerate(streams):
             part = batch if len(streams) == 1 else batch.filter(pa.array(index_R == number))
             entity = str(rr.new_entity_path([stream, source]))
-            if entity not in self._told:
-                self._told.add(entity)
-                log_classes(recording, entity, self._schemas[source])
-            log_rows(recording, entity, part, self._looks, self._kept(stream))
+            for recording, told in shown:
+                if entity not in told:
+                    told.add(entity)
+                    log_classes(recording, entity, self._schemas[source])
+                log_rows(recording, entity, part, self._looks, self._kept(stream))
         self._rows += batch.num_rows
 
     def _kept(self, stream: str) -> Thumbnails:
@@ -104,32 +108,37 @@ class RerunSink(FileSink):
             del self._thumbnails[next(iter(self._thumbnails))]
         return kept
 
+    def _new_recording(self) -> tuple[Any, str]:
+        """Return a recording with the id and the name of this folder."""
+        name = self.root.resolve()
+        recording = rr.RecordingStream("streambank", recording_id=str(uuid.uuid5(uuid.NAMESPACE_URL, str(name))))
+        return recording, self.root.parent.name or str(name)
+
     def _open_recording(self) -> Any:
         """Return the recording of this epoch."""
         if self._recording is None:
             self._path = self._new_path()
-            name = self.root.resolve()
-            self._recording = rr.RecordingStream("streambank", recording_id=str(uuid.uuid5(uuid.NAMESPACE_URL, str(name))))
-            sinks = [rr.FileSink(self._path)]
-            if self.options.viewer is not None:
-                sinks.append(rr.GrpcSink(self._viewer()))
+            self._recording, name = self._new_recording()
             try:
-                self._recording.set_sinks(*sinks)
+                self._recording.save(self._path)
             except (OSError, RuntimeError, ValueError) as error:
                 raise SinkError(f"{self._path}: a recording cannot be written: {error}") from error
-            self._recording.send_recording_name(self.root.parent.name or str(name))
+            self._recording.send_recording_name(name)
             self._told = set()
             self._rows = 0
         return self._recording
 
-    def _viewer(self) -> str | None:
-        """Return the address of the viewer, started once; None: the one of a viewer on this machine."""
-        if self.options.viewer != _SPAWN:
-            return self.options.viewer
-        if not self._spawned:
-            rr.spawn(connect=False)
-            self._spawned = True
-        return None
+    def _open_live(self, viewer: str) -> Any:
+        """Return the recording that a viewer shows; one that is away or is closed loses rows, and nothing else happens."""
+        if self._live is None:
+            self._live, name = self._new_recording()
+            if viewer == _SPAWN:
+                rr.spawn(connect=False)
+                self._live.connect_grpc()
+            else:
+                self._live.connect_grpc(viewer)
+            self._live.send_recording_name(name)
+        return self._live
 
     def _flush(self) -> None:
         if self._recording is None or self._path is None:
@@ -143,6 +152,14 @@ class RerunSink(FileSink):
             raise SinkError(f"{self._path}: the recording cannot be finished: {error}; free space and resume") from error
         self._finished_file(self._path, partition="", rows=self._rows, size=size, sha256=sha256_of(self._path))
         self._recording = self._path = None
+
+    def close(self) -> None:
+        """See the contract."""
+        super().close()
+        if self._live is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # the viewer is away
+                self._live.disconnect()
+            self._live = None
 
     def _drop(self) -> None:
         if self._recording is not None and self._path is not None:

@@ -149,6 +149,13 @@ def test_files_of_all_epochs_and_attempts_are_one_recording(tmp_path: Path) -> N
     assert len(ids) == 1 and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow  # ten seconds until Rerun gives up
+def test_files_are_whole_where_a_viewer_is_away(tmp_path: Path) -> None:
+    away = "rerun+http://127.0.0.1:9/proxy"
+    found = written(tmp_path, ("clips", rows(records.FRAME, frame(7), frame(8))), viewer=away)
+    assert len(component(found, "/gate/clips", "EncodedImage:blob")) == 2
+
+
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"viewer='localhost'.*rerun\+http"):
         RerunOptions(path=tmp_path, viewer="localhost")
