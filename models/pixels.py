@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.uploads import upload
 
-__all__ = ["CLIP_PIXELS", "HALF_PIXELS", "tower_pixels"]
+__all__ = ["CLIP_PIXELS", "HALF_PIXELS", "Color", "tower_pixels"]
 
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 """Mean and standard deviation of CLIP's training, per color, of values in 0..1."""

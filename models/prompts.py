@@ -23,14 +23,16 @@ class PromptTemplate:
     letter_lead: str = "Best option: ("
     """Begins the answer of a multiple-choice question, so that its first token is the letter."""
     instruction: str = "Only give the best option."
+    after_video: str = "\n"
+    """What comes between the video and the question."""
 
     def open_ended(self, question: str) -> str:
         """Return the text that follows the video for a free answer."""
-        return f"\n{question}{self.suffix}"
+        return f"{self.after_video}{question}{self.suffix}"
 
     def multiple_choice(self, question: str, options: Sequence[str]) -> str:
         """Return the text that follows the video for an answer by letter. Raises ``ConfigError`` beyond 26 options."""
         if not 2 <= len(options) <= len(string.ascii_uppercase):
             raise ConfigError(f"a multiple-choice question has {len(options)} options; give 2 to 26")
         listed = "\n".join(f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, options, strict=False))
-        return f"\nQuestion: {question}\nOptions:\n{listed}\n{self.instruction}{self.suffix}{self.letter_lead}"
+        return f"{self.after_video}Question: {question}\nOptions:\n{listed}\n{self.instruction}{self.suffix}{self.letter_lead}"

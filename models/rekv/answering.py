@@ -4,11 +4,12 @@ Reads blocks, never writes: a question leaves no trace in the encoding, and may 
 questions, of one stream or of many, go through the decoder together, behind each other without padding.
 """
 
-# B questions, L layers, G key/value heads, H query heads, R heads per group, M rows of a context, n tokens, D head dim
+# B questions, L layers, G key/value heads, H query heads, R heads per group, M rows of a context, n tokens, D head dim,
+# K chosen frames, S prefix tokens, A axes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 from models.rekv.attention import Reach, Sinks, attend
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
+from models.rekv.layouts import Laid
 from models.rekv.rotary import Turn
 from models.rekv.selection import frame_scores, select_frames
 from models.rekv.session import StreamView
+from models.rekv.store import whole_tokens
 from models.uploads import upload
 
 __all__ = ["Context", "Request", "read_text", "retrieve"]
@@ -53,15 +56,14 @@ class Context:
     """Per layer and question: the chosen frames, ascending."""
     scores: list[list[Tensor | None]] = field(default_factory=list)
     """Per layer and question: the score of every candidate, None if they were given."""
+    lengths: list[list[int]] = field(default_factory=list)
+    """Per layer and question: tokens of prefix and frames."""
+    ends: list[list[int]] = field(default_factory=list)
+    """Per layer and question: the position of the first text token."""
     text: list[int] = field(default_factory=list)
     """Per question: text tokens read."""
-    turns: dict[tuple[int, ...], Turn] = field(default_factory=dict)
-    """Rotations of all text tokens behind contexts of some length: worked out once for all steps of an answer."""
-
-    def length(self, layer: int, row: int) -> int:
-        """Tokens of prefix and frames."""
-        stream = self.requests[row].stream
-        return stream.prefix.tokens + self.frames[layer][row].shape[0] * stream.grid.tokens
+    turns: dict[int, Turn] = field(default_factory=dict)
+    """Rotations of all text tokens from some position on: worked out once for all steps of an answer."""
 
 
 @torch.inference_mode()
@@ -110,7 +112,7 @@ class _Text:
         self.factor = decoder.rotary.factor
         self._sink_turn: Turn | None = None
         # Most layers and questions have contexts of equal length and share these.
-        self._turns: dict[tuple[int, ...], Turn] = {}
+        self._laid: dict[Hashable, tuple[Laid, Turn]] = {}
         self._reaches: dict[tuple[int, int, int], Reach] = {}
         self._steps: dict[tuple[int, ...], tuple[Turn, _Places | None]] = {}
 
@@ -118,7 +120,7 @@ class _Text:
         if self.factor != 1:
             query_HnD, key_GnD, scale = query_HnD / self.factor, key_GnD / self.factor, scale * self.factor**2
         self.prepare(index, query_HnD)
-        starts = [self.context.length(index, row) + self.context.text[row] for row in self.rows]
+        starts = [self.context.lengths[index][row] + self.context.text[row] for row in self.rows]
         single = len(self.rows) == len(self.context.requests) and set(self.counts) == {1}
         if single and max(starts) < self.config.window_tokens:
             return self._one_token(index, starts, query_HnD, key_GnD, value_GnD, scale)
@@ -136,7 +138,7 @@ class _Text:
         """Attend with n tokens of one question."""
         n, stream, window = query_HnD.shape[1], self.context.requests[row].stream, self.config.window_tokens
         stop = start + n
-        turn = self._turn(index, row, start, stop)
+        turn = self._turn(index, row, n)
         keys_GMD, values_GMD = self.context.keys[index][row], self.context.values[index][row]
         keys_GMD[:, start:stop] = turn(key_GnD)
         values_GMD[:, start:stop] = value_GnD
@@ -156,9 +158,9 @@ class _Text:
     ) -> Tensor:
         """Attend with one token of every question at once."""
         keys_BGMD, values_BGMD = self.context.keys[index], self.context.values[index]
-        key = tuple(starts)
+        key = (*starts, *self.context.ends[index])
         if key not in self._steps:
-            turns = [self._turn(index, row, start, start + 1) for row, start in zip(self.rows, starts, strict=True)]
+            turns = [self._turn(index, row, 1) for row in self.rows]
             turn = Turn(_cat([t.cos_ND for t in turns]), _cat([t.sin_ND for t in turns]))
             level = min(starts) == max(starts)
             self._steps[key] = (turn, None if level else _Places.of(starts, query_HBD.device))
@@ -183,21 +185,24 @@ class _Text:
             output_BGRD = F.scaled_dot_product_attention(query_BGRD, keys_BGMD, values_BGMD, attn_mask=mask, scale=scale)
         return output_BGRD.flatten(1, 2).transpose(0, 1)
 
-    def _turn(self, index: int, row: int, start: int, stop: int) -> Turn:
-        """Rotation of tokens ``start`` to ``stop`` of a context."""
-        stream, frames = self.context.requests[row].stream, self.context.frames[index][row].shape[0]
-        length = self.context.length(index, row)
-        if start >= length:
-            text = (length, frames, stream.prefix.tokens, stream.grid.tokens, stream.grid.span)
-            if text not in self.context.turns:
-                positions_AN = stream.grid.positions(length, length + self.context.room, stream.prefix.tokens, frames)
-                self.context.turns[text] = self.decoder.rotary.turn(positions_AN)
-            return self.context.turns[text][start - length : stop - length]
-        key = (start, stop, frames, stream.prefix.tokens, stream.grid.tokens, stream.grid.span)
-        if key not in self._turns:
-            positions_AN = stream.grid.positions(start, stop, stream.prefix.tokens, frames)
-            self._turns[key] = self.decoder.rotary.turn(positions_AN)
-        return self._turns[key]
+    def _turn(self, index: int, row: int, count: int) -> Turn:
+        """Rotation of the next ``count`` text tokens of a question."""
+        end, read = self.context.ends[index][row], self.context.text[row]
+        if end not in self.context.turns:
+            positions_AN = torch.arange(end, end + self.context.room).unsqueeze(0)
+            self.context.turns[end] = self.decoder.rotary.turn(positions_AN)
+        return self.context.turns[end][read : read + count]
+
+    def _lay(self, row: int, frames_K: Tensor) -> tuple[Laid, Turn]:
+        """Places of the tokens of frames in a context, and the rotation of prefix and frames to theirs."""
+        stream = self.context.requests[row].stream
+        plan, sinks = stream.grid.chosen(frames_K), stream.prefix.tokens
+        key = (type(stream.grid), plan, sinks)
+        if key not in self._laid:
+            laid = stream.grid.lay(plan, sinks)
+            prefix_AS = torch.arange(sinks).expand(len(laid.positions_AM), -1)
+            self._laid[key] = laid, self.decoder.rotary.turn(torch.cat((prefix_AS, laid.positions_AM), dim=1))
+        return self._laid[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +246,8 @@ class _Retrieval(_Text):
         context.values.append(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
         none = torch.empty(0, dtype=torch.long, device=decoder.device)
         context.frames.append([none] * len(streams))
+        context.lengths.append([0] * len(streams))
+        context.ends.append([0] * len(streams))
         context.scores.append([None] * len(streams))
 
     def prepare(self, index: int, query_HnD: Tensor) -> None:
@@ -263,13 +270,15 @@ class _Retrieval(_Text):
     def load(self, index: int, row: int, frames: Tensor, scores_N: Tensor | None) -> None:
         """Write prefix and frames, rotated to their new places, into a layer's context."""
         context, stream = self.context, self.context.requests[row].stream
+        laid, turn = self._lay(row, frames)
+        sinks = stream.prefix.tokens
+        length = sinks + laid.positions_AM.shape[1]
         context.frames[index][row], context.scores[index][row] = frames, scores_N
-        length, sinks = context.length(index, row), stream.prefix.tokens
-        turn = self._turn(index, row, 0, length)
+        context.lengths[index][row], context.ends[index][row] = length, laid.end
         keys_GMD, values_GMD = context.keys[index][row], context.values[index][row]
         keys_GMD[:, :sinks] = turn[:sinks](stream.prefix.keys_LGSD[index])
         values_GMD[:, :sinks] = stream.prefix.values_LGSD[index]
         if len(frames):
             keys_KGTD, values_KGTD = stream.blocks.gather(index, frames)
-            keys_GMD[:, sinks:length] = turn[sinks:](keys_KGTD.transpose(0, 1).flatten(1, 2))
-            values_GMD[:, sinks:length] = values_KGTD.transpose(0, 1).flatten(1, 2)
+            keys_GMD[:, sinks:length] = turn[sinks:](whole_tokens(keys_KGTD, laid))
+            values_GMD[:, sinks:length] = whole_tokens(values_KGTD, laid)

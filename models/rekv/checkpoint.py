@@ -16,21 +16,12 @@ from torch import nn
 from connectors.errors import CheckpointMismatch, first_line
 from connectors.extras import optional
 from models.pretrained import quiet, read_config, some_of
+from models.rekv.families import FAMILIES
 from models.weight_files import read_safetensors
 
 transformers = optional("transformers")
 
-__all__ = ["FAMILIES", "load_checkpoint", "read_model_type"]
-
-FAMILIES = {
-    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
-    "video_llava": "VideoLlavaForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration",
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-}
-"""``model_type`` of config.json → class of transformers."""
+__all__ = ["load_checkpoint", "read_head_width", "read_model_type"]
 
 _SHOWN = 5
 
@@ -42,7 +33,8 @@ def read_model_type(folder: str | os.PathLike[str]) -> str:
 
 def read_head_width(folder: str | os.PathLike[str]) -> int | None:
     """Return the width of an attention head of a checkpoint folder; None where its config.json leaves it to the family."""
-    text = read_config(Path(folder), FAMILIES).get("text_config", {})
+    config = read_config(Path(folder), FAMILIES)
+    text = config.get("text_config") or config  # Qwen2-VL and Qwen2.5-VL as they were published have one level only
     hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
     width = text.get("head_dim") or (hidden // heads if hidden and heads else None)
     return None if width is None else int(width)
@@ -64,7 +56,7 @@ def load_checkpoint(
             f"{path}: holds no safetensors file{f' but {others[:_SHOWN]}, which are pickles' if others else ''}; "
             "convert the weights to safetensors first"
         )
-    model_class: Any = getattr(transformers, FAMILIES[model_type])
+    model_class: Any = getattr(transformers, FAMILIES[model_type].class_name)
     try:
         config = model_class.config_class.from_pretrained(path, local_files_only=True)
         _leave_out_unused(config, path)

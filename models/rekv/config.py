@@ -16,7 +16,7 @@ __all__ = ["ReKVConfig"]
 
 Score = Literal["dot", "cosine"]
 SinkOverlap = Literal["official", "exact"]
-RopeMode = Literal["auto", "1d"]
+RopeMode = Literal["auto", "elapsed", "1d"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,8 @@ class ReKVConfig:
     )
     rope_mode: RopeMode = option(
         "auto",
-        "auto: the decoder's own rotation, with 3-D positions for the Qwen-VL family (experimental); 1d: one running index.",
+        "auto: the decoder's own rotation, on the axes of time, rows and columns for Qwen-VL; retrieved frames follow each "
+        "other; elapsed: they keep the time between them (Qwen2-VL, Qwen2.5-VL); 1d: one running index.",
     )
     encode_frames: int = option(
         64, "Most frames, of all streams together, in one pass of the decoder; no influence on results.", unit="frames", ge=1

@@ -4,10 +4,11 @@ Wraps a decoder of transformers (Qwen2, Qwen3, Llama, Mistral, the Qwen-VL text 
 the attention function. Holds no stream.
 """
 
-# n tokens of all segments, C hidden size, V vocabulary
+# n tokens of all segments, C hidden size, V vocabulary, J levels of deepstack features
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,21 @@ from torch import Tensor, nn
 from connectors.errors import ConfigError
 from models.rekv.attention import ATTENTION, AttentionSession, register
 from models.rekv.config import ReKVConfig
-from models.rekv.rotary import Grid, Rotary
+from models.rekv.layouts import Grid
+from models.rekv.rotary import Rotary
 from models.uploads import upload
 
 __all__ = ["TextDecoder"]
 
-_PLAIN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+_PLAIN = (
+    "LlamaModel",
+    "MistralModel",
+    "Qwen2Model",
+    "Qwen3Model",
+    "Qwen2VLTextModel",
+    "Qwen2_5_VLTextModel",
+    "Qwen3VLTextModel",
+)
 """Decoders whose layers are: norm, attention, sum, norm, MLP, sum. All others run through the library."""
 
 
@@ -104,10 +114,16 @@ class TextDecoder:
     def run(self, embeds_nC: Tensor, session: AttentionSession, *, keys_only: bool = False) -> Tensor:
         """Return the hidden states [n, C] after the final norm; ``session`` does the attention of every layer.
 
-        ``keys_only``: nothing is wanted but what the session is handed; what is returned then is undefined.
+        ``embeds_nC`` may be [n, (1 + J) C]: beside the embeddings lies what is added to the hidden states behind each of the
+        first J layers (Qwen3-VL's deepstack; zeros for words). ``keys_only``: nothing is wanted but what the session is handed;
+        what is returned then is undefined.
         """
+        width: int = self.module.config.hidden_size  # type: ignore[union-attr, assignment]
+        embeds_nC, *deep_JnC = embeds_nC.split(width, dim=1)
         if type(self.module).__name__ in _PLAIN:
-            return self._run_plain(embeds_nC, session, keys_only)
+            return self._run_plain(embeds_nC, deep_JnC, session, keys_only)
+        if deep_JnC:
+            raise ConfigError(f"rekv: {type(self.module).__name__} takes no features behind its first layers; give its width")
         zeros = torch.zeros(1, embeds_nC.shape[0], dtype=torch.long, device=embeds_nC.device)
         hidden = self.module(
             inputs_embeds=embeds_nC.unsqueeze(0), position_ids=zeros, use_cache=False, rekv_session=session, return_dict=True
@@ -115,7 +131,7 @@ class TextDecoder:
         last: Tensor = hidden.last_hidden_state[0]
         return last
 
-    def _run_plain(self, embeds_nC: Tensor, session: AttentionSession, keys_only: bool) -> Tensor:
+    def _run_plain(self, embeds_nC: Tensor, deep_JnC: Sequence[Tensor], session: AttentionSession, keys_only: bool) -> Tensor:
         """The same numbers from the modules of the layers, without the library's masks, caches and rotation by zero.
 
         Answers are generated token by token, and there those take longer than the attention.
@@ -142,6 +158,8 @@ class TextDecoder:
             normal_nC, mlp = _normalized(layer.post_attention_layernorm, hidden_nC), layer.mlp
             inner_nI = mlp.act_fn(mlp.gate_proj(normal_nC)) * mlp.up_proj(normal_nC)
             hidden_nC = _added(hidden_nC, mlp.down_proj, inner_nI)
+            if index < len(deep_JnC):
+                hidden_nC = hidden_nC + deep_JnC[index]
         return _normalized(module.norm, hidden_nC)
 
     def logits(self, hidden_nC: Tensor) -> Tensor:

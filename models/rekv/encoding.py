@@ -19,6 +19,7 @@ from torch import Tensor
 from models.rekv.attention import Reach, Sinks, attend
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
+from models.rekv.layouts import Run
 from models.rekv.rotary import Turn
 from models.rekv.session import Prefix, StreamState
 from models.rekv.store import JointBlocks
@@ -42,31 +43,35 @@ def encode_frames(
     decoder: TextDecoder,
     config: ReKVConfig,
     streams: Sequence[StreamState],
-    features: Sequence[Tensor],
+    features: Sequence[Tensor | Sequence[Tensor]],
     *,
     outputs: bool = False,
     together: JointBlocks | None = None,
 ) -> list[Tensor]:
-    """Append frames to streams: ``features[i]``, [F, T, C] with any F, to ``streams[i]``; streams are different objects.
+    """Append blocks to streams: ``features[i]``, F of [T, C], to ``streams[i]``; streams are different objects.
 
-    Features must be finite. ``together`` takes the blocks of all streams of a call at once; without it each stream's ``blocks``
-    takes its own. Returns the decoder's output per stream, [F T, C], if ``outputs``; otherwise empty tensors, and the last
-    layer's attention, of which nothing is kept, is left out.
+    T is what the stream's layout says, C the decoder's width, or a multiple of it: see :meth:`TextDecoder.run`. Features must
+    be finite. ``together`` takes the blocks of all streams of a call at once; without it each stream's ``blocks`` takes its own.
+    Returns the decoder's output per stream, [F T, C], if ``outputs``; otherwise empty tensors, and the last layer's attention,
+    of which nothing is kept, is left out.
     """
     done = [0] * len(streams)
     collected: list[list[Tensor]] = [[] for _ in streams]
-    while any(done[i] < features[i].shape[0] for i in range(len(streams))):
+    while any(done[i] < len(features[i]) for i in range(len(streams))):
         left = config.encode_frames
         steps: list[_Step] = []
         for i, stream in enumerate(streams):
-            count = min(features[i].shape[0] - done[i], _frames_at_once(stream, config.window_tokens), left)
-            if count:
-                steps.append(_Step.of(config, stream, i, count))
+            waiting = min(len(features[i]) - done[i], left)
+            if waiting:
+                run = stream.grid.run(stream.frames, waiting)
+                count = min(run.frames, _frames_at_once(stream, run.tokens, config.window_tokens))
+                steps.append(_Step.of(config, stream, i, run._replace(frames=count)))
                 left -= count
         steps.sort(key=lambda step: step.alike)  # those that share an attention lie side by side
-        chunks = []
+        chunks: list[Tensor] = []
         for step in steps:
-            chunks.append(features[step.number][done[step.number] : done[step.number] + step.frames].flatten(0, 1))
+            blocks = features[step.number][done[step.number] : done[step.number] + step.frames]
+            chunks += [blocks.flatten(0, 1)] if isinstance(blocks, Tensor) else blocks
             done[step.number] += step.frames
         embeds_nC = torch.cat(chunks).to(decoder.device, decoder.dtype)
         session = _FramePass(decoder, config, steps, together, skip_last=not outputs)
@@ -80,12 +85,11 @@ def encode_frames(
     return [torch.cat(parts) if parts else empty for parts in collected]
 
 
-def _frames_at_once(stream: StreamState, window: int) -> int:
-    """Return how many frames of a stream share one attention: what its buffer takes, but none across the filling of the window.
+def _frames_at_once(stream: StreamState, tokens: int, window: int) -> int:
+    """Return how many frames of so many tokens share one attention in a stream: what its buffer takes, but none across the filling of the window.
 
     Before that every query sees all keys before it, afterwards the last ones; in between each has an edge of its own.
     """
-    tokens = stream.grid.tokens
     spare = (stream.window.rows - window) // tokens
     if stream.tokens >= window - 1:
         return spare
@@ -125,22 +129,25 @@ class _Step:
     sinks: tuple[int, ...]
     """How many sinks each frame sees."""
     positions_AN: Tensor
+    shown: slice
+    """The tokens of a frame that are of its image."""
     alike: tuple[int, ...]
     """Steps that are equal here see the same, so that one attention serves them all."""
 
     @staticmethod
-    def of(config: ReKVConfig, stream: StreamState, number: int, frames: int) -> _Step:
+    def of(config: ReKVConfig, stream: StreamState, number: int, run: Run) -> _Step:
         """Make room in the stream's window and work out what its frames see."""
-        each, prefix, window = stream.grid.tokens, stream.prefix.tokens, config.window_tokens
+        frames, each, shown = run
+        prefix, window = stream.prefix.tokens, config.window_tokens
         tokens = frames * each
         stream.window.make_room(tokens, window - 1)
         start, base = stream.tokens, stream.window.base
         stop = start + tokens
         low = max(start - window + 1, base)
         sinks = tuple(min(max(start + (f + 1) * each - window, 0), prefix) for f in range(frames))
-        positions_AN = stream.grid.positions(start, stop, prefix, stream.frames + frames)
+        positions_AN = stream.grid.lay(stream.grid.written(stream.frames, stream.frames + frames), prefix).positions_AM
         alike = (tokens, stop - low, min(start, window + prefix), *sinks)
-        return _Step(stream, number, frames, tokens, start, slice(low - base, stop - base), sinks, positions_AN, alike)
+        return _Step(stream, number, frames, tokens, start, slice(low - base, stop - base), sinks, positions_AN, shown, alike)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +190,8 @@ class _FramePass:
             begin = stop
         if any(max(step.sinks) for step in steps):
             self.sink_turn = decoder.rotary.turn(torch.tensor([[config.window_tokens - 1]]))
-        equal = len({step.tokens // step.frames for step in steps}) == 1 and all(s.stream.observe is None for s in steps)
+        shapes = {(step.tokens // step.frames, step.shown.start, step.shown.stop) for step in steps}
+        equal = len(shapes) == 1 and all(s.stream.observe is None for s in steps)
         self.write = together.begin([(s.number, s.frames) for s in steps]) if together is not None and equal else None
 
     def layer(self, index: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float) -> Tensor:
@@ -209,14 +217,14 @@ class _FramePass:
         if self.write is not None:
             frames = sum(step.frames for step in self.steps)
             keys_NGTD, values_NGTD = _by_frame(key_GnD, frames), _by_frame(value_GnD, frames)
-            self.write(index, keys_NGTD, values_NGTD, keys_NGTD.float().mean(dim=2))
+            self.write(index, keys_NGTD, values_NGTD, keys_NGTD[:, :, self.steps[0].shown].float().mean(dim=2))
             return
         parts = (torch.split(x, self.counts, dim=1) for x in (query_HnD, key_GnD, value_GnD))
         for step, query, key, value in zip(self.steps, *parts, strict=True):
             keys_FGTD, values_FGTD = _by_frame(key, step.frames), _by_frame(value, step.frames)
             if step.stream.observe is not None:
                 step.stream.observe(index, _by_frame(query, step.frames))
-            step.stream.blocks.append(index, keys_FGTD, values_FGTD, keys_FGTD.float().mean(dim=2))
+            step.stream.blocks.append(index, keys_FGTD, values_FGTD, keys_FGTD[:, :, step.shown].float().mean(dim=2))
 
     def _attend(self, index: int, group: _Group, query_HnD: Tensor, turned_HnD: Tensor, scale: float) -> Tensor:
         """Attend with all frames of a group at once: its streams lie behind each other as further heads."""

@@ -109,8 +109,8 @@ def _plain_blocks(decoder: TextDecoder, tokens: int) -> AbstractContextManager[F
 
 def film_features(model: VideoLanguageModel, film: Film) -> Tensor:
     """Return the features of all frames of a film, [F, T, C]."""
-    if model.frames is None:
-        raise ValueError("a model without frame encoder cannot watch films")
+    if model.video is not None:
+        raise ValueError("films are watched by models that take frames of one size")
     starts = range(0, film.length, _FRAMES_AT_ONCE)
     frames = (film.frames(start, min(start + _FRAMES_AT_ONCE, film.length)) for start in starts)
     return torch.cat([model.frames(torch.from_numpy(part)) for part in frames])

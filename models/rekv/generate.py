@@ -82,7 +82,7 @@ def answer_questions(
         answers[i].retrieved = [context.frames[layer][row] for layer in layers]
         answers[i].scores = [context.scores[layer][row] for layer in layers]
         read = len(asked[row].prompt_ids_n) + len(tokens[row]) - 1  # the last token is not read
-        answers[i].context_truncated = max(context.length(layer, row) for layer in layers) + read > config.window_tokens
+        answers[i].context_truncated = max(context.lengths[layer][row] for layer in layers) + read > config.window_tokens
     return answers
 
 

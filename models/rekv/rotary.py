@@ -1,10 +1,10 @@
 """Rotary positions applied at the time of use: angles in float64, one axis (text, most decoders) or three (Qwen-VL).
 
 Keys are stored without rotation; whoever attends rotates. The index of a token in its sequence and its position on the axes
-differ only for decoders with three axes, where the tokens of a frame lie on a (time, row, column) grid.
+differ only for decoders with three axes, where the tokens of a frame lie on a (time, row, column) grid (:mod:`.layouts`).
 """
 
-# A axes (1 or 3), N tokens, D head dim, F = D / 2 frequencies, T tokens per frame
+# A axes (1 or 3), N tokens, D head dim, F = D / 2 frequencies
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from connectors.errors import ConfigError
 from models.uploads import upload
 
-__all__ = ["Grid", "Rotary", "Turn"]
+__all__ = ["Rotary", "Turn"]
 
 _REFUSED = ("dynamic", "longrope")  # their frequencies depend on the length seen so far, so that stored keys would go stale
 
@@ -38,40 +38,6 @@ class Turn:
 
     def __getitem__(self, part: slice) -> Turn:
         return Turn(self.cos_ND[..., part, :], self.sin_ND[..., part, :])
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Where the tokens of one frame lie, relative to the frame's first position: ``offsets_AT``, next frame at ``span``."""
-
-    offsets_AT: Tensor
-    span: int
-
-    @staticmethod
-    def line(tokens: int) -> Grid:
-        """One axis: the tokens of a frame follow each other."""
-        return Grid(torch.arange(tokens).unsqueeze(0), tokens)
-
-    @staticmethod
-    def volume(time: int, rows: int, columns: int) -> Grid:
-        """Three axes, tokens in the order time, row, column (Qwen2-VL, arXiv 2409.12191 section 2.1)."""
-        axes = torch.meshgrid(torch.arange(time), torch.arange(rows), torch.arange(columns), indexing="ij")
-        return Grid(torch.stack([axis.flatten() for axis in axes]), max(time, rows, columns))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of a frame."""
-        return self.offsets_AT.shape[1]
-
-    def positions(self, start: int, stop: int, prefix: int, frames: int) -> Tensor:
-        """Return [A, stop - start] positions of tokens ``start`` to ``stop`` of: prefix, ``frames`` frames, text."""
-        index_N = torch.arange(start, stop)
-        frame_N = ((index_N - prefix).clamp(min=0) // self.tokens).clamp(max=max(frames - 1, 0))
-        inside_N = (index_N - prefix - frame_N * self.tokens).clamp(0, self.tokens - 1)
-        video_AN = prefix + frame_N * self.span + self.offsets_AT[:, inside_N]
-        text_N = index_N + frames * (self.span - self.tokens)
-        positions_AN = torch.where(index_N < prefix + frames * self.tokens, video_AN, text_N)
-        return torch.where(index_N < prefix, index_N, positions_AN)
 
 
 class Rotary:
@@ -102,9 +68,10 @@ class Rotary:
             )
         frequencies_F = embedding.inv_freq.detach().float()
         axis_F = torch.zeros(frequencies_F.shape[0], dtype=torch.long)
-        sections = parameters.get("mrope_section")
-        if sections is not None and mode == "auto":
-            if parameters.get("mrope_interleaved"):
+        sections = parameters.get("mrope_section") or getattr(embedding, "mrope_section", None)
+        if sections is not None and mode != "1d":
+            # Qwen3-VL's rotation is interleaved whatever its config says.
+            if parameters.get("mrope_interleaved") or type(embedding).__name__.startswith("Qwen3VL"):
                 for axis in (1, 2):
                     axis_F[axis : 3 * sections[axis] : 3] = axis
             else:

@@ -17,8 +17,8 @@ from torch import Tensor
 from connectors.errors import ConfigError, RecoveryError
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
-from models.rekv.rotary import Grid
-from models.rekv.store import ReadableBlocks, WritableBlocks
+from models.rekv.layouts import Layout
+from models.rekv.store import ReadableBlocks, WritableBlocks, whole_tokens
 
 __all__ = ["Prefix", "StreamState", "StreamView", "Window", "open_stream", "rebuild_window"]
 
@@ -71,7 +71,7 @@ class StreamView:
     """What a question needs of a stream; may live in another process than the encoding."""
 
     prefix: Prefix
-    grid: Grid
+    grid: Layout
     """Of the tokens of a block as it is read, which a bank may have made fewer than those of a frame."""
     blocks: ReadableBlocks
     select: Callable[[int, Tensor], Tensor] | None = None
@@ -83,7 +83,8 @@ class StreamState:
     """One stream while it is encoded. ``frames`` counts the frames whose blocks are complete."""
 
     prefix: Prefix
-    grid: Grid
+    grid: Layout
+    """Knows the shapes of blocks before they are encoded."""
     blocks: WritableBlocks
     window: Window
     frames: int = 0
@@ -93,14 +94,14 @@ class StreamState:
     @property
     def tokens(self) -> int:
         """Tokens seen, prefix included."""
-        return self.prefix.tokens + self.frames * self.grid.tokens
+        return self.prefix.tokens + self.grid.start(self.frames)
 
     def bytes(self) -> int:
         """Size of the window buffer; the store counts the blocks."""
         return 2 * self.window.keys_LGCD.numel() * self.window.keys_LGCD.element_size()
 
 
-def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Grid, blocks: WritableBlocks) -> StreamState:
+def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: Layout, blocks: WritableBlocks) -> StreamState:
     """Return a stream without frames, on the decoder's device. ``blocks`` must have none.
 
     Raises ``ConfigError`` if the retrieved frames or the prefix do not fit into the window.
@@ -130,11 +131,14 @@ def rebuild_window(decoder: TextDecoder, config: ReKVConfig, stream: StreamState
 
 def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, blocks: ReadableBlocks | None) -> None:
     """Fill the window with the last W tokens, or all, from prefix and blocks."""
-    window, prefix, tokens = stream.window, stream.prefix, stream.grid.tokens
+    window, prefix, grid = stream.window, stream.prefix, stream.grid
     base = max(stream.tokens - config.window_tokens, 0)
-    first = max(base - prefix.tokens, 0) // tokens  # the frame of token ``base``
-    skip = max(base - prefix.tokens, 0) - first * tokens
-    turn = decoder.rotary.turn(stream.grid.positions(base, stream.tokens, prefix.tokens, stream.frames))
+    token = max(base - prefix.tokens, 0)  # of the video, and the first in the window
+    first = grid.holding(token, stream.frames)
+    laid = grid.lay(grid.written(first, stream.frames), prefix.tokens)
+    skip = token - grid.start(first)
+    before_N = torch.arange(min(base, prefix.tokens), prefix.tokens)
+    turn = decoder.rotary.turn(torch.cat((before_N.expand(len(laid.positions_AM), -1), laid.positions_AM[:, skip:]), dim=1))
     if blocks is not None and first < blocks.first:
         raise RecoveryError(
             f"rekv: the window reaches back to frame {first} but the bank begins with {blocks.first}; give the bank room for "
@@ -146,7 +150,7 @@ def _refill(decoder: TextDecoder, config: ReKVConfig, stream: StreamState, block
         for sinks_GSD, row in ((prefix.keys_LGSD[layer], 0), (prefix.values_LGSD[layer], 1)):
             parts = [sinks_GSD[:, base:]]
             if blocks is not None and stream.frames:
-                parts.append(blocks.gather(layer, numbers)[row].transpose(0, 1).flatten(1, 2)[:, skip:])
+                parts.append(whole_tokens(blocks.gather(layer, numbers)[row], laid)[:, skip:])
             rows.append(torch.cat(parts, dim=1))
         window.filled = rows[0].shape[1]
         window.keys_LGCD[layer, :, : window.filled] = turn(rows[0])

@@ -4,7 +4,7 @@ A block holds the keys (before rotation) and values of one frame in one layer; i
 Blocks are numbered 0, 1, .. in the order of their frames and never change once written; the oldest may be gone.
 """
 
-# N blocks, R chosen blocks, G key/value heads, T tokens per block, D head dim
+# N blocks, R chosen blocks, G key/value heads, T tokens per block, M tokens of several blocks, D head dim
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["JointBlocks", "ReadableBlocks", "TensorReader", "TensorStore", "WritableBlocks"]
+from models.rekv.layouts import Laid
+
+__all__ = ["JointBlocks", "ReadableBlocks", "TensorReader", "TensorStore", "WritableBlocks", "whole_tokens"]
 
 
 class WritableBlocks(Protocol):
     """Takes the blocks of one stream."""
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor, /) -> object:
-        """Add N blocks to a layer; copies. Layers are written one after the other, 0 first, each with the same blocks."""
+        """Add N blocks to a layer; copies. Layers are written one after the other, 0 first, each with the same blocks.
+
+        Blocks of later calls may have another number of tokens where the stream's layout says so.
+        """
 
 
 class JointBlocks(Protocol):
@@ -55,15 +60,26 @@ class ReadableBlocks(Protocol):
         """Learn that these blocks of a layer are likely to be gathered next. May do nothing; never changes a result."""
 
 
-class TensorStore:
-    """All blocks of one stream in tensors on one device, unbounded: for tests, notebooks and short recordings."""
+def whole_tokens(blocks_RGTD: Tensor, laid: Laid) -> Tensor:
+    """Return the tokens of blocks behind each other, [G, M, D], without the unused rows of their pages."""
+    tokens_GMD = blocks_RGTD.transpose(0, 1).flatten(1, 2)
+    return tokens_GMD if laid.kept_M is None else tokens_GMD.index_select(1, laid.kept_M.to(tokens_GMD.device))
 
-    def __init__(self, layers: int) -> None:
-        self._layers = [_Layer() for _ in range(layers)]
+
+class TensorStore:
+    """All blocks of one stream in tensors on one device, unbounded: for tests, notebooks and short recordings.
+
+    ``tokens``: room of a block, where blocks differ.
+    """
+
+    def __init__(self, layers: int, tokens: int | None = None) -> None:
+        self._layers, self._tokens = [_Layer() for _ in range(layers)], tokens
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
         """Add blocks to a layer."""
-        self._layers[layer].append(keys_NGTD, values_NGTD, representatives_NGD)
+        room = (self._tokens or keys_NGTD.shape[2]) - keys_NGTD.shape[2]
+        keys, values = (torch.nn.functional.pad(x, (0, 0, 0, room)) if room else x for x in (keys_NGTD, values_NGTD))
+        self._layers[layer].append(keys, values, representatives_NGD)
 
     def reader(self, below: int | None = None) -> TensorReader:
         """Open all blocks, or those before ``below``."""

@@ -26,7 +26,7 @@ from models.answer_loss import AnswerLoss, answer_loss, pack
 from models.devices import resolve_device
 from models.prompts import PromptTemplate
 from models.rekv.checkpoint import load_checkpoint, read_model_type
-from models.rekv.prompts import PROMPTS
+from models.rekv.families import FAMILIES
 from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
 from models.rekv.small import SMALL_WEIGHTS, SmallModel, load_small, save_small
 from models.rekv.vision import FrameEncoder
@@ -175,10 +175,10 @@ def _open(options: Options) -> _Learner:
         return _Learner(small.model.to(device), "llava_onevision", small.tokenizer, small.prompts, small.tokenizer.end, small)
     family = read_model_type(path)
     model: Any = load_checkpoint(path, device=device, dtype=torch.float32)
-    FrameEncoder.of(model, family)  # refuses families without a vision side
+    FrameEncoder.of(model, family)  # refuses families with frames of any size
     ends = model.generation_config.eos_token_id
     end = ends if isinstance(ends, int) else (ends or [model.config.text_config.eos_token_id])[0]
-    return _Learner(model, family, FolderTokenizer(path), PROMPTS[family], end, None)
+    return _Learner(model, family, FolderTokenizer(path), FAMILIES[family].prompts, end, None)
 
 
 def _loss(learner: _Learner, samples: Sequence[Sample], frames: int) -> AnswerLoss:

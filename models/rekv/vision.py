@@ -1,4 +1,4 @@
-"""Frames to tokens: resize and normalize as each family's processor does, vision tower, projector.
+"""Frames to tokens, for families with one size of frames: resize and normalize as processors do, vision tower, projector.
 
 Pure function of the frames; a frame's tokens do not depend on the other frames of the call. Color order is RGB.
 """
@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError
-from models.pixels import CLIP_PIXELS, HALF_PIXELS, tower_pixels
+from models.pixels import tower_pixels
+from models.rekv.families import FAMILIES
 from models.uploads import upload
 
 __all__ = ["FrameEncoder"]
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PIXELS = {  # family → mean, standard deviation, keep the aspect ratio and cut out the center
-    "llava_onevision": (*HALF_PIXELS, False),
-    "video_llava": (*CLIP_PIXELS, True),
-    "internvl": (_IMAGENET_MEAN, _IMAGENET_STD, False),
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,19 +33,17 @@ class FrameEncoder:
 
     @staticmethod
     def of(model: Any, family: str) -> FrameEncoder:
-        """Wrap a loaded model. Raises ``ConfigError`` for a family whose vision side is not supported."""
-        if family not in _PIXELS:
-            raise ConfigError(
-                f"rekv: frames cannot be encoded for {family}: only its text decoder is supported, give frame features; "
-                f"supported are {sorted(_PIXELS)}"
-            )
+        """Wrap a loaded model. Raises ``ConfigError`` for a family that takes frames of any size."""
+        if FAMILIES[family].video is not None:
+            fixed = sorted(name for name, known in FAMILIES.items() if known.video is None)
+            raise ConfigError(f"rekv: frames of {family} have no one size; this needs a model of {fixed}")
         side = model.config.vision_config.image_size
         return FrameEncoder(model, family, (side, side) if isinstance(side, int) else (side[0], side[1]))
 
     def pixels(self, frames_FHW3: Tensor) -> Tensor:
         """Return uint8 RGB frames [F, H, W, 3] as the tower's input [F, 3, h, w], float32."""
-        mean, std, crop = _PIXELS[self.family]
-        return tower_pixels(frames_FHW3, self.size, (mean, std), crop=crop)
+        family = FAMILIES[self.family]
+        return tower_pixels(frames_FHW3, self.size, family.mean_std, crop=family.crop)
 
     @torch.inference_mode()
     def __call__(self, frames_FHW3: Tensor) -> Tensor:

@@ -17,14 +17,15 @@ import torch
 
 from models.rekv.config import ReKVConfig
 from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
+from models.rekv.layouts import BlockNumbers, Grid, Layout
 from models.rekv.loaders import VideoLanguageModel
-from models.rekv.rotary import Grid
 from models.rekv.session import Prefix, StreamView
 from models.rekv.store import ReadableBlocks
+from models.rekv.vision import FrameEncoder
 from operators.banks import BlockSpec
 from operators.rekv.policies import BlockPolicy
 
-__all__ = ["Answering", "BlockAnswer", "BlockQuestion", "one_grid", "rekv_config"]
+__all__ = ["Answering", "BlockAnswer", "BlockQuestion", "NumbersFrom", "one_grid", "rekv_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,21 @@ class BlockQuestion:
     max_tokens: int
     frames: tuple[int, ...] | None = None
     """External retrieval: numbers of blocks."""
+    numbers: BlockNumbers | None = None
+    """Of the blocks, where they are not all alike."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NumbersFrom:
+    """Numbers of the blocks from ``first`` on. Picklable."""
+
+    first: int
+    rows_KW: npt.NDArray[np.int64]
+
+    def at(self, blocks_K: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the numbers of blocks, [K, W]."""
+        rows_KW: npt.NDArray[np.int64] = self.rows_KW[blocks_K - self.first]
+        return rows_KW
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +74,8 @@ class Answering:
     model: VideoLanguageModel
     config: ReKVConfig
     prefix: Prefix
-    grid: Grid
+    grid: Grid | None
+    """None: blocks are not all alike."""
     spec: BlockSpec
     """Shape of a frame's blocks as they are written."""
     policy: BlockPolicy
@@ -70,9 +87,23 @@ class Answering:
         answers = answer_questions(self.model.decoder, self.config, asked, self.model.end_tokens)
         return [self._answer(answer, reader.first) for answer, reader in zip(answers, blocks, strict=True)]
 
+    def layout(self, numbers: BlockNumbers | None) -> Layout:
+        """Return where the blocks of a stream lie; ``numbers``: what is noted of them, where they are not all alike."""
+        if self.grid is not None:
+            return self.grid
+        assert self.model.video is not None and numbers is not None
+        return self.model.video.layout(numbers)
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens of the smallest block."""
+        return self.spec.tokens if self.model.video is None else self.model.video.least_tokens
+
     def _question(self, question: BlockQuestion, blocks: ReadableBlocks) -> TokenQuestion:
         policy = self.policy
-        grid = self.grid if policy.tokens == self.grid.tokens else self.model.decoder.grid(policy.tokens)
+        grid = self.layout(question.numbers)
+        if policy.tokens != grid.tokens:
+            grid = self.model.decoder.grid(policy.tokens)
         select = policy.select(blocks, self.config) if policy.select is not None else None
         return TokenQuestion(
             stream=StreamView(self.prefix, grid, blocks, select),
@@ -97,8 +128,9 @@ def rekv_config(own: ReKVConfig | None, **given: object) -> ReKVConfig:
     return dataclasses.replace(own or ReKVConfig(), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
-def one_grid(model: VideoLanguageModel) -> Grid:
-    """Return the positions of one frame's tokens, found by encoding an empty frame."""
-    assert model.frames is not None  # the loader of the operator has refused families without frames
+def one_grid(model: VideoLanguageModel) -> Grid | None:
+    """Return the positions of one frame's tokens, found by encoding an empty frame; None where frames are not all alike."""
+    if not isinstance(model.frames, FrameEncoder):
+        return None
     blank = torch.zeros(1, *model.frames.size, 3, dtype=torch.uint8)
     return model.decoder.grid(model.frames(blank).shape[1])

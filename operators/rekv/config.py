@@ -22,8 +22,8 @@ class ReKVOptions(QuestionOptions, BlockBankOptions, NetworkOptions, StreamOptio
 
     checkpoint: str | None = option(
         None,
-        "Folder of a LLaVA-OneVision, Video-LLaVA or InternVL checkpoint, or the file of a small model, or "
-        "hf://ORG/NAME[@REVISION]; without it the small model that comes with the package.",
+        "Folder of a LLaVA-OneVision, Video-LLaVA, InternVL, Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, or the file of a "
+        "small model, or hf://ORG/NAME[@REVISION]; without it the small model that comes with the package.",
         path=True,
     )
     sample_fps: float | None = option(
@@ -44,6 +44,23 @@ class ReKVOptions(QuestionOptions, BlockBankOptions, NetworkOptions, StreamOptio
     score: Literal["dot", "cosine"] = option("dot", "`dot`: as published code computes it; `cosine`: as the paper names it.")
     sink_overlap: Literal["official", "exact"] = option(
         "official", "A prompt token inside the window that is a sink already counts twice (`official`) or once (`exact`)."
+    )
+    rope_mode: Literal["auto", "elapsed", "1d"] = option(
+        "auto",
+        "`auto`: the model's own positions, retrieved frames follow each other; `elapsed`: they keep the time between them "
+        "(Qwen2-VL, Qwen2.5-VL); `1d`: one running index, also for Qwen-VL.",
+    )
+    frame_tokens: int | None = option(
+        None,
+        "Qwen-VL: most tokens of a frame, which is scaled to at least half as many. Default: 196.",
+        unit="tokens",
+        ge=2,
+    )
+    frames_per_block: int | None = option(
+        None,
+        "Qwen-VL: frames that are encoded and retrieved as one. Default: 2, as in training on video; 1: each by itself.",
+        unit="frames",
+        ge=1,
     )
     policy: BlockFloat | KVMerger | Scissorhands | ThinK | EMLLM | None = option(
         None, "How the keys and values of a frame are stored, or which frames are read. null: as they are, and the best ones."

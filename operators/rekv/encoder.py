@@ -13,6 +13,7 @@ from torch import Tensor
 
 from connectors.errors import StreambankError
 from models.rekv.encoding import encode_frames
+from models.rekv.layouts import BlockNumbers
 from models.rekv.session import StreamState, open_stream, rebuild_window
 from operators.banks import REFUSED, BlockBank, BlockReader
 from operators.block_options import open_bank
@@ -46,10 +47,10 @@ class FrameEncoding:
 
     def _least(self) -> tuple[int, str]:
         """Return the fewest frames of a stream that the bank must keep, and why."""
-        config, tokens = self._answering.config, self._answering.grid.tokens
+        config, tokens = self._answering.config, self._answering.spec.tokens
         if not self._answering.policy.is_exact:
-            return 1, ""
-        least = -(-(config.window_tokens + max(config.window_tokens // 4, tokens)) // tokens) + 1
+            return 1 + (self._answering.grid is None), ""  # what comes next is placed by what is noted of the last one
+        least = -(-(config.window_tokens + max(config.window_tokens // 4, tokens)) // self._answering.least_tokens) + 1
         return least, f"a window of {config.window_tokens} tokens needs {least}"
 
     # Streams
@@ -58,23 +59,31 @@ class FrameEncoding:
         """Open a slot of the bank for a new stream; its files are named by ``key``."""
         self.bank.open([slot], [key])
 
-    def make(self, slot: int) -> StreamState:
-        """Return a stream without frames that writes to this slot of the bank, which is opened or loaded besides."""
+    def make(self, slot: int, numbers: BlockNumbers) -> StreamState:
+        """Return a stream without frames that writes to this slot of the bank, which is opened or loaded besides.
+
+        ``numbers``: what will be noted of its blocks.
+        """
         one = self._answering
         writer = _SlotWriter(self.bank, slot, one.policy.stats)
-        stream = open_stream(one.model.decoder, one.config, one.prefix, one.grid, writer)
+        stream = open_stream(one.model.decoder, one.config, one.prefix, one.layout(numbers), writer)
         stream.observe = writer.observe if one.policy.stats is not None else None
         return stream
 
     def load(self, slots: Sequence[int], streams: Sequence[StreamState], state: State) -> None:
-        """Fill the bank, and the windows of these streams, from a full ``state``, in its order."""
-        one = self._answering
+        """Fill the bank from a full ``state``, in its order, and tell these streams how many blocks they have."""
         if not slots:
             self.bank.release(range(self.bank.slots))
             return
         self.bank.load(slots, state)
+        for stream, count in zip(streams, self.bank.count(slots).tolist(), strict=True):
+            stream.frames = count
+
+    def load_windows(self, slots: Sequence[int], streams: Sequence[StreamState], state: State) -> None:
+        """Make the windows of these streams, whose blocks are loaded and noted."""
+        one = self._answering
         if not one.policy.is_exact:
-            load_windows(streams, self.bank.count(slots).tolist(), state, one.config.window_tokens)
+            load_windows(streams, state, one.config.window_tokens)
             return
         for slot, stream in zip(slots, streams, strict=True):
             with self.bank.reader(slot) as blocks:
@@ -89,23 +98,20 @@ class FrameEncoding:
         return int(self.bank.first([slot])[0])
 
     def room(self, slot: int) -> int:
-        """Return how many frames a stream can take before its oldest ones must go."""
+        """Return how many blocks a stream can take before its oldest ones must go."""
         return self.frames_per_stream - int(self.bank.count([slot])[0]) + self.first(slot)
 
     # Frames
 
     def features(self, images: Sequence[Image]) -> list[Tensor | None]:
-        """Return the tokens [T, C] of RGB images of any sizes; None where they are not finite."""
-        encode = self._answering.model.frames
-        assert encode is not None
-        return frame_features(images, encode, self._options.batch_frames)
+        """Return the tokens [T, C] of RGB images, or of blocks of images; None where they are not finite."""
+        return frame_features(images, self._answering.model.frames, self._options.batch_frames)
 
     def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
-        """Encode frames of several streams together: their blocks go to the bank, oldest ones may go."""
+        """Encode blocks of several streams together: they go to the bank, oldest ones may go."""
         one = self._answering
-        frames = [torch.stack(list(part)) for part in features]
         slots = [stream.blocks.slot for stream in streams if isinstance(stream.blocks, _SlotWriter)]
-        encode_frames(one.model.decoder, one.config, streams, frames, together=_JointWriter(self.bank, slots))
+        encode_frames(one.model.decoder, one.config, streams, features, together=_JointWriter(self.bank, slots))
 
 
 class _JointWriter:
@@ -118,10 +124,16 @@ class _JointWriter:
         slots, blocks = [self._slots[number] for number, _ in streams], [frames for _, frames in streams]
 
         def write(layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, means_NGD: Tensor) -> None:
-            numbers = self._bank.append_rows(layer, slots, blocks, keys_NGTD, values_NGTD, means_NGD)
+            numbers = self._bank.append_rows(layer, slots, blocks, *_whole(self._bank, keys_NGTD, values_NGTD), means_NGD)
             _require_room(self._bank, numbers)
 
         return write
+
+
+def _whole(bank: BlockBank, *parts_NGTD: Tensor) -> list[Tensor]:
+    """Return blocks with as many rows as a page has; those that are no tokens are zeros."""
+    unused = bank.spec.tokens - parts_NGTD[0].shape[2]
+    return [torch.nn.functional.pad(x, (0, 0, 0, unused)) if unused else x for x in parts_NGTD]
 
 
 def _require_room(bank: BlockBank, numbers: Sequence[NDArray[np.int64]]) -> None:
@@ -144,6 +156,7 @@ class _SlotWriter:
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
         stats = {} if self._stats is None else self._stats(self._queries.pop(layer), keys_NGTD)
+        keys_NGTD, values_NGTD = _whole(self._bank, keys_NGTD, values_NGTD)
         numbers = self._bank.append_rows(
             layer, [self.slot], [len(keys_NGTD)], keys_NGTD, values_NGTD, representatives_NGD, stats
         )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from connectors import records
+from models.qwen_vision import QwenVision
 from operators.answerers import answerers
 from operators.answers import ANSWER_COUNTERS, Answers, merged_rows
 from operators.banks import stream_seed
@@ -32,7 +33,16 @@ from operators.rekv.config import ReKVOptions
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.policies import policy_dict
 from operators.rekv.schemas import ANSWER, FRAME_SEQUENCES, LOSSES, STATUSES, answer_schema
-from operators.rekv.streams import ReKVStream, export_times, load_times
+from operators.rekv.streams import (
+    NOTED,
+    Half,
+    ReKVStream,
+    VideoNumbers,
+    export_halves,
+    export_times,
+    load_halves,
+    load_times,
+)
 from operators.rekv.views import FramesOfStreams
 from operators.rekv.weights import check_policy, load_answering, load_file_answering, load_gate, model_id, settings
 from operators.rekv.windows import export_windows
@@ -46,14 +56,16 @@ __all__ = ["ReKVOperator"]
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A frame that is to be encoded."""
+    """A block that is to be encoded: a frame, or frames that share it."""
 
-    row: int
+    row: int | None
+    """Of the last frame; None where the stream ends."""
     stream_id: str
     stream: ReKVStream
-    sequence: int
-    time_us: int
     image: Image
+    """[H, W, 3], or of a family with frames of any size [P, H, W, 3]."""
+    frames: Sequence[tuple[int, int]]
+    """Event time and sequence of each."""
 
 
 @dataclass(slots=True)
@@ -84,6 +96,7 @@ class ReKVOperator(Operator):
         self.model_id = model_id(self._answering)
         self.output_schema = answer_schema({"streambank.model_id": self.model_id})
         self._encoding = FrameEncoding(context.name, self._answering, options, context.device)
+        self._width = 2 + (len(NOTED) if self._answering.model.video is not None else 0)
         self._counters = Counters(*STREAM_COUNTERS, *ANSWER_COUNTERS, "frames", "skipped", "frames_dropped")
         self._streams = StreamTable(
             context.name,
@@ -116,9 +129,13 @@ class ReKVOperator(Operator):
         return ANSWER
 
     def _make(self, stream_id: str, slot: int) -> ReKVStream:
-        return ReKVStream(slot, encoded=self._encoding.make(slot), times=BlockRows(self._encoding.frames_per_stream, width=2))
+        times = BlockRows(self._encoding.frames_per_stream, width=self._width)
+        return ReKVStream(slot, encoded=self._encoding.make(slot, VideoNumbers(times)), times=times)
 
     def _end(self, stream_id: str, stream: ReKVStream) -> None:
+        if stream.half is not None and self._answers.waits_for(stream_id):
+            last = [_completed(None, stream_id, stream, stream.half)]
+            self._write(None, last, self._encoding.features([job.image for job in last]))
         self._answers.end(stream_id)
         self._encoding.bank.release([stream.slot])
 
@@ -145,7 +162,7 @@ class ReKVOperator(Operator):
                 self._counters.add("skipped")
                 continue
             stream.next_keep_us = keep_us
-            call.queue.append(_Job(frame.row, frame.stream_id, stream, frame.sequence, time_us, frame.content))
+            call.queue += self._blocks(frame.row, frame.stream_id, stream, frame.content, time_us, frame.sequence)
         self._encode(call)
         self._counters.note(call.out)
         self._counters.add("rejected", call.out.count("bank_full"))
@@ -155,6 +172,26 @@ class ReKVOperator(Operator):
     def _next_keep(self, stream: ReKVStream | None, time_us: int) -> int | None:
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self.options.sample_fps)
 
+    def _blocks(
+        self, row: int, stream_id: str, stream: ReKVStream, image: Image, time_us: int, sequence: int
+    ) -> list[_Job]:
+        """Return the blocks that a frame completes. Of two frames that share one the first waits for the second."""
+        vision = self._answering.model.frames
+        if not isinstance(vision, QwenVision):
+            return [_Job(row, stream_id, stream, image, [(time_us, sequence)])]
+        done, new = [], Half(vision.resize(image), time_us, sequence)
+        if stream.half is not None and stream.half.image.shape == new.image.shape:
+            images = np.stack((stream.half.image, new.image))
+            frames = [(stream.half.time_us, stream.half.sequence), (time_us, sequence)]
+            stream.half = None
+            return [_Job(row, stream_id, stream, images, frames)]
+        if stream.half is not None:  # of another size: it will find no second
+            done.append(_completed(row, stream_id, stream, stream.half))
+        if vision.frames_per_block == 1:
+            return [*done, _completed(row, stream_id, stream, new)]
+        stream.half = new
+        return done
+
     def _encode(self, call: _Call) -> None:
         """Encode the queue, which becomes empty, streams together; answer what stands at the frames where it rises."""
         queue, call.queue = call.queue, []
@@ -162,27 +199,27 @@ class ReKVOperator(Operator):
             return
         features = self._encoding.features([job.image for job in queue])
         looks = [
-            None if tokens_TC is None else Look(job.stream_id, job.sequence, job.time_us, tokens_TC)
+            None if tokens_TC is None else Look(job.stream_id, job.frames[-1][1], job.frames[-1][0], tokens_TC)
             for job, tokens_TC in zip(queue, features, strict=True)
         ]
         start = 0
         for place, questions in sorted(self._answers.standing.look(looks).items()):
-            self._write(call, queue[start : place + 1], features[start : place + 1])
-            call.answers += [(queue[place].row, row) for row in self._answers.risen(questions)]
+            self._write(call.out, queue[start : place + 1], features[start : place + 1])
+            call.answers += [(queue[place].row or 0, row) for row in self._answers.risen(questions)]
             start = place + 1
-        self._write(call, queue[start:], features[start:])
+        self._write(call.out, queue[start:], features[start:])
 
-    def _write(self, call: _Call, queue: Sequence[_Job], features_of: Sequence[torch.Tensor | None]) -> None:
-        """Write frames to the memories of their streams."""
+    def _write(self, out: OutputRows | None, queue: Sequence[_Job], features_of: Sequence[torch.Tensor | None]) -> None:
+        """Write blocks to the memories of their streams. Frames that cannot be used are told in ``out``."""
         parts: dict[int, tuple[list[_Job], list[torch.Tensor]]] = {}
         for job, tokens_TC in zip(queue, features_of, strict=True):
             jobs, features = parts.setdefault(job.stream.slot, ([], []))
             if tokens_TC is None:
-                call.out.set(job.row, "rejected_corrupt", "the features of this frame are not finite")
+                _tell(out, job, "rejected_corrupt", "the features of this frame are not finite")
             elif self.options.on_bank_full == "refuse" and len(jobs) >= self._encoding.room(job.stream.slot):
                 held = self._encoding.frames_per_stream
                 reason = f"the stream has {held} frames; raise the bank's budget, or set on_bank_full to drop_oldest"
-                call.out.set(job.row, "bank_full", reason)
+                _tell(out, job, "bank_full", reason)
             else:
                 jobs.append(job)
                 features.append(tokens_TC)
@@ -191,12 +228,36 @@ class ReKVOperator(Operator):
             return
         if self._answers.busy and any(len(jobs) > self._encoding.room(stream.slot) for stream, jobs, _ in used):
             self._answers.wait()  # the oldest blocks must go, and questions may still read them
-        for stream, jobs, _ in used:
-            _note_times(stream, jobs)
         dropped = self._encoding.bank.dropped
-        self._encoding.append([stream.encoded for stream, _, _ in used], [features for _, _, features in used])
-        self._counters.add("frames", sum(len(jobs) for _, jobs, _ in used))
+        # As many at a time as a stream keeps beside its newest, by which the next ones are placed.
+        most = max(self._encoding.frames_per_stream - 1, 1)
+        for start in range(0, max(len(jobs) for _, jobs, _ in used), most):
+            parts_now = [(s, jobs[start : start + most], f[start : start + most]) for s, jobs, f in used if len(jobs) > start]
+            blocks = [self._noted(*part) for part in parts_now]
+            self._encoding.append([stream.encoded for stream, _, _ in parts_now], blocks)
+        self._counters.add("frames", sum(len(job.frames) for _, jobs, _ in used for job in jobs))
         self._counters.add("frames_dropped", self._encoding.bank.dropped - dropped)
+
+    def _noted(self, stream: ReKVStream, jobs: Sequence[_Job], features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Note what blocks are about to be encoded; return them with their words."""
+        rows_K2 = np.array([job.frames[-1] for job in jobs], dtype=np.int64)
+        block, video = stream.encoded.frames, self._answering.model.video
+        if video is None:
+            stream.times.put(block, rows_K2)
+            return features
+        elapsed_us = np.array([(job.frames[0][0], job.frames[-1][0]) for job in jobs], np.int64) - stream.first_time_us
+        seconds = elapsed_us.mean(axis=1) / 1e6
+        parts = [
+            video.block(tokens_TC, *job.image.shape[1:3], at_s)
+            for job, tokens_TC, at_s in zip(jobs, features, seconds.tolist(), strict=True)
+        ]
+        layout = video.layout(VideoNumbers(stream.times))
+        places_K6 = layout.rows(block, [shape for _, shape in parts], elapsed_us[:, 0].tolist())
+        seen = stream.times.at(np.array([block - 1]))[0, -1] if block else 0
+        counts_K = seen + np.cumsum([len(job.frames) for job in jobs])
+        firsts_K = np.array([job.frames[0][1] for job in jobs])
+        stream.times.put(block, np.column_stack((rows_K2, places_K6, firsts_K, counts_K)))
+        return [block_nC for block_nC, _ in parts]
 
     # Questions
 
@@ -250,7 +311,9 @@ class ReKVOperator(Operator):
             if not self._answering.policy.is_exact:
                 clean = [stream.times.clean for stream in streams]
                 export_windows(encoded, clean, state, self._answering.config.window_tokens, incremental=incremental)
-            export_times(streams, state, incremental=incremental)
+            export_times(streams, state, width=self._width, incremental=incremental)
+            if self._answering.model.video is not None:
+                export_halves(streams, state)
             self._answers.export(state)
             self._encoding.bank.mark_clean()
         return state
@@ -263,9 +326,13 @@ class ReKVOperator(Operator):
         )
         self._answers.wait()
         state, streams = self._streams.restore(state, hint=hint, **self._identity())
-        self._encoding.load([stream.slot for stream in streams], [stream.encoded for stream in streams], state)
+        slots, encoded = [stream.slot for stream in streams], [stream.encoded for stream in streams]
+        self._encoding.load(slots, encoded, state)
         if streams:
             load_times(streams, state)
+            self._encoding.load_windows(slots, encoded, state)
+            if self._answering.model.video is not None:
+                load_halves(streams, state)
         self._answers.load(state)
         self._encoding.bank.mark_clean()
 
@@ -288,8 +355,12 @@ def _unsure_below(answering: Answering, options: ReKVOptions) -> float:
     return answering.model.unsure_below if options.unsure_below is None else options.unsure_below
 
 
-def _note_times(stream: ReKVStream, jobs: Sequence[_Job]) -> None:
-    """Note when the frames are from that are about to be encoded."""
-    rows_K2 = np.array([(job.time_us, job.sequence) for job in jobs], dtype=np.int64)
-    period = stream.times.period
-    stream.times.put(stream.encoded.frames + len(rows_K2) - len(rows_K2[-period:]), rows_K2[-period:])
+def _completed(row: int | None, stream_id: str, stream: ReKVStream, half: Half) -> _Job:
+    """Return the block of a frame that no other shares; the tower sees it twice."""
+    stream.half = None
+    return _Job(row, stream_id, stream, half.image[None], [(half.time_us, half.sequence)])
+
+
+def _tell(out: OutputRows | None, job: _Job, status: str, reason: str) -> None:
+    if out is not None and job.row is not None:
+        out.set(job.row, status, reason)

@@ -1,6 +1,6 @@
 """The operator's own rule as a plain function: which blocks a question names."""
 
-# K frames of a stream
+# K blocks of a stream
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ import numpy.typing as npt
 __all__ = ["numbers_of"]
 
 
-def numbers_of(sequences: Sequence[int], known_K: npt.NDArray[np.int64], first: int) -> tuple[int, ...]:
-    """Return the blocks that hold the frames of these sequences; ``known_K``, ascending, are those of blocks ``first`` on.
+def numbers_of(
+    sequences: Sequence[int], last_K: npt.NDArray[np.int64], first_K: npt.NDArray[np.int64], first: int
+) -> tuple[int, ...]:
+    """Return the blocks that hold the frames of these sequences, each once; they are those of blocks ``first`` on.
 
-    A frame that is not there gets a number that is none, which the model refuses.
+    ``last_K`` and ``first_K``, ascending: of the last and the first frame of each block. A frame that is not there gets a
+    number that is none, which the model refuses.
     """
-    place_K = np.searchsorted(known_K, sequences)
-    there = [p < len(known_K) and known_K[p] == s for p, s in zip(place_K, sequences, strict=True)]
-    return tuple(first + int(p) if ok else -1 for p, ok in zip(place_K, there, strict=True))
+    numbers: list[int] = []
+    before = None
+    for sequence, place in zip(sequences, np.searchsorted(last_K, sequences).tolist(), strict=True):
+        there = place < len(last_K) and sequence in (last_K[place], first_K[place])
+        number = first + place if there else -1
+        if not there or before is None or sequence <= before or number != numbers[-1]:
+            numbers.append(number)
+        before = sequence
+    return tuple(numbers)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,11 @@ import numpy as np
 from operators.banks import BlockReader, SharedBlocks
 from operators.block_rows import BlockRows
 from operators.questions import Question, Row, answer_row, answered_row
-from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion
+from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, NumbersFrom
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.rules import numbers_of
 from operators.rekv.schemas import FRAME_SEQUENCES, REASONS
-from operators.rekv.streams import ReKVStream
+from operators.rekv.streams import NOTED, ReKVStream, VideoNumbers
 from operators.streams import StreamTable
 
 __all__ = ["FramesOfStreams", "FramesView"]
@@ -44,6 +45,9 @@ class FramesOfStreams:
     ) -> None:
         self._answering, self._encoding, self._streams = answering, encoding, streams
         self._unsure_below = unsure_below
+        alike = answering.grid is not None
+        self._first_sequence = 1 if alike else 2 + NOTED.index("first_sequence")
+        self._frames = 2 + NOTED.index("frames")
 
     def view(self, question: Question) -> FramesView:
         """Open the blocks of the frames up to ``at``, or all that there are now."""
@@ -55,9 +59,10 @@ class FramesOfStreams:
         if question.asked_us is not None:  # a question that stands is about what is there now
             frames = tuple(range(max(first, below - _NEWEST_FRAMES), below))
         if FRAME_SEQUENCES in question.extra:
-            known_K = stream.times.at(np.arange(first, below))[:, 1]
-            frames = numbers_of(question.extra[FRAME_SEQUENCES], known_K, first)
-        asked = BlockQuestion(question.text, question.max_tokens, frames)
+            known_KW = stream.times.at(np.arange(first, below))
+            frames = numbers_of(question.extra[FRAME_SEQUENCES], known_KW[:, 1], known_KW[:, self._first_sequence], first)
+        numbers = None if self._answering.grid is not None else VideoNumbers(stream.times)
+        asked = BlockQuestion(question.text, question.max_tokens, frames, numbers)
         return FramesView(self._encoding.reader(stream.slot, below), stream.times, asked)
 
     def answer(self, questions: Sequence[Question], views: Sequence[FramesView]) -> list[BlockAnswer]:
@@ -66,7 +71,11 @@ class FramesOfStreams:
 
     def portable(self, question: Question, view: FramesView) -> tuple[BlockQuestion, SharedBlocks]:
         """Return what an answerer needs, which reads the files."""
-        return view.asked, view.blocks.shared()
+        asked, blocks = view.asked, view.blocks
+        if asked.numbers is not None:
+            noted_KW = asked.numbers.at(np.arange(blocks.first, blocks.below))
+            asked = dataclasses.replace(asked, numbers=NumbersFrom(blocks.first, noted_KW))
+        return asked, blocks.shared()
 
     def row(self, question: Question, view: FramesView, result: BlockAnswer) -> Row:
         """Return the row of an answer."""
@@ -80,8 +89,10 @@ class FramesOfStreams:
             )
         else:
             row = answer_row(question, result.status, REASONS.get(result.status))
-        row["frames_seen"] = result.frames_seen
-        row["as_of"] = int(view.times.at(np.array([view.blocks.below - 1]))[0, 0]) if len(view.blocks) else None
+        newest_W = view.times.at(np.array([view.blocks.below - 1]))[0] if len(view.blocks) else None
+        row["as_of"] = None if newest_W is None else int(newest_W[0])
+        has_pairs = view.asked.numbers is not None and newest_W is not None
+        row["frames_seen"] = int(newest_W[self._frames]) if has_pairs else result.frames_seen
         if result.status == "ok":
             row["retrieved"] = [_retrieved(view.times, *layer) for layer in result.retrieved]
             row["context_truncated"] = result.context_truncated

@@ -11,6 +11,7 @@ import torch
 
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.hub import weights_place
+from models.qwen_vision import QwenVision
 from models.rekv.checkpoint import read_head_width
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
@@ -40,6 +41,7 @@ def settings(options: ReKVOptions, name: str) -> ReKVConfig:
         chunk_frames=options.chunk_frames,
         score=options.score,
         sink_overlap=options.sink_overlap,
+        rope_mode=options.rope_mode,
         encode_frames=options.batch_frames,
     )
 
@@ -62,17 +64,29 @@ def _fitting_policy(options: ReKVOptions, spec: BlockSpec, name: str) -> BlockPo
 
 
 def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Answering:
-    """Load the model and encode its prompt prefix. Raise ``ConfigError`` for a family without frames or tokenizer."""
+    """Load the model and encode its prompt prefix. Raise ``ConfigError`` for options that do not fit the family."""
     config = settings(options, name)
     path = weights_place(options.checkpoint, SMALL_WEIGHTS)
-    model = load_model(path, config, device=device, dtype=network_dtype(options))
-    if model.frames is None:
-        raise ConfigError(f"{name}: frames of {model.family} cannot be encoded; use LLaVA-OneVision, Video-LLaVA or InternVL")
+    model = load_model(
+        path,
+        config,
+        device=device,
+        dtype=network_dtype(options),
+        frame_tokens=options.frame_tokens,
+        frames_per_block=options.frames_per_block,
+    )
     grid = one_grid(model)
-    config.check_block(grid.tokens)
+    tokens = grid.tokens if grid is not None else model.video.most_tokens if model.video is not None else 0
+    config.check_block(tokens)
     decoder = model.decoder
-    spec = BlockSpec(layers=decoder.layers, groups=decoder.groups, tokens=grid.tokens, dim=decoder.dim, dtype=decoder.dtype)
-    return Answering(model, config, model.prefix(), grid, spec, _fitting_policy(options, spec, name))
+    spec = BlockSpec(layers=decoder.layers, groups=decoder.groups, tokens=tokens, dim=decoder.dim, dtype=decoder.dtype)
+    policy = _fitting_policy(options, spec, name)
+    if grid is None and policy.tokens != tokens:
+        raise ConfigError(
+            f"{name}: policy {options.policy.type if options.policy else ''} makes the tokens of a frame fewer, whose places "
+            f"on the axes of {model.family} are not stored; use block_float, think, em_llm or none"
+        )
+    return Answering(model, config, model.prefix(), grid, spec, policy)
 
 
 def load_file_answering(
@@ -90,13 +104,17 @@ def load_file_answering(
 
 def load_gate(options: ReKVOptions, answering: Answering) -> FrameGate | None:
     """Return what tells when standing questions are to be answered; None for a checkpoint without a matcher."""
+    if answering.grid is None:
+        if options.standing_matcher is not None:
+            raise ConfigError(f"standing_matcher: no matcher reads frames of any size, as {answering.model.family} has them")
+        return None
     model, decoder = answering.model, answering.model.decoder
     is_small = weights_place(options.checkpoint, SMALL_WEIGHTS).resolve() == SMALL_WEIGHTS
     table_VW: torch.Tensor = decoder.module.get_input_embeddings().weight.detach()  # type: ignore[operator]
     return open_gate(
         options,
         SMALL_MATCHER if is_small else None,
-        frame_width=answering.grid.tokens * table_VW.shape[1],
+        frame_width=answering.spec.tokens * table_VW.shape[1],
         words_VW=table_VW,
         words=lambda text: decoder.embed(model.ids(text)),
     )
@@ -107,9 +125,10 @@ def model_id(answering: Answering) -> str:
     config = {
         k: v for k, v in dataclasses.asdict(answering.config).items() if k in ("window_tokens", "sink_overlap", "rope_mode")
     }
+    if isinstance(answering.model.frames, QwenVision):
+        config |= {name: getattr(answering.model.frames, name) for name in ("frame_tokens", "frames_per_block")}
     digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6)
-    assert answering.model.frames is not None
-    for name, tensor in sorted(answering.model.frames.model.state_dict().items()):
+    for name, tensor in sorted(answering.model.network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"rekv-{digest.hexdigest()}"

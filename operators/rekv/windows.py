@@ -31,7 +31,7 @@ def export_windows(
     for stream, clean in zip(streams, clean_frames, strict=True):
         first = max(stream.tokens - window, 0)
         if incremental and clean:
-            first = max(first, stream.prefix.tokens + clean * stream.grid.tokens)
+            first = max(first, stream.prefix.tokens + stream.grid.start(clean))
         token_R = torch.arange(first, stream.tokens)
         position_R, order_R = (token_R % window).sort()
         row_R = (token_R[order_R] - stream.window.base).to(stream.window.keys_LGCD.device)
@@ -45,11 +45,10 @@ def export_windows(
         state.rows[_NAME] = Rows(torch.tensor(lengths), torch.tensor(counts), *rows)
 
 
-def load_windows(streams: Sequence[StreamState], frames: Sequence[int], state: State, window: int) -> None:
-    """Make the windows of these streams, which have so many frames, from a full ``state``."""
+def load_windows(streams: Sequence[StreamState], state: State, window: int) -> None:
+    """Make the windows of these streams, which know their frames, from a full ``state``."""
     parts = torch.split(state.rows[_NAME].values_R, state.rows[_NAME].length_N.tolist())
-    for stream, count, tokens_R2LGD in zip(streams, frames, parts, strict=True):
-        stream.frames = count
+    for stream, tokens_R2LGD in zip(streams, parts, strict=True):
         own, base = stream.window, max(stream.tokens - window, 0)
         place_R = torch.arange(base, stream.tokens) % window
         keys_LGRD, values_LGRD = _layers_first(tokens_R2LGD[place_R])

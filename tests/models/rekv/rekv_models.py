@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
-from models.rekv.rotary import Grid
+from models.rekv.layouts import Grid
 from models.rekv.session import StreamState, StreamView, open_stream
 from models.rekv.store import TensorStore
 

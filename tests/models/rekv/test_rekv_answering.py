@@ -27,7 +27,7 @@ from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions, read_answers
-from models.rekv.rotary import Grid
+from models.rekv.layouts import Grid
 from models.rekv.session import StreamState, open_stream
 from models.rekv.store import TensorStore
 

@@ -16,7 +16,6 @@ from models.rekv.config import ReKVConfig
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.loaders import load_model
-from models.rekv.prompts import PROMPTS
 from models.rekv.session import open_stream
 from models.rekv.store import TensorStore
 from models.rekv.vision import FrameEncoder
@@ -80,12 +79,12 @@ def checkpoint(folder: Path, family: str) -> Path:
     """Write a random checkpoint of a family in the library's form."""
     import transformers
 
-    from models.rekv.checkpoint import FAMILIES as CLASSES
+    from models.rekv.families import FAMILIES as KNOWN
 
     name, settings, _ = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, CLASSES[family])(getattr(transformers, name)(**settings))
+        model = getattr(transformers, KNOWN[family].class_name)(getattr(transformers, name)(**settings))
     model.save_pretrained(folder)
     return folder
 
@@ -98,7 +97,7 @@ def frames(number: int, side: int = 40) -> torch.Tensor:
 def test_a_checkpoint_folder_answers_a_question_about_frames(family: str, tmp_path: Path) -> None:
     model = load_model(checkpoint(tmp_path, family), CONFIG)
     tokens = FAMILIES[family][2]
-    if model.frames is None:
+    if model.video is not None:  # features and places as given
         film = torch.randn(5, tokens, 32, generator=torch.Generator().manual_seed(2))
         grid = model.decoder.grid(tokens, (1, 2, 3))
     else:
@@ -202,12 +201,14 @@ def test_a_model_with_three_axes_needs_to_know_the_volume_of_a_frame(tmp_path: P
 
 
 def test_multiple_choice_prompt_is_the_published_one() -> None:
-    got = PROMPTS["llava_onevision"].multiple_choice("Which?", ["red", "blue"])
+    from models.rekv.families import FAMILIES as KNOWN
+
+    got = KNOWN["llava_onevision"].prompts.multiple_choice("Which?", ["red", "blue"])
     start = "\nQuestion: Which?\nOptions:\n(A) red\n(B) blue\nOnly give the best option."
     assert got == start + "<|im_end|><|im_start|>assistant\nBest option: ("
-    assert PROMPTS["video_llava"].open_ended("What?") == "\nWhat? ASSISTANT:"
+    assert KNOWN["video_llava"].prompts.open_ended("What?") == "\nWhat? ASSISTANT:"
     with pytest.raises(ConfigError, match="1 options; give 2 to 26"):
-        PROMPTS["internvl"].multiple_choice("Which?", ["red"])
+        KNOWN["internvl"].prompts.multiple_choice("Which?", ["red"])
 
 
 @pytest.mark.heavy

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.rekv.rotary import Grid, Rotary
+from models.rekv.layouts import Grid
+from models.rekv.rotary import Rotary
 from models.rekv.selection import frame_scores, select_frames
 from models.rekv.store import TensorStore
 
@@ -80,15 +81,16 @@ def test_store_returns_what_was_written_while_it_grows() -> None:
 
 
 def test_positions_of_prefix_frames_and_text_follow_each_other_on_one_axis() -> None:
-    assert Grid.line(4).positions(0, 20, prefix=3, frames=2).tolist() == [list(range(20))]
+    laid = Grid.line(4).lay(Grid.line(4).chosen(torch.tensor([3, 7])), 3)
+    assert laid.positions_AM.tolist() == [list(range(3, 11))] and laid.end == 11
 
 
 def test_frames_lie_on_volumes_and_text_goes_on_behind_the_largest_position() -> None:
-    got = Grid.volume(1, 2, 3).positions(1, 16, prefix=2, frames=2)
-    assert got[:, 0].tolist() == [1, 1, 1]
-    assert got[:, 1:7].tolist() == [[2] * 6, [2, 2, 2, 3, 3, 3], [2, 3, 4, 2, 3, 4]]
-    assert got[:, 7:13].tolist() == [[5] * 6, [5, 5, 5, 6, 6, 6], [5, 6, 7, 5, 6, 7]]
-    assert got[:, 13:].tolist() == [[8, 9]] * 3
+    grid = Grid.volume(1, 2, 3)
+    got, end, _ = grid.lay(grid.written(0, 2), 2)
+    assert got[:, :6].tolist() == [[2] * 6, [2, 2, 2, 3, 3, 3], [2, 3, 4, 2, 3, 4]]
+    assert got[:, 6:].tolist() == [[5] * 6, [5, 5, 5, 6, 6, 6], [5, 6, 7, 5, 6, 7]]
+    assert end == 8
 
 
 @pytest.mark.parametrize("start", [0, 15_000, 3_500_000, 300_000_000])
