@@ -106,5 +106,5 @@ class FramesOfStreams:
 def _retrieved(times: BlockRows, blocks_K: Any, scores_K: Any) -> list[Row]:
     """Return the frames that a layer retrieved, in order of time."""
     scores = [None] * len(blocks_K) if scores_K is None else scores_K.tolist()
-    rows = zip(times.at(blocks_K).tolist(), scores, strict=True)
+    rows = zip(times.at(blocks_K)[:, :2].tolist(), scores, strict=True)
     return [{"event_time": at, "sequence": sequence, "score": score} for (at, sequence), score in rows]

@@ -1,4 +1,4 @@
-"""Tiny random models of the Qwen-VL family as transformers makes them, their folders, and the library's own reading of a video."""
+"""Tiny random models of the Qwen-VL family, their folders, and the library's own reading of a video."""
 
 # F frames, H rows, W columns, n tokens, C hidden size, V vocabulary, K blocks
 
@@ -119,9 +119,13 @@ def tokenizer_of(folder: Path) -> FolderTokenizer:
     return FolderTokenizer(folder)
 
 
-def wrapped(family: str, config: ReKVConfig, tokenizer: FolderTokenizer, *, frame_tokens: int = 20, **given: Any) -> VideoLanguageModel:
+def wrapped(
+    family: str, config: ReKVConfig, tokenizer: FolderTokenizer, *, frame_tokens: int = 20, **given: Any
+) -> VideoLanguageModel:
     """Return a random model with ReKV's attention."""
-    return wrap_model(given.pop("model", None) or qwen_model(family), family, config, tokenizer, frame_tokens=frame_tokens, **given)
+    return wrap_model(
+        given.pop("model", None) or qwen_model(family), family, config, tokenizer, frame_tokens=frame_tokens, **given
+    )
 
 
 def film(count: int, rows: int = 5, columns: int = 4, seed: int = 1) -> list[np.ndarray]:
@@ -175,7 +179,9 @@ def watched(
     return stream
 
 
-def stock_inputs(family: str, tokenizer: FolderTokenizer, frames: Sequence[np.ndarray], prompt: str, fps: float = 2.0) -> dict[str, Any]:
+def stock_inputs(
+    family: str, tokenizer: FolderTokenizer, frames: Sequence[np.ndarray], prompt: str, fps: float = 2.0
+) -> dict[str, Any]:
     """Return what the library's own model takes for a video of frames of one size and a prompt behind it."""
     import transformers
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from qwen_models import (
-    CELL,
     QWEN,
     film,
     model_folder,
@@ -26,7 +25,6 @@ from connectors.errors import ConfigError
 from models.qwen_vision import cells
 from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.config import ReKVConfig
-from models.rekv.encoding import encode_frames
 from models.rekv.loaders import VideoLanguageModel, load_model
 from models.rekv.session import StreamState, open_stream, rebuild_window
 from models.rekv.store import TensorStore
@@ -147,7 +145,10 @@ def test_retrieved_blocks_follow_each_other_or_keep_the_time_between_them(tokeni
 def test_a_question_about_a_past_time_is_answered_as_if_asked_then(family: str, tokenizer: FolderTokenizer) -> None:
     model = wrapped(family, NARROW, tokenizer)
     frames = [*film(6), *film(8, rows=3, columns=5)]
-    close(logits(model, NARROW, watched(model, NARROW, frames), below=4), logits(model, NARROW, watched(model, NARROW, frames[:8])))
+    close(
+        logits(model, NARROW, watched(model, NARROW, frames), below=4),
+        logits(model, NARROW, watched(model, NARROW, frames[:8])),
+    )
 
 
 @pytest.mark.parametrize("family", QWEN)
