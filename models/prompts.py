@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from connectors.errors import ConfigError
 
-__all__ = ["PromptTemplate"]
+__all__ = ["QWEN_CHAT", "PromptTemplate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,3 +36,10 @@ class PromptTemplate:
             raise ConfigError(f"a multiple-choice question has {len(options)} options; give 2 to 26")
         listed = "\n".join(f"({letter}) {text}" for letter, text in zip(string.ascii_uppercase, options, strict=False))
         return f"{self.after_video}Question: {question}\nOptions:\n{listed}\n{self.instruction}{self.suffix}{self.letter_lead}"
+
+
+QWEN_CHAT = PromptTemplate(
+    prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    suffix="<|im_end|>\n<|im_start|>assistant\n",
+)
+"""The chat template of Qwen2, Qwen2-VL and Qwen2.5-VL, with a system turn of its own."""

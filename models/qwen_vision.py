@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.pixels import Color
+from models.uploads import upload
 
 __all__ = ["QwenVision", "cells"]
 
@@ -92,8 +93,9 @@ class QwenVision:
         Beside the embeddings of a token stands what Qwen3-VL adds behind its first J layers; J = 0 for the others.
         """
         weight = next(self.core.visual.parameters())
-        flat, grid_F3 = self.patches(frames_FPHW3.to(weight.device))
+        flat, grid_F3 = self.patches(upload(frames_FPHW3, weight.device))
         features = self.core.get_video_features(flat.to(weight.dtype), grid_F3, return_dict=True)
         levels = [features.pooler_output, *(getattr(features, "deepstack_features", None) or ())]
         tokens_nC = [level if isinstance(level, Tensor) else torch.cat(tuple(level)) for level in levels]
-        return torch.cat(tokens_nC, dim=-1).unflatten(0, (len(frames_FPHW3), -1))
+        wide_nC = torch.cat(tokens_nC, dim=-1)
+        return wide_nC.reshape(len(frames_FPHW3), -1, wide_nC.shape[-1])

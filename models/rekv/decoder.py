@@ -118,8 +118,8 @@ class TextDecoder:
         first J layers (Qwen3-VL's deepstack; zeros for words). ``keys_only``: nothing is wanted but what the session is handed;
         what is returned then is undefined.
         """
-        width: int = self.module.config.hidden_size  # type: ignore[union-attr, assignment]
-        embeds_nC, *deep_JnC = embeds_nC.split(width, dim=1)
+        module: Any = self.module
+        embeds_nC, *deep_JnC = torch.split(embeds_nC, module.config.hidden_size, dim=1)
         if type(self.module).__name__ in _PLAIN:
             return self._run_plain(embeds_nC, deep_JnC, session, keys_only)
         if deep_JnC:

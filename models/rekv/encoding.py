@@ -51,9 +51,9 @@ def encode_frames(
     """Append blocks to streams: ``features[i]``, F of [T, C], to ``streams[i]``; streams are different objects.
 
     T is what the stream's layout says, C the decoder's width, or a multiple of it: see :meth:`TextDecoder.run`. Features must
-    be finite. ``together`` takes the blocks of all streams of a call at once; without it each stream's ``blocks`` takes its own.
-    Returns the decoder's output per stream, [F T, C], if ``outputs``; otherwise empty tensors, and the last layer's attention,
-    of which nothing is kept, is left out.
+    be finite. ``together`` takes the blocks of all streams of a call at once; without it each stream's ``blocks`` takes its
+    own. Returns the decoder's output per stream, [F T, C], if ``outputs``; otherwise empty tensors, and the last layer's
+    attention, of which nothing is kept, is left out.
     """
     done = [0] * len(streams)
     collected: list[list[Tensor]] = [[] for _ in streams]
@@ -86,9 +86,10 @@ def encode_frames(
 
 
 def _frames_at_once(stream: StreamState, tokens: int, window: int) -> int:
-    """Return how many frames of so many tokens share one attention in a stream: what its buffer takes, but none across the filling of the window.
+    """Return how many frames of so many tokens share one attention in a stream.
 
-    Before that every query sees all keys before it, afterwards the last ones; in between each has an edge of its own.
+    As many as its buffer takes, but none across the filling of the window: before that every query sees all keys before it,
+    afterwards the last ones; in between each has an edge of its own.
     """
     spare = (stream.window.rows - window) // tokens
     if stream.tokens >= window - 1:

@@ -6,10 +6,11 @@ weights load the same (TimeChat-Online, StreamingVLM: Qwen2.5-VL; LiveCC: Qwen2-
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from models.pixels import CLIP_PIXELS, HALF_PIXELS, Color
-from models.prompts import PromptTemplate
+from models.prompts import QWEN_CHAT, PromptTemplate
 from models.rekv.layouts import Axes
 
 __all__ = ["FAMILIES", "Family", "VideoForm"]
@@ -45,13 +46,8 @@ _CHAT_START = "<|im_start|>system \nYou are a helpful assistant.<|im_end|><|im_s
 _CHAT_END = "<|im_end|><|im_start|>assistant\n"
 _CHAT = PromptTemplate(prefix=_CHAT_START, suffix=_CHAT_END)  # as ReKV's code has it for LLaVA-OneVision
 
-_QWEN_END = "<|im_end|>\n<|im_start|>assistant\n"
-_QWEN2 = PromptTemplate(
-    prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>",
-    after_video="<|vision_end|>",
-    suffix=_QWEN_END,
-)
-_QWEN3 = PromptTemplate(prefix="<|im_start|>user\n", after_video="", suffix=_QWEN_END)
+_QWEN2 = dataclasses.replace(QWEN_CHAT, prefix=QWEN_CHAT.prefix + "<|vision_start|>", after_video="<|vision_end|>")
+_QWEN3 = dataclasses.replace(QWEN_CHAT, prefix="<|im_start|>user\n", after_video="")
 
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ONE_VIDEO = VideoForm(axes="timeline")

@@ -55,6 +55,18 @@ _OLD_PHI = (
 )
 """Names of Phi-2 as it was published with code of its own → names of today."""
 
+_TEXT_OF = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3"}
+"""Models that see → the class of their text half. Of text all three axes of a position are the same, so the rotation is too."""
+
+_NOT_OF_TEXT = (
+    "vision_config",
+    "text_config",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+)
+
 Tensors = dict[str, Tensor]
 
 
@@ -126,7 +138,7 @@ def encoder_tensors(tensors: Mapping[str, Tensor], layers: int, *, head: bool) -
     queries, keys and values were one matrix. ``head``: with ``lm_head.*`` where it is there.
     """
     kept: Tensors = {}
-    for name, tensor in tensors.items():
+    for name, tensor in _text_tensors(tensors).items():
         for old, new in _OLD_PHI if name.startswith(("transformer.", "lm_head.ln", "lm_head.linear")) else ():
             name = name.replace(old, new)
         name = name.removeprefix("model.")
@@ -141,6 +153,30 @@ def encoder_tensors(tensors: Mapping[str, Tensor], layers: int, *, head: bool) -
         else:
             kept[name] = tensor
     return kept
+
+
+def _text_tensors(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the text half of a model that sees, under the names of a causal model; of other models all."""
+    return {
+        name.replace("model.language_model.", "model."): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(("visual.", "model.visual."))
+    }
+
+
+def _text_half(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the text half of a model that sees; older ones have one level only."""
+    text = dict(said.get("text_config") or said)
+    rope = dict(text.pop("rope_scaling", None) or text.pop("rope_parameters", None) or {})
+    rope.setdefault("rope_theta", text.pop("rope_theta", 1e6))
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    kept = {name: value for name, value in rope.items() if not name.startswith("mrope") and name != "type"}
+    own = {name: value for name, value in text.items() if name not in _NOT_OF_TEXT}
+    return own | {
+        "model_type": _TEXT_OF[said["model_type"]],
+        "rope_parameters": kept | {"rope_type": "default" if kind == "mrope" else kind},
+        "tie_word_embeddings": bool(said.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+    }
 
 
 def _vision_tensors(tensors: Mapping[str, Tensor], tower: nn.Module) -> Tensors:
@@ -226,6 +262,8 @@ def _load_part(folder: Path, config: VideoStreamingConfig, dtype: torch.dtype | 
     """Load one published model by the library, from tensors that were read and renamed here."""
     said, part = read_config(folder), folder.name
     said["model_type"] = _ENCODER_TYPES.get(said["model_type"], said["model_type"])
+    if part != "vision_tower" and said["model_type"] in _TEXT_OF:
+        said = _text_half(said)
     try:
         if part == "vision_tower":
             said = said.get("vision_config", said) | {"model_type": _VISION_TYPES.get(said["model_type"], said["model_type"])}
@@ -259,6 +297,8 @@ def fitting_tensors(part: str, settings: Any, tensors: Tensors, where: str) -> t
         tensors = _vision_tensors(tensors, shell)
     elif part == "streaming_encoder":
         tensors = encoder_tensors(tensors, settings.num_hidden_layers, head=False)
+    else:
+        tensors = _text_tensors(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     tied = {"lm_head.weight"} if getattr(settings, "tie_word_embeddings", False) else set()
     _check_names(tensors, shell.state_dict(), tied, f"{where}: ", "config.json and weights do not belong together")

@@ -20,7 +20,7 @@ from connectors import durable
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
 from models.file_headers import make_header, require_model
-from models.prompts import PromptTemplate
+from models.prompts import QWEN_CHAT, PromptTemplate
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
 from models.videostreaming.checkpoint import PROJECTORS, PUBLISHED, build_model, load_folder, load_tensors
 from models.videostreaming.config import VideoStreamingConfig
@@ -101,6 +101,11 @@ class VideoStreaming:
         return None if tower is None else int(tower.config.image_size)
 
 
+def _chat(language_model: Any) -> PromptTemplate:
+    """Return the chat form of an answering model whose folder says nothing of it."""
+    return QWEN_CHAT if str(language_model.config.model_type).startswith("qwen") else VICUNA
+
+
 def _ids(tokenizer: Tokenizer, text: str, *, start: bool = False) -> Tensor:
     return torch.tensor(tokenizer.encode(text, start=start), dtype=torch.long)
 
@@ -147,7 +152,7 @@ def load_model(
     if model.vision_tower is not None:
         tower = model.vision_tower.config
         check_grid((tower.image_size // tower.patch_size) ** 2 // 4, config.frame_summaries)
-    prompts = PromptTemplate(**json.loads(header["prompts"])) if "prompts" in header else VICUNA
+    prompts = PromptTemplate(**json.loads(header["prompts"])) if "prompts" in header else _chat(model.language_model)
     ready: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return VideoStreaming(
         model=ready,

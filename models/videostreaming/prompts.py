@@ -18,7 +18,7 @@ VICUNA = PromptTemplate(
     suffix=" ASSISTANT:",
     letter_lead=" Best option: (",
 )
-"""The chat form of Vicuna 1.5; the default of folders that bring no other."""
+"""The chat form of Vicuna 1.5; the default of folders that bring no other, unless their answering model is a Qwen."""
 
 
 def time_prompt(start_s: float, end_s: float, *, first: bool, parts: TimePrompt = "both") -> str:

@@ -124,7 +124,8 @@ class _JointWriter:
         slots, blocks = [self._slots[number] for number, _ in streams], [frames for _, frames in streams]
 
         def write(layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, means_NGD: Tensor) -> None:
-            numbers = self._bank.append_rows(layer, slots, blocks, *_whole(self._bank, keys_NGTD, values_NGTD), means_NGD)
+            keys_NGTD, values_NGTD = _whole(self._bank, keys_NGTD, values_NGTD)
+            numbers = self._bank.append_rows(layer, slots, blocks, keys_NGTD, values_NGTD, means_NGD)
             _require_room(self._bank, numbers)
 
         return write

@@ -172,9 +172,7 @@ class ReKVOperator(Operator):
     def _next_keep(self, stream: ReKVStream | None, time_us: int) -> int | None:
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self.options.sample_fps)
 
-    def _blocks(
-        self, row: int, stream_id: str, stream: ReKVStream, image: Image, time_us: int, sequence: int
-    ) -> list[_Job]:
+    def _blocks(self, row: int, stream_id: str, stream: ReKVStream, image: Image, time_us: int, sequence: int) -> list[_Job]:
         """Return the blocks that a frame completes. Of two frames that share one the first waits for the second."""
         vision = self._answering.model.frames
         if not isinstance(vision, QwenVision):
@@ -248,7 +246,7 @@ class ReKVOperator(Operator):
         elapsed_us = np.array([(job.frames[0][0], job.frames[-1][0]) for job in jobs], np.int64) - stream.first_time_us
         seconds = elapsed_us.mean(axis=1) / 1e6
         parts = [
-            video.block(tokens_TC, *job.image.shape[1:3], at_s)
+            video.block(tokens_TC, job.image.shape[1], job.image.shape[2], at_s)
             for job, tokens_TC, at_s in zip(jobs, features, seconds.tolist(), strict=True)
         ]
         layout = video.layout(VideoNumbers(stream.times))

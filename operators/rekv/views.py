@@ -89,10 +89,12 @@ class FramesOfStreams:
             )
         else:
             row = answer_row(question, result.status, REASONS.get(result.status))
-        newest_W = view.times.at(np.array([view.blocks.below - 1]))[0] if len(view.blocks) else None
-        row["as_of"] = None if newest_W is None else int(newest_W[0])
-        has_pairs = view.asked.numbers is not None and newest_W is not None
-        row["frames_seen"] = int(newest_W[self._frames]) if has_pairs else result.frames_seen
+        row["frames_seen"], row["as_of"] = result.frames_seen, None
+        if len(view.blocks):
+            newest = view.times.at(np.array([view.blocks.below - 1]))[0].tolist()
+            row["as_of"] = newest[0]
+            if view.asked.numbers is not None:
+                row["frames_seen"] = newest[self._frames]
         if result.status == "ok":
             row["retrieved"] = [_retrieved(view.times, *layer) for layer in result.retrieved]
             row["context_truncated"] = result.context_truncated

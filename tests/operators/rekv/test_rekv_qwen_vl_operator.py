@@ -1,5 +1,6 @@
 """The operator with Qwen-VL: pairs of frames of any size, questions between them, restarts in the middle of a pair."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from qwen_models import QWEN, model_folder
 from rekv_streams import STEP_US, frames, interleaved, operator, question, questions, rows_of
 
 from connectors.errors import ConfigError
+from models.rekv import loaders
+from models.rekv.checkpoint import load_checkpoint
 from operators.questions import Question
 from operators.rekv.policies import BlockFloat, Policy, Scissorhands
 from operators.rekv.weights import load_file_answering
@@ -25,6 +28,17 @@ WITH_WORDS = SIZES | {"window_tokens": 64, "retrieve_frames": 3, "frames_per_str
 def qwen_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return a tiny checkpoint folder of each family."""
     return {family: model_folder(tmp_path_factory.mktemp(family), family) for family in QWEN}
+
+
+@pytest.fixture(autouse=True)
+def _weights_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They never change, and the tests make many operators."""
+    monkeypatch.setattr(loaders, "load_checkpoint", _read)
+
+
+@cache
+def _read(path: Path, **given: Any) -> Any:
+    return load_checkpoint(path, **given)
 
 
 def made(folders: dict[str, str], family: str = "qwen2_5_vl", **options: Any) -> Any:
