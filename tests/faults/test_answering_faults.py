@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from answering_faults_workload import OWN, QUESTIONS, pipeline, write_films
 from engine_workload import run_here, run_process
+from qwen_models import model_folder
 
 from connectors.sinks.read import read_committed
 
@@ -36,6 +37,8 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Return a pipeline of each method over the same films, for a folder of a run."""
     folder = tmp_path_factory.mktemp("films")
     write_films(folder)
+    if request.param == "rekv_qwen_vl":
+        model_folder(folder / "qwen", "qwen2_5_vl")
     return partial(pipeline, request.param, folder)
 
 

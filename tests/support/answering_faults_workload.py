@@ -98,14 +98,24 @@ OWN: dict[str, dict[str, Any]] = {
         "batch_clips": 1,
         "include_open": True,
     },
+    # Kills fall between the two frames of a block.
+    "rekv_qwen_vl": {
+        "type": "answering_faults_workload:KilledReKV",
+        "sample_fps": 1,
+        "frame_tokens": 4,
+        "window_tokens": 24,
+        "retrieve_frames": 4,
+    },
 }
 
 
 def pipeline(method: str, folder: Path, run: Path, **options: Any) -> dict[str, Any]:
     """Return the pipeline of a method. ``batch_*`` 1: the same bits however rows are cut into batches."""
     columns = {"question_id": "string", "question": "string", "at": "timestamp[us, UTC]", "max_tokens": "int32"}
+    weights = {"checkpoint": str(folder / "qwen")} if method == "rekv_qwen_vl" else {}
     watch = {
         **OWN[method],
+        **weights,
         "input": "films",
         "control": "questions",
         "align_s": 1,
