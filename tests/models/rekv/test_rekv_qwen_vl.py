@@ -33,6 +33,8 @@ from models.tokenizers import FolderTokenizer
 WIDE = ReKVConfig(window_tokens=400, retrieve_frames=8)
 NARROW = ReKVConfig(window_tokens=70, retrieve_frames=2)
 COLOR = "what color is this"
+FEW = [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen2_5_vl", "qwen3_vl"]
+ONE = [*(pytest.param(family, marks=pytest.mark.slow) for family in QWEN[:2]), "qwen3_vl"]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +74,8 @@ def test_a_bank_that_holds_everything_gives_the_logits_of_the_stock_model(family
         close(got, stock(**inputs).logits[0, -len(got) :])
 
 
-@pytest.mark.parametrize("family", QWEN)
-@pytest.mark.parametrize("config", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("config", [pytest.param(WIDE, id="wide", marks=pytest.mark.slow), pytest.param(NARROW, id="narrow")])
 def test_streaming_gives_the_blocks_of_one_call(family: str, config: ReKVConfig, tokenizer: FolderTokenizer) -> None:
     """With frames that change their size, and a window that is left behind."""
     model = wrapped(family, config, tokenizer)
@@ -87,7 +89,7 @@ def test_streaming_gives_the_blocks_of_one_call(family: str, config: ReKVConfig,
     close(logits(model, config, whole), logits(model, config, stepwise))
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", FEW)
 def test_frames_of_other_sizes_equal_the_stock_model_with_their_places(family: str, tokenizer: FolderTokenizer) -> None:
     model = wrapped(family, WIDE, tokenizer)
     stock = qwen_model(family)
@@ -117,7 +119,7 @@ def test_frames_of_other_sizes_equal_the_stock_model_with_their_places(family: s
     close(logits(model, WIDE, stream), stock.lm_head(hidden[0, -len(prompt) :]))
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", ONE)
 def test_positions_moved_by_a_constant_give_the_same_answer(family: str, tokenizer: FolderTokenizer) -> None:
     """The whole context, prefix and text with it."""
     model = wrapped(family, WIDE, tokenizer)
@@ -141,7 +143,7 @@ def test_retrieved_blocks_follow_each_other_or_keep_the_time_between_them(tokeni
     assert laid.positions_AM.tolist() == [list(range(3, 63))]
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", ONE)
 def test_a_question_about_a_past_time_is_answered_as_if_asked_then(family: str, tokenizer: FolderTokenizer) -> None:
     model = wrapped(family, NARROW, tokenizer)
     frames = [*film(6), *film(8, rows=3, columns=5)]
@@ -151,7 +153,7 @@ def test_a_question_about_a_past_time_is_answered_as_if_asked_then(family: str, 
     )
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", ONE)
 def test_a_window_is_made_of_the_blocks_bit_for_bit(family: str, tokenizer: FolderTokenizer) -> None:
     model = wrapped(family, NARROW, tokenizer)
     frames = [*film(6), *film(8, rows=3, columns=5)]
@@ -165,7 +167,7 @@ def test_a_window_is_made_of_the_blocks_bit_for_bit(family: str, tokenizer: Fold
     assert (again.tokens, again.window.base) == (stream.tokens, stream.tokens - last)
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", ONE)
 def test_half_precision_is_near(family: str, tokenizer: FolderTokenizer) -> None:
     wide = logits(wrapped(family, WIDE, tokenizer), WIDE, watched(wrapped(family, WIDE, tokenizer), WIDE, film(6)))
     half = wrapped(family, WIDE, tokenizer, model=qwen_model(family).to(torch.bfloat16))

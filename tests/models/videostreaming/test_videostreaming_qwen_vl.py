@@ -14,7 +14,7 @@ from models.prompts import QWEN_CHAT
 from models.videostreaming.loaders import load_model
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", [QWEN[0], pytest.param(QWEN[1], marks=pytest.mark.slow), QWEN[2]])
 def test_a_checkpoint_that_sees_answers_and_encodes_with_its_text_half(family: str, tmp_path: Path) -> None:
     publish(tmp_path, projectors=False)
     for part in ("language_model", "streaming_encoder"):

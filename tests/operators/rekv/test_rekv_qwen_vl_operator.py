@@ -20,6 +20,7 @@ from pipelines.testing._compare import clone_state, state_difference
 from pipelines.testing.conformance import check_operator
 
 COLOR = "what color is this"
+FEW = [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen2_5_vl", "qwen3_vl"]
 SIZES: dict[str, Any] = {"frame_tokens": 4, "window_tokens": 24, "retrieve_frames": 4, "frames_per_stream": 16}
 WITH_WORDS = SIZES | {"window_tokens": 64, "retrieve_frames": 3, "frames_per_stream": 44}
 
@@ -93,7 +94,7 @@ def test_a_pair_is_a_block_and_a_frame_of_another_size_begins_a_new_one(qwen_fol
     assert [f["sequence"] for f in answer(single, question("a", COLOR))[0]["retrieved"][0]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", FEW)
 def test_a_past_time_and_times_moved_by_a_constant(family: str, qwen_folders: dict[str, str]) -> None:
     one, then, late = (made(qwen_folders, family) for _ in range(3))
     one.process(sized(14))
@@ -110,8 +111,10 @@ def test_a_past_time_and_times_moved_by_a_constant(family: str, qwen_folders: di
     assert kept[0] == kept[1]
 
 
-@pytest.mark.parametrize("family", QWEN)
-@pytest.mark.parametrize("policy", [None, BlockFloat()], ids=["plain", "four_bits"])
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize(
+    "policy", [pytest.param(None, id="plain"), pytest.param(BlockFloat(), id="four_bits", marks=pytest.mark.slow)]
+)
 def test_a_run_goes_on_from_the_middle_of_a_pair(family: str, policy: Policy | None, qwen_folders: dict[str, str]) -> None:
     """From a full snapshot with an increment laid over it, to the last bit of all that is kept."""
     first, second = (made(qwen_folders, family, policy=policy) for _ in range(2))
