@@ -61,7 +61,8 @@ def sized(count: int, start: int = 0, **more: Any) -> pa.RecordBatch:
     return frames(interleaved("a", count, start=start), images=pictures(20)[start : start + count], **more)
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=() if f == "qwen2_5_vl" else pytest.mark.slow) for f in QWEN])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", QWEN)
 def test_rekv_conforms_with_qwen_vl(family: str, qwen_folders: dict[str, str]) -> None:
     rows = [question(s, COLOR, time_us=n * STEP_US, at_us=at) for n, at in ((3, 5 * STEP_US), (5, None)) for s in "ab"]
     bad = frames([("a", 0), ("a", 0)], images=[None, np.zeros((16, 0, 3), np.uint8)])
