@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.compiled import bucketed
 from models.mamba.attention import Attention
 from models.mamba.model import Detections, Mamba, PaddedDetections
 from models.mamba.rpn import Proposals
@@ -112,6 +113,7 @@ class StreamDetector:
         # Channels last: a quarter less time in the convolutions of a CPU, and what tensor cores want.
         self._dtype = network_dtype(options) or next(model.parameters()).dtype
         self.model: Mamba = model.to(device, self._dtype).to(memory_format=torch.channels_last).eval()
+        self._compiled = bucketed(self.model.encode, device) if options.compile else None
         self.options = options
         self.device = device
         self._cells = cells
@@ -220,7 +222,8 @@ class StreamDetector:
     @torch.inference_mode()
     def look(self, pixels_BCHW: Tensor, sizes_B2: Tensor) -> Frames:
         """Run what needs no memory on frames of one padded size."""
-        map_BCHW = self.model.encode(pixels_BCHW.to(self._dtype, memory_format=torch.channels_last))
+        encode = self._compiled or self.model.encode
+        map_BCHW = encode(pixels_BCHW.to(self._dtype, memory_format=torch.channels_last))
         if self._pixel is not None and self.model.config.pixel_position == "neck":
             map_BCHW = self.model.neck(map_BCHW)
         frames = Frames(sizes_B2, map_BCHW, None, None, _finite(map_BCHW))
