@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 _SHARED = {
-    *("__init__", "__main__", "claims", "film_models", "kafka_soak_rows", "kafka_soak_run", "keyed_stream_bytewax", "machine"),
-    *("memprompttss_claspy", "memprompttss_released", "tables", "training_hashes_run"),
+    *("__init__", "__main__", "claims", "film_confidence", "film_models", "kafka_soak_rows", "kafka_soak_run"),
+    *("keyed_stream_bytewax", "machine", "memprompttss_claspy", "memprompttss_released", "tables", "training_hashes_run"),
 }
 _CANNOT_RUN = 2
 """Status of a benchmark that lacks what it measures, such as a GPU; it has said so."""

@@ -276,7 +276,8 @@ def _load_part(folder: Path, config: VideoStreamingConfig, dtype: torch.dtype | 
             settings = shortened(settings, config.encoder_layers, folder)
         own, tensors = fitting_tensors(part, settings, read_tensors(folder), str(folder))
         with quiet():
-            model: Any = own.from_pretrained(None, config=settings, state_dict=tensors, dtype=dtype or _common_dtype(tensors))
+            kept = _kept_dtype(settings.model_type, dtype or _common_dtype(tensors))
+            model: Any = own.from_pretrained(None, config=settings, state_dict=tensors, dtype=kept)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointMismatch):
             raise
@@ -339,6 +340,11 @@ def _encoder_head(folder: Path, encoder: Any) -> nn.Linear:
     head = nn.Linear(weight.shape[1], weight.shape[0], bias="lm_head.bias" in tensors, dtype=weight.dtype)
     head.load_state_dict({"weight": weight} | ({"bias": tensors["lm_head.bias"]} if "lm_head.bias" in tensors else {}))
     return head
+
+
+def _kept_dtype(model_type: str, dtype: torch.dtype) -> torch.dtype:
+    """Return bfloat16 for a float16 Phi, which is how Phi-2 is published: attention scores of some layers overflow float16."""
+    return torch.bfloat16 if model_type == "phi" and dtype == torch.float16 else dtype
 
 
 def _common_dtype(tensors: Tensors) -> torch.dtype:

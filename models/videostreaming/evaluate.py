@@ -1,7 +1,7 @@
 """How well a model answers about films it has not seen: by selection, from the newest memories, without memory, from frames.
 
-All get the same number of video tokens. ``uniform`` is the way without memories: single frames spread over the film, each
-encoded as a clip of its own is not what it sees; the answering model gets their projected tokens.
+All get the same number of video tokens. ``uniform`` is the way without a memory of the whole film: as many clips as are
+selected otherwise, spread evenly, each encoded for itself.
 """
 
 # F frames, T frames of a clip, N tokens per frame, K clips, C width
@@ -22,10 +22,13 @@ from models.videostreaming.encoding import Clip, EncodedClip, encode_clips, enco
 from models.videostreaming.loaders import VideoStreaming
 from models.videostreaming.selection import similarities, stored_indicator, top_clips
 
-__all__ = ["MODES", "FilmQuality", "encode_film", "film_features", "film_quality", "select"]
+__all__ = ["GAPS", "MODES", "FilmQuality", "ask_film", "encode_film", "film_features", "film_quality", "select"]
 
 MODES = ("memory", "no_propagation", "last", "uniform", "blind")
 """Selected memories; the same of clips that see nothing of the past; the newest ones; clips spread evenly; none."""
+
+GAPS = {"none before": range(0), "0-2 clips": range(3), "3-10 clips": range(3, 11), "over 10 clips": range(11, 10**6)}
+"""How many clips lie between an event and the one before it, that of its end and that of the other's beginning not counted."""
 
 _MAX_NEW_TOKENS = 8
 _FRAMES_AT_ONCE = 128
@@ -43,6 +46,10 @@ class FilmQuality:
     """Per mode that selects: share of questions that selected a clip which shows the event asked about."""
     guess: float
     """Share of right answers if to every kind of question the commonest of its right answers was given."""
+    before_guess: float
+    """The same of questions about what came before."""
+    before_by_gap: dict[str, dict[str, float]]
+    """What came before: share of right answers per mode, by the clips between the two events; ``GAPS``."""
 
 
 def film_features(ready: VideoStreaming, film: Film) -> Tensor:
@@ -78,11 +85,18 @@ def select(ready: VideoStreaming, encoded: Sequence[EncodedClip], texts: Sequenc
     return found
 
 
+def ask_film(ready: VideoStreaming, film: Film, texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Return what the model answers to questions at the end of a film, and how sure it is."""
+    encoded = encode_film(ready, film_features(ready, film))
+    return _answers(ready, encoded, [places for places, _ in select(ready, encoded, texts)], texts)
+
+
 def film_quality(ready: VideoStreaming, films: Iterable[Film], modes: Sequence[str] = MODES) -> FilmQuality:
     """Ask every question about every film in every mode."""
     right: dict[tuple[str, str], list[bool]] = {}
     found: dict[str, list[bool]] = {}
     wanted: dict[str, Counter[str]] = {}
+    by_gap: dict[tuple[str, str], list[bool]] = {}
     for film in films:
         rng = np.random.default_rng([film.seed, 3])
         asked = [*questions(film, rng), *order_questions(film, rng)]
@@ -99,18 +113,25 @@ def film_quality(ready: VideoStreaming, films: Iterable[Film], modes: Sequence[s
             fixed = {"last": list(range(length - count, length)), "uniform": spread, "blind": []}
             chosen = [fixed[mode]] * len(asked) if mode in fixed else [places for places, _ in select(ready, encoded, texts)]
             answers = _answers(ready, encoded, chosen, texts)
-            for one, said, places in zip(asked, answers, chosen, strict=True):
+            for one, (said, _), places in zip(asked, answers, chosen, strict=True):
                 right.setdefault((mode, one.kind), []).append(said == one.answer)
                 found.setdefault(mode, []).append(_shows(one, places, ready.config.frames_per_clip))
+                if one.kind == "before":
+                    by_gap.setdefault((_gap(film, one, ready.config.frames_per_clip), mode), []).append(said == one.answer)
     kinds = sorted({kind for _, kind in right})
     plain = [kind for kind in kinds if kind != "before"]
-    total = sum(sum(answers.values()) for kind, answers in wanted.items() if kind in plain)
+    every = {kind: sum(answers.values()) for kind, answers in wanted.items()}
+    commonest = {kind: max(answers.values()) for kind, answers in wanted.items()}
     return FilmQuality(
         questions=len(next(iter(found.values()))),
         accuracy={mode: float(np.mean([x for kind in plain for x in right[mode, kind]])) for mode in modes},
         accuracy_by_kind={kind: {mode: float(np.mean(right[mode, kind])) for mode in modes} for kind in kinds},
         recall={mode: float(np.mean(found[mode])) for mode in modes},
-        guess=sum(max(answers.values()) for kind, answers in wanted.items() if kind in plain) / total,
+        guess=sum(commonest[kind] for kind in plain) / sum(every[kind] for kind in plain),
+        before_guess=commonest["before"] / every["before"],
+        before_by_gap={
+            gap: {mode: float(np.mean(by_gap[gap, mode])) for mode in modes} for gap in GAPS if (gap, modes[0]) in by_gap
+        },
     )
 
 
@@ -119,13 +140,23 @@ def _shows(asked: FilmQuestion, places: Sequence[int], frames: int) -> bool:
     return any(asked.event.start < (k + 1) * frames and asked.event.stop > k * frames for k in places)
 
 
+def _gap(film: Film, asked: FilmQuestion, frames: int) -> str:
+    """Return which of ``GAPS`` lies before an event."""
+    place = film.events.index(asked.event)
+    if not place:
+        return "none before"
+    between = asked.event.start // frames - (film.events[place - 1].stop - 1) // frames - 1
+    return next(gap for gap, clips in GAPS.items() if max(between, 0) in clips)
+
+
 def _answers(
     ready: VideoStreaming, encoded: Sequence[EncodedClip], chosen: Sequence[Sequence[int]], texts: Sequence[str]
-) -> list[str]:
+) -> list[tuple[str, float]]:
+    """Return what is answered to each question from the chosen clips, and how sure the model is."""
     frames, prefix = ready.config.frames_per_clip, ready.prefix_ids()
     prompts = []
     for places, text in zip(chosen, texts, strict=True):
         shown = [Shown(ready.shown_ids(k * frames, (k + 1) * frames), encoded[k].memory_MD) for k in places]
         prompts.append(Prompt(prefix, shown, ready.prompt_ids(text)))
-    tokens, _ = answer_prompts(ready.model, prompts, [_MAX_NEW_TOKENS] * len(texts), ready.end_tokens)
-    return [ready.tokenizer.decode(said) for said in tokens]
+    tokens, confidences = answer_prompts(ready.model, prompts, [_MAX_NEW_TOKENS] * len(texts), ready.end_tokens)
+    return [(ready.tokenizer.decode(said), sure) for said, sure in zip(tokens, confidences, strict=True)]

@@ -1,6 +1,7 @@
 """What a memory depends on and what not: causality, propagation, batches, short clips, the prefix mask, settings."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from videostreaming_models import CONFIG, PHI, TOKENS, encoded, features, ids, t
 from connectors.errors import ConfigError
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.encoding import Clip, encode_clips, encode_questions, prefix_hidden
+from models.videostreaming.prompts import clip_time_text, time_prompt
 from models.videostreaming.tokens import check_grid, merge_patches, pool_summaries
 
 
@@ -95,6 +97,12 @@ def test_text_of_the_prefix_task_gets_the_clip_through_the_summaries_only() -> N
     for handle in handles:
         handle.remove()
     torch.testing.assert_close(held[:, -5:], first[:, -5:], atol=1e-5, rtol=0)
+
+
+def test_times_of_days_only_get_longer_by_their_digits() -> None:
+    first, later = (re.sub(r"\d+\.\d", "T", time_prompt(at, at + 8, first=False)) for at in (8.0, 1e6))
+    assert first == later and "1000000.0 to 1000008.0 seconds" in time_prompt(1e6, 1e6 + 8, first=False)
+    assert clip_time_text(1e6, 1e6 + 8) == "clip 1000000.0-1000008.0 s"
 
 
 def test_learned_summaries_take_the_place_of_pooled_ones() -> None:

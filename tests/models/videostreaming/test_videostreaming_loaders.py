@@ -109,6 +109,16 @@ def test_other_decoders_fit_by_their_config(tmp_path: Path) -> None:
     assert type(ready.model.streaming_encoder).__name__ == "Qwen2Model" and looks(ready).isfinite().all()
 
 
+def test_a_phi_in_float16_as_published_is_kept_in_bfloat16_and_the_rest_as_it_is(tmp_path: Path) -> None:
+    publish(tmp_path)
+    for part in ("streaming_encoder", "language_model"):
+        file = tmp_path / part / "model.safetensors"
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    ready = load_model(tmp_path, **SETTINGS)
+    assert ready.model.dtype == torch.bfloat16 and looks(ready).dtype == torch.bfloat16
+    assert ready.model.language_model.get_input_embeddings().weight.dtype == torch.float16
+
+
 def test_a_folder_without_projectors_is_for_training_only(tmp_path: Path) -> None:
     publish(tmp_path, projectors=False)
     with pytest.raises(CheckpointMismatch, match="train them"):

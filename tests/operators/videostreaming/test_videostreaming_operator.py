@@ -191,6 +191,35 @@ def test_frames_of_other_sizes_and_corrupt_ones_do_not_disturb_a_clip(tiny_video
     assert [row["status"] for row in late] == ["late", "duplicate"]
 
 
+def test_a_frame_whose_features_are_not_finite_is_skipped(tiny_videostreaming: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = operator(tiny_videostreaming)
+    see = type(made._answering.ready.model).frame_tokens
+
+    def broken(model: Any, frames_FHW3: torch.Tensor) -> torch.Tensor:
+        found = see(model, frames_FHW3)
+        return found * torch.nan if torch.equal(frames_FHW3[0], torch.from_numpy(image("a", 2))) else found
+
+    monkeypatch.setattr(type(made._answering.ready.model), "frame_tokens", broken)
+    rows = rows_of(made.process(frames(interleaved("a", CLIP + 1))))
+    assert [(row["sequence"], row["status"]) for row in rows] == [(2, "rejected_corrupt")] and "not finite" in rows[0]["error"]
+    assert made.metrics()["frames"] == CLIP and made.metrics()["clips"] == 1
+
+
+@pytest.mark.parametrize("clips", [4, 40, 400])
+def test_an_answer_reads_equally_many_video_tokens_whatever_the_length(clips: int, tiny_videostreaming: str) -> None:
+    made = operator(tiny_videostreaming, clips_per_stream=400, max_streams=1)
+    width, generator = made._answering.ready.model.width, torch.Generator().manual_seed(clips)
+    made.process(frames(interleaved("a", 1)))  # so that the stream is there
+    bank = made._encoding.bank
+    for k in range(clips):
+        memory = torch.randn(1, 1, 1, CLIP, width, generator=generator)
+        indicator = torch.nn.functional.normalize(torch.randn(1, 1, 1, width, generator=generator), dim=-1)
+        bank.append([0], memory, memory, indicator, {"facts": torch.tensor([[[k, k + 1, CLIP]]])})
+    with bank.reader(0) as reader:
+        (found,) = made._answering([answering_module.ClipQuestion(COLOR, 1)], [reader])
+    assert (found.video_tokens, len(found.chosen), reader.below) == (2 * CLIP, 2, clips)
+
+
 def test_a_clip_whose_memory_is_not_finite_cannot_be_selected(
     tiny_videostreaming: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
