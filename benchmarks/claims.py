@@ -243,7 +243,9 @@ def _videostreaming_gain(r: Result) -> str:
 def _propagation(r: Result) -> str:
     sets = _videostreaming_sets(r)
     carried, cut = (_mean(one["accuracy_by_kind"]["before"][way] for one in sets) for way in ("memory", "no_propagation"))
-    return f"{_percent(carried)} right with it, {_percent(cut)} without"
+    wanted = r["wanted"]["before_by_propagation"]
+    goal = "reached" if carried >= cut + wanted else "missed"
+    return f"{_percent(carried)} right with it, {_percent(cut)} without; the goal of {100 * wanted:.0f} points more is {goal}"
 
 
 def _videostreaming_speed(r: Result) -> str:

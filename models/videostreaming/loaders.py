@@ -48,8 +48,8 @@ SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensor
 SMALL_MATCHER = SMALL_WEIGHTS.with_name("standing.safetensors")
 """Tells when what a standing question asks about is there; trained beside ``SMALL_WEIGHTS``."""
 
-SMALL_UNSURE_BELOW = 0.0
-"""Of ``SMALL_WEIGHTS``."""
+SMALL_UNSURE_BELOW = 0.65
+"""Of ``SMALL_WEIGHTS``, calibrated on films by ``benchmarks.videostreaming_confidence``."""
 
 SETTINGS_FILE = "videostreaming.json"
 """In a folder: what of the settings and prompts differs from the defaults."""

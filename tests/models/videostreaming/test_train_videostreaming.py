@@ -14,7 +14,7 @@ from videostreaming_models import publish
 from connectors.errors import ConfigError
 from models.film_training import render_pool
 from models.films import COLORS, NOTHING, SHAPES, SIDE, make_film, order_questions, questions, write_mp4
-from models.videostreaming.evaluate import film_quality
+from models.videostreaming.evaluate import GAPS, film_quality
 from models.videostreaming.loaders import VideoStreaming, load_model, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
 from models.videostreaming.recipe import _World, film_tokenizer
@@ -179,4 +179,5 @@ def test_quality_is_measured_in_every_mode(ready: VideoStreaming) -> None:
     quality = film_quality(ready, [film])
     assert quality.questions == 2 * 5 and set(quality.accuracy_by_kind) == {"before", "color", "count", "shape", "when"}
     assert set(quality.accuracy) == set(quality.recall) == {"memory", "no_propagation", "last", "uniform", "blind"}
-    assert quality.recall["blind"] == 0 and 0 <= quality.guess <= 1
+    assert quality.recall["blind"] == 0 and 0 <= quality.guess <= 1 and quality.before_guess == 0.5
+    assert "none before" in quality.before_by_gap and set(quality.before_by_gap) <= set(GAPS)
