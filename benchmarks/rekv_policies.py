@@ -21,10 +21,12 @@ import torch
 from benchmarks import machine
 from models.films import make_film, questions
 from models.rekv.small import SMALL_WEIGHTS
+from operators.block_rows import BlockRows
 from operators.rekv import ReKVOptions
 from operators.rekv.answering import BlockQuestion
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissorhands, ThinK
+from operators.rekv.streams import VideoNumbers
 from operators.rekv.weights import load_answering
 
 FRAMES, FIRST_FILM, AT_ONCE, MAX_NEW_TOKENS = 600, 4000, 100, 8
@@ -53,7 +55,7 @@ def measure(policy: Policy | None, film_seeds: range, length: int = FRAMES, weig
             film = make_film(seed, length=length)
             asked = questions(film, np.random.default_rng([seed, 3]))
             encoding.open(0, seed)
-            stream = encoding.make(0)
+            stream = encoding.make(0, VideoNumbers(BlockRows(length, width=0)))
             for start in range(0, length, AT_ONCE):
                 features = encoding.features(list(film.frames(start, min(start + AT_ONCE, length))))
                 began = time.thread_time()

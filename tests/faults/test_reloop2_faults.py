@@ -100,6 +100,7 @@ def test_the_memory_changes_predictions_so_that_a_lost_label_would_show(folder: 
     assert changed > 0.9 * ROWS
 
 
+@pytest.mark.slow  # conformance moves streams between shards
 def test_one_shard_stopped_and_resumed_with_three_gives_the_same_memories_of_streams(folder: Path, tmp_path: Path) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run_here(pipeline(folder, whole, "per key"))

@@ -22,7 +22,11 @@ pytestmark = pytest.mark.skipif(not any(CLIPS.glob("*.mp4")), reason=f"no real c
     ("operator", "options"),
     [
         ("null", {"max_batch": 64}),
-        ("mamba", {"checkpoint": str(WEIGHTS), "max_length": 200, "key_length": 50, "write_topk": 12, "max_streams": 8}),
+        pytest.param(
+            "mamba",
+            {"checkpoint": str(WEIGHTS), "max_length": 200, "key_length": 50, "write_topk": 12, "max_streams": 8},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_clips_replayed_at_once_give_a_row_per_frame_at_the_container_time(

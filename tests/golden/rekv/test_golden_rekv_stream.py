@@ -50,7 +50,7 @@ def test_recorded_stream_and_questions_are_reproduced(path: Path, tmp_path: Path
         for layer in range(decoder.layers):
             wanted = io[f"e{i}.retrieved"][layer]
             assert context.frames[layer][0].tolist() == wanted[wanted >= 0].tolist(), f"e{i} layer {layer}"
-            assert context.length(layer, 0) == int(io[f"e{i}.retrieved_len"][layer])
+            assert context.lengths[layer][0] == int(io[f"e{i}.retrieved_len"][layer])
             if f"e{i}.similarity" in io:
                 assert_close(context.scores[layer][0], io[f"e{i}.similarity"][layer], f"e{i} scores of layer {layer}")
         if external is not None:  # given frames need no retrieval pass; the question reads the same context as a text

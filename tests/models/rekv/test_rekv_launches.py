@@ -31,6 +31,9 @@ class Slots:
         return lambda layer, *rows: self.bank.append_rows(layer, slots, blocks, *rows)
 
 
+DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16, id="bfloat16", marks=pytest.mark.slow)]
+
+
 def on_the_device(dtype: torch.dtype, streams: int, config: ReKVConfig) -> tuple[TextDecoder, Slots, list[StreamState]]:
     module, head = (part.to(device=DEVICE, dtype=dtype) for part in text_model(layers=LAYERS))
     decoder = TextDecoder.of(module, head, config)
@@ -45,7 +48,7 @@ def require(launches: Launches, kernels: float, bound: float) -> None:
     assert not waiting, waiting
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("streams", "frames", "window"), [(1, 16, 400), (16, 1, 40)], ids=["one stream", "16 streams"])
 def test_encoding_16_frames_takes_at_most_20_kernels_per_frame_and_layer(
     dtype: torch.dtype, streams: int, frames: int, window: int
@@ -60,7 +63,7 @@ def test_encoding_16_frames_takes_at_most_20_kernels_per_frame_and_layer(
             require(launches, launches.kernels / FRAMES / LAYERS, 20)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_an_answer_takes_at_most_25_kernels_per_layer_and_token(dtype: torch.dtype) -> None:
     with on_device() as launches, torch.inference_mode():
         decoder, slots, (stream,) = on_the_device(dtype, 1, WIDE)
