@@ -254,8 +254,6 @@ def _videostreaming_speed(r: Result) -> str:
         f"{1e3 * first['clip_s']:.1f} and {1e3 * last['clip_s']:.1f} ms a clip, {1e3 * first['answer_s']:.1f} and "
         f"{1e3 * last['answer_s']:.1f} ms an answer"
     )
-    if "compared" not in r:  # of the benchmark before it ran both ways
-        return costs
     shortest = min(row["hours"] for row in r["compared"])
     compared = [row for row in r["compared"] if row["hours"] == shortest]
 

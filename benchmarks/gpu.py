@@ -18,7 +18,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from operators.banks.blocks.spec import BlockSpec
 from operators.base import Context
 from operators.mamba.config import MambaOptions
 from operators.mamba.operator import MambaOperator
+from operators.rekv.encoder import JointWriter, SlotWriter
 from operators.specvqgan.drawing import Drawing, Turn
 from operators.specvqgan.streams import FrameStream
 
@@ -164,24 +165,10 @@ def _streams(decoder: Any, shape: Shape, config: ReKVConfig, count: int) -> tupl
         blocks_per_stream=per_stream,
     )
     bank.open(list(range(count)), list(range(count)))
-    writer = _Together(bank)
     prefix = encode_prefix(decoder, torch.arange(PREFIX_TOKENS) % shape.vocabulary)
     grid = decoder.grid(shape.tokens)
-    return bank, [open_stream(decoder, config, prefix, grid, writer) for _ in range(count)], writer
-
-
-class _Together:
-    """Slot i of a bank is stream i."""
-
-    def __init__(self, bank: BlockBank) -> None:
-        self._bank = bank
-
-    def append(self, layer: int, *rows: torch.Tensor) -> None:
-        raise NotImplementedError("streams of one shape are written together")
-
-    def begin(self, streams: Sequence[tuple[int, int]]) -> Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]:
-        slots, blocks = [number for number, _ in streams], [count for _, count in streams]
-        return lambda layer, *rows: self._bank.append_rows(layer, slots, blocks, *rows) and None
+    streams = [open_stream(decoder, config, prefix, grid, SlotWriter(bank, slot, None)) for slot in range(count)]
+    return bank, streams, JointWriter(bank, list(range(count)))
 
 
 def flop_per_frame(shape: Shape, seen: int) -> float:

@@ -123,8 +123,7 @@ def run(
     with run_progress(live=live, quiet=quiet) as on_progress:
         result = pipeline.run(resume=resume, fresh=fresh, on_progress=on_progress)
     if not quiet:
-        folders = {sink.name: str(path) for sink in pipeline.spec.sinks if (path := getattr(sink.options, "path", None))}
-        click.echo(report_text(pipeline.spec.name, result.report, folders))
+        click.echo(report_text(pipeline.spec.name, result.report, pipeline.spec.folders))
     if strict and not result.report.all_ok:
         click.secho("not ok:", fg="red", bold=True, nl=False, err=True)
         click.echo(f" {problem_text(result.report)}", err=True)
@@ -265,8 +264,8 @@ def view(out: str, video: Path | None, output: Path | None) -> None:
     """
     from pipelines.file import load_spec
     from pipelines.registry import ready_pipelines
-    from pipelines.view import view as view_folder
-    from pipelines.view import view_pipeline
+    from pipelines.viewing.view import view as view_folder
+    from pipelines.viewing.view import view_pipeline
 
     if out.endswith((".yaml", ".yml")) or (out in ready_pipelines() and not Path(out).exists()):
         written = view_pipeline(load_spec(out), video=video, output=output)

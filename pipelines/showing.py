@@ -28,21 +28,17 @@ _FORMATS = {".parquet": "parquet", ".arrow": "ipc", ".jsonl": "json"}
 
 def result_text(spec: PipelineSpec, report: RunReport) -> str:
     """Return what is said at the end of a run."""
-    return report_text(spec.name, report, _folders(spec))
+    return report_text(spec.name, report, spec.folders)
 
 
 def result_html(spec: PipelineSpec, report: RunReport) -> str:
     """Return the same as HTML, with the first rows of each table. Reads no more than these rows."""
     parts = [f"<pre>{escape(result_text(spec, report))}</pre>"]
-    for name, folder in _folders(spec).items():
-        rows = _first_rows(Path(folder))
+    for name, folder in spec.folders.items():
+        rows = _first_rows(folder)
         if rows is not None:
             parts.append(f"<p><b>{escape(name)}</b>, the first rows</p>{_table(rows)}")
     return "\n".join(parts)
-
-
-def _folders(spec: PipelineSpec) -> dict[str, str]:
-    return {sink.name: str(path) for sink in spec.sinks if (path := getattr(sink.options, "path", None))}
 
 
 def _first_rows(folder: Path) -> pa.Table | None:

@@ -138,6 +138,11 @@ class PipelineSpec(RootKeys):
         """All nodes by name: sources, operators in topological order, sinks."""
         return {node.name: node for group in (self.sources, self.operators, self.sinks) for node in group}
 
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders that sinks write to, by the sinks' names."""
+        return {sink.name: Path(path) for sink in self.sinks if (path := getattr(sink.options, "path", None))}
+
     def awaits(self, source: SourceSpec) -> bool:
         """Return whether a run goes on for a source that has no end: unless it only controls operators, and does not stay.
 

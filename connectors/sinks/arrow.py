@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from connectors.errors import SinkError
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import Columns, check_columns
+from connectors.sinks.columns import ColumnOptions, Columns
 from connectors.sinks.staged import StagedFile, single_input
 from connectors.sinks.tables import RowBuffer, TableSink
 
@@ -28,20 +28,13 @@ _BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ArrowOptions:
+class ArrowOptions(ColumnOptions):
     """Options of the sink ``arrow``."""
 
     path: Path = option(REQUIRED, "Folder for the files.")
-    columns: list[str] | dict[str, str] | None = option(
-        None, "Columns to write, in this order: a list of names, or a mapping {column: name in the file}. Default: all."
-    )
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
     compression: Literal["zstd", "lz4", "none"] = option(
         "zstd", "Compression of the buffers; none lets readers map the file without a copy."
     )
-
-    def __post_init__(self) -> None:
-        check_columns(self.columns, self.exclude)
 
 
 class ArrowSink(TableSink):

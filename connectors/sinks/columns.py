@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from connectors.errors import ConfigError, SchemaError, nearest
+from connectors.options import option
 
-__all__ = ["Columns", "check_columns", "require_kept"]
+__all__ = ["ColumnOptions", "Columns", "require_kept"]
 
 
-def check_columns(columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str]) -> None:
-    """Raise ``ConfigError`` for what is wrong in itself, before any schema is known."""
-    if columns is None:
-        return
-    if exclude:
-        raise ConfigError(f"'columns' ({list(columns)}) and 'exclude' ({list(exclude)}) are both given; keep one of them")
-    if not columns:
-        raise ConfigError("'columns' is empty; name at least one column, or leave it out to keep all")
-    names = list(columns.values()) if isinstance(columns, Mapping) else list(columns)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"'columns' gives the name {twice[0]!r} to more than one column; names must differ")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnOptions:
+    """Options of every sink that writes columns."""
+
+    columns: list[str] | dict[str, str] | None = option(
+        None, "Columns to write, in this order: a list of names, or a mapping {column: name in what is written}. Default: all."
+    )
+    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
+
+    def __post_init__(self) -> None:
+        """Raise ``ConfigError`` for what is wrong in itself, before any schema is known."""
+        if self.columns is None:
+            return
+        if self.exclude:
+            raise ConfigError(
+                f"'columns' ({list(self.columns)}) and 'exclude' ({self.exclude}) are both given; keep one of them"
+            )
+        if not self.columns:
+            raise ConfigError("'columns' is empty; name at least one column, or leave it out to keep all")
+        names = self.written_names()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"'columns' gives the name {twice[0]!r} to more than one column; names must differ")
+
+    def written_names(self) -> list[str]:
+        """Return the names that ``columns`` gives; none where it is left out."""
+        return list(self.columns.values()) if isinstance(self.columns, dict) else list(self.columns or ())
 
 
 def require_kept(columns: Sequence[str] | Mapping[str, str] | None, exclude: Sequence[str], name: str) -> None:

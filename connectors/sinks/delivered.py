@@ -10,20 +10,36 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from connectors import faults
 from connectors.base import Shown, Staged, Tail
 from connectors.errors import ConfigError, SinkError
+from connectors.options import REQUIRED, option
+from connectors.sinks.columns import ColumnOptions
 from connectors.sinks.jsonl import JsonlSink
 from connectors.sinks.staged import STAGING, sha256_of, sink_error
 
-__all__ = ["DeliveringSink"]
+__all__ = ["DeliveringOptions", "DeliveringSink"]
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeliveringOptions(ColumnOptions):
+    """Options of every sink that hands rows over."""
+
+    path: Path = option(
+        REQUIRED, "Folder where rows wait for the commit of their epoch; on a cluster one that all machines share."
+    )
+    timeout_s: float = option(10.0, "How long the other side may take to answer.", unit="s", gt=0)
+    retry_s: float = option(
+        240.0, "How long rows are sent again where the other side is away or busy, before the run ends.", unit="s", ge=0
+    )
 
 
 class DeliveringSink(JsonlSink):

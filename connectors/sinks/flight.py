@@ -21,7 +21,7 @@ import pyarrow as pa
 from connectors.base import Shown, Sink, Staged, Tail
 from connectors.errors import ConfigError, SinkError
 from connectors.options import option
-from connectors.sinks.columns import Columns, check_columns, require_kept
+from connectors.sinks.columns import ColumnOptions, Columns, require_kept
 from connectors.sinks.flight_server import Channel, FlightServer
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ _ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FlightOptions:
-    """Options of the sink ``flight``."""
+class FlightOptions(ColumnOptions):
+    """Options of the sink ``flight``; columns are chosen of a single input only."""
 
     host: str = option("127.0.0.1", "Address to listen on. Off loopback both token and TLS are needed.")
     port: int = option(
@@ -47,13 +47,11 @@ class FlightOptions:
     tls_certificate: Path | None = option(None, "Certificate chain of the server, PEM.")
     tls_key: Path | None = option(None, "Its private key, PEM.")
     client_ca: Path | None = option(None, "Certificates, PEM: subscribers must bear one that these have signed (mutual TLS).")
-    columns: list[str] | None = option(None, "Columns to send, in this order; with a single input. Default: all.")
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
     queue_mib: float = option(64.0, "Rows that may wait for one subscriber; the oldest are dropped.", unit="MiB", gt=0)
     max_subscribers: int = option(32, "Subscriptions at the same time, per input; each takes a thread.", ge=1)
 
     def __post_init__(self) -> None:
-        check_columns(self.columns, self.exclude)
+        ColumnOptions.__post_init__(self)
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("'tls_certificate' and 'tls_key' belong together: give both, or neither")
         if self.client_ca is not None and self.tls_key is None:

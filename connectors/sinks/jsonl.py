@@ -13,7 +13,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import Columns, check_columns
+from connectors.sinks.columns import ColumnOptions, Columns
 from connectors.sinks.json_text import ALTERED, json_lines
 from connectors.sinks.staged import StagedFile, single_input
 from connectors.sinks.tables import RowBuffer, TableSink
@@ -27,17 +27,10 @@ _BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JsonlOptions:
+class JsonlOptions(ColumnOptions):
     """Options of the sink ``jsonl``."""
 
     path: Path = option(REQUIRED, "Folder for the files.")
-    columns: list[str] | dict[str, str] | None = option(
-        None, "Columns to write, in this order: a list of names, or a mapping {column: name in the file}. Default: all."
-    )
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
-
-    def __post_init__(self) -> None:
-        check_columns(self.columns, self.exclude)
 
 
 class JsonlSink(TableSink):

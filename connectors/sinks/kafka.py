@@ -28,7 +28,7 @@ from connectors.kafka.markers import Marker
 from connectors.kafka.messages import MessageFormat
 from connectors.kafka.transactions import HEADERS_KEY, TRANSACTION_S, Publisher
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import Columns, check_columns, require_kept
+from connectors.sinks.columns import ColumnOptions, Columns, require_kept
 from connectors.sinks.json_text import ALTERED
 from connectors.sinks.staged import FileSink, StagedFile, single_input, sink_error
 from connectors.sinks.tables import RowBuffer
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class KafkaSinkOptions(ConnectionOptions):
+class KafkaSinkOptions(ConnectionOptions, ColumnOptions):
     """Options of the sink ``kafka``."""
 
     topic: str = option(REQUIRED, "Topic to write to; it must exist.")
@@ -60,10 +60,6 @@ class KafkaSinkOptions(ConnectionOptions):
         "json",
         "What a message holds: json, one object per row; arrow, an Arrow IPC stream of up to 10,000 rows; frame, one image.",
     )
-    columns: list[str] | dict[str, str] | None = option(
-        None, "Columns to write, in this order: a list of names, or a mapping {column: name in the message}. Default: all."
-    )
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = option(
         "none",
         "Compression of batches of messages; images do not get smaller.",
@@ -78,7 +74,7 @@ class KafkaSinkOptions(ConnectionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_columns(self.columns, self.exclude)
+        ColumnOptions.__post_init__(self)
         if not self.topic or not self.transactional_id:
             name = "transactional_id" if self.topic else "topic"
             raise ConfigError(f"{name}: is empty; give it a name")

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 from connectors.errors import ConfigError, SinkError
 from connectors.extras import optional
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import check_columns
-from connectors.sinks.delivered import DeliveringSink
+from connectors.sinks.delivered import DeliveringOptions, DeliveringSink
 
 mqtt = optional("paho.mqtt.client")
 
@@ -34,30 +33,19 @@ _IN_FLIGHT = 200
 _PLACE = "{stream_id}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MqttOptions:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MqttOptions(DeliveringOptions):
     """Options of the sink ``mqtt``."""
 
     url: str = option(REQUIRED, "The broker: mqtt://HOST[:PORT], or mqtts://HOST[:PORT] with TLS.")
     topic: str = option("streambank/{stream_id}", "Topic of a row; `{stream_id}` stands for its stream.")
-    path: Path = option(
-        REQUIRED, "Folder where rows wait for the commit of their epoch; on a cluster one that all machines share."
-    )
     user: str | None = option(None, "User name.")
     password: str | None = option(None, "Password.", secret=True)
     ca: Path | None = option(None, "File of the authority that signed the broker's certificate. Default: the system's.")
     retain: bool = option(False, "The broker keeps the last message of each topic for those that subscribe later.")
-    timeout_s: float = option(10.0, "How long the broker may take to answer.", unit="s", gt=0)
-    retry_s: float = option(
-        240.0, "How long rows are sent again where the broker is away or busy, before the run ends.", unit="s", ge=0
-    )
-    columns: list[str] | dict[str, str] | None = option(
-        None, "Columns to send, in this order: a list of names, or a mapping {column: name in the message}. Default: all."
-    )
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
 
     def __post_init__(self) -> None:
-        check_columns(self.columns, self.exclude)
+        DeliveringOptions.__post_init__(self)
         parts = urllib.parse.urlsplit(self.url)
         try:
             sound = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
@@ -71,8 +59,7 @@ class MqttOptions:
             raise ConfigError(f"topic: {self.topic!r} cannot be published to; leave out +, # and a $ at its beginning")
         if self.password is not None and self.user is None:
             raise ConfigError("password: needs a user")
-        names = self.columns if isinstance(self.columns, list) else list(self.columns.values()) if self.columns else []
-        if ID in names:
+        if ID in self.written_names():
             raise ConfigError(f"columns: {ID} is the name of what tells repeats apart; call the column something else")
         if _PLACE in self.topic and (
             "stream_id" in self.exclude or (self.columns is not None and "stream_id" not in self.columns)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import Columns, check_columns
+from connectors.sinks.columns import ColumnOptions, Columns
 from connectors.sinks.staged import StagedFile, encode_name, single_input
 from connectors.sinks.tables import RowBuffer, TableSink
 
@@ -34,15 +34,11 @@ _BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ParquetOptions:
+class ParquetOptions(ColumnOptions):
     """Options of the sink ``parquet``."""
 
     path: Path = option(REQUIRED, "Folder of the dataset.")
     partition_by: list[str] = option(["date"], "Folders, outermost first: any of stream and date (UTC day of event_time).")
-    columns: list[str] | dict[str, str] | None = option(
-        None, "Columns to write, in this order: a list of names, or a mapping {column: name in the file}. Default: all."
-    )
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
     compression: Literal["zstd", "snappy", "lz4", "gzip", "none"] = option("zstd", "Compression of the pages.")
     row_group_rows: int = option(
         131072, "A row group is written at this many rows; it holds fewer than twice as many.", unit="rows", ge=1
@@ -58,7 +54,7 @@ class ParquetOptions:
     )
 
     def __post_init__(self) -> None:
-        check_columns(self.columns, self.exclude)
+        ColumnOptions.__post_init__(self)  # a class with slots is made anew, which super() does not know of
         for key in self.partition_by:
             if key not in _KEYS or self.partition_by.count(key) > 1:
                 raise ConfigError(f"partition_by is {self.partition_by}; allowed are stream and date, each at most once, or []")

@@ -18,8 +18,7 @@ from typing import IO, ClassVar
 
 from connectors.errors import ConfigError, SinkError
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import check_columns
-from connectors.sinks.delivered import DeliveringSink
+from connectors.sinks.delivered import DeliveringOptions, DeliveringSink
 
 __all__ = ["WebhookOptions", "WebhookSink"]
 
@@ -28,27 +27,16 @@ _BUSY = (408, 425, 429)
 """Statuses below 500 that ask for another try."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WebhookOptions:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebhookOptions(DeliveringOptions):
     """Options of the sink ``webhook``."""
 
     url: str = option(REQUIRED, "Where rows are posted to, http or https; what is secret in it belongs into `token`.")
-    path: Path = option(
-        REQUIRED, "Folder where rows wait for the commit of their epoch; on a cluster one that all machines share."
-    )
     token: str | None = option(None, "Sent as 'Authorization: Bearer <token>'.", secret=True)
     batch_rows: int = option(100, "Rows of one request at most.", unit="rows", ge=1, le=100_000)
-    timeout_s: float = option(10.0, "How long a request may take.", unit="s", gt=0)
-    retry_s: float = option(
-        240.0, "How long a request is tried again where the endpoint is away or busy, before the run ends.", unit="s", ge=0
-    )
-    columns: list[str] | dict[str, str] | None = option(
-        None, "Columns to send, in this order: a list of names, or a mapping {column: name in the object}. Default: all."
-    )
-    exclude: list[str] = option([], "Columns to leave out, such as image; not together with columns.")
 
     def __post_init__(self) -> None:
-        check_columns(self.columns, self.exclude)
+        DeliveringOptions.__post_init__(self)
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError("url: must be an address such as https://example.org/hook")

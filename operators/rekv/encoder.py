@@ -25,7 +25,7 @@ from operators.rekv.policies import Stats
 from operators.rekv.windows import load_windows
 from operators.state import State
 
-__all__ = ["FrameEncoding"]
+__all__ = ["FrameEncoding", "JointWriter", "SlotWriter"]
 
 
 class FrameEncoding:
@@ -65,7 +65,7 @@ class FrameEncoding:
         ``numbers``: what will be noted of its blocks.
         """
         one = self._answering
-        writer = _SlotWriter(self.bank, slot, one.policy.stats)
+        writer = SlotWriter(self.bank, slot, one.policy.stats)
         stream = open_stream(one.model.decoder, one.config, one.prefix, one.layout(numbers), writer)
         stream.observe = writer.observe if one.policy.stats is not None else None
         return stream
@@ -110,17 +110,18 @@ class FrameEncoding:
     def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
         """Encode blocks of several streams together: they go to the bank, oldest ones may go."""
         one = self._answering
-        slots = [stream.blocks.slot for stream in streams if isinstance(stream.blocks, _SlotWriter)]
-        encode_frames(one.model.decoder, one.config, streams, features, together=_JointWriter(self.bank, slots))
+        slots = [stream.blocks.slot for stream in streams if isinstance(stream.blocks, SlotWriter)]
+        encode_frames(one.model.decoder, one.config, streams, features, together=JointWriter(self.bank, slots))
 
 
-class _JointWriter:
+class JointWriter:
     """Slots of the bank as encoding writes to them together."""
 
     def __init__(self, bank: BlockBank, slots: Sequence[int]) -> None:
         self._bank, self._slots = bank, slots
 
     def begin(self, streams: Sequence[tuple[int, int]]) -> Callable[[int, Tensor, Tensor, Tensor], None]:
+        """Return what writes a layer of so many new frames of these streams."""
         slots, blocks = [self._slots[number] for number, _ in streams], [frames for _, frames in streams]
 
         def write(layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, means_NGD: Tensor) -> None:
@@ -145,7 +146,7 @@ def _require_room(bank: BlockBank, numbers: Sequence[NDArray[np.int64]]) -> None
         )
 
 
-class _SlotWriter:
+class SlotWriter:
     """One slot of the bank as encoding writes to it; with ``stats`` the codec learns of each layer's queries."""
 
     def __init__(self, bank: BlockBank, slot: int, stats: Stats | None) -> None:
@@ -153,9 +154,11 @@ class _SlotWriter:
         self._queries: dict[int, Tensor] = {}
 
     def observe(self, layer: int, queries_NHTD: Tensor) -> None:
+        """Keep the queries of a layer's new frames for the codec."""
         self._queries[layer] = queries_NHTD
 
     def append(self, layer: int, keys_NGTD: Tensor, values_NGTD: Tensor, representatives_NGD: Tensor) -> None:
+        """Write a layer of new frames."""
         stats = {} if self._stats is None else self._stats(self._queries.pop(layer), keys_NGTD)
         keys_NGTD, values_NGTD = _whole(self._bank, keys_NGTD, values_NGTD)
         numbers = self._bank.append_rows(

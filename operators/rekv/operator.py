@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from connectors import records
-from models.qwen_vision import QwenVision
+from models.rekv.qwen_vision import QwenVision
 from operators.answerers import answerers
 from operators.answers import ANSWER_COUNTERS, Answers, merged_rows
 from operators.banks import stream_seed

@@ -11,10 +11,10 @@ import torch
 
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.hub import weights_place
-from models.qwen_vision import QwenVision
 from models.rekv.checkpoint import read_head_width
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import load_model
+from models.rekv.qwen_vision import QwenVision
 from models.rekv.small import SMALL_MATCHER, SMALL_WEIGHTS, read_small
 from operators.banks import BlockSpec, FileReader, SharedBlocks
 from operators.precision import network_dtype

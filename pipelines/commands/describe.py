@@ -49,11 +49,11 @@ def describe_root() -> str:
 
 
 def option_lines(infos: Sequence[OptionInfo]) -> list[str]:
-    """Return two lines or more per option: what it takes and its default, then what it means."""
+    """Return two lines or more per option, required ones first: what it takes and its default, then what it means."""
     if not infos:
         return ["  none"]
     lines = []
-    for info in infos:
+    for info in sorted(infos, key=lambda info: not info.required):
         default = "required" if info.required else f"default {show_value(info.default)}"
         lines.append(f"  {info.name}: {'a secret, {env: NAME} or {file: PATH}' if info.secret else info.allowed}; {default}")
         lines += textwrap.wrap(info.doc, _WIDTH, initial_indent="      ", subsequent_indent="      ")

@@ -13,6 +13,8 @@ from pipelines.outputs import address_of
 from pipelines.runtime.tally import MAX_NAMES, Tally
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipelines.fresh import Leftover
     from pipelines.runners.report import RunReport
 
@@ -47,7 +49,7 @@ def problem_text(report: RunReport) -> str:
     )
 
 
-def report_text(name: str, report: RunReport, folders: Mapping[str, str]) -> str:
+def report_text(name: str, report: RunReport, folders: Mapping[str, Path]) -> str:
     """Return what is said at the end of a run; ``folders`` says where each sink has written."""
     tallies = _by_address(report.tallies)
     if report.status == "already finished":

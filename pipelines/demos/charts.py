@@ -4,18 +4,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from connectors.extras import optional
-from pipelines.canvas import Color, PngCanvas
+from pipelines.viewing.canvas import Color, PngCanvas
+
+if TYPE_CHECKING:
+    from models.films import Film
 
 cv2 = optional("cv2")
 
-__all__ = ["line_chart", "write_sheet"]
+__all__ = ["film_frames", "line_chart", "write_sheet"]
+
+Worded: TypeAlias = tuple[npt.NDArray[np.uint8], str]
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 900, 340, 60, 40, 20, 40
 _COLORS: tuple[Color, ...] = ((150, 150, 150), (200, 60, 40), (40, 110, 180), (60, 140, 70))
@@ -57,19 +63,28 @@ def line_chart(
     canvas.save(path)
 
 
-def write_sheet(path: Path, rows: Sequence[Sequence[tuple[npt.NDArray[np.uint8], str]]], *, height: int = 120) -> None:
-    """Write rows of pictures (RGB) with a word below each as a PNG; pictures are scaled to one height."""
-    made = [[_tile(picture, words, height) for picture, words in row] for row in rows]
+def write_sheet(path: Path, rows: Sequence[tuple[str, Sequence[Worded]]], *, height: int = 120, left: int = 160) -> None:
+    """Write rows of pictures (RGB) with a word below each as a PNG; pictures are scaled to one height.
+
+    Each row begins with its heading, for which there are ``left`` pixels.
+    """
+    blank = np.full((height, left, 3), 255, np.uint8)
+    made = [[_tile(picture, words, height) for picture, words in ((blank, heading), *row)] for heading, row in rows]
     width = max(sum(tile.shape[1] + 6 for tile in row) for row in made)
     strips = []
     for row in made:
         strip = np.full((height + 24, width, 3), 255, np.uint8)
-        left = 0
+        x = 0
         for tile in row:
-            strip[: tile.shape[0], left : left + tile.shape[1]] = tile
-            left += tile.shape[1] + 6
+            strip[: tile.shape[0], x : x + tile.shape[1]] = tile
+            x += tile.shape[1] + 6
         strips.append(strip)
     cv2.imwrite(str(path), np.concatenate(strips)[..., ::-1])
+
+
+def film_frames(film: Film, frames: Iterable[int]) -> list[Worded]:
+    """Return frames of a film of one frame a second, with their times."""
+    return [(film.frame(t), f"{t // 60:02}:{t % 60:02}") for t in frames]
 
 
 def _tile(picture: npt.NDArray[np.uint8], words: str, height: int) -> npt.NDArray[np.uint8]:

@@ -83,8 +83,7 @@ def _right(rows: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]) 
     return count
 
 
-def _seen(folder: Path, row: dict[str, Any], words: str) -> list[tuple[Any, str]]:
+def _seen(folder: Path, row: dict[str, Any], words: str) -> tuple[str, list[tuple[Any, str]]]:
     pictures = [cv2.imread(str(folder / f"frame-{sequence:06}.color.png"))[..., ::-1] for sequence in row["selected_sequences"]]
     ago = [f"{-offset}" if offset < 0 else f"{offset}" for offset in row["offsets"]]
-    heading = np.full((120, 160, 3), 255, np.uint8)
-    return [(heading, words), *((picture, f"{when} frames ago") for picture, when in zip(pictures, ago, strict=True))]
+    return words, [(picture, f"{when} frames ago") for picture, when in zip(pictures, ago, strict=True)]

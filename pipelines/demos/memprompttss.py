@@ -30,7 +30,7 @@ def show(out: Path, say: Say) -> Shown:
     import torch
 
     from models.memprompttss.two_frequencies import two_frequencies
-    from pipelines.view import view
+    from pipelines.viewing.view import view
 
     x_BLC, state_BL = two_frequencies(_STREAMS, _SAMPLES, torch.Generator().manual_seed(4711))
     say(f"Writing {_STREAMS} signals of {_SAMPLES} samples in which slow and fast waves take turns")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.demos.charts import write_sheet
+from pipelines.demos.charts import film_frames, write_sheet
 from pipelines.demos.runner import Say, Shown
 
 __all__ = ["show"]
@@ -49,9 +49,8 @@ def show(out: Path, say: Say) -> Shown:
         said = model.tokenizer.decode(answer.tokens) if model.tokenizer else ""
         score_N = torch.stack([scores for scores in answer.scores if scores is not None]).mean(0)
         best = sorted(score_N.topk(_EACH).indices.tolist())
-        heading = np.full((48, 240, 3), 255, np.uint8)
-        rows.append([(heading, f"{one.text}  {said}"), *((film.frame(t), f"{t // 60:02}:{t % 60:02}") for t in best)])
-    write_sheet(out / "picture.png", rows, height=72)
+        rows.append((f"{one.text}  {said}", film_frames(film, best)))
+    write_sheet(out / "picture.png", rows, height=72, left=360)
     accuracy = quality.accuracy
     return Shown(
         title=f"Right answers to {quality.questions} questions, from {config.retrieve_frames} frames each",

@@ -35,10 +35,11 @@ _MARK = ".streambank-demo"
 _WRITTEN = frozenset(
     (
         f"{_MARK} picture.png rows state video videos film.mp4 impressions.parquet labels.parquet training.parquet network "
-        "predictions windows events.parquet off prompts sensors with without scans seen dark again"
+        "predictions windows events.parquet off prompts sensors with without scans seen dark again states segments "
+        "prompts_done signals said _report.html _states _states.html _sounds _sounds.html"
     ).split()
 )
-"""What demos write: a folder with anything else is left alone."""
+"""What demos write, and ``streambank view`` beside it: a folder with anything else is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,9 @@ def run_demo(name: str, out: Path | None = None) -> int:
     """Run a demo and print what it gave; return the exit status. Raise ``ConfigError`` where it cannot run here."""
     demo = DEMOS[name]
     folder = Path("demo" if name == "mamba" else f"demo_{name}") if out is None else out
-    if folder.exists() and not _is_ours(folder):
-        raise ConfigError(
-            f"{folder} is there and holds other things than a demo; name another folder: streambank demo {name} FOLDER"
-        )
     if told := missing(demo.needs):
         raise ConfigError(told)
-    _empty(folder)
+    take(folder)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{name}: {demo.says}")
     began = time.monotonic()
@@ -114,13 +111,10 @@ def run(pipeline: Pipeline, *, runner: str | None = None) -> Result:
     return result
 
 
-def _is_ours(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what a demo wrote there, also one that was killed."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
-    return not names or (_MARK in names and names <= _WRITTEN)
-
-
-def _empty(folder: Path) -> None:
+def take(folder: Path) -> None:
+    """Make a folder, or empty that of an earlier demo. Raise ``ConfigError`` where it holds anything else."""
+    if folder.exists() and not _is_ours(folder):
+        raise ConfigError(f"{folder} is there and holds other things than a demo; name another folder behind the demo's name")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
         if path.is_dir():
             shutil.rmtree(path)
@@ -128,6 +122,12 @@ def _empty(folder: Path) -> None:
             path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).touch()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what a demo wrote there, also one that was killed."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    return not names or (_MARK in names and names <= _WRITTEN)
 
 
 def _print(console: Console, shown: Shown, seconds: float) -> None:

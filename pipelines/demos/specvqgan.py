@@ -26,7 +26,7 @@ _SECONDS, _FPS = 6.0, 30.0
 
 def show(out: Path, say: Say) -> Shown:
     """Run the demo in a folder."""
-    from pipelines.view import view
+    from pipelines.viewing.view import view
 
     clips, found = make_sound(out, say)
     dark = _heard(clips, out, say, "dark")

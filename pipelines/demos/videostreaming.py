@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.demos.charts import write_sheet
+from pipelines.demos.charts import film_frames, write_sheet
 from pipelines.demos.runner import Say, Shown
 
 __all__ = ["show"]
@@ -44,10 +44,9 @@ def show(out: Path, say: Say) -> Shown:
     encoded = encode_film(ready, film_features(ready, film))
     rows = []
     for one, (places, _) in zip(asked, select(ready, encoded, [one.text for one in asked]), strict=True):
-        heading = np.full((48, 240, 3), 255, np.uint8)
         middles = [min(k * length + length // 2, film.length - 1) for k in places]
-        rows.append([(heading, f"{one.text}  {one.answer}"), *((film.frame(t), f"{t // 60:02}:{t % 60:02}") for t in middles)])
-    write_sheet(out / "picture.png", rows, height=72)
+        rows.append((f"{one.text}  {one.answer}", film_frames(film, middles)))
+    write_sheet(out / "picture.png", rows, height=72, left=360)
     accuracy = quality.accuracy
     return Shown(
         title=f"Right answers to questions about one event ({quality.questions} questions, with those about order)",

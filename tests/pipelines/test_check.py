@@ -194,7 +194,7 @@ def test_schemas_of_ready_pipelines_fit(name: str, tmp_path: Path) -> None:
     assert len(found) >= len(spec.nodes)
 
 
-@pytest.mark.filterwarnings("ignore:read_text is deprecated")  # by kafka-python when it is imported
+@pytest.mark.filterwarnings("ignore:.*_text is deprecated")  # by kafka-python when it is imported
 def test_a_broker_that_does_not_answer_is_found_out_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "LISTING_S", 0.2)
     with socket.socket() as held:  # bound and not listening: refuses, and nobody else gets the port

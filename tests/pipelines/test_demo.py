@@ -94,7 +94,7 @@ def test_a_demo_ends_with_a_table_and_a_picture_and_may_be_run_again(
 def test_a_demo_leaves_a_folder_alone_that_holds_other_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, shown)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="holds other things than a demo; name another folder: streambank demo mamba FOLDER"):
+    with pytest.raises(ConfigError, match="holds other things than a demo; name another folder behind the demo's name"):
         run_demo("mamba", tmp_path)
     run_demo("mamba", tmp_path / "out")
     (tmp_path / "out" / "notes.txt").touch()  # put there later, by the user

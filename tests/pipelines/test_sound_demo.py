@@ -8,7 +8,7 @@ import pytest
 from sound_models import write_model
 
 from pipelines.demos.specvqgan import make_sound
-from pipelines.view import view
+from pipelines.viewing.view import view
 
 
 def test_the_demo_gives_films_with_sound_and_pictures(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from connectors.errors import ConfigError
-from models.qwen_vision import cells
 from models.rekv.answering import Request, read_text, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.loaders import VideoLanguageModel, load_model
+from models.rekv.qwen_vision import cells
 from models.rekv.session import StreamState, open_stream, rebuild_window
 from models.rekv.store import TensorStore
 from models.tokenizers import FolderTokenizer

@@ -11,7 +11,7 @@ from connectors.sinks.read import read_committed
 from models.memprompttss.two_frequencies import two_frequencies
 from pipelines import Pipeline
 from pipelines.registry import ready_pipelines
-from pipelines.view import view
+from pipelines.viewing.view import view
 
 
 def places(out: Path, *sinks: str) -> list[str]:

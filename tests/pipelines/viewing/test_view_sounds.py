@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from connectors.records import PCM, TIME_TYPE
 from connectors.sinks.mp4 import Mp4Writer
-from pipelines.view import view
-from pipelines.view_sounds import draw_sound, has_sound, sounds_of
+from pipelines.viewing.sounds import draw_sound, has_sound, sounds_of
+from pipelines.viewing.view import view
 
 
 def rows(stream: str, samples: np.ndarray, *, rate: int = 22050, piece: int = 5000, gap: int = 0) -> pa.Table:

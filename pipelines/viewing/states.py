@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.records import channels_of
-from pipelines.canvas import Canvas, Color
+from pipelines.viewing.canvas import Canvas, Color
 
 __all__ = ["Band", "StreamPicture", "Track", "draw", "has_states", "needed", "pictures"]
 

@@ -1,4 +1,4 @@
-"""``python -m pipelines.load_demo [FOLDER] [cpu|net_send]``: states of this machine while it works, in 90 s.
+"""``python -m pipelines.demos.load [FOLDER] [cpu|net_send]``: states of this machine while it works, in 90 s.
 
 Runs ``configs/memprompttss_live.yaml`` on the load of this machine, makes slow, fast and again slow waves of it, says which of
 them are state 1, and draws signals with states before and after that. Processes of half of the cores make the waves of ``cpu``;
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import socket
 import sys
 import threading
@@ -17,12 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from connectors.errors import ConfigError
+from pipelines.demos.runner import take
+
 __all__ = ["FAST", "SLOW", "main", "make_waves", "watch"]
 
-_PIPELINE = Path(__file__).resolve().parent / "configs" / "memprompttss_live.yaml"
 _CHANNELS = ("cpu", "net_send")
 _SINKS = ("states", "segments", "prompts_done", "signals", "said")
-_WRITTEN = {"state", "prompts", *_SINKS, "_states", "_states.html"}
 _PHASE_S = 25.0
 
 SLOW = (1.3, 1.2)
@@ -34,14 +34,15 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Run the demo and print what it gave; return the exit status."""
     channel = next((each for each in arguments if each in _CHANNELS), "cpu")
     folders = [each for each in arguments if each not in _CHANNELS]
-    out = Path(folders[0] if folders else "load_demo")
+    out = Path(folders[0] if folders else "demo_load")
     if len(folders) > 1 or out.name.startswith("-"):
-        print(f"load_demo: give one folder and one of {', '.join(_CHANNELS)}; got: {' '.join(arguments)}", file=sys.stderr)
+        print(f"give one folder and one of {', '.join(_CHANNELS)}; got: {' '.join(arguments)}", file=sys.stderr)
         return 2
-    if out.exists() and (not out.is_dir() or not {path.name for path in out.iterdir()} <= _WRITTEN):
-        print(f"load_demo: {out} is there and holds other things than a demo; name another folder", file=sys.stderr)
+    try:
+        take(out)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
         return 2
-    shutil.rmtree(out, ignore_errors=True)
     watch(out, channel)
     return 0
 
@@ -49,11 +50,11 @@ def main(arguments: Sequence[str] = ()) -> int:
 def watch(out: Path, channel: str = "cpu", *, phase_s: float = _PHASE_S) -> None:
     """Watch this machine for three phases of load into ``out``, say in the third what the second one was, and draw it."""
     from pipelines import Pipeline
-    from pipelines.view import view
+    from pipelines.viewing.view import view
 
     sets = [f"state={out}/state", f"prompts.path={out}/prompts", *(f"{name}.path={out}/{name}" for name in _SINKS)]
     sets += [f"here.channels=[{channel}]", f"here.duration_s={3 * phase_s + 12}"]
-    pipeline = Pipeline.load(_PIPELINE, sets=sets)
+    pipeline = Pipeline.load("memprompttss_live", sets=sets)
     print(f"1. Watching {channel} for {3 * phase_s + 12:.0f} s, under slow, fast and again slow waves of load")
     context = multiprocessing.get_context("spawn")
     makers = max(1, (os.cpu_count() or 1) // 2) if channel == "cpu" else 1

@@ -19,10 +19,10 @@ from connectors.errors import SourceError
 from connectors.records import TIME_TYPE, output_schema
 from connectors.sinks.parquet import ParquetOptions, ParquetSink
 from models.mamba.shapes import ShapesConfig, render_clips
-from pipelines import report
 from pipelines.cli import cli
-from pipelines.curves import drawings
-from pipelines.view import view
+from pipelines.viewing import page
+from pipelines.viewing.curves import drawings
+from pipelines.viewing.view import view
 
 EDGES = ("x1", "y1", "x2", "y2")
 DETECTION = pa.struct([(edge, pa.float32()) for edge in EDGES] + [("score", pa.float32()), ("label", pa.int16())])
@@ -127,7 +127,7 @@ def test_a_browser_draws_the_page(rows: Path) -> None:
 
 
 def test_without_plotly_the_page_says_what_to_install(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "missing", lambda _: "plotly is not installed; run: pip install 'streambank[report]'")
+    monkeypatch.setattr(page, "missing", lambda _: "plotly is not installed; run: pip install 'streambank[report]'")
     (path,) = view(rows)
     text = path.read_text()
     assert "Curves are not drawn: plotly is not installed" in text

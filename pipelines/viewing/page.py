@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.extras import missing
-from pipelines.curves import drawings
+from pipelines.viewing.curves import drawings
 
-__all__ = ["page"]
+__all__ = ["document", "page"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,19 @@ def page(title: str, tables: Mapping[str, pa.Table], media: Sequence[Path], fold
     if told and figures:
         parts.insert(1, f"<p>{html.escape(told)}</p>")
         logger.warning("view has drawn no curves: %s", told)
-    runs = [script, _DRAW] if script and figures else []
-    hashes = " ".join(f"'sha256-{_sha(text)}'" for text in runs) or "'none'"
-    shown = json.dumps(figures, allow_nan=False).replace("<", "\\u003c") if runs else ""
-    scripts = f'<script type="application/json" id="figures">{shown}</script>' if runs else ""
+    return document(title, parts, figures, [script, _DRAW] if script and figures else [])
+
+
+def document(title: str, parts: Sequence[str], figures: Sequence[Mapping[str, Any]] = (), scripts: Sequence[str] = ()) -> str:
+    """Return HTML of ``parts``, in which nothing but ``scripts`` runs."""
+    hashes = " ".join(f"'sha256-{_sha(script)}'" for script in scripts) or "'none'"
+    shown = json.dumps(figures, allow_nan=False).replace("<", "\\u003c")
+    given = f'<script type="application/json" id="figures">{shown}</script>' if scripts else ""
     return _PAGE.format(
         title=html.escape(title),
         hashes=hashes,
         body="\n".join(part for part in parts if part),
-        scripts=scripts + "".join(f"<script>{text}</script>" for text in runs),
+        scripts=given + "".join(f"<script>{script}</script>" for script in scripts),
     )
 
 
@@ -174,6 +178,7 @@ img-src data: blob:; media-src *"><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2026; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }}
 .films {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem; margin-top: 1rem; }}
+svg rect {{ fill: #3b6ea8; }}
 .films figure {{ margin: 0; }} .films video, .films audio {{ width: 100%; }} img.wide {{ max-width: none; }}
 h2 {{ margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1rem; }} h3 {{ margin-top: 2rem; font-size: 1.1rem; }}
 </style></head><body>

@@ -1,4 +1,4 @@
-"""``python -m pipelines.load_demo``: waves of load, and a picture of the states that a network tells in them."""
+"""``python -m pipelines.demos.load``: waves of load, and a picture of the states that a network tells in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from connectors.sinks.read import read_committed
-from pipelines.load_demo import main, make_waves, watch
+from pipelines.demos.load import main, make_waves, watch
 
 
 def test_waves_of_traffic_stay_on_this_machine_and_are_counted_there() -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from connectors.records import TIME_TYPE, key_schema, output_schema, sample_schema
 from connectors.sinks.parquet import ParquetOptions, ParquetSink
-from pipelines.view import view
-from pipelines.view_states import Band, StreamPicture, needed, pictures
+from pipelines.viewing.states import Band, StreamPicture, needed, pictures
+from pipelines.viewing.view import view
 
 SEGMENTS = output_schema(
     "segments",
