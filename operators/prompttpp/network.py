@@ -75,21 +75,21 @@ class KeyNetwork:
 
     # Slots
 
-    def open(self, slot: int) -> None:
-        """Make a slot ready for a new key."""
-        self.keys.clear(slot)
-        slots = torch.tensor([slot], device=self.device)
+    def open(self, slots_n: Ints) -> None:
+        """Make slots ready for new keys."""
+        self.keys.clear(slots_n)
+        slots = torch.from_numpy(slots_n).to(self.device)
         for bank in self._banks():
             bank.open(slots, torch.zeros_like(slots))
             if bank is self.state:
                 for rows in bank.rows.values():
                     rows[slots] = 0  # a key without events has the state zero
 
-    def release(self, slot: int) -> None:
-        """Forget a key."""
-        self.keys.clear(slot)
+    def release(self, slots_n: Ints) -> None:
+        """Forget keys."""
+        self.keys.clear(slots_n)
         for bank in self._banks():
-            bank.release(torch.tensor([slot], device=self.device))
+            bank.release(torch.from_numpy(slots_n).to(self.device))
 
     def _banks(self) -> list[SlotBank]:
         return [self.events] if self.state is None else [self.events, self.state]

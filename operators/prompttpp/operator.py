@@ -105,6 +105,9 @@ class PromptTPPOperator(Operator):
         """Event time of the first one behind it, where steps go by time, too."""
         self._name_of: dict[int, str] = {}
         """Slot → key."""
+        self._gone: list[int] = []
+        self._fresh: list[int] = []
+        """Slots given back and handed out, which the network does not know of yet (``_settle``)."""
         self._warned = False
         self._counters = Counters(*STREAM_COUNTERS, *_COUNTERS)
         self._streams = StreamTable(
@@ -135,12 +138,20 @@ class PromptTPPOperator(Operator):
         return cautions(options)
 
     def _opened(self, stream_id: str, stream: Stream) -> None:
-        self._network.open(stream.slot)
+        self._fresh.append(stream.slot)
         self._name_of[stream.slot] = stream_id
 
     def _ended(self, stream_id: str, stream: Stream) -> None:
         self._counters.add("unlearned", int(self._network.keys.pending_S[stream.slot]))
-        self._network.release(stream.slot)
+        self._gone.append(stream.slot)
+
+    def _settle(self) -> None:
+        """Empty the slots that were given back and those of new keys, all at once: many keys come once only."""
+        if self._gone:
+            self._network.release(np.array(self._gone))
+        if self._fresh:
+            self._network.open(np.array(self._fresh))
+        self._gone, self._fresh = [], []
 
     # Rows
 
@@ -161,6 +172,7 @@ class PromptTPPOperator(Operator):
         waiting = [row for row in sorted(bad) if not refused_B[row] and not full_B[row]]
         names = batch.column("stream_id")
         for rows_P, slots_P, returned in self._streams.assign(names, np.flatnonzero(good_B)):
+            self._settle()
             self._say_returned(names, rows_P, returned, out)
             inside = [row for row in waiting if row < rows_P[-1]]
             waiting = waiting[len(inside) :]
@@ -477,6 +489,7 @@ class PromptTPPOperator(Operator):
     def close_stream(self, stream_id: str) -> None:
         """Forget a key and free its slot."""
         self._streams.close(stream_id)
+        self._settle()
 
     def metrics(self) -> dict[str, float]:
         """Return bytes, keys with a slot, steps, dead prompts and counters of the whole run."""
