@@ -80,6 +80,12 @@ class StreamPicture:
         return min([*starts, *self.times_N[:1].tolist()], default=0)
 
     @property
+    def end_us(self) -> int:
+        """Of the last sample or state."""
+        ends = [band.end_us for track in self.tracks for band in track.after]
+        return max([*ends, *self.times_N[-1:].tolist()], default=0)
+
+    @property
     def height(self) -> int:
         """Of the picture, in pixels."""
         bands = sum(2 if track.before else 1 for track in self.tracks)
@@ -117,7 +123,7 @@ def pictures(tables: Iterable[pa.Table]) -> list[StreamPicture]:
     for table in tables if found else ():
         for stream, part in _by_stream(table) if {"kind", "prompt_id"} <= set(table.column_names) else ():
             if stream in found:
-                found[stream].marks += _prompts(part, found[stream].begin_us)
+                found[stream].marks += _prompts(part, found[stream].begin_us, found[stream].end_us)
     return [found[stream] for stream in sorted(found)]
 
 
@@ -228,10 +234,10 @@ def _add_samples(picture: StreamPicture, table: pa.Table) -> None:
     picture.channels = names if names is not None and len(names) == width else [f"channel {place}" for place in range(width)]
 
 
-def _prompts(table: pa.Table, begin_us: int) -> list[tuple[int, str]]:
+def _prompts(table: pa.Table, begin_us: int, end_us: int) -> list[tuple[int, str]]:
     """Return what was said and of which time: ``at``, or ``at_offset_s`` after the first or before the newest row then.
 
-    Of a stream that is live the newest row is about as old as what is said of it.
+    Of a stream that is live the newest row is about as old as what is said of it; of one that had ended it is the last one.
     """
     never = np.iinfo(np.int64).min
     said = _times(table, "event_time")
@@ -239,7 +245,7 @@ def _prompts(table: pa.Table, begin_us: int) -> list[tuple[int, str]]:
     marks = []
     for row, values in enumerate(table.drop_columns(["event_time"]).to_pylist()):
         offset_s = values.get("at_offset_s") or 0.0
-        relative_us = round(offset_s * 1e6) + (begin_us if offset_s > 0 else int(said[row]))
+        relative_us = round(offset_s * 1e6) + (begin_us if offset_s > 0 else min(int(said[row]), end_us))
         text = str(values["kind"])
         if values.get("state") is not None:
             text = f"{'not ' if values.get('aspect') == 'incorrect' else ''}{values['state']}"

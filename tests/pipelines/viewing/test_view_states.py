@@ -121,9 +121,11 @@ def test_prompts_stand_at_the_time_that_they_are_about() -> None:
         {**told, "at_offset_s": 1.5},
         {**told, "at_offset_s": -3.0, "kind": "boundary", "state": None, "boundary": False},
         {**told, "kind": "reset", "state": None},
+        {**told, "event_time": 1e6, "at_offset_s": -3.0},  # said today of a file of long ago
     )
     [a, _] = pictures([table(said), table(REVISED)])
-    assert a.marks == [(8 * S, "3"), (2 * S, "not 3"), (3 * S // 2, "3"), (5 * S, "no boundary"), (8 * S, "reset")]
+    assert a.marks == [(8 * S, "3"), (2 * S, "not 3"), (3 * S // 2, "3"), (5 * S, "no boundary"), (8 * S, "reset"), (a.end_us - 3 * S, "3")]
+    assert a.end_us == max(band.end_us for band in a.tracks[0].after)
 
 
 def write(folder: Path, batch: pa.RecordBatch) -> None:
