@@ -338,9 +338,13 @@ def _tss_waves(r: Result) -> str:
 def _tss_people(r: Result) -> str:
     seeds = r["usc_had"].values()
     half, quarter = (_span((seed[stride]["without"] for seed in seeds), 3) for stride in ("T/2", "T/4"))
-    gains = [[seed[stride]["12_label"]["all"] for seed in seeds] for stride in ("T/2", "T/4")]
-    told = " and ".join(", ".join(f"{mean:+.3f} ± {half_width:.3f}" for mean, half_width in each) for each in gains)
-    return f"{half} without prompts (windows a quarter of one apart: {quarter}); twelve labels add {told}"
+    gains = [[seed[stride]["12_label"] for seed in seeds] for stride in ("T/2", "T/4")]
+    told = " and ".join(", ".join(f"{gain['all'][0]:+.3f} ± {gain['all'][1]:.3f}" for gain in each) for each in gains)
+    segments = _span((gain["over_segments"] for each in gains for gain in each), 3)
+    return (
+        f"{half} without prompts (windows a quarter of one apart: {quarter}); twelve labels add {told} over places of prompts "
+        f"(± {segments} over segments of the files)"
+    )
 
 
 def _drift(r: Result) -> str:

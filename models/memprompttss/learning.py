@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.memprompttss.losses import agreement, window_losses
-from models.memprompttss.model import MemPromptTSS, Prompts
+from models.memprompttss.model import LABEL, MemPromptTSS, Prompts
 from models.memprompttss.sampling import PromptMix, contexts, draw_prompts, random_centers
 
 __all__ = ["Episodes", "LoopSettings", "remember", "window_tokens"]
@@ -41,7 +41,8 @@ class LoopSettings:
     """Share that reads one of its newest prompts only, so that a single one is learned to be read, too."""
     pool: int = 0
     """Above 0: each subsequence reads up to so many prompts, drawn from those of the whole batch. As in a stream, most are
-    about elsewhere then, and often none names what is there. Those with renamed ids read their own."""
+    about elsewhere then, and often none names what is there. Those with renamed ids share one renaming of some of the states
+    and read the prompts of one another: what is alike has one name. A new name that no prompt tells is not learned."""
     agreement: float = 0.0
     """Above 0: all windows are learned without prompts, too, and what they say with prompts is drawn towards that by so much,
     but for renamed ids. Where a prompt tells nothing that the training does not know, both ways else part on new data."""
@@ -91,6 +92,8 @@ class Episodes:
         center_BP = random_centers(state_BL, settings.prompts, model.config.context, settings.mix, generator)
         prompts = draw_prompts(state_BL, center_BP, model.config.classes, settings.mix, generator)
         without_B = torch.rand(len(x_BLC), generator=generator) < settings.without
+        says_BP = torch.where((prompts.kind == LABEL) & (prompts.incorrect == 0), prompts.state, -1)
+        self.state["says"] = torch.cat([self.state["says"], says_BP], dim=1)
         device = self.device
         prompts = Prompts(*(p.to(device) for p in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
         token_BPD = remember(model, x_BLC.to(device), center_BP, prompts)
@@ -113,7 +116,11 @@ class Episodes:
         wanted_BWT = state_BL.unfold(1, model.config.window, model.config.stride).to(device)
         # What nothing tells cannot be learned: renamed ids without a prompt.
         told_B = ~permuted_B | there_BN.any(1)
-        parts = {"states": window_losses(logits_BWTK, wanted_BWT, told_B.to(device)).mean()}
+        told_BWT = None
+        if settings.pool:
+            told_BL = self._told(torch.where(there_BN, self.state["says"].flatten()[index_BN], -1))
+            told_BWT = told_BL.unfold(1, model.config.window, model.config.stride).to(device)
+        parts = {"states": window_losses(logits_BWTK, wanted_BWT, told_B.to(device), told_BWT).mean()}
         if settings.agreement:
             silent_WTK = model.decode(tokens, m_BND[:1, :0], None, torch.zeros_like(of_W))
             silent_BWTK, known_B = silent_WTK.view(logits_BWTK.shape), (~permuted_B).to(device)
@@ -127,22 +134,42 @@ class Episodes:
         How many are its own, and how many it reads, is drawn for each subsequence: from hardly any to most of them.
         """
         generator, B, N = self._generator, len(permuted_B), self.settings.pool
-        any_BN = torch.randint(B * prompts, (B, N), generator=generator)
-        own_BN = torch.arange(B)[:, None] * prompts + torch.randint(prompts, (B, N), generator=generator)
+        same_BB = (permuted_B[:, None] == permuted_B).float()
+        owner_BN = torch.multinomial(same_BB, N, replacement=True, generator=generator)
         is_own_BN = torch.rand(B, N, generator=generator) < 0.5 * torch.rand(B, 1, generator=generator)
-        is_own_BN |= permuted_B[:, None] | permuted_B[any_BN // prompts]
+        owner_BN = torch.where(is_own_BN, torch.arange(B)[:, None], owner_BN)
         there_BN = torch.rand(B, N, generator=generator) < torch.rand(B, 1, generator=generator)
-        return torch.where(is_own_BN, own_BN, any_BN), there_BN
+        return owner_BN * prompts + torch.randint(prompts, (B, N), generator=generator), there_BN
+
+    def _told(self, says_BN: Tensor) -> Tensor:
+        """Return which samples, [B, L], have the name that they always have, or one that a prompt says."""
+        state_BL, moved_BK = self.state["state"], self.state["moved"]
+        said_BK = torch.zeros(len(says_BN), moved_BK.shape[1] + 1, dtype=torch.bool).scatter_(1, says_BN + 1, True)[:, 1:]
+        told_BL: Tensor = (~moved_BK | said_BK).gather(1, state_BL)
+        return told_BL
 
     def _begin(self) -> None:
         generator, classes = self._generator, self.model.config.classes
         x_BLC, state_BL = self._draw(generator)
         permuted_B = torch.rand(len(x_BLC), generator=generator) < self.settings.permute
         name_BK = torch.rand(len(x_BLC), classes, generator=generator).argsort(1)
+        if self.settings.pool:
+            name_BK = self._renaming().expand(len(x_BLC), -1)
         name_BK = torch.where(permuted_B[:, None], name_BK, torch.arange(classes))
         self.state |= {
             "x": x_BLC,
             "state": name_BK.gather(1, state_BL),
             "permuted": permuted_B,
+            "moved": name_BK != torch.arange(classes),
+            "says": torch.zeros(len(x_BLC), 0, dtype=torch.int64),
             "bank": torch.zeros(len(x_BLC), 0, self.model.config.width),
         }
+
+    def _renaming(self) -> Tensor:
+        """Draw new names [K]: two states or more pass theirs on in a circle."""
+        generator, classes = self._generator, self.model.config.classes
+        order_K = torch.randperm(classes, generator=generator)
+        circle = order_K[: int(torch.randint(2, classes + 1, (1,), generator=generator))]
+        name_K = torch.arange(classes)
+        name_K[circle] = circle.roll(1)
+        return name_K

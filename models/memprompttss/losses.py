@@ -10,12 +10,16 @@ from torch import Tensor
 __all__ = ["agreement", "window_losses"]
 
 
-def window_losses(logits_BWTK: Tensor, state_BWT: Tensor, counts_B: Tensor | None = None) -> Tensor:
+def window_losses(
+    logits_BWTK: Tensor, state_BWT: Tensor, counts_B: Tensor | None = None, counts_BWT: Tensor | None = None
+) -> Tensor:
     """Return the loss of each window, [W]: the mean over the samples of all subsequences.
 
-    ``counts_B`` False: this subsequence does not count. The loss of an update is the mean over windows.
+    ``counts_B`` False: this subsequence does not count. ``counts_BWT`` False: this sample adds nothing to the mean. The loss of
+    an update is the mean over windows.
     """
-    return _means(F.cross_entropy(logits_BWTK.movedim(-1, 1), state_BWT, reduction="none"), counts_B)
+    losses_BWT = F.cross_entropy(logits_BWTK.movedim(-1, 1), state_BWT, reduction="none")
+    return _means(losses_BWT if counts_BWT is None else losses_BWT * counts_BWT, counts_B)
 
 
 def agreement(logits_BWTK: Tensor, with_BWTK: Tensor, counts_B: Tensor | None = None) -> Tensor:

@@ -105,6 +105,8 @@ class Options(OwnDataOptions):
         "which a prompt tells nothing that the training does not know.",
         ge=0,
     )
+    labels: float = option(0.5, "Share of prompts that are about states; the others are about boundaries.", ge=0, le=1)
+    incorrect: float = option(0.5, "Share of prompts that say what is not so.", ge=0, le=1)
     wrong: float = option(0.0, "Share of prompts that do not tell the truth.", ge=0, lt=1)
     learning_rate: float = option(1e-4, "Of AdamW; warm-up of 50 updates.", gt=0)
     decay: float = option(1.0, "Share of learning_rate that is left at the last update; falls along a cosine.", gt=0, le=1)
@@ -135,8 +137,11 @@ USC_HAD = {
     "decoder_blocks": 2,
     "dropout": 0.2,
     "steps": 1000,
+    "labels": 0.8,
+    "incorrect": 0.25,
     "permute": 0.0,
-    "without": 0.3,
+    "without": 0.0,
+    "agreement": 4.0,  # the signal tells what a prompt would; without this, both ways part on a new subject
     "vary": 0.2,  # people walk at different speeds
     "learning_rate": 1e-3,
     "decay": 0.05,
@@ -226,7 +231,7 @@ def _train(options: Options, training: Training) -> TrainResult:
         without=options.without,
         pool=options.pool,
         agreement=options.agreement,
-        mix=PromptMix(wrong=options.wrong, margin=config.patch),
+        mix=PromptMix(labels=options.labels, incorrect=options.incorrect, wrong=options.wrong, margin=config.patch),
     )
     state: dict[str, Any] = {"best": -1.0, "since": 0, "weights": {}}
     held = [(i, first) for i, first in parts.validation if int(data.states[i][first : first + length].min()) >= 0]

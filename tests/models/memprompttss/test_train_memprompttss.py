@@ -93,7 +93,7 @@ def test_varied_pieces_stay_within_their_part_and_keep_samples_and_states_togeth
     assert float(whole.max()) <= 79 and int(states.min()) >= 60
 
 
-def test_a_pool_holds_prompts_of_the_whole_batch_and_of_renamed_subsequences_their_own_only() -> None:
+def test_a_pool_holds_prompts_of_the_whole_batch_those_of_renamed_subsequences_for_themselves() -> None:
     model = fresh_network(FREQUENCY_CONFIG, 0)
     loop = LoopSettings(pool=12)
     episodes = Episodes(model, lambda g: two_frequencies(6, 128, g), loop, torch.Generator().manual_seed(0), {})
@@ -101,9 +101,8 @@ def test_a_pool_holds_prompts_of_the_whole_batch_and_of_renamed_subsequences_the
     drawn = [episodes._pooled(permuted_B, 8) for _ in range(200)]
     index_RBN, there_RBN = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     owner_RBN = index_RBN // 8
-    assert (owner_RBN[:, permuted_B] == torch.tensor([0, 5])[:, None]).all()
-    for b in range(1, 5):
-        assert set(owner_RBN[:, b].unique().tolist()) == {1, 2, 3, 4}
+    for b in range(6):
+        assert set(owner_RBN[:, b].unique().tolist()) == ({0, 5} if permuted_B[b] else {1, 2, 3, 4})
         assert 0.2 < float((owner_RBN[:, b] != b).float().mean()) < 0.8
     read_RB = there_RBN.float().mean(2)
     assert float(read_RB.min()) == 0 and float(read_RB.max()) == 1 and 0.4 < float(read_RB.mean()) < 0.6
@@ -188,3 +187,25 @@ def test_renamed_states_without_a_prompt_do_not_count() -> None:
     assert losses(permute=1.0, without=0.999999) == 0.0
     assert losses(permute=1.0, without=0.999999, pool=4) == 0.0
     assert losses(permute=0.0, without=0.999999) > 0.0
+
+
+def test_with_a_pool_renamed_subsequences_share_names_and_learn_those_that_a_prompt_says() -> None:
+    config = MemPromptTSSConfig.from_json(FREQUENCY_CONFIG.to_json() | {"classes": 6})
+    state: dict[str, Any] = {}
+    truth = torch.arange(6).repeat_interleave(24).expand(8, -1)
+    loop = LoopSettings(iterations=1, permute=0.5, pool=4, mix=PromptMix(labels=1.0, incorrect=0.3))
+    episodes = Episodes(
+        fresh_network(config, 0), lambda _: (torch.zeros(8, 144, 1), truth), loop, torch.Generator().manual_seed(0), state
+    )
+    circles = set()
+    for step in range(20):
+        next(iter(episodes.losses(step)))
+        renamed_BL, permuted_B = state["state"], state["permuted"]
+        assert renamed_BL[~permuted_B].equal(truth[~permuted_B]) and len(renamed_BL[permuted_B].unique(dim=0)) <= 1
+        says_BN = torch.randint(-1, 6, (8, 3))
+        told_BL = episodes._told(says_BN)
+        for b, at in ((b, at) for b in range(8) for at in range(0, 144, 12)):
+            assert bool(told_BL[b, at]) == (renamed_BL[b, at] == truth[b, at] or bool((says_BN[b] == renamed_BL[b, at]).any()))
+        if bool(permuted_B.any()):
+            circles.add(int((renamed_BL != truth)[permuted_B][0].view(6, 24)[:, 0].sum()))
+    assert min(circles) == 2 and max(circles) == 6

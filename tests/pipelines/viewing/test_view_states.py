@@ -124,7 +124,14 @@ def test_prompts_stand_at_the_time_that_they_are_about() -> None:
         {**told, "event_time": 1e6, "at_offset_s": -3.0},  # said today of a file of long ago
     )
     [a, _] = pictures([table(said), table(REVISED)])
-    assert a.marks == [(8 * S, "3"), (2 * S, "not 3"), (3 * S // 2, "3"), (5 * S, "no boundary"), (8 * S, "reset"), (a.end_us - 3 * S, "3")]
+    assert a.marks == [
+        (8 * S, "3"),
+        (2 * S, "not 3"),
+        (3 * S // 2, "3"),
+        (5 * S, "no boundary"),
+        (8 * S, "reset"),
+        (a.end_us - 3 * S, "3"),
+    ]
     assert a.end_us == max(band.end_us for band in a.tracks[0].after)
 
 
