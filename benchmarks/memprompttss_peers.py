@@ -37,7 +37,7 @@ import torch
 
 from benchmarks import machine
 from connectors import records
-from models.memprompttss.checkpoint import network_config
+from models.memprompttss.header import network_config
 from models.memprompttss.metrics import accuracy, ari, boundaries, boundary_f1, covering_of, macro_f1
 from models.memprompttss.two_frequencies import two_frequencies
 from operators.base import Context, Output

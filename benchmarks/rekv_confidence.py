@@ -16,8 +16,9 @@ import torch
 from benchmarks.film_confidence import films_of, judge, measure
 from models.films import Film
 from models.rekv.evaluate import ask_film, film_features
+from models.rekv.header import SMALL_UNSURE_BELOW, SMALL_WEIGHTS
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_small
+from models.rekv.small import load_small
 
 FIRST_FILM = 4000
 

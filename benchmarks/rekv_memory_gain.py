@@ -30,8 +30,9 @@ from benchmarks.film_models import choose, parse
 from models.films import make_film
 from models.rekv.decoder import TextDecoder
 from models.rekv.evaluate import MODES, FilmBlocks, film_quality
+from models.rekv.header import SMALL_WEIGHTS
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_WEIGHTS, load_small
+from models.rekv.small import load_small
 from models.rekv.train import train
 from models.weight_files import read_safetensors
 from operators.banks.block_bank import BlockBank

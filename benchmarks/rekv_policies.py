@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import machine
 from models.films import make_film, questions
-from models.rekv.small import SMALL_WEIGHTS
+from models.rekv.header import SMALL_WEIGHTS
 from operators.block_rows import BlockRows
 from operators.rekv import ReKVOptions
 from operators.rekv.answering import BlockQuestion

@@ -34,8 +34,9 @@ from models.specvqgan.bounces import PITCHES_HZ, SHAPES, Clip, make_clip
 from models.specvqgan.codec import bit_rate
 from models.specvqgan.config import BANDS, COLUMN_FRAMES, HOP, RATE
 from models.specvqgan.evaluate import clip_mels, measure, sounds_in
-from models.specvqgan.loaders import PARTS, SMALL_WEIGHTS, load_networks
+from models.specvqgan.loaders import load_networks
 from models.specvqgan.metrics import matched_kl
+from models.specvqgan.parts import PARTS, SMALL_WEIGHTS
 from models.specvqgan.train import train
 
 NEEDED = {"onsets": 0.8, "pitches": 0.8, "mkl_ratio": 0.5, "codec_ratio": 0.52, "bit_rate": 0.02}

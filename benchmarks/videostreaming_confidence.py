@@ -17,7 +17,8 @@ from benchmarks.film_confidence import films_of, judge, measure
 from models.films import Film
 from models.tokenizers import WordTokenizer
 from models.videostreaming.evaluate import ask_film
-from models.videostreaming.loaders import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_model
+from models.videostreaming.header import SMALL_UNSURE_BELOW, SMALL_WEIGHTS
+from models.videostreaming.loaders import load_model
 
 CHOSEN_ON, FIRST_FILM = 14000, 15000
 

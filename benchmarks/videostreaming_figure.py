@@ -18,7 +18,8 @@ import torch
 
 from models.films import COLORS, make_film, order_questions, questions
 from models.videostreaming.evaluate import encode_film, film_features, select
-from models.videostreaming.loaders import SMALL_WEIGHTS, load_model
+from models.videostreaming.header import SMALL_WEIGHTS
+from models.videostreaming.loaders import load_model
 
 CELL, ROW, LEFT, TOP = 12, 20, 320, 44  # px
 OUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "videostreaming_selection.png"

@@ -29,11 +29,12 @@ from benchmarks import machine
 from benchmarks.film_models import choose, parse
 from models.films import make_film
 from models.rekv.evaluate import film_quality as rekv_quality
+from models.rekv.header import SMALL_WEIGHTS as REKV_WEIGHTS
 from models.rekv.loaders import load_model as load_rekv
-from models.rekv.small import SMALL_WEIGHTS as REKV_WEIGHTS
 from models.rekv.small import load_small
 from models.videostreaming.evaluate import GAPS, MODES, film_quality
-from models.videostreaming.loaders import SMALL_WEIGHTS, load_model
+from models.videostreaming.header import SMALL_WEIGHTS
+from models.videostreaming.loaders import load_model
 from models.videostreaming.train import train
 
 NEEDED_RATIO, NEEDED_RECALL = 2.0, 0.8

@@ -7,10 +7,10 @@ A frame's pixels do not depend on the other frames of the call.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from models.uploads import upload
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CLIP_PIXELS", "HALF_PIXELS", "Color", "tower_pixels"]
 
@@ -28,6 +28,10 @@ def tower_pixels(frames_FHW3: Tensor, size: tuple[int, int], mean_std: tuple[Col
 
     ``crop``: keep the aspect ratio and cut out the center; else both sides are scaled on their own.
     """
+    import torch  # constants of this file are read by what must be quick, such as ``check``
+
+    from models.uploads import upload
+
     pixels = frames_FHW3.permute(0, 3, 1, 2).float()
     rows, columns = size
     if tuple(pixels.shape[-2:]) != size:

@@ -1,6 +1,7 @@
 """Weights on disk, whatever the network: safetensors in and out, and PyTorch files read without executing pickle code.
 
-Everything that can be wrong with a file raises ``CheckpointMismatch`` that names it. Knows no network and no parameter name.
+Headers alone are read by :mod:`models.file_headers`. Everything that can be wrong with a file raises ``CheckpointMismatch``
+that names it. Knows no network and no parameter name.
 """
 
 from __future__ import annotations
@@ -21,38 +22,26 @@ from torch import Tensor
 
 from connectors import durable
 from connectors.errors import CheckpointMismatch
+from models.file_headers import complete, read_header, sealed
 
-__all__ = ["is_safetensors", "read_safetensors", "read_state_dict", "weights_name", "write_safetensors"]
-
-
-def is_safetensors(file: Path) -> bool:
-    """Tell by its first bytes whether a file is safetensors. Raises ``CheckpointMismatch`` if it cannot be read."""
-    if file.exists() and not file.is_file():
-        raise CheckpointMismatch(f"{file}: is no plain file; give a file of weights")
-    try:
-        with file.open("rb") as handle:
-            return handle.read(9)[8:9] == b"{"
-    except OSError as error:
-        raise CheckpointMismatch(f"{file}: cannot be read: {error.strerror or error}; check the path") from error
+__all__ = ["read_safetensors", "read_state_dict", "weights_name", "write_safetensors"]
 
 
 def read_safetensors(file: Path, *, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by name and the header's metadata. ``header_only``: names and shapes only (meta tensors)."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as handle:
-            if header_only:
-                shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
-                return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, handle.metadata() or {}
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointMismatch(f"{file}: not a complete safetensors file: {error}; copy or export it again") from error
+    if header_only:
+        stored, metadata = read_header(file)
+        return {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}, metadata
+    with complete(file), safetensors.safe_open(file, framework="pt") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], target: Path) -> None:
-    """Write ``tensors`` (copied to the CPU) and ``metadata`` to ``target``, replacing it in one step."""
+    """Write ``tensors`` (copied to the CPU) and ``metadata``, sealed where it is ours, to ``target`` in one step."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = sealed(metadata, {name: tuple(tensor.shape) for name, tensor in plain.items()})
     with durable.replacing(target) as temporary:
-        safetensors.torch.save_file(plain, temporary, dict(metadata))
+        safetensors.torch.save_file(plain, temporary, header)
 
 
 def weights_name(prefix: str, config: Any, tensors: Mapping[str, Tensor]) -> str:

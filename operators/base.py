@@ -20,13 +20,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import pyarrow as pa
-import torch
 
 from connectors.errors import SchemaError
-from operators.state import State
+
+if TYPE_CHECKING:
+    import torch
+
+    from operators.state import State
 
 __all__ = ["Context", "Emitted", "Operator", "Output"]
 
@@ -43,20 +46,33 @@ Emitted: TypeAlias = pa.RecordBatch | Output
 """What the methods of an operator return: rows of its output without a name, or of a named one."""
 
 
+def _cpu() -> torch.device:
+    import torch
+
+    return torch.device("cpu")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Where an operator runs."""
 
     name: str = "operator"
     """The node's name in the pipeline file, for messages."""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device = field(default_factory=_cpu)
     """Where weights and banks live."""
     aligned: bool = False
     """Rows come in the order of event time and ``advance`` is called (``align_s`` in the pipeline file)."""
 
 
 class Operator(ABC):
-    """One shard of a stateful operator. Used by one thread at a time."""
+    """One shard of a stateful operator. Used by one thread at a time.
+
+    What can be known of it before it is built (options, schemas, statuses, ``examine``) may stand in a class of its own that
+    imports no torch, which ``implementation`` takes further: ``check`` and ``describe`` then need a second, not five.
+    """
+
+    implementation: ClassVar[str] = ""
+    """``module:Class`` of the subclass that does the work, where a class only declares it. Not inherited."""
 
     Options: ClassVar[type]
     """Keyword-only frozen dataclass made of ``connectors.options.option`` fields."""
@@ -131,7 +147,10 @@ class Operator(ABC):
         return []
 
     def flush(self) -> Sequence[Emitted]:
-        """Return rows that need no more input; called before ``snapshot`` and at the end. For operators that answer later."""
+        """Return rows that need no more input; called before ``snapshot``, after ``close_stream`` and at the end.
+
+        For operators that answer later, or have something left to say of streams that end.
+        """
         return []
 
     @abstractmethod

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from connectors.errors import ConfigError
 from connectors.options import option
-from operators.banks import BlockBank, BlockCodec, BlockSpec
-from operators.banks.blocks.budget import Budget, TierPlan
-from operators.banks.blocks.spec import PlainCodec, page_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+    from operators.banks import BlockBank, BlockCodec, BlockSpec
 
 __all__ = ["BlockBankOptions", "OnBankFull", "on_bank_full", "open_bank"]
 
@@ -79,6 +79,10 @@ def open_bank(
     ``noun`` is what a block is, for messages, and what the option ``<noun>s_per_stream`` counts (``per_stream``; None: as many
     as there is room for). ``least`` returns the fewest blocks that a share must hold, and why. Raises ``ConfigError``.
     """
+    from operators.banks import BlockBank  # the options need no torch
+    from operators.banks.blocks.budget import Budget, TierPlan
+    from operators.banks.blocks.spec import PlainCodec, page_bytes
+
     codec = codec or PlainCodec(spec.dtype)
     fields = codec.fields(spec)
     budget = Budget(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from connectors.errors import RecoveryError
-from operators.output import OutputRows
-from operators.state import State
+
+if TYPE_CHECKING:
+    from operators.output import OutputRows
+    from operators.state import State
 
 __all__ = ["STREAM_COUNTERS", "Counters"]
 
@@ -41,6 +43,8 @@ class Counters:
 
     def export(self, state: State) -> None:
         """Add them to ``state``."""
+        import torch
+
         state.additive[_KEY] = torch.tensor(list(self._counts.values()), dtype=torch.int64)
         state.meta[_KEY] = list(self._counts)
 

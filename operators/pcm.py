@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from connectors import records
 from connectors.errors import SchemaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["HIGHEST_RATE", "LOWEST_RATE", "SOUND_KEYS", "PcmRow", "PcmRows", "sound_column", "to_pcm"]
 
@@ -101,4 +103,4 @@ def sound_column(parts: Sequence[npt.NDArray[np.int16] | None]) -> pa.Array:
 
 def to_pcm(samples_N: Tensor) -> npt.NDArray[np.int16]:
     """Return samples in [-1, 1] as 16-bit ones."""
-    return (samples_N.double() * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16).cpu().numpy()
+    return (samples_N.double() * 2**15).round().clamp(-(2**15), 2**15 - 1).short().cpu().numpy()

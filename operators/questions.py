@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from connectors import records
-from connectors.errors import ConfigError
+from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.options import option
+from models.standing.header import read_matcher
 from operators.streams import Refusal
 
 __all__ = [
@@ -116,6 +118,16 @@ class QuestionOptions:
     debounce_s: float = option(
         5.0, "How long it must be out of view to count as coming again, where a question does not say.", unit="s", ge=0
     )
+
+    def check_matcher(self, name: str) -> None:
+        """Raise ``CheckpointMismatch`` where the matcher that is given is none; reads its header only."""
+        if self.standing_matcher is not None:
+            file = Path(self.standing_matcher)
+            if not file.is_file():
+                raise CheckpointMismatch(
+                    f"{name}: standing_matcher {str(file)!r} is no file; give one that was trained, or none"
+                )
+            read_matcher(file)
 
     def check_answerers(self, disk_gib: float) -> None:
         """Raise ``ConfigError`` where processes are to answer from files that the operator's bank does not have."""

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch
-from models.standing.matcher import FrameMatcher, encoder_name, frame_vectors, load_matcher, read_matcher
+from models.standing.matcher import FrameMatcher, encoder_name, frame_vectors, load_matcher
 from operators.pending import split_rows
 from operators.questions import Question, QuestionOptions, Row
 from operators.state import Rows, State
 from operators.streams import NEVER_US, Refusal
 
-__all__ = ["Edges", "FrameGate", "Gate", "Look", "Standing", "check_matcher", "open_gate"]
+__all__ = ["Edges", "FrameGate", "Gate", "Look", "Standing", "open_gate"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -118,15 +118,6 @@ class FrameGate:
         logits_FU = frames_FE @ texts_UE[:, :-1].T + texts_UE[:, -1]
         matched: npt.NDArray[np.float32] = torch.sigmoid(logits_FU).float().cpu().numpy()
         return matched
-
-
-def check_matcher(options: QuestionOptions, name: str) -> None:
-    """Raise ``CheckpointMismatch`` where the matcher that is given is none; reads its header only."""
-    if options.standing_matcher is not None:
-        file = Path(options.standing_matcher)
-        if not file.is_file():
-            raise CheckpointMismatch(f"{name}: standing_matcher {str(file)!r} is no file; give one that was trained, or none")
-        read_matcher(file)
 
 
 def open_gate(

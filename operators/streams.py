@@ -15,18 +15,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from connectors.errors import RecoveryError
 from connectors.options import option
 from connectors.records import NEVER_US, encode_streams
 from operators.counters import Counters
-from operators.state import Rows, State
+
+if TYPE_CHECKING:
+    from operators.state import State
 
 __all__ = [
     "EVICTED",
@@ -63,7 +64,8 @@ EVICTED = "the memory of this stream was evicted to make room; raise max_streams
 _TOMBSTONES = 4096
 """Evicted streams that are remembered."""
 
-_PLAIN = {"int": torch.int64, "bool": torch.bool, "float": torch.float64}
+_PLAIN = {"int": "int64", "bool": "bool", "float": "float64"}
+"""Of fields of a stream → of columns of a snapshot."""
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -366,12 +368,16 @@ class StreamTable(Generic[S]):
 
         ``meta`` is what ``restore`` will compare, such as the id of the weights.
         """
+        import torch  # what declares an operator needs this file, but neither torch nor states
+
+        from operators.state import State
+
         names = [name for name in self._streams if not incremental or name in self._touched]
         names.sort(key=lambda name: self._streams[name].slot)
         streams = [self._streams[name] for name in names]
         state = State(streams=names, incremental=incremental, closed=sorted(self._closed) if incremental else [])
         for column, dtype in self._columns.items():
-            state.dense[column] = torch.tensor([getattr(stream, column) for stream in streams], dtype=dtype)
+            state.dense[column] = torch.tensor([getattr(stream, column) for stream in streams], dtype=getattr(torch, dtype))
         state.dense["evicted"] = torch.zeros(len(streams), dtype=torch.bool)
         state.meta |= meta
         self._counters.export(state)
@@ -424,6 +430,10 @@ def require_full(state: State, name: str) -> None:
 
 def _bury(state: State, names: Sequence[str]) -> None:
     """Append evicted streams, without rows, to ``state``."""
+    import torch
+
+    from operators.state import Rows
+
     extra = len(names)
     state.streams += names
     for key, tensor in state.dense.items():

@@ -14,7 +14,19 @@ from typing import Any, Literal
 from connectors import extras
 from connectors.errors import ConfigError, nearest
 
-__all__ = ["CONFIGS", "KINDS", "Entry", "Kind", "entries", "find", "lacks", "load", "needs", "ready_pipelines"]
+__all__ = [
+    "CONFIGS",
+    "KINDS",
+    "Entry",
+    "Kind",
+    "entries",
+    "find",
+    "implementation",
+    "lacks",
+    "load",
+    "needs",
+    "ready_pipelines",
+]
 
 Kind = Literal["source", "operator", "sink"]
 KINDS: tuple[Kind, ...] = ("source", "operator", "sink")
@@ -79,64 +91,75 @@ _ENTRIES = (
     Entry(
         "operator",
         "mamba",
-        "operators.mamba.operator:MambaOperator",
+        "operators.mamba.declaration:MambaDeclaration",
         "video object detection with a memory per stream",
         ("cv2", "torchvision"),
     ),
     Entry(
-        "operator", "reloop2", "operators.reloop2.operator:ReLoop2Operator", "click predictions corrected by a memory of labels"
+        "operator",
+        "reloop2",
+        "operators.reloop2.declaration:ReLoop2Declaration",
+        "click predictions corrected by a memory of labels",
     ),
     Entry(
         "operator",
         "rekv",
-        "operators.rekv.operator:ReKVOperator",
+        "operators.rekv.declaration:ReKVDeclaration",
         "answers to questions about running videos",
         ("cv2", "transformers"),
     ),
     Entry(
         "operator",
         "fourd_vla",
-        "operators.fourd_vla.operator:FourDVLAOperator",
+        "operators.fourd_vla.declaration:FourDVLADeclaration",
         "the few past RGB-D frames that a robot's policy should see now, and the action of the 4D-VLA policy",
         ("cv2",),
     ),
     Entry(
         "operator",
         "videostreaming",
-        "operators.videostreaming.operator:VideoStreamingOperator",
+        "operators.videostreaming.declaration:VideoStreamingDeclaration",
         "answers about videos of any length from a few selected memories of clips",
         ("cv2", "transformers"),
     ),
     Entry(
         "operator",
         "prompttpp",
-        "operators.prompttpp.operator:PromptTPPOperator",
+        "operators.prompttpp.declaration:PromptTPPDeclaration",
         "when the next event of each key comes and of which type, learned on while behavior drifts",
     ),
     Entry(
         "operator",
         "memprompttss",
-        "operators.memprompttss.operator:MemPromptTSSOperator",
+        "operators.memprompttss.declaration:MemPromptTSSDeclaration",
         "states and segments of sensor streams that follow prompts about their past, present and future",
     ),
     Entry(
         "operator",
         "specvqgan",
-        "operators.specvqgan.operator:SpecVQGANOperator",
+        "operators.specvqgan.declaration:SpecVQGANDeclaration",
         "sound for silent video, of many streams at once",
         ("cv2", "torchvision"),
     ),
     Entry(
         "operator",
         "specvqgan_codec",
-        "operators.specvqgan_codec.operator:SpecVQGANCodecOperator",
+        "operators.specvqgan_codec.declaration:SpecVQGANCodecDeclaration",
         "sound as tokens of 0.27 kbit/s, and back",
         ("torchvision",),
     ),
     Entry(
-        "operator", "resample", "operators.resample.operator:ResampleOperator", "samples of sensors, of any rate, at even times"
+        "operator",
+        "resample",
+        "operators.resample.declaration:ResampleDeclaration",
+        "samples of sensors, of any rate, at even times",
     ),
-    Entry("operator", "ctr_windows", "operators.reloop2.windows:CtrWindows", "logloss and AUC of click predictions per window"),
+    Entry(
+        "operator",
+        "ctr_windows",
+        "operators.reloop2.declaration:CtrWindowsDeclaration",
+        "logloss and AUC of click predictions per window",
+    ),
     Entry("operator", "null", "operators.null.operator:NullOperator", "passes on keys and sizes of frames; for measuring"),
     Entry("sink", "parquet", "connectors.sinks.parquet:ParquetSink", "partitioned Parquet dataset"),
     Entry("sink", "arrow", "connectors.sinks.arrow:ArrowSink", "Arrow IPC files"),
@@ -175,7 +198,7 @@ def find(name: str) -> list[Entry]:
 
 
 def load(kind: Kind, name: str) -> type[Any]:
-    """Return the class behind a registered name or behind ``module:Class``.
+    """Return the class behind a registered name or behind ``module:Class``; of an operator, where it has one, what declares it.
 
     Raise ``ConfigError`` where the name is unknown, the module cannot be imported, or the class is no ``kind``.
     """
@@ -190,6 +213,17 @@ def load(kind: Kind, name: str) -> type[Any]:
         raise ConfigError(f"{kind} type {name!r} is not a subclass of {_BASES[kind].replace(':', '.')}")
     if not isinstance(getattr(loaded, "Options", None), type):
         raise ConfigError(f"{kind} type {name!r} has no class attribute Options; declare its options dataclass there")
+    return loaded
+
+
+def implementation(declared: type[Any], name: str) -> type[Any]:
+    """Return the class that does the work of an operator that ``load`` has returned: itself, or what it names as that."""
+    target = vars(declared).get("implementation", "")
+    if not target:
+        return declared
+    loaded = _import(target, f"operator type {name!r}")
+    if not (isinstance(loaded, type) and issubclass(loaded, declared)):
+        raise ConfigError(f"operator type {name!r}: its implementation {target!r} is not a subclass of {declared.__qualname__}")
     return loaded
 
 

@@ -106,7 +106,8 @@ class OperatorSpec(OperatorSettings, NodeSpec):
 
         where = resolve_device(device or self.device, self.name)
         context = Context(name=self.name, device=where, aligned=self.align_s is not None)
-        return cast("Operator", registry.load("operator", self.type)(self.options, context))
+        kind = registry.implementation(registry.load("operator", self.type), self.type)
+        return cast("Operator", kind(self.options, context))
 
 
 @dataclass(frozen=True, kw_only=True)

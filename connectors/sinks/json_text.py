@@ -25,7 +25,7 @@ _ESCAPES = {"\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _DAY_S = 86_400
 _MIN_S, _END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999, since 1970: what ISO 8601 texts of four digits hold and common readers take."""
-_NO_TEXT = pa.scalar(None, pa.string())
+_NO_TEXT = pa.nulls(1, pa.string())[0]  # pa.scalar would import pandas, which takes half a second
 
 ALTERED = "hold null for a value that JSON cannot hold"
 """What became of rows that ``altered`` counts."""

@@ -24,7 +24,7 @@ __all__ = ["CsvFormat", "CsvOptions", "CsvSource"]
 
 _MAX_HEADER_BYTES = 1 << 20
 _INTEGER = re.compile(r"\s*[+-]?\d{1,400}\s*")
-_NULLS = pa.array(["", *pacsv.ConvertOptions().null_values])
+_NULLS = ["", *pacsv.ConvertOptions().null_values]
 _SYNC_LINES, _SYNC_BYTES = 20, 16 << 10
 
 
@@ -118,7 +118,9 @@ class CsvFormat(LineFormat):
         for name in self._times & set(table.column_names):  # read as text, of which "NA" is one
             texts = table.column(name)
             index = table.column_names.index(name)
-            table = table.set_column(index, name, pc.if_else(pc.is_in(texts, _NULLS), pa.scalar(None, texts.type), texts))
+            table = table.set_column(
+                index, name, pc.if_else(pc.is_in(texts, pa.array(_NULLS)), pa.scalar(None, texts.type), texts)
+            )
         return table
 
     def parse_blank(self, columns: pa.Schema) -> None:
@@ -163,7 +165,7 @@ class CsvFormat(LineFormat):
         index = self._names.index(name) if name in self._names else len(self._names)
         rows = map(self._text.values, records)
         texts = [row[index] for row in rows if index < len(row)]
-        nulls = set(_NULLS.to_pylist())
+        nulls = set(_NULLS)
         return [_number(text) for text in texts if text not in nulls]
 
     def sync(self, block: bytes) -> int:

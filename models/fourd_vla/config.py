@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from connectors.errors import ConfigError, nearest
-from models.fourd_vla.geometry import CoordPool, ResizePolicy
 
-__all__ = ["ActionScale", "DecoderConfig", "FourDVLAConfig", "VisionConfig"]
+__all__ = ["ActionScale", "CoordPool", "DecoderConfig", "FourDVLAConfig", "ResizePolicy", "VisionConfig"]
 
 AddAt = Literal["patch", "pixel_shuffled"]
+CoordPool = Literal["mean", "center", "median_depth"]
+ResizePolicy = Literal["crop", "stretch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

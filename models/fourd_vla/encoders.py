@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from connectors.errors import CheckpointMismatch, ConfigError, nearest
 from connectors.extras import optional
+from models.file_headers import is_safetensors
 from models.fourd_vla.config import VisionConfig
 from models.fourd_vla.names import dino_names
 from models.fourd_vla.vision import VisionEncoder, pooled_feature
-from models.weight_files import is_safetensors, read_safetensors, read_state_dict
+from models.weight_files import read_safetensors, read_state_dict
 
 torchvision = optional("torchvision")
 

@@ -11,16 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.fourd_vla.config import CoordPool, ResizePolicy
+
 __all__ = [
-    "CoordPool",
     "ResizePlan",
-    "ResizePolicy",
     "camera_problem",
     "depth_meters",
     "pool_coordinates",
@@ -29,9 +28,6 @@ __all__ = [
     "resize_plan",
     "unproject",
 ]
-
-CoordPool = Literal["mean", "center", "median_depth"]
-ResizePolicy = Literal["crop", "stretch"]
 
 _RIGID = 0.01
 """How far a determinant may be from 1; and twice that for entries of RR' from the identity. Real poses reach 1e-3."""

@@ -7,7 +7,6 @@ a file raises ``CheckpointMismatch``. Knows nothing about streams: banks are nev
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -20,17 +19,16 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.file_headers import damaged_named, is_own, make_header, require_model
+from models.file_headers import is_own, is_safetensors, make_header
 from models.mamba.config import IMAGENET_VID_CLASSES, MambaConfig
+from models.mamba.header import FORMAT, MODEL, stored_config
 from models.mamba.model import Mamba
-from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
+from models.weight_files import read_safetensors, read_state_dict, write_safetensors
 
-__all__ = ["convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "read_config", "save"]
+__all__ = ["checked_config", "convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "save"]
 
 logger = logging.getLogger(__name__)
 
-_MODEL = "mamba"
-_FORMAT = "1"
 
 # Our module prefix -> the official one. The layout is that of the authors' release; SELSA models of the same family share it.
 _PREFIXES: tuple[tuple[str, str], ...] = (
@@ -79,7 +77,7 @@ def save(model: Mamba, path: str | os.PathLike[str]) -> None:
     """
     if model.fused:
         raise ValueError("a model after fuse_for_inference() cannot be saved; save before fusing")
-    write_safetensors(model.state_dict(), make_header(_MODEL, _FORMAT, config=model.config.to_json()), Path(path))
+    write_safetensors(model.state_dict(), make_header(MODEL, FORMAT, config=model.config.to_json()), Path(path))
 
 
 def load(path: str | os.PathLike[str], config: MambaConfig | None = None, *, classes: Sequence[str] | None = None) -> Mamba:
@@ -103,12 +101,8 @@ def load(path: str | os.PathLike[str], config: MambaConfig | None = None, *, cla
     return model.eval()
 
 
-def read_config(path: str | os.PathLike[str]) -> MambaConfig:
-    """Return the config of a checkpoint after checking names and shapes, without loading weights.
-
-    Reads only the header of a safetensors file; an official ``.pth`` has none and is read whole. Raises ``CheckpointMismatch``
-    as ``load`` does.
-    """
+def checked_config(path: str | os.PathLike[str]) -> MambaConfig:
+    """Return the config of a checkpoint after comparing its names and shapes with a network of these settings."""
     file = Path(path)
     state, stored = _read(file, header_only=True)
     config = _settle_config(stored, state, file)
@@ -231,15 +225,9 @@ def _read(file: Path, *, header_only: bool = False) -> tuple[dict[str, Tensor], 
     if is_safetensors(file):
         tensors, metadata = read_safetensors(file, header_only=header_only)
         if is_own(metadata):
-            return tensors, _stored_config(metadata, file)
+            return tensors, stored_config(metadata, file)
         return _own_names(tensors), None
     return _own_names(read_state_dict(file)), None
-
-
-def _stored_config(metadata: Mapping[str, str], file: Path) -> MambaConfig:
-    require_model(metadata, _MODEL, _FORMAT, file)
-    with damaged_named(file):
-        return MambaConfig.from_json(json.loads(metadata["config"]))
 
 
 def _own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ axis of the encoder are not in it and are given as settings. Both of Perseus' en
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -17,28 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.file_headers import damaged_named, is_own, make_header, require_model
+from models.file_headers import is_own, is_safetensors, make_header
 from models.memprompttss.config import PATCH, MemPromptTSSConfig, PromptTSSConfig
+from models.memprompttss.header import FORMAT, MODEL, stored_config
 from models.memprompttss.layers import sinusoids
 from models.memprompttss.model import MemPromptTSS
 from models.memprompttss.prompttss import PromptTSS
 from models.pretrained import some_of
-from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
+from models.weight_files import read_safetensors, read_state_dict, write_safetensors
 
 __all__ = [
     "load_network",
     "load_prompttss",
-    "network_config",
     "own_names",
     "perseus_config",
     "prompttss_config",
+    "release_config",
     "release_names",
     "save_network",
 ]
 
 M = TypeVar("M", bound=nn.Module)
 
-_MODEL, _FORMAT = "memprompttss", "1"
 _POSITIONS = ".input_layer.position_embedding.pe"
 _PROJECTIONS = ("query", "key", "value")
 _PARTS = {  # of a layer of the release's own encoder → of torch's
@@ -52,16 +51,15 @@ _PARTS = {  # of a layer of the release's own encoder → of torch's
 
 def save_network(model: MemPromptTSS, path: str | os.PathLike[str]) -> None:
     """Write one safetensors file with the settings in its header."""
-    write_safetensors(model.state_dict(), make_header(_MODEL, _FORMAT, config=model.config.to_json()), Path(path))
+    write_safetensors(model.state_dict(), make_header(MODEL, FORMAT, config=model.config.to_json()), Path(path))
 
 
-def network_config(path: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> MemPromptTSSConfig:
-    """Return the settings of a file without reading its weights where it is safetensors. Raise ``CheckpointMismatch``."""
-    place = Path(path)
-    if not is_safetensors(place):
-        return _perseus(own_names(read_state_dict(place)), place, settings)
-    shapes, metadata = read_safetensors(place, header_only=True)
-    return _config(shapes, metadata, place, settings)
+def release_config(file: Path, settings: Mapping[str, Any] | None) -> MemPromptTSSConfig:
+    """Return the settings of a release's file; of safetensors without reading weights. Raise ``CheckpointMismatch``."""
+    if not is_safetensors(file):
+        return _perseus(own_names(read_state_dict(file)), file, settings)
+    shapes, metadata = read_safetensors(file, header_only=True)
+    return _config(shapes, metadata, file, settings)
 
 
 def load_network(
@@ -196,11 +194,7 @@ def _config(
         named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         # Shapes may be all there is (meta tensors): the table of positions is looked at when the weights are read.
         return _perseus(own_names({n: t for n, t in named.items() if not n.endswith(_POSITIONS)}), file, settings)
-    require_model(metadata, _MODEL, _FORMAT, file)
-    if settings:
-        raise CheckpointMismatch(f"{file}: holds its own settings; remove {sorted(settings)}")
-    with damaged_named(file):
-        return MemPromptTSSConfig.from_json(json.loads(metadata["config"]))
+    return stored_config(metadata, file, settings)
 
 
 def _perseus(named: Mapping[str, Tensor], file: Path, settings: Mapping[str, Any] | None) -> MemPromptTSSConfig:

@@ -109,15 +109,6 @@ class PromptAttNHP(PointProcess):
         """The rate head."""
         return self.rate
 
-    def cell_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the sums of each layer's inputs, from which prompts are chosen."""
-        layers = len(self.attention)
-        return {"query": (layers, self.config.token_dim), "weight": (1,)} if self.config.pool else {}
-
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the cached key and value of each layer."""
-        return {"key": (len(self.attention), self.config.hidden), "value": (len(self.attention), self.config.hidden)}
-
     def layer(self, number: int) -> AttentionLayer:
         """Return the layer ``number`` = head · layers + layer."""
         layer = self.attention[number]

@@ -7,7 +7,6 @@ keys load. What a file lacks, has too much, or holds in another shape raises ``C
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,16 +17,14 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.file_headers import damaged_named, make_header, require_model
+from models.file_headers import is_safetensors, make_header
 from models.prompttpp.config import TppConfig
+from models.prompttpp.header import FORMAT, MODEL, require_safetensors, stored_config
 from models.prompttpp.model import build_model
 from models.prompttpp.process import PointProcess
-from models.weight_files import is_safetensors, read_safetensors, read_state_dict, weights_name, write_safetensors
+from models.weight_files import read_safetensors, read_state_dict, weights_name, write_safetensors
 
-__all__ = ["infer_config", "load", "load_official", "model_id", "official_state", "read_config", "save"]
-
-_MODEL = "prompttpp"
-_FORMAT = "1"
+__all__ = ["checked_config", "infer_config", "load", "load_official", "model_id", "official_state", "save"]
 
 # Carried in official files and never used by them: a second projection of time and an embedding nothing reads.
 _UNUSED = re.compile(r"(time_cde\.(weight|bias)|layer_event_emb\.(weight|bias)|layer_temporal_encoding\.div_term)$")
@@ -43,7 +40,7 @@ _LINEARS = ("query", "key", "value")
 
 def save(model: PointProcess, path: str | os.PathLike[str]) -> None:
     """Write ``model`` and its config to a safetensors file, replacing it in one step."""
-    write_safetensors(model.state_dict(), make_header(_MODEL, _FORMAT, config=model.config.to_json()), Path(path))
+    write_safetensors(model.state_dict(), make_header(MODEL, FORMAT, config=model.config.to_json()), Path(path))
 
 
 def load(path: str | os.PathLike[str]) -> PointProcess:
@@ -53,8 +50,8 @@ def load(path: str | os.PathLike[str]) -> PointProcess:
     return _filled(build_model(config), state, file)
 
 
-def read_config(path: str | os.PathLike[str]) -> TppConfig:
-    """Return the config of one of our files after checking names and shapes, without reading weights."""
+def checked_config(path: str | os.PathLike[str]) -> TppConfig:
+    """Return the config of one of our files after comparing its names and shapes with a network of these settings."""
     file = Path(path)
     state, config = _read(file, header_only=True)
     with torch.device("meta"):
@@ -65,7 +62,7 @@ def read_config(path: str | os.PathLike[str]) -> TppConfig:
 
 def model_id(model: PointProcess) -> str:
     """Return a name of config and weights."""
-    return weights_name(_MODEL, model.config.to_json(), model.state_dict())
+    return weights_name(MODEL, model.config.to_json(), model.state_dict())
 
 
 def load_official(
@@ -188,15 +185,9 @@ def _pools(config: TppConfig, left: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(file: Path, *, header_only: bool) -> tuple[dict[str, Tensor], TppConfig]:
-    if not is_safetensors(file):
-        raise CheckpointMismatch(
-            f"{file}: not a safetensors file; convert an official state dict first, with load_official() and save() of "
-            "models.prompttpp.checkpoint"
-        )
+    require_safetensors(file)
     state, metadata = read_safetensors(file, header_only=header_only)
-    require_model(metadata, _MODEL, _FORMAT, file)
-    with damaged_named(file):
-        return state, TppConfig.from_json(json.loads(metadata["config"]))
+    return state, stored_config(metadata, file)
 
 
 def _filled(model: PointProcess, state: Mapping[str, Tensor], file: Path) -> PointProcess:

@@ -89,6 +89,37 @@ class TppConfig(Settings):
             return 0
         return 2 * self.heads * self.layers if self.backbone == "attnhp" else 1
 
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of the network's own cells, which are replaced at every event of a key."""
+        match self.backbone:
+            case "nhp":  # values, where they decay to, how fast, and the output gate
+                return dict.fromkeys(("cell", "target", "decay", "gate"), (self.hidden,))
+            case (
+                "s2p2"
+            ):  # the states and what they relax to (real parts, then imaginary), the first input, how the last is read
+                width = (self.layers, 2 * self.state)
+                read = {"read": (2, self.hidden)} if self.pool else {}
+                return {"state": width, "target": width, "input": (self.hidden,)} | read
+            case "thp":  # the hidden state at the latest event
+                return {"hidden": (self.hidden,)}
+            case _:
+                return {}
+
+    def cell_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of all cells: the network's own, and the sums from which prompts are chosen."""
+        if not self.pool:
+            return self.state_shapes()
+        if self.backbone == "attnhp":
+            return {"query": (self.heads * self.layers, self.token_dim), "weight": (1,)}
+        return self.state_shapes() | {"query": (self.query_dim,), "weight": (1,), "last": (self.hidden,)}
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of what is cached of every event of the window; empty where the state has a fixed size."""
+        if self.backbone not in ("attnhp", "thp"):
+            return {}
+        layers = self.layers * (self.heads if self.backbone == "attnhp" else 1)
+        return {"key": (layers, self.hidden), "value": (layers, self.hidden)}
+
     @property
     def prompt_tokens(self) -> int:
         """Prompt tokens of one read."""

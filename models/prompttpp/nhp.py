@@ -21,10 +21,6 @@ class NHP(RecurrentProcess):
         super().__init__(config)
         self.cell = nn.Linear(2 * config.hidden, 7 * config.hidden)
 
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the cells: values, where they decay to, how fast, and the output gate."""
-        return {name: (self.config.hidden,) for name in ("cell", "target", "decay", "gate")}
-
     def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BX: Tensor | None) -> dict[str, Tensor]:
         """Return the cells after an event."""
         now_BD = self._decayed(cells, gap_B[:, None])[:, 0]

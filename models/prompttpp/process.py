@@ -99,14 +99,6 @@ class PointProcess(nn.Module, ABC):
         """What turns hidden states into rates."""
 
     @abstractmethod
-    def cell_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return name → shape of what is replaced at every event."""
-
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return name → shape of what is cached of every event; empty where the state has a fixed size."""
-        return {}
-
-    @abstractmethod
     def run(
         self,
         time_BL: Tensor,
@@ -164,10 +156,13 @@ class PointProcess(nn.Module, ABC):
         """Return the state of keys without events."""
         weight = self.embedding.weight
         device, dtype = weight.device, weight.dtype
-        width = window if self.row_shapes() else 0
+        width = window if self.config.row_shapes() else 0
         return KeyState(
-            {name: torch.zeros(keys, *shape, device=device, dtype=dtype) for name, shape in self.cell_shapes().items()},
-            {name: torch.zeros(keys, width, *shape, device=device, dtype=dtype) for name, shape in self.row_shapes().items()},
+            {name: torch.zeros(keys, *shape, device=device, dtype=dtype) for name, shape in self.config.cell_shapes().items()},
+            {
+                name: torch.zeros(keys, width, *shape, device=device, dtype=dtype)
+                for name, shape in self.config.row_shapes().items()
+            },
             torch.zeros(keys, width, dtype=torch.bool, device=device),
             torch.zeros(keys, dtype=torch.float64, device=device),
             torch.zeros(keys, dtype=torch.int64, device=device),

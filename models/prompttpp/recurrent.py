@@ -65,22 +65,12 @@ class RecurrentProcess(PointProcess):
         return self.rate
 
     @abstractmethod
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return name → shape of the network's own cells."""
-
-    @abstractmethod
     def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BX: Tensor | None) -> dict[str, Tensor]:
         """Return the cells after an event ``gap_B`` (of the network's type) after the last one; X is ``steered`` · D."""
 
     @abstractmethod
     def hidden(self, cells: dict[str, Tensor], lag_BG: Tensor) -> Tensor:
         """Return the hidden states [B, G, D] so long after the last event."""
-
-    def cell_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the network's cells, and the sum from which prompts are chosen."""
-        if not self.config.pool:
-            return self.state_shapes()
-        return self.state_shapes() | {"query": (self.config.query_dim,), "weight": (1,), "last": (self.config.hidden,)}
 
     def _take(
         self,
@@ -146,7 +136,7 @@ class RecurrentProcess(PointProcess):
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
         for place in range(length):
             cells, chosen = self._take(cells, gap_BL[:, place], type_BL[:, place], prompts)
-            states.append({name: cells[name] for name in self.state_shapes()})
+            states.append({name: cells[name] for name in self.config.state_shapes()})
             if chosen is not None:
                 cosines.append(chosen.cosine.sum(-1))
                 indices.append(chosen.index)

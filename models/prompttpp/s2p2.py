@@ -73,12 +73,6 @@ class S2P2(RecurrentProcess):
         self.layers = nn.ModuleList(_Layer(config.hidden, config.state, config.slowest) for _ in range(config.layers))
         self.first = nn.Parameter(torch.zeros(config.hidden))
 
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the states and what they relax to (real parts, then imaginary ones), the first input, how the last is read."""
-        width = (self.config.layers, 2 * self.config.state)
-        read = {"read": (2, self.config.hidden)} if self.config.pool else {}
-        return {"state": width, "target": width, "input": (self.config.hidden,)} | read
-
     def absorb(self, cells: dict[str, Tensor], gap_B: Tensor, event_BD: Tensor, prompt_BX: Tensor | None) -> dict[str, Tensor]:
         """Return the cells after an event."""
         given, event_BD, read = self._steered(event_BD, prompt_BX)

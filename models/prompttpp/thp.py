@@ -45,14 +45,6 @@ class THP(PointProcess):
         """The map from hidden states to rates at the event."""
         return self.hidden_rate
 
-    def cell_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the hidden state at the latest event."""
-        return {"hidden": (self.config.hidden,)}
-
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the cached key and value of each layer."""
-        return {"key": (self.config.layers, self.config.hidden), "value": (self.config.layers, self.config.hidden)}
-
     def _rate(self, hidden: Tensor, lag: Tensor) -> Tensor:
         return scaled_softplus(
             self.decay * lag.to(hidden.dtype)[..., None] + self.hidden_rate(hidden) + self.base, self.log_beta

@@ -21,23 +21,9 @@ from models.weight_files import read_safetensors
 
 transformers = optional("transformers")
 
-__all__ = ["load_checkpoint", "read_head_width", "read_model_type"]
+__all__ = ["load_checkpoint"]
 
 _SHOWN = 5
-
-
-def read_model_type(folder: str | os.PathLike[str]) -> str:
-    """Return the ``model_type`` of a checkpoint folder. Raises ``CheckpointMismatch``."""
-    return str(read_config(Path(folder), FAMILIES)["model_type"])
-
-
-def read_head_width(folder: str | os.PathLike[str]) -> int | None:
-    """Return the width of an attention head of a checkpoint folder; None where its config.json leaves it to the family."""
-    config = read_config(Path(folder), FAMILIES)
-    text = config.get("text_config") or config  # Qwen2-VL and Qwen2.5-VL as they were published have one level only
-    hidden, heads = text.get("hidden_size"), text.get("num_attention_heads")
-    width = text.get("head_dim") or (hidden // heads if hidden and heads else None)
-    return None if width is None else int(width)
 
 
 def load_checkpoint(

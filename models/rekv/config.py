@@ -12,7 +12,11 @@ from typing import Literal, get_args
 from connectors.errors import ConfigError
 from connectors.options import option
 
-__all__ = ["ReKVConfig"]
+__all__ = ["Axes", "ReKVConfig"]
+
+Axes = Literal["timeline", "segments", "line"]
+"""``timeline``: a frame moves on the axis of time only (Qwen2-VL, Qwen2.5-VL). ``segments``: each begins on all axes where the
+one before ended (Qwen3-VL). ``line``: one axis."""
 
 Score = Literal["dot", "cosine"]
 SinkOverlap = Literal["official", "exact"]

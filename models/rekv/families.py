@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from models.pixels import CLIP_PIXELS, HALF_PIXELS, Color
 from models.prompts import QWEN_CHAT, PromptTemplate
-from models.rekv.layouts import Axes
+from models.rekv.config import Axes
 
 __all__ = ["FAMILIES", "Family", "VideoForm"]
 

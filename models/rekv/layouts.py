@@ -12,18 +12,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["COLUMNS", "Axes", "BlockNumbers", "Grid", "Laid", "Layout", "Run", "Shape", "VideoLayout"]
+from models.rekv.config import Axes
 
-Axes = Literal["timeline", "segments", "line"]
-"""``timeline``: a frame moves on the axis of time only (Qwen2-VL, Qwen2.5-VL). ``segments``: each begins on all axes where the
-one before ended (Qwen3-VL). ``line``: one axis."""
+__all__ = ["COLUMNS", "BlockNumbers", "Grid", "Laid", "Layout", "Run", "Shape", "VideoLayout"]
 
 COLUMNS = ("start", "lead", "rows", "columns", "tail", "at")
 """What a :class:`VideoLayout` notes of a block: video tokens before it, words before its grid, the grid, words behind it, and

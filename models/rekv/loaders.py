@@ -18,14 +18,15 @@ from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.prompts import PromptTemplate
-from models.rekv.checkpoint import load_checkpoint, read_model_type
+from models.rekv.checkpoint import load_checkpoint
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_prefix
 from models.rekv.families import FAMILIES
+from models.rekv.header import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, read_model_type
 from models.rekv.qwen_vision import QwenVision
 from models.rekv.session import Prefix
-from models.rekv.small import SMALL_UNSURE_BELOW, SMALL_WEIGHTS, load_small
+from models.rekv.small import load_small
 from models.rekv.video_blocks import VideoBlocks
 from models.rekv.vision import FrameEncoder
 from models.tokenizers import FolderTokenizer, Tokenizer

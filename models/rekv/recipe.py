@@ -25,8 +25,9 @@ from models.answer_loss import answer_loss, pack
 from models.film_training import FramePool, film_stage, label_heads, render_pool, tower_stage
 from models.films import COLORS, COUNTS, PLURALS, SHAPES, SIDE, TIMES, Event, answer_of, make_film, wording
 from models.rekv.evaluate import film_quality
+from models.rekv.header import SMALL_WEIGHTS, read_small
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_PROMPTS, SMALL_WEIGHTS, SmallModel, build_small, read_small, save_small
+from models.rekv.small import SMALL_PROMPTS, SmallModel, build_small, save_small
 from models.rekv.vision import FrameEncoder
 from models.standing.recipe import RECIPE, run_matcher_recipe
 from models.tokenizers import WordTokenizer

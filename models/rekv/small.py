@@ -20,38 +20,15 @@ from connectors.extras import optional
 from models.file_headers import damaged_named, make_header, require_model
 from models.prompts import PromptTemplate
 from models.rekv.config import ReKVConfig
+from models.rekv.header import FORMAT, MODEL, SMALL_REKV
 from models.tokenizers import WordTokenizer
 from models.weight_files import read_safetensors, write_safetensors
 
 transformers = optional("transformers")
 
-__all__ = [
-    "SMALL_MATCHER",
-    "SMALL_PROMPTS",
-    "SMALL_REKV",
-    "SMALL_UNSURE_BELOW",
-    "SMALL_WEIGHTS",
-    "SmallModel",
-    "build_small",
-    "load_small",
-    "read_small",
-    "save_small",
-]
+__all__ = ["SMALL_PROMPTS", "SmallModel", "build_small", "load_small", "save_small"]
 
 SMALL_PROMPTS = PromptTemplate(prefix="watch the video.", suffix=" answer:", letter_lead=" (")
-SMALL_REKV = ReKVConfig(window_tokens=128, retrieve_frames=16)
-"""What the small model is trained for: a window of 32 frames of 4 tokens, half as many retrieved."""
-
-SMALL_UNSURE_BELOW = 0.9
-"""Of ``SMALL_WEIGHTS``, calibrated on films by ``benchmarks.rekv_confidence``."""
-
-SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
-"""The small model that comes with the package."""
-
-SMALL_MATCHER = SMALL_WEIGHTS.with_name("standing.safetensors")
-"""Tells when what a standing question asks about is there; trained beside ``SMALL_WEIGHTS``."""
-
-_MODEL, _FORMAT = "rekv", "1"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,8 +88,8 @@ def save_small(small: SmallModel, path: str | os.PathLike[str]) -> None:
     if small.model.config.text_config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     metadata = make_header(
-        _MODEL,
-        _FORMAT,
+        MODEL,
+        FORMAT,
         config=small.model.config.to_diff_dict(),
         words=small.tokenizer.words,
         prompts=dataclasses.asdict(small.prompts),
@@ -125,7 +102,7 @@ def load_small(path: str | os.PathLike[str]) -> SmallModel:
     """Read what :func:`save_small` wrote. Raises ``CheckpointMismatch`` for any other file."""
     file = Path(path)
     tensors, metadata = read_safetensors(file)
-    require_model(metadata, _MODEL, _FORMAT, file, otherwise="a published checkpoint is given as its folder")
+    require_model(metadata, MODEL, FORMAT, file, otherwise="a published checkpoint is given as its folder")
     with damaged_named(file):
         config, words, prompts, rekv = (json.loads(metadata[name]) for name in ("config", "words", "prompts", "rekv"))
         small = SmallModel(_instance(config), WordTokenizer(words), PromptTemplate(**prompts), ReKVConfig(**rekv))
@@ -135,19 +112,6 @@ def load_small(path: str | os.PathLike[str]) -> SmallModel:
         raise CheckpointMismatch(f"{file}: tensors missing {missing[:5]}, unexpected {unexpected[:5]}; train it again")
     small.model.tie_weights()
     return small
-
-
-def read_small(path: str | os.PathLike[str]) -> tuple[ReKVConfig, int]:
-    """Return the settings and the width of an attention head of such a file, without its weights and without transformers.
-
-    Raises ``CheckpointMismatch`` for any other file.
-    """
-    file = Path(path)
-    _, metadata = read_safetensors(file, header_only=True)
-    require_model(metadata, _MODEL, _FORMAT, file, otherwise="a published checkpoint is given as its folder")
-    with damaged_named(file):
-        text = json.loads(metadata["config"])["text_config"]
-        return ReKVConfig(**json.loads(metadata["rekv"])), text["hidden_size"] // text["num_attention_heads"]
 
 
 def _instance(config: dict[str, Any]) -> nn.Module:

@@ -25,10 +25,11 @@ from connectors.options import option
 from models.answer_loss import AnswerLoss, answer_loss, pack
 from models.devices import resolve_device
 from models.prompts import PromptTemplate
-from models.rekv.checkpoint import load_checkpoint, read_model_type
+from models.rekv.checkpoint import load_checkpoint
 from models.rekv.families import FAMILIES
+from models.rekv.header import SMALL_WEIGHTS, read_model_type
 from models.rekv.recipe import RECIPES, FilmsSchedule, run_recipe
-from models.rekv.small import SMALL_WEIGHTS, SmallModel, load_small, save_small
+from models.rekv.small import SmallModel, load_small, save_small
 from models.rekv.vision import FrameEncoder
 from models.tokenizers import FolderTokenizer, Tokenizer
 from models.training import (

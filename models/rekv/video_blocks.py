@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.rekv.config import Axes
 from models.rekv.decoder import TextDecoder
 from models.rekv.families import VideoForm
-from models.rekv.layouts import Axes, BlockNumbers, Shape, VideoLayout
+from models.rekv.layouts import BlockNumbers, Shape, VideoLayout
 from models.rekv.qwen_vision import QwenVision
 
 __all__ = ["VideoBlocks"]

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,26 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.file_headers import damaged_named, make_header, require_model
+from models.file_headers import is_safetensors, make_header
 from models.reloop2.base import CtrModel
 from models.reloop2.config import CtrConfig, from_fuxictr
 from models.reloop2.feature_map import FeatureMap, read_fuxictr
+from models.reloop2.header import FORMAT, MODEL, Header, require_safetensors, stored_header
 from models.reloop2.model import build_model
-from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
+from models.weight_files import read_safetensors, read_state_dict, write_safetensors
 
-__all__ = ["Header", "load", "load_official", "model_id", "official_state", "read_header", "save"]
+__all__ = ["checked_header", "load", "load_official", "model_id", "official_state", "save"]
 
-_MODEL = "reloop2"
-_FORMAT = "1"
 _OWN_BUFFERS = ("hidden_mean", "hidden_mean_known")
 # Constants that FuxiCTR stores and we compute.
 _COMPUTED = re.compile(r"(^|\.)(powers_of_two|triu_index)$")
 _TABLE = re.compile(r"embedding_layers\.(?P<feature>.+)\.weight$")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a checkpoint says without its weights."""
-
-    config: CtrConfig
-    feature_map: FeatureMap
-    model_id: str
-
-
 def save(model: CtrModel, path: str | os.PathLike[str]) -> None:
     """Write ``model`` with its config and feature map to a safetensors file, replacing it in one step."""
     values = {"config": model.config.to_json(), "feature_map": model.feature_map.to_json(), "model_id": model_id(model)}
-    metadata = make_header(_MODEL, _FORMAT, **values)
+    metadata = make_header(MODEL, FORMAT, **values)
     write_safetensors(model.state_dict(), metadata, Path(path))
 
 
@@ -61,8 +50,8 @@ def load(path: str | os.PathLike[str]) -> CtrModel:
     return model
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Return config, feature map and id of one of our files after checking names and shapes, without reading weights."""
+def checked_header(path: str | os.PathLike[str]) -> Header:
+    """Return the header of one of our files after comparing its names and shapes with a network of these settings."""
     file = Path(path)
     state, header = _read(file, header_only=True)
     with torch.device("meta"):
@@ -162,16 +151,9 @@ def _shared_table(name: str, feature_map: FeatureMap) -> str | None:
 
 
 def _read(file: Path, *, header_only: bool) -> tuple[dict[str, Tensor], Header]:
-    if not is_safetensors(file):
-        raise CheckpointMismatch(
-            f"{file}: not a safetensors file; convert a FuxiCTR checkpoint first, with load_official() and save() of "
-            "models.reloop2.checkpoint"
-        )
+    require_safetensors(file)
     state, metadata = read_safetensors(file, header_only=header_only)
-    require_model(metadata, _MODEL, _FORMAT, file)
-    with damaged_named(file):
-        config = CtrConfig.from_json(json.loads(metadata["config"]))
-        return state, Header(config, FeatureMap.from_json(json.loads(metadata["feature_map"])), metadata["model_id"])
+    return state, stored_header(metadata, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
 
 
 def _build(config: CtrConfig, feature_map: FeatureMap, file: Path) -> CtrModel:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.file_headers import damaged_named, is_own, make_header, require_model
+from models.file_headers import damaged_named, is_own, is_safetensors, make_header, require_model
 from models.pretrained import some_of
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.config import ROWS, WINDOW_COLUMNS, AutoencoderConfig, TransformerConfig, VocoderConfig
@@ -26,7 +26,7 @@ from models.specvqgan.tokens import sequence_of
 from models.specvqgan.transformer import SoundTransformer
 from models.specvqgan.vision import FrameFeatures, FrameNetwork, PixelConfig, PixelFeatures
 from models.specvqgan.vocoder import Vocoder
-from models.weight_files import is_safetensors, read_safetensors, read_state_dict, write_safetensors
+from models.weight_files import read_safetensors, read_state_dict, write_safetensors
 
 __all__ = [
     "SoundModel",

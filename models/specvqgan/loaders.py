@@ -14,22 +14,14 @@ from pathlib import Path
 import torch
 
 from connectors.errors import CheckpointMismatch
-from models.file_headers import is_own
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.checkpoint import load_autoencoder, load_features, load_own_transformer, load_transformer, load_vocoder
+from models.specvqgan.parts import find_parts, is_own_file
 from models.specvqgan.transformer import SoundTransformer
 from models.specvqgan.vision import FrameNetwork
 from models.specvqgan.vocoder import Vocoder
-from models.weight_files import is_safetensors, read_safetensors
 
-__all__ = ["PARTS", "SMALL_WEIGHTS", "SoundNetworks", "find_parts", "load_networks"]
-
-SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights"
-"""The small networks that come with the package."""
-
-PARTS = ("autoencoder", "transformer", "vocoder", "features")
-
-_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
+__all__ = ["SoundNetworks", "load_networks"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,38 +34,13 @@ class SoundNetworks:
     features: FrameNetwork | None = None
 
 
-def find_parts(folder: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, Path]:
-    """Return the file of each network. Raises ``CheckpointMismatch`` for one that is not there, or there twice."""
-    place = Path(folder)
-    if not place.is_dir():
-        raise CheckpointMismatch(f"{place}: is no folder; give one with {', '.join(PARTS)} ({', '.join(_ENDINGS)})")
-    found: dict[str, Path] = {}
-    for name in wanted:
-        files = [path for ending in _ENDINGS if (path := place / f"{name}{ending}").is_file()]
-        if len(files) > 1:
-            raise CheckpointMismatch(f"{place}: holds {' and '.join(path.name for path in files)}; leave the one that counts")
-        if files:
-            found[name] = files[0]
-    missing = [name for name in wanted if name not in found]
-    if missing == ["autoencoder"] and (beside := find_parts(place, ["transformer"])) and not _is_own(beside["transformer"]):
-        found["autoencoder"] = beside["transformer"]
-        missing = []
-    if missing:
-        there = ", ".join(sorted(path.name for path in place.iterdir())[:8]) or "nothing"
-        raise CheckpointMismatch(
-            f"{place}: has no {' and no '.join(missing)} ({', '.join(_ENDINGS)}); it holds {there}. Put the file there under "
-            "this name"
-        )
-    return found
-
-
 def load_networks(folder: str | os.PathLike[str], wanted: Collection[str], device: torch.device | str = "cpu") -> SoundNetworks:
     """Load the networks called ``wanted``. Raises ``CheckpointMismatch`` for files that are missing, damaged or do not fit."""
     files: Mapping[str, Path] = find_parts(folder, wanted)
     transformer: SoundTransformer | None = None
     autoencoder: Autoencoder | None = None
     if "transformer" in files:
-        if _is_own(files["transformer"]):
+        if is_own_file(files["transformer"]):
             transformer = load_own_transformer(files["transformer"])
         else:
             autoencoder, transformer = load_transformer(files["transformer"])
@@ -95,7 +62,3 @@ def load_networks(folder: str | os.PathLike[str], wanted: Collection[str], devic
     for network in networks:
         network.to(device)
     return SoundNetworks(autoencoder, transformer, vocoder, features)
-
-
-def _is_own(file: Path) -> bool:
-    return is_safetensors(file) and is_own(read_safetensors(file, header_only=True)[1])

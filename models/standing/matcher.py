@@ -10,32 +10,19 @@ them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from connectors.errors import CheckpointMismatch
-from models.file_headers import damaged_named, make_header, require_model
+from models.file_headers import make_header
+from models.standing.header import FORMAT, MODEL, MatcherConfig, read_matcher
 from models.weight_files import read_safetensors, weights_name, write_safetensors
 
-__all__ = ["FrameMatcher", "MatcherConfig", "encoder_name", "frame_vectors", "load_matcher", "read_matcher", "save_matcher"]
-
-_MODEL, _FORMAT = "standing", "1"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MatcherConfig:
-    """Sizes."""
-
-    frame_width: int
-    word_width: int
-    hidden: int = 128
-    width: int = 64
+__all__ = ["FrameMatcher", "encoder_name", "frame_vectors", "load_matcher", "save_matcher"]
 
 
 class FrameMatcher(nn.Module):
@@ -83,7 +70,7 @@ def encoder_name(words_VW: Tensor) -> str:
 
 def save_matcher(matcher: FrameMatcher, path: str | os.PathLike[str], *, encoders: str) -> None:
     """Write one safetensors file."""
-    header = make_header(_MODEL, _FORMAT, config=dataclasses.asdict(matcher.config), encoders=encoders)
+    header = make_header(MODEL, FORMAT, config=dataclasses.asdict(matcher.config), encoders=encoders)
     write_safetensors(dict(matcher.state_dict()), header, Path(path))
 
 
@@ -102,12 +89,3 @@ def load_matcher(path: str | os.PathLike[str], *, encoders: str) -> FrameMatcher
     except RuntimeError as error:
         raise CheckpointMismatch(f"{file}: {error}; train it again") from error
     return matcher.eval().requires_grad_(False)
-
-
-def read_matcher(path: str | os.PathLike[str]) -> tuple[MatcherConfig, dict[str, str]]:
-    """Return the sizes and the header of such a file, without its weights. Raises ``CheckpointMismatch`` for any other file."""
-    file = Path(path)
-    _, metadata = read_safetensors(file, header_only=True)
-    require_model(metadata, _MODEL, _FORMAT, file)
-    with damaged_named(file):
-        return MatcherConfig(**json.loads(metadata["config"])), metadata

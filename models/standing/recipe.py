@@ -19,7 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.film_training import film_stage, render_pool
 from models.films import COLORS, COUNTS, PLURALS, SHAPES, TIMES, Event, make_film, wording
-from models.standing.matcher import FrameMatcher, MatcherConfig, encoder_name, frame_vectors, save_matcher
+from models.standing.header import MatcherConfig
+from models.standing.matcher import FrameMatcher, encoder_name, frame_vectors, save_matcher
 from models.training import Training, TrainResult
 
 __all__ = ["RECIPE", "About", "MatcherSchedule", "about_text", "draw_about", "run_matcher_recipe", "train_matcher"]

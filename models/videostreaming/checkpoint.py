@@ -19,6 +19,7 @@ from connectors.errors import CheckpointMismatch, first_line
 from connectors.extras import optional
 from models.pretrained import quiet, read_config, some_of
 from models.videostreaming.config import VideoStreamingConfig
+from models.videostreaming.header import PUBLISHED
 from models.videostreaming.model import PARTS, TOWERS, VideoStreamingModel, projector
 from models.weight_files import read_safetensors, read_state_dict
 
@@ -26,7 +27,6 @@ transformers = optional("transformers")
 
 __all__ = [
     "PROJECTORS",
-    "PUBLISHED",
     "build_model",
     "encoder_tensors",
     "fitting_tensors",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PROJECTORS = "projectors.safetensors"
-PUBLISHED = ("vision_tower", "streaming_encoder", "language_model")
+
 """Folders of a checkpoint folder."""
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")

@@ -19,11 +19,20 @@ from torch import Tensor
 from connectors import durable
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.extras import optional
-from models.file_headers import make_header, require_model
+from models.file_headers import make_header
 from models.prompts import QWEN_CHAT, PromptTemplate
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
-from models.videostreaming.checkpoint import PROJECTORS, PUBLISHED, build_model, load_folder, load_tensors
+from models.videostreaming.checkpoint import PROJECTORS, build_model, load_folder, load_tensors
 from models.videostreaming.config import VideoStreamingConfig
+from models.videostreaming.header import (
+    FORMAT,
+    METHOD,
+    PUBLISHED,
+    SETTINGS_FILE,
+    SMALL_UNSURE_BELOW,
+    SMALL_WEIGHTS,
+    read_settings,
+)
 from models.videostreaming.model import VideoStreamingModel
 from models.videostreaming.prompts import VICUNA, clip_time_text, time_prompt
 from models.videostreaming.tokens import check_grid
@@ -31,30 +40,7 @@ from models.weight_files import read_safetensors, write_safetensors
 
 transformers = optional("transformers")
 
-__all__ = [
-    "SETTINGS_FILE",
-    "SMALL_MATCHER",
-    "SMALL_UNSURE_BELOW",
-    "SMALL_WEIGHTS",
-    "VideoStreaming",
-    "load_model",
-    "read_settings",
-    "save_model",
-]
-
-SMALL_WEIGHTS = Path(__file__).resolve().parent / "weights" / "shapes.safetensors"
-"""The small model that comes with the package."""
-
-SMALL_MATCHER = SMALL_WEIGHTS.with_name("standing.safetensors")
-"""Tells when what a standing question asks about is there; trained beside ``SMALL_WEIGHTS``."""
-
-SMALL_UNSURE_BELOW = 0.65
-"""Of ``SMALL_WEIGHTS``, calibrated on films by ``benchmarks.videostreaming_confidence``."""
-
-SETTINGS_FILE = "videostreaming.json"
-"""In a folder: what of the settings and prompts differs from the defaults."""
-
-_METHOD, _FORMAT = "videostreaming", "1"
+__all__ = ["VideoStreaming", "load_model", "save_folder", "save_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -164,48 +150,6 @@ def load_model(
     )
 
 
-def read_settings(path: Path, **changed: Any) -> tuple[VideoStreamingConfig, dict[str, str]]:
-    """Return the settings of a checkpoint with what is changed, and its header: nothing large is read.
-
-    Raises ``CheckpointMismatch`` where there is no such checkpoint or it is of another kind, ``ConfigError`` for settings.
-    """
-    if path.is_file():
-        _, header = read_safetensors(path, header_only=True)
-        require_model(header, _METHOD, _FORMAT, path, otherwise="published weights are given as a folder")
-    elif path.is_dir():
-        missing = [part for part in PUBLISHED if not (path / part).is_dir()]
-        if missing:
-            raise CheckpointMismatch(
-                f"{path}: has no folder {', '.join(missing)}; a checkpoint is one file, or a folder with vision_tower (CLIP), "
-                "streaming_encoder (Phi-2, say) and language_model (Vicuna, say), each as published"
-            )
-        header = _folder_settings(path)
-    else:
-        raise CheckpointMismatch(
-            f"checkpoint {str(path)!r} does not exist; give the file of a model, a folder with vision_tower, streaming_encoder "
-            "and language_model, or none for the small model that comes with the package"
-        )
-    try:
-        own = json.loads(header.get("config", "{}"))
-        config = VideoStreamingConfig(**own | {name: value for name, value in changed.items() if value is not None})
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise CheckpointMismatch(f"{path}: its settings cannot be used: {error}; copy or train it again") from error
-    return config, header
-
-
-def _folder_settings(path: Path) -> dict[str, str]:
-    file = path / SETTINGS_FILE
-    if not file.exists():
-        return {}
-    try:
-        said = json.loads(file.read_text(encoding="utf-8-sig"))
-        return {name: json.dumps(said[name]) for name in ("config", "prompts") if name in said}
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointMismatch(f"{file}: cannot be read as JSON ({error}); copy it again, or remove it") from error
-
-
 def _required(part: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(part, dict):
         raise CheckpointMismatch(f"{path}: its header lacks the configs of its language models; copy or train it again")
@@ -234,8 +178,8 @@ def save_model(ready: VideoStreaming, path: str | os.PathLike[str]) -> None:
     if getattr(model.language_model.config, "tie_word_embeddings", False):
         tensors.pop("language_model.lm_head.weight", None)
     metadata = make_header(
-        _METHOD,
-        _FORMAT,
+        METHOD,
+        FORMAT,
         config=dataclasses.asdict(ready.config),
         words=ready.tokenizer.words,
         prompts=dataclasses.asdict(ready.prompts),

@@ -34,12 +34,13 @@ from models.films import (
     make_film,
     wording,
 )
-from models.rekv.small import SMALL_WEIGHTS, load_small
+from models.rekv.header import SMALL_WEIGHTS
+from models.rekv.small import load_small
 from models.standing.recipe import RECIPE, run_matcher_recipe
 from models.tokenizers import WordTokenizer
 from models.training import Stage, Training, TrainResult
 from models.videostreaming.evaluate import film_quality
-from models.videostreaming.loaders import SMALL_WEIGHTS as OWN_WEIGHTS
+from models.videostreaming.header import SMALL_WEIGHTS as OWN_WEIGHTS
 from models.videostreaming.loaders import VideoStreaming, load_model, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
 from models.videostreaming.small import SMALL_CONFIG, build_small, word_tokenizer

@@ -43,7 +43,8 @@ from models.video_samples import (
     sample_frames,
     stream_frames,
 )
-from models.videostreaming.loaders import SMALL_WEIGHTS, VideoStreaming, load_model, save_folder, save_model
+from models.videostreaming.header import SMALL_WEIGHTS
+from models.videostreaming.loaders import VideoStreaming, load_model, save_folder, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
 from models.videostreaming.recipe import RECIPES, FilmsSchedule, run_recipe
 

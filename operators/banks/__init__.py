@@ -22,7 +22,7 @@ from operators.banks.posting_lists import PostingLists, PostingRules
 from operators.banks.row_ring import Neighbors, RowRing
 from operators.banks.sign_hash import SignHash
 from operators.banks.sketch_bank import SketchBank, SketchRead, mean_direction
-from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank, check_budget
+from operators.banks.slot_bank import ReadBuffer, Readout, RowSpec, SlotBank
 from operators.banks.tail_bank import TailBank
 
 __all__ = [
@@ -60,7 +60,6 @@ __all__ = [
     "TailBank",
     "Writing",
     "append",
-    "check_budget",
     "drop_redundant_neighbor",
     "fifo_pinned",
     "mean_direction",

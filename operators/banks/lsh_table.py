@@ -19,7 +19,7 @@ from torch import Tensor
 from connectors.errors import ConfigError, RecoveryError
 from operators.banks.draws import random_numbers
 from operators.banks.row_ring import Neighbors, RowRing
-from operators.banks.slot_bank import check_budget
+from operators.budget import check_budget, lsh_bytes
 from operators.state import Patch, State
 
 __all__ = ["BucketHash", "LshTable"]
@@ -85,7 +85,7 @@ class LshTable:
     @staticmethod
     def bytes_needed(arrays: int, bits: int, slots_per_bucket: int) -> int:
         """Return what a table costs beside its ring."""
-        return (arrays << bits) * 9 * (slots_per_bucket + 1)
+        return lsh_bytes(arrays, bits, slots_per_bucket)
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes of all tensors beside the ring; equals ``bytes_needed``."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
-from operators.banks.row_search import NOTHING, KeyScan, age_of, half_type, padded_rows, similarity_of, unit_rows
-from operators.banks.slot_bank import check_budget
+from operators.banks.row_search import NOTHING, KeyScan, age_of, half_type, similarity_of, unit_rows
+from operators.budget import check_budget, ring_bytes
 from operators.state import Patch, State
 
 __all__ = ["Neighbors", "RowRing"]
@@ -73,7 +73,7 @@ class RowRing:
     @staticmethod
     def bytes_needed(capacity: int, dim: int, columns: int, half: bool) -> int:
         """Return what a ring costs; ``half``: with a copy of the keys in half precision."""
-        return padded_rows(capacity) * dim * (6 if half else 4) + capacity * (4 * columns + 1)
+        return ring_bytes(capacity, dim, columns, half=half)
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes of all tensors of the ring; equals ``bytes_needed``."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError
 from operators.banks.slot_bank import ReadBuffer
+from operators.budget import ring_rows
 
 __all__ = ["COARSE", "NOTHING", "KeyScan", "age_of", "best", "order_keys", "similarities", "similarity_of", "unit_rows"]
 
@@ -28,7 +29,6 @@ NOTHING = torch.iinfo(torch.int64).min
 """The order key of no row; below every other."""
 COARSE = ("auto", "float32", "bfloat16", "float16")
 
-_ROW_PADDING = 64  # keys are allocated in multiples of this, so that groups never run past the end
 _WIDEST_GROUP = 64
 # By device type. On the CPU the selection and the re-rank stay within the cache of one core.
 _TILE_ROWS = {"cpu": 40_000, "cuda": 1 << 18}  # rows per product
@@ -112,7 +112,7 @@ class KeyScan:
     """Keys of unit length in one block of memory, and the search over its first rows."""
 
     def __init__(self, capacity: int, dim: int, *, device: torch.device, coarse: str = "auto") -> None:
-        padded = padded_rows(capacity)
+        padded = ring_rows(capacity)
         self.keys_RD = torch.zeros((padded, dim), dtype=torch.float32, device=device)
         half = half_type(coarse, dim, device)
         self.half_RD = None if half is None else torch.zeros((padded, dim), dtype=half, device=device)
@@ -280,11 +280,6 @@ class KeyScan:
         return kth_b - 2.02 * error_b
 
 
-def padded_rows(capacity: int) -> int:
-    """Return how many rows are allocated for ``capacity``."""
-    return math.ceil(capacity / _ROW_PADDING) * _ROW_PADDING
-
-
 def half_type(coarse: str, dim: int, device: torch.device) -> torch.dtype | None:
     """Return the type of the coarse pass, None for float32. ``auto``: float16 on a GPU, bfloat16 on a CPU that gains by it."""
     if coarse not in COARSE:
@@ -342,7 +337,7 @@ def _bound(smallest_b: Tensor, dtype: torch.dtype) -> Tensor:
 def _tiles(rows: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Cut rows into parts of about equal size, each starting where a group may start; yield start and number."""
     parts = max(1, math.ceil(rows / _TILE_ROWS[device.type]))
-    step = padded_rows(math.ceil(rows / parts))
+    step = ring_rows(math.ceil(rows / parts))
     for start in range(0, rows, max(step, 1)):
         yield start, min(step, rows - start)
 

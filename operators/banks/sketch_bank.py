@@ -24,7 +24,7 @@ from torch import Tensor
 from connectors.errors import ConfigError, RecoveryError
 from operators.banks.forgetting import Forgetting, HalfLife, Never, ResetEvery, Slices
 from operators.banks.sign_hash import MAX_BITS
-from operators.banks.slot_bank import check_budget
+from operators.budget import check_budget, sketch_bytes
 from operators.rounds import rank_within
 from operators.state import Rows, State
 
@@ -112,8 +112,7 @@ class SketchBank:
     @staticmethod
     def bytes_needed(arrays: int, bits: int, columns: int, forgetting: Forgetting | None = None) -> int:
         """Return what the tables of one slot cost."""
-        tables = 1 + (forgetting.slices if isinstance(forgetting, Slices) else 0)
-        return tables * (arrays << bits) * (8 * (1 + columns) + 1)
+        return sketch_bytes(arrays, bits, columns, forgetting.slices if isinstance(forgetting, Slices) else 0)
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes of all tables; equals ``slots * bytes_needed``."""

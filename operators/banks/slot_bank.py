@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from connectors.errors import ConfigError, RecoveryError
+from connectors.errors import RecoveryError
 from operators.banks.draws import Sampler, sample_without_replacement
 from operators.banks.policies import Fills, Policy, Writing
+from operators.budget import slot_bytes
 from operators.state import Rows, State
 
-__all__ = ["ReadBuffer", "Readout", "RowSpec", "SlotBank", "check_budget"]
+__all__ = ["ReadBuffer", "Readout", "RowSpec", "SlotBank"]
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _COUNTERS = ("fill", "written", "step", "seed")
@@ -81,25 +82,6 @@ def _looked_at(fill_B: Tensor) -> Fills:
     return Fills(min(fills, default=0), max(fills, default=0))
 
 
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} GiB"
-
-
-def check_budget(name: str, *, bytes_per_stream: int, streams: int, budget: int, hint: str) -> None:
-    """Raise ``ConfigError`` unless ``streams`` streams fit into ``budget`` bytes. ``hint`` says which options help."""
-    need = bytes_per_stream * streams
-    if need > budget:
-        raise ConfigError(
-            f"{name}: banks for {streams} streams need {_size(need)} ({_size(bytes_per_stream)} per stream), but the budget is "
-            f"{_size(budget)}; {budget // bytes_per_stream} streams fit. {hint}"
-        )
-
-
 class SlotBank:
     """Rows of one kind for ``slots`` streams. ``rows`` names the tensors that make up a row (keys and values, say)."""
 
@@ -134,7 +116,7 @@ class SlotBank:
     @staticmethod
     def bytes_per_slot(rows: Mapping[str, RowSpec], capacity: int) -> int:
         """Return what one stream costs: rows, one flag per row, counters."""
-        return capacity * (sum(spec.bytes for spec in rows.values()) + 1) + 8 * len(_COUNTERS)
+        return slot_bytes(sum(spec.bytes for spec in rows.values()), capacity)
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes of all tensors of this bank, all on the device; they are ``slots * bytes_per_slot``."""

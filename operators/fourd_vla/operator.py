@@ -19,22 +19,23 @@ import torch
 from torch import Tensor
 
 from connectors import records
-from models.fourd_vla.checkpoint import policy_config
 from operators.admission import Admitted, admit_rows
-from operators.banks import RowSpec, SlotBank, check_budget
-from operators.base import Context, Operator
+from operators.banks import RowSpec, SlotBank
+from operators.base import Context
+from operators.budget import check_budget
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.fourd_vla.acting import Acting, meters
 from operators.fourd_vla.config import FourDVLAOptions, Given
+from operators.fourd_vla.declaration import FourDVLADeclaration
 from operators.fourd_vla.frames import RgbdImage, RgbdRows
 from operators.fourd_vla.rules import HistoryBank, Selected
-from operators.fourd_vla.schemas import FEATURE, STATUSES, Selections, output_schema
+from operators.fourd_vla.schemas import STATUSES, Selections, output_schema
 from operators.fourd_vla.streams import FourDVLAStream
-from operators.fourd_vla.weights import build_encoder, build_policy, model_id, weights_place
+from operators.fourd_vla.weights import build_encoder, build_policy, model_id
 from operators.output import OutputRows
 from operators.rounds import rounds
 from operators.state import State
-from operators.streams import STREAM_LOSSES, StreamTable
+from operators.streams import StreamTable
 
 __all__ = ["FourDVLAOperator"]
 
@@ -62,14 +63,8 @@ class _Call:
     jobs: list[_Job] = field(default_factory=list)
 
 
-class FourDVLAOperator(Operator):
-    """Memory bank sampling of RGB-D frames with calibrated coordinates, and the 4D-VLA policy (arXiv 2506.22242)."""
-
-    Options = FourDVLAOptions
-    input_schema = records.RGBD
-    statuses = STATUSES
-    good_statuses = frozenset({"ok", "new_episode"})
-    losses = STREAM_LOSSES
+class FourDVLAOperator(FourDVLADeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: FourDVLAOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -111,20 +106,6 @@ class FourDVLAOperator(Operator):
             counters=self._counters,
             ended=lambda stream_id, stream: self.history.bank.release(self._slots([stream.slot])),
         )
-
-    @classmethod
-    def takes(cls, options: FourDVLAOptions) -> pa.Schema:
-        """Return what a row must have: for an action all of RGB-D, for a selection an image or a feature."""
-        if options.mode == "act":
-            return records.RGBD
-        return FEATURE if isinstance(options.features, Given) else records.FRAME
-
-    @classmethod
-    def examine(cls, options: FourDVLAOptions, name: str) -> pa.Schema:
-        """Check the policy's settings; return the output schema."""
-        if options.mode == "act":
-            policy_config(weights_place(options))
-        return output_schema(acts=options.mode == "act")
 
     def _feature_size(self) -> int:
         if self._encoder is not None:

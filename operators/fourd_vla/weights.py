@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from connectors.errors import CheckpointMismatch
 from models import hub
-from models.fourd_vla.checkpoint import SMALL_WEIGHTS, Policy, load_policy
+from models.fourd_vla.checkpoint import Policy, load_policy
 from models.fourd_vla.encoders import ColorGrid, DinoEncoder, FrameEncoder, TorchvisionEncoder
+from models.fourd_vla.header import SMALL_WEIGHTS
 from models.weight_files import weights_name
 from operators.fourd_vla.config import Color, Dinov2, FourDVLAOptions, Given, Torchvision
 
-__all__ = ["build_encoder", "build_policy", "model_id", "weights_place"]
+__all__ = ["build_encoder", "build_policy", "model_id"]
 
 
 def build_encoder(options: FourDVLAOptions, device: torch.device) -> FrameEncoder | None:
@@ -33,17 +32,12 @@ def build_encoder(options: FourDVLAOptions, device: torch.device) -> FrameEncode
 
 def build_policy(options: FourDVLAOptions, name: str, device: torch.device) -> Policy:
     """Load the policy. Raise ``CheckpointMismatch`` for what cannot act."""
-    place = weights_place(options)
+    place = hub.weights_place(options.checkpoint, SMALL_WEIGHTS)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     policy = load_policy(place, device=device, dtype=dtype)
     if policy.fresh:
         raise CheckpointMismatch(f"{name}: {place} holds a backbone and no policy (no {policy.fresh[0]}, for one); train one")
     return policy
-
-
-def weights_place(options: FourDVLAOptions) -> Path:
-    """Return where the policy's weights are."""
-    return hub.weights_place(options.checkpoint, SMALL_WEIGHTS)
 
 
 def model_id(encoder: FrameEncoder | None, policy: Policy | None) -> str:

@@ -29,11 +29,11 @@ from operators.banks import (
     RowSpec,
     Sampler,
     SlotBank,
-    check_budget,
     random_replacement,
     sample_without_replacement,
     stream_seed,
 )
+from operators.budget import check_budget
 from operators.mamba.config import MAX_REFERENCES, MambaOptions
 from operators.mamba.rules import Boxes, CellRule, CellSelector, select_cells
 from operators.precision import network_dtype

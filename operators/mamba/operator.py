@@ -21,25 +21,25 @@ from torch import Tensor
 
 from connectors import records
 from connectors.errors import SchemaError
-from models.hub import weights_file
-from models.mamba import checkpoint
 from models.mamba.model import Detections
 from models.uploads import upload
 from operators.admission import Admitted
-from operators.base import Context, Operator
+from operators.base import Context
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.frames import admit_frames
 from operators.images import Image
 from operators.mamba.config import MambaOptions
+from operators.mamba.declaration import MambaDeclaration
 from operators.mamba.detector import Frames, StreamDetector
 from operators.mamba.rules import color_histogram, correlation
 from operators.mamba.schemas import STATUSES, Detected, detection_columns, detection_schema
+from operators.mamba.settings import adapt_config, config_hash, reported_labels
 from operators.mamba.streams import MambaStream, Packed, export_streams, import_streams
-from operators.mamba.weights import adapt_config, build_model, config_hash, model_id, network, reported_labels
+from operators.mamba.weights import build_model, model_id
 from operators.output import OutputRows
 from operators.rounds import rounds
 from operators.state import State
-from operators.streams import STREAM_LOSSES, StreamTable
+from operators.streams import StreamTable
 
 __all__ = ["MambaOperator"]
 
@@ -74,14 +74,8 @@ class _Call:
         return jobs
 
 
-class MambaOperator(Operator):
-    """Video object detection with one memory per stream (MAMBA; arXiv 2401.09923)."""
-
-    Options = MambaOptions
-    input_schema = records.FRAME
-    statuses = STATUSES
-    good_statuses = frozenset({"ok", "no_detection"})
-    losses = STREAM_LOSSES
+class MambaOperator(MambaDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: MambaOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -102,14 +96,6 @@ class MambaOperator(Operator):
             counters=self._counters,
             ended=lambda stream_id, stream: self.detector.release(stream.slot),
         )
-
-    @classmethod
-    def examine(cls, options: MambaOptions, name: str) -> pa.Schema:
-        """Check the checkpoint's names and shapes, or ``network``; return the output schema."""
-        config = checkpoint.read_config(weights_file(options.checkpoint)) if options.checkpoint else network(options, name)
-        config = adapt_config(config, options, name)
-        reported_labels(config, options, name)
-        return detection_schema(config.classes, config_hash(config, options))
 
     def _open(self, stream_id: str, slot: int) -> MambaStream:
         self.detector.open(slot, stream_id)

@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from connectors import records
-from models.mamba.model import Detections
 from operators.streams import STREAM_STATUSES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from models.mamba.model import Detections
 
 __all__ = ["DETECTION", "STATUSES", "Detected", "detection_columns", "detection_schema"]
 
@@ -75,6 +78,8 @@ def detection_columns(found: Mapping[int, Detected], rows: int, model_id: str) -
 
 def _detections(by_row: Sequence[Detected | None]) -> pa.ListArray:
     """Return the list column; one transfer from the device for all rows."""
+    import torch  # schemas and statuses need none
+
     parts = [one.detections for one in by_row if one is not None]
 
     def column(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -18,12 +18,10 @@ from torch import Tensor
 
 from models.memprompttss.model import LABEL, Prompts
 from operators.banks import Plan, Policy, RowSpec, SlotBank, Writing, fifo_pinned
+from operators.memprompttss.settings import ID_BYTES
 from operators.state import State
 
-__all__ = ["ID_BYTES", "NEVER_SAID", "PromptBank", "Said", "Written"]
-
-ID_BYTES = 64
-"""Longest id of a prompt, in UTF-8."""
+__all__ = ["NEVER_SAID", "PromptBank", "Said", "Written"]
 
 NEVER_SAID = 2**63 - 1
 """Time of no prompt: no age is above it."""

@@ -19,33 +19,32 @@ import pyarrow as pa
 import torch
 
 from connectors import records
-from connectors.errors import ConfigError
-from models.memprompttss.config import MemPromptTSSConfig
-from operators.banks import SlotBank, check_budget
-from operators.base import Context, Emitted, Operator
+from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
 from operators.memprompttss.applying import Applier
-from operators.memprompttss.config import Geometry, MemPromptTSSOptions
+from operators.memprompttss.config import MemPromptTSSOptions
+from operators.memprompttss.declaration import MemPromptTSSDeclaration
 from operators.memprompttss.intake import Intake
 from operators.memprompttss.jobs import Job, Tick
 from operators.memprompttss.memory import PromptBank
 from operators.memprompttss.prompts import PromptLimits, read_prompt, ready_us
 from operators.memprompttss.revising import Reviser
 from operators.memprompttss.rows import Rows
-from operators.memprompttss.schemas import OUTPUTS, PROMPT, STATUSES
+from operators.memprompttss.schemas import PROMPT
+from operators.memprompttss.settings import checked, settings_of
 from operators.memprompttss.settling import Settler
 from operators.memprompttss.streams import SensorStream
 from operators.memprompttss.tells import Tells
 from operators.memprompttss.timeline import Timeline
-from operators.memprompttss.weights import build_network, settings_of
+from operators.memprompttss.weights import build_network
 from operators.memprompttss.windows import WindowRunner
 from operators.pending import Pending
 from operators.questions import question_rows
 from operators.samples import Samples, read_samples
 from operators.sampling_rate import forget_rate
 from operators.state import State
-from operators.streams import EVICTED, NEVER_US, STREAM_LOSSES, Refusal, StreamTable
+from operators.streams import EVICTED, NEVER_US, Refusal, StreamTable
 
 __all__ = ["MemPromptTSSOperator"]
 
@@ -54,22 +53,14 @@ Ints = npt.NDArray[np.int64]
 _NO_SLOT = Refusal("rejected_prompt", "nothing of this stream has come, and all slots are taken; raise max_streams")
 
 
-class MemPromptTSSOperator(Operator):
-    """States of sensor streams that follow prompts, by windows that read a bank of them (MemPromptTSS, arXiv 2510.09930)."""
-
-    Options = MemPromptTSSOptions
-    input_schema = records.SAMPLE
-    control_schema = PROMPT
-    outputs = OUTPUTS
-    statuses = STATUSES
-    good_statuses = frozenset({"ok", "held", "padded"})
-    losses = STREAM_LOSSES
+class MemPromptTSSOperator(MemPromptTSSDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: MemPromptTSSOptions, context: Context) -> None:
         super().__init__(options, context)
         self.options: MemPromptTSSOptions = options
         config = settings_of(options)
-        geometry = self._geometry = _checked(options, config, context.name)
+        geometry = self._geometry = checked(options, config, context.name)
         levels, slots = options.granularities, options.max_streams
         self._network = build_network(options, context.device)
         self.model_id = self._network.name
@@ -111,12 +102,6 @@ class MemPromptTSSOperator(Operator):
         self._streams = StreamTable(
             context.name, self._open, options, kind=SensorStream, counters=self._counters, ended=self._release
         )
-
-    @classmethod
-    def examine(cls, options: MemPromptTSSOptions, name: str) -> Mapping[str, pa.Schema]:
-        """Check lengths and memory against the network's settings; return the output schemas."""
-        _checked(options, settings_of(options), name)
-        return OUTPUTS
 
     def _open(self, stream_id: str, slot: int) -> SensorStream:
         self._timeline.open(slot)
@@ -396,22 +381,3 @@ class MemPromptTSSOperator(Operator):
             "standing": float(len(self._tells)),
             **self._counters.gauges(),
         }
-
-
-def _checked(options: MemPromptTSSOptions, config: MemPromptTSSConfig, name: str) -> Geometry:
-    """Return the lengths; raise ``ConfigError`` where options, network and memory do not go together."""
-    geometry = Geometry.of(options, config, name)
-    unknown = [level for level in options.granularities if level not in config.granularities and len(config.granularities) > 1]
-    if unknown:
-        raise ConfigError(f"{name}: granularities {unknown} were not trained; the network has {list(config.granularities)}")
-    levels = len(options.granularities)
-    bank = SlotBank.bytes_per_slot(PromptBank.specs(config.width), options.capacity)
-    check_budget(
-        name,
-        bytes_per_stream=levels * bank
-        + Timeline.bytes_per_slot(geometry, config.channels, config.classes, (config.patches, config.width), levels),
-        streams=options.max_streams,
-        budget=int(options.bank_gib * 2**30),
-        hint="Lower max_streams, history or capacity, or raise bank_gib",
-    )
-    return geometry

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.memprompttss.model import BOUNDARY, LABEL
-from operators.memprompttss.memory import ID_BYTES
+from operators.memprompttss.settings import ID_BYTES
 from operators.streams import NEVER_US, Refusal
 
 __all__ = ["KINDS", "About", "PromptLimits", "places", "read_prompt"]

@@ -70,14 +70,6 @@ class Timeline:
         self.last_SC = np.full((slots, channels), np.nan, np.float32)
         self.held_SC = np.zeros((slots, channels), np.int64)
 
-    @staticmethod
-    def bytes_per_slot(geometry: Geometry, channels: int, classes: int, tokens: tuple[int, int], levels: int) -> int:
-        """Return what one stream costs."""
-        votes = levels * geometry.window * (4 * classes + 8)
-        states = levels * SlotBank.bytes_per_slot(_STATES, geometry.kept)
-        samples = SlotBank.bytes_per_slot(_samples(channels), geometry.kept)
-        return votes + states + samples + SlotBank.bytes_per_slot(_windows(tokens), geometry.cached)
-
     def bytes(self) -> int:
         """Return the bytes of everything."""
         banks = [self.samples, self.windows, *self.states]

@@ -4,38 +4,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.hub import weights_file
-from models.memprompttss.checkpoint import load_network, network_config
-from models.memprompttss.config import MemPromptTSSConfig
+from models.memprompttss.checkpoint import load_network
+from models.memprompttss.header import SMALL_WEIGHTS
 from models.memprompttss.model import MemPromptTSS, Prompts
 from models.weight_files import weights_name
 from operators.memprompttss.config import MemPromptTSSOptions
 
-__all__ = ["SHIPPED", "Network", "build_network", "settings_of"]
+__all__ = ["Network", "build_network"]
 
 Floats = npt.NDArray[np.float32]
-
-SHIPPED = Path(__file__).resolve().parents[2] / "models" / "memprompttss" / "weights" / "two_frequencies.safetensors"
-"""The small network of the package: one channel, two states, told apart by prompts only."""
-
-
-def settings_of(options: MemPromptTSSOptions) -> MemPromptTSSConfig:
-    """Return the network's settings without its weights. Raises ``CheckpointMismatch``."""
-    return network_config(weights_file(options.checkpoint, SHIPPED), options.settings)
 
 
 def build_network(options: MemPromptTSSOptions, device: torch.device) -> Network:
     """Load the network. Raises ``CheckpointMismatch``."""
-    return Network(
-        load_network(weights_file(options.checkpoint, SHIPPED), options.settings, device=device), options.batch_windows, device
-    )
+    file = weights_file(options.checkpoint, SMALL_WEIGHTS)
+    return Network(load_network(file, options.settings, device=device), options.batch_windows, device)
 
 
 class Network:

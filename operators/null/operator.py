@@ -6,7 +6,7 @@ A pipeline with it in the place of a detector shows what decoding, transport and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 from connectors import records
 from operators.base import Operator
 from operators.null.config import NullOptions
-from operators.state import State
+
+if TYPE_CHECKING:
+    from operators.state import State
 
 __all__ = ["NullOperator"]
-
-_OK, _CORRUPT = pa.scalar("ok"), pa.scalar("rejected_corrupt")
 
 
 class NullOperator(Operator):
@@ -41,12 +41,14 @@ class NullOperator(Operator):
         """Return the batch without its images."""
         records.require(batch, self.input_schema, self.context.name)
         error = batch.column("error")
-        status = pc.if_else(error.is_null(), _OK, _CORRUPT).cast(self.output_schema.field("status").type)
+        status = pc.if_else(error.is_null(), "ok", "rejected_corrupt").cast(self.output_schema.field("status").type)
         columns = [*(batch.column(name) for name in self.output_schema.names[:5]), status, error]
         return [pa.RecordBatch.from_arrays(columns, schema=self.output_schema)]
 
     def snapshot(self, *, incremental: bool = False) -> State:
         """Return an empty state."""
+        from operators.state import State
+
         return State(incremental=incremental)
 
     def restore(self, state: State) -> None:

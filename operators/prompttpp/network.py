@@ -60,12 +60,6 @@ class KeyNetwork:
             self.state = SlotBank("state", cells, slots=slots, capacity=1, device=device)
         self.device = device
 
-    @staticmethod
-    def bytes_per_slot(model: PointProcess, window: int) -> int:
-        """Return what one key costs."""
-        need = SlotBank.bytes_per_slot(event_rows(model), window) + KeyNumbers.bytes_per_slot()
-        return need + (SlotBank.bytes_per_slot(cells, 1) if (cells := state_rows(model)) else 0)
-
     def bytes(self) -> int:
         """Return the bytes of all banks."""
         banks = [self.events, *([self.state] if self.state else [])]
@@ -100,7 +94,7 @@ class KeyNetwork:
         """Read the states of a block of distinct keys."""
         slots_B = padded(slots_n).to(self.device)
         cells = {} if self.state is None else {name: rows[slots_B, 0] for name, rows in self.state.rows.items()}
-        cached = self.model.row_shapes()
+        cached = self.model.config.row_shapes()
         rows = {name: self.events.rows[name][slots_B] for name in cached}
         width = self.window if cached else 0
         visible_BW = torch.arange(width, device=self.device) < self.events.fill(slots_B)[:, None]
@@ -192,7 +186,7 @@ class KeyNetwork:
             # Places behind the last event hold garbage, which must be a type all the same.
             self.model.step_where(key, active_B, time_B, torch.where(active_B, type_B, 0), self.prompts)
         slots = torch.from_numpy(slots_n).to(self.device)
-        for name in self.model.row_shapes():
+        for name in self.model.config.row_shapes():
             self.events.assign(slots, name, key.rows[name][:number])
         self._store_cells(slots, key, torch.ones(number, dtype=torch.int64, device=self.device))
 
@@ -240,10 +234,10 @@ class KeyNetwork:
 
 def event_rows(model: PointProcess) -> dict[str, RowSpec]:
     """Return what is kept of each event: itself, and what the network caches of it."""
-    own = {name: RowSpec(shape) for name, shape in model.row_shapes().items()}
+    own = {name: RowSpec(shape) for name, shape in model.config.row_shapes().items()}
     return {"time_us": RowSpec((), torch.int64), "type": RowSpec((), torch.int32), **own}
 
 
 def state_rows(model: PointProcess) -> dict[str, RowSpec]:
     """Return what is kept of each key."""
-    return {name: RowSpec(shape) for name, shape in model.cell_shapes().items()}
+    return {name: RowSpec(shape) for name, shape in model.config.cell_shapes().items()}

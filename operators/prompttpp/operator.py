@@ -10,7 +10,7 @@ Between two steps keys do not touch each other, so the rows of a batch go in rou
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -21,20 +21,20 @@ import torch
 
 from connectors import records
 from connectors.records import NEVER_US
-from models.hub import weights_file
 from models.prompttpp import checkpoint
 from models.prompttpp.process import KeyState
-from operators.base import Context, Emitted, Operator
+from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import event_times, microseconds
 from operators.output import OutputRows
-from operators.prompttpp.config import PromptTPPOptions, cautions
+from operators.prompttpp.config import PromptTPPOptions
+from operators.prompttpp.declaration import PromptTPPDeclaration
 from operators.prompttpp.learning import Learner
 from operators.prompttpp.network import KeyNetwork, blocks, padded
 from operators.prompttpp.prompts import PromptBank
 from operators.prompttpp.rules import foresee, long_pause, scale_of, score, score_long
-from operators.prompttpp.schemas import GOOD, LOSSES, QUANTILES, STATUSES, Scores, event_schema, score_schema
-from operators.prompttpp.weights import check, load_model, settings_of
+from operators.prompttpp.schemas import QUANTILES, STATUSES, Scores, event_schema, score_schema
+from operators.prompttpp.weights import load_model, settings_of
 from operators.rounds import rank_within, rounds
 from operators.state import State
 from operators.streams import EVICTED, Stream, StreamTable
@@ -65,15 +65,8 @@ class _Kind(IntEnum):
     OLD_SEQUENCE = 5
 
 
-class PromptTPPOperator(Operator):
-    """Scores events of many keys and predicts the next ones; prompts follow drift (PromptTPP, NeurIPS 2023)."""
-
-    Options = PromptTPPOptions
-    input_schema = event_schema("id")
-    output_schema = records.output_schema("event_score", 1)  # of an instance: as wide as its network
-    statuses = STATUSES
-    good_statuses = GOOD
-    losses = LOSSES
+class PromptTPPOperator(PromptTPPDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: PromptTPPOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -119,23 +112,6 @@ class PromptTPPOperator(Operator):
             opened=self._opened,
             ended=self._ended,
         )
-
-    @classmethod
-    def examine(cls, options: PromptTPPOptions, name: str) -> pa.Schema:
-        """Check the checkpoint's header and the memory budget; return the output schema."""
-        config = checkpoint.read_config(weights_file(options.checkpoint))
-        check(config, options, name)
-        return score_schema(config)
-
-    @classmethod
-    def keyed(cls, options: PromptTPPOptions) -> bool:
-        """Return False where something is learned: prompts are one memory for all keys of a shard."""
-        return options.learn == "off"
-
-    @classmethod
-    def cautions(cls, options: PromptTPPOptions, align_s: float | None) -> Sequence[tuple[str, str]]:
-        """Say which options do not go together."""
-        return cautions(options)
 
     def _opened(self, stream_id: str, stream: Stream) -> None:
         self._fresh.append(stream.slot)

@@ -7,7 +7,6 @@ Knows no bank, no stream id and no Arrow. Changes nothing: a question leaves no 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,9 +22,9 @@ from models.rekv.session import Prefix, StreamView
 from models.rekv.store import ReadableBlocks
 from models.rekv.vision import FrameEncoder
 from operators.banks import BlockSpec
-from operators.rekv.policies import BlockPolicy
+from operators.rekv.block_policies import BlockPolicy
 
-__all__ = ["Answering", "BlockAnswer", "BlockQuestion", "NumbersFrom", "one_grid", "rekv_config"]
+__all__ = ["Answering", "BlockAnswer", "BlockQuestion", "NumbersFrom", "one_grid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +120,6 @@ class Answering:
         tokenizer = self.model.tokenizer
         text = tokenizer.decode(answer.tokens) if tokenizer is not None and answer.status == "ok" else ""
         return BlockAnswer(answer.status, text, answer.confidence, answer.frames_seen, answer.context_truncated, retrieved)
-
-
-def rekv_config(own: ReKVConfig | None, **given: object) -> ReKVConfig:
-    """Return the model's own settings, or the published ones, with what is given and not None."""
-    return dataclasses.replace(own or ReKVConfig(), **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
 def one_grid(model: VideoLanguageModel) -> Grid | None:

@@ -20,8 +20,8 @@ from operators.block_options import open_bank
 from operators.frame_features import frame_features
 from operators.images import Image
 from operators.rekv.answering import Answering
+from operators.rekv.block_policies import Stats
 from operators.rekv.config import ReKVOptions
-from operators.rekv.policies import Stats
 from operators.rekv.windows import load_windows
 from operators.state import State
 

@@ -21,18 +21,19 @@ from models.rekv.qwen_vision import QwenVision
 from operators.answerers import answerers
 from operators.answers import ANSWER_COUNTERS, Answers, merged_rows
 from operators.banks import stream_seed
-from operators.base import Context, Operator
+from operators.base import Context
 from operators.block_rows import BlockRows
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.frames import admit_frames
 from operators.images import Image
 from operators.output import OutputRows
-from operators.questions import GOOD_STATUSES, QUESTION, QuestionLimits, Row
+from operators.questions import QUESTION, QuestionLimits, Row
 from operators.rekv.answering import Answering
 from operators.rekv.config import ReKVOptions
+from operators.rekv.declaration import ReKVDeclaration
 from operators.rekv.encoder import FrameEncoding
 from operators.rekv.policies import policy_dict
-from operators.rekv.schemas import ANSWER, FRAME_SEQUENCES, LOSSES, STATUSES, answer_schema
+from operators.rekv.schemas import FRAME_SEQUENCES, STATUSES, answer_schema
 from operators.rekv.streams import (
     NOTED,
     Half,
@@ -44,10 +45,10 @@ from operators.rekv.streams import (
     load_times,
 )
 from operators.rekv.views import FramesOfStreams
-from operators.rekv.weights import check_policy, load_answering, load_file_answering, load_gate, model_id, settings
+from operators.rekv.weights import load_answering, load_file_answering, load_gate, model_id
 from operators.rekv.windows import export_windows
 from operators.sampling import next_keep
-from operators.standing import Look, Standing, check_matcher
+from operators.standing import Look, Standing
 from operators.state import State
 from operators.streams import NEVER_US, StreamTable
 
@@ -78,16 +79,8 @@ class _Call:
     """Answers to questions that waited or stand, with the row of the frame that set them free."""
 
 
-class ReKVOperator(Operator):
-    """Video question answering from a bank of key/value blocks per stream (ReKV; arXiv 2503.00540)."""
-
-    Options = ReKVOptions
-    input_schema = records.FRAME
-    control_schema = QUESTION
-    output_schema = ANSWER
-    statuses = STATUSES
-    good_statuses = GOOD_STATUSES
-    losses = LOSSES
+class ReKVOperator(ReKVDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: ReKVOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -119,14 +112,6 @@ class ReKVOperator(Operator):
             ),
             standing=Standing(options, load_gate(options, self._answering), self._answering.model.unknown),
         )
-
-    @classmethod
-    def examine(cls, options: ReKVOptions, name: str) -> pa.Schema:
-        """Check the checkpoint's place, the settings and the policy; return the output schema."""
-        settings(options, name)
-        check_policy(options, name)
-        check_matcher(options, name)
-        return ANSWER
 
     def _make(self, stream_id: str, slot: int) -> ReKVStream:
         times = BlockRows(self._encoding.frames_per_stream, width=self._width)

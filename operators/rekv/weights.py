@@ -9,49 +9,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from connectors.errors import CheckpointMismatch, ConfigError
+from connectors.errors import ConfigError
 from models.hub import weights_place
-from models.rekv.checkpoint import read_head_width
-from models.rekv.config import ReKVConfig
+from models.rekv.header import SMALL_MATCHER, SMALL_WEIGHTS
 from models.rekv.loaders import load_model
 from models.rekv.qwen_vision import QwenVision
-from models.rekv.small import SMALL_MATCHER, SMALL_WEIGHTS, read_small
 from operators.banks import BlockSpec, FileReader, SharedBlocks
 from operators.precision import network_dtype
-from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid, rekv_config
+from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid
+from operators.rekv.block_policies import BlockPolicy, block_policy
 from operators.rekv.config import ReKVOptions
-from operators.rekv.policies import BlockPolicy, block_policy
+from operators.rekv.settings import settings
 from operators.standing import FrameGate, open_gate
 
-__all__ = ["check_policy", "load_answering", "load_file_answering", "load_gate", "model_id", "settings"]
-
-
-def settings(options: ReKVOptions, name: str) -> ReKVConfig:
-    """Return the settings of the model. Raise ``ConfigError`` or ``CheckpointMismatch`` for what cannot be used."""
-    path = weights_place(options.checkpoint, SMALL_WEIGHTS)
-    if not path.exists():
-        raise CheckpointMismatch(
-            f"{name}: checkpoint {str(path)!r} does not exist; give the folder of a checkpoint, the file of a small model, or "
-            "none for the one that comes with the package"
-        )
-    return rekv_config(
-        read_small(path)[0] if path.is_file() else None,
-        window_tokens=options.window_tokens,
-        retrieve_frames=options.retrieve_frames,
-        chunk_frames=options.chunk_frames,
-        score=options.score,
-        sink_overlap=options.sink_overlap,
-        rope_mode=options.rope_mode,
-        encode_frames=options.batch_frames,
-    )
-
-
-def check_policy(options: ReKVOptions, name: str) -> None:
-    """Raise ``ConfigError`` where the policy does not fit the model's attention heads, as far as its header tells them."""
-    path = weights_place(options.checkpoint, SMALL_WEIGHTS)
-    width = read_small(path)[1] if path.is_file() else read_head_width(path)
-    if width is not None:
-        _fitting_policy(options, BlockSpec(layers=1, groups=1, tokens=1, dim=width), name)
+__all__ = ["load_answering", "load_file_answering", "load_gate", "model_id"]
 
 
 def _fitting_policy(options: ReKVOptions, spec: BlockSpec, name: str) -> BlockPolicy:

@@ -19,13 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from operators.reloop2.budget import JOIN_BLOCK, join_rows
 from operators.reloop2.ids import Bools, IdIndex, Ints, first_of_each
 from operators.rounds import rank_within
 from operators.state import Rows, State
 
 __all__ = ["EarlyLabels", "JoinTable", "RowState", "Waiting"]
 
-_BLOCK = 128
 """Rows that share a lower bound of their deadlines, so that looking for timeouts does not read the whole table."""
 _NO_DEADLINE = np.iinfo(np.int64).max
 
@@ -66,7 +66,7 @@ class JoinTable:
         self, slots: int, capacity: int, slack: int, *, key_width: int, key_dtype: torch.dtype, device: torch.device
     ) -> None:
         self.slots, self.capacity, self.slack = slots, capacity, slack
-        self.rows = _rows(capacity, slack)
+        self.rows = join_rows(capacity, slack)
         total = slots * self.rows
         self.state = np.zeros(total, np.uint8)
         self.ids = np.zeros(total, np.int64)
@@ -80,16 +80,10 @@ class JoinTable:
         self._head_S = np.zeros(slots, np.int64)
         self._staged_SR = np.zeros((slots, self.rows), np.int32)
         self._staged_count_S = np.zeros(slots, np.int64)
-        self._earliest_SQ = np.full((slots, self.rows // _BLOCK), _NO_DEADLINE)
+        self._earliest_SQ = np.full((slots, self.rows // JOIN_BLOCK), _NO_DEADLINE)
         self._dirty_key = np.zeros(total, np.bool_)
         self._dirty = np.zeros(total, np.bool_)
         self._index = IdIndex(lambda ids, rows: (self.ids[rows] == ids) & (self.state[rows] != RowState.EMPTY))
-
-    @staticmethod
-    def bytes_needed(slots: int, capacity: int, slack: int, key_bytes: int) -> int:
-        """Return what a table costs, with its index when it is full."""
-        per_row = 1 + 5 * 8 + 2 * 4 + 4 + 2 + key_bytes + 2 * 16
-        return slots * _rows(capacity, slack) * per_row
 
     def find(self, ids_B: Ints) -> Ints:
         """Return the row of each id, -1 where the table does not hold it (anymore)."""
@@ -114,7 +108,7 @@ class JoinTable:
         self.model[row_B] = new.model
         self.written[row_B] = 0
         self.keys_RW[self._on_device(row_B)] = new.keys_BW[self._on_device(fresh_B)].to(self.keys_RW.dtype)
-        np.minimum.at(self._earliest_SQ, (slots_B, place_B // _BLOCK), new.deadline_us_B[fresh_B])
+        np.minimum.at(self._earliest_SQ, (slots_B, place_B // JOIN_BLOCK), new.deadline_us_B[fresh_B])
         self._dirty[row_B] = self._dirty_key[row_B] = True
         self._index.put(new.ids_B[fresh_B], row_B)
         rows_B = np.full(len(new.ids_B), -1, np.int64)
@@ -145,7 +139,7 @@ class JoinTable:
         at_L, block_L = np.nonzero(self._earliest_SQ[slots_L] <= watermark_us_L[:, None])
         if not len(at_L):
             return np.empty(0, np.int64)
-        row_LB = ((slots_L[at_L] * self.rows) + block_L * _BLOCK)[:, None] + np.arange(_BLOCK)
+        row_LB = ((slots_L[at_L] * self.rows) + block_L * JOIN_BLOCK)[:, None] + np.arange(JOIN_BLOCK)
         pending_LB = self.state[row_LB] == RowState.PENDING
         deadline_LB = np.where(pending_LB, self.deadline_us[row_LB], _NO_DEADLINE)
         due_LB = deadline_LB <= watermark_us_L[at_L][:, None]
@@ -223,7 +217,7 @@ class JoinTable:
         live_R = row_R[self.state[row_R] != RowState.EMPTY]
         self._index.put(self.ids[live_R], live_R)
         waiting_R = row_R[self.state[row_R] == RowState.PENDING]
-        block_R = waiting_R % self.rows // _BLOCK
+        block_R = waiting_R % self.rows // JOIN_BLOCK
         np.minimum.at(self._earliest_SQ, (waiting_R // self.rows, block_R), self.deadline_us[waiting_R])
 
     def _columns(self, row_R: Ints) -> Ints:
@@ -248,11 +242,6 @@ class EarlyLabels:
         self._time_us = np.zeros(slots * capacity, np.int64)
         self._count_S = np.zeros(slots, np.int64)
         self._index = IdIndex(lambda ids, rows: self._held[rows] & (self._ids[rows] == ids))
-
-    @staticmethod
-    def bytes_needed(slots: int, capacity: int) -> int:
-        """Return what this costs, with the index when it is full."""
-        return slots * capacity * (1 + 8 + 4 + 8 + 2 * 16)
 
     def __len__(self) -> int:
         return int(self._count_S.sum())
@@ -328,7 +317,3 @@ class EarlyLabels:
         self._label[row_R] = values[:, 2].astype(np.int32).view(np.float32)
         self._count_S[slots_N] = count_N
         self._index.put(self._ids[row_R], row_R)
-
-
-def _rows(capacity: int, slack: int) -> int:
-    return -(-(capacity + slack) // _BLOCK) * _BLOCK

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from models.reloop2.base import CtrModel
-from operators.banks import LshTable, RowRing
 from operators.reloop2.config import ReLoop2Options
 from operators.reloop2.ids import Bools, Ints
-from operators.reloop2.row_memory import DiskRows, RowMemory
+from operators.reloop2.row_memory import RowMemory
 from operators.reloop2.rules import Recollection
 from operators.reloop2.sketch_memory import SketchMemory
 from operators.state import State
 
-__all__ = ["ErrorMemory", "bytes_needed", "key_bytes", "make_memory"]
+__all__ = ["ErrorMemory", "make_memory"]
 
 
 class ErrorMemory(Protocol):
@@ -99,21 +98,3 @@ def make_memory(options: ReLoop2Options, model: CtrModel, slots: int, device: to
     if options.mode == "sketch":
         return SketchMemory(options, model, slots, device)
     return RowMemory(options, model, device)
-
-
-def bytes_needed(options: ReLoop2Options, hidden_dim: int) -> int:
-    """Return what the memory of one slot costs."""
-    if options.mode == "sketch":
-        return SketchMemory.bytes_needed(options)
-    if options.mode == "posting_lists":
-        return DiskRows.bytes_needed(options, hidden_dim)
-    need = RowRing.bytes_needed(options.capacity, hidden_dim, 2, half=True)
-    if options.mode == "lsh_table":
-        need += LshTable.bytes_needed(options.arrays, options.bits, options.slots_per_bucket)
-    return need
-
-
-def key_bytes(options: ReLoop2Options, hidden_dim: int) -> int:
-    """Return the size of one key."""
-    hidden = 0 if options.mode == "sketch" else hidden_dim
-    return 4 * (hidden + (options.arrays if options.mode in ("sketch", "lsh_table") else 0))

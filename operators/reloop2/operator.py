@@ -11,7 +11,7 @@ cut into calls; m = 1 is the serial algorithm.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +21,16 @@ import torch
 from connectors import records
 from connectors.errors import CheckpointMismatch, RecoveryError, StreambankError
 from connectors.records import NEVER_US, encode_streams
-from models.hub import weights_file
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
 from models.reloop2.features import Encoded, encode
 from operators.banks import stream_seed
-from operators.base import Context, Operator
+from operators.base import Context
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import EventTime, earlier, event_times, microseconds
 from operators.output import OutputRows
-from operators.reloop2.config import ReLoop2Options, time_cautions
+from operators.reloop2.config import ReLoop2Options
+from operators.reloop2.declaration import ReLoop2Declaration, fingerprint
 from operators.reloop2.ids import BAD_ID, Bools, Ints, row_ids
 from operators.reloop2.join import EarlyLabels, JoinTable, RowState, Waiting
 from operators.reloop2.memory import make_memory
@@ -38,8 +38,6 @@ from operators.reloop2.rules import compensate
 from operators.reloop2.schemas import (
     CONTROL,
     DUPLICATE,
-    IMPRESSION,
-    LOSSES,
     STATUSES,
     Flag,
     Predictions,
@@ -47,16 +45,7 @@ from operators.reloop2.schemas import (
     model_paths,
     prediction_schema,
 )
-from operators.reloop2.weights import (
-    Scored,
-    Scorer,
-    check_memory,
-    fingerprint,
-    hidden_dim,
-    load_model,
-    require_same_setup,
-    setup_of,
-)
+from operators.reloop2.weights import Scored, Scorer, load_model, require_same_setup, setup_of
 from operators.rounds import rank_within
 from operators.state import State, from_shared, to_shared
 from operators.streams import EVICTED, Stream, StreamTable, require_full
@@ -88,16 +77,8 @@ _COUNTERS = (
 """Besides those of every operator; ``late`` counts labels that came too late."""
 
 
-class ReLoop2Operator(Operator):
-    """A frozen CTR model and an error memory that follows what the model has not seen (ReLoop2, KDD 2023)."""
-
-    Options = ReLoop2Options
-    input_schema = IMPRESSION
-    control_schema = CONTROL
-    output_schema = prediction_schema("int64", "")  # of an instance: with its id_type and its fingerprint
-    statuses = STATUSES
-    good_statuses = frozenset({"ok", "model_swapped"})
-    losses = LOSSES
+class ReLoop2Operator(ReLoop2Declaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: ReLoop2Options, context: Context) -> None:
         super().__init__(options, context)
@@ -142,23 +123,6 @@ class ReLoop2Operator(Operator):
         """The span of ``reset_every_s`` that the slot's memory belongs to."""
         self._returned_S = np.zeros(slots, np.bool_)
         """The stream had been evicted before, and no impression of it has come since."""
-
-    @classmethod
-    def examine(cls, options: ReLoop2Options, name: str) -> pa.Schema:
-        """Check the checkpoint's header and the memory budget; return the output schema."""
-        header = checkpoint.read_header(weights_file(options.checkpoint))
-        check_memory(options, name, hidden_dim(header))
-        return prediction_schema(options.id_type, fingerprint(options, header.model_id))
-
-    @classmethod
-    def keyed(cls, options: ReLoop2Options) -> bool:
-        """Return whether every stream has a memory of its own."""
-        return options.scope == "per_key"
-
-    @classmethod
-    def cautions(cls, options: ReLoop2Options, align_s: float | None) -> Sequence[tuple[str, str]]:
-        """Say which lengths of event time do not go together."""
-        return time_cautions(options, align_s)
 
     # Impressions
 

@@ -18,16 +18,13 @@ from torch import Tensor
 from connectors.errors import ConfigError, RecoveryError
 from models.reloop2.base import CtrModel
 from operators.banks import LshTable, Neighbors, PostingLists, PostingRules, RowRing, SignHash, random_numbers
+from operators.reloop2.budget import SLICES, TAIL_ROWS, slice_rows
 from operators.reloop2.config import ReLoop2Options
 from operators.reloop2.ids import Bools, Ints
 from operators.reloop2.rules import Recollection, softmax_weights
 from operators.state import State
 
 __all__ = ["DiskRows", "RowMemory"]
-
-_SLICES = 8
-_TAIL_ROWS = 2048
-_PADDING = 64  # rows by which a scan may be larger than asked for
 
 
 class RowMemory:
@@ -167,13 +164,6 @@ class DiskRows:
         self._lists: PostingLists | None = None  # made with the first row: a restart brings a folder of its own
         self._folder = ""
 
-    @staticmethod
-    def bytes_needed(options: ReLoop2Options, dim: int) -> int:
-        """Return what centers and tail cost with a center for every fourth row; an eighth or less is usual."""
-        rules = _rules(options)
-        centers = (rules.slices + 1) * (rules.slice_rows // 4 + _PADDING)
-        return centers * 4 * dim + (rules.tail_rows + _PADDING) * (4 * dim + 8)
-
     def write(self, h_BD: Tensor, values_BV: Tensor) -> Tensor:
         """Append rows. Raise ``ConfigError`` where the folder cannot be written to."""
         if self._lists is None:
@@ -234,7 +224,6 @@ class DiskRows:
 
 
 def _rules(options: ReLoop2Options) -> PostingRules:
-    tails = -(-options.capacity // (_SLICES * _TAIL_ROWS))
     return PostingRules(
-        slices=_SLICES, slice_rows=tails * _TAIL_ROWS, tail_rows=_TAIL_ROWS, lists_per_query=options.lists_per_query
+        slices=SLICES, slice_rows=slice_rows(options), tail_rows=TAIL_ROWS, lists_per_query=options.lists_per_query
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntFlag
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,22 @@ import pyarrow as pa
 
 from connectors import records
 from operators.reloop2.ids import ID_TYPES
-from operators.reloop2.rules import Compensated
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
+
+if TYPE_CHECKING:
+    from operators.reloop2.rules import Compensated
 
 __all__ = [
     "CONTROL",
+    "COUNTS",
     "DUPLICATE",
     "IMPRESSION",
     "LOSSES",
+    "METRICS",
     "PREDICTION_FIELDS",
     "STATUSES",
+    "WINDOW",
+    "WINDOW_STATUSES",
     "Flag",
     "Predictions",
     "bad_label",
@@ -97,6 +104,25 @@ def prediction_schema(id_type: str, fingerprint: str) -> pa.Schema:
     """Return the output schema ``ctr_prediction.v1``."""
     fields = [pa.field("impression_id", ID_TYPES[id_type]), *PREDICTION_FIELDS]
     return records.output_schema("ctr_prediction", 1, fields, {"streambank.config": fingerprint})
+
+
+WINDOW_STATUSES: Mapping[str, str] = {"ok": "the metrics of one window"}
+
+METRICS = ("ctr", "logloss_base", "logloss_pred", "auc_base", "auc_pred", "gauc_base", "gauc_pred")
+COUNTS = ("timeouts", "late_predictions", "duplicates", "duplicate_labels", "dropped")
+
+WINDOW = records.output_schema(
+    "ctr_window",
+    1,
+    [
+        pa.field("window_start", records.TIME_TYPE),
+        pa.field("n", pa.int64()),
+        *(pa.field(name, pa.float64()) for name in METRICS),
+        *(pa.field(name, pa.int64()) for name in COUNTS),
+    ],
+)
+"""``event_time`` is the window's end, ``sequence`` its number. A metric that is not defined (one class only) is null.
+``timeouts`` are of the window itself, the other counts of the time since the row before."""
 
 
 class Predictions:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.reloop2.base import CtrModel
 from operators.banks import Forgetting, HalfLife, Never, ResetEvery, SignHash, SketchBank, Slices
+from operators.reloop2.budget import COLUMNS, SLICES
 from operators.reloop2.config import ReLoop2Options
 from operators.reloop2.ids import Bools, Ints
 from operators.reloop2.rules import Recollection, count_weights, softmax_weights
@@ -23,8 +24,6 @@ from operators.state import State
 
 __all__ = ["SketchMemory"]
 
-_COLUMNS = ("label", "base")
-_SLICES = 8
 _NAME = "memory"
 
 
@@ -39,18 +38,13 @@ class SketchMemory:
         self._hash = SignHash(model.hidden_dim, options.arrays, options.bits, options.seed, device)
         forgetting = _forgetting(options)
         self._bank = SketchBank(
-            options.arrays, options.bits, _COLUMNS, name=_NAME, slots=slots, forgetting=forgetting, device=device
+            options.arrays, options.bits, COLUMNS, name=_NAME, slots=slots, forgetting=forgetting, device=device
         )
         self._period = forgetting.rows if isinstance(forgetting, ResetEvery) else 2**62
         self._rows_S = np.zeros(slots, np.int64)  # written since the last ``clear``
         self._clears_S = np.zeros(slots, np.int64)  # times that a slot has been emptied before those rows
         self.key_width = options.arrays
         self.adopt(model)
-
-    @staticmethod
-    def bytes_needed(options: ReLoop2Options) -> int:
-        """Return what the sketch of one slot costs."""
-        return SketchBank.bytes_needed(options.arrays, options.bits, len(_COLUMNS), _forgetting(options))
 
     def adopt(self, model: CtrModel) -> None:
         """Center by this model's training mean."""
@@ -158,6 +152,6 @@ def _forgetting(options: ReLoop2Options) -> Forgetting:
         case "reset":
             return ResetEvery(options.forget_rows)
         case "slices":
-            return Slices(options.forget_rows, _SLICES)
+            return Slices(options.forget_rows, SLICES)
         case _:
             return HalfLife(options.forget_rows)

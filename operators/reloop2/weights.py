@@ -8,9 +8,6 @@ the network only ever sees batches of one size, padded.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,23 +20,10 @@ from connectors.errors import ConfigError, StreambankError
 from models.hub import weights_file
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
-from models.reloop2.model import build_model
-from operators.banks import check_budget
+from operators.reloop2.budget import check_memory
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.join import EarlyLabels, JoinTable
-from operators.reloop2.memory import bytes_needed, key_bytes
 
-__all__ = [
-    "ROWS",
-    "Scored",
-    "Scorer",
-    "check_memory",
-    "fingerprint",
-    "hidden_dim",
-    "load_model",
-    "require_same_setup",
-    "setup_of",
-]
+__all__ = ["ROWS", "Scored", "Scorer", "load_model", "require_same_setup", "setup_of"]
 
 ROWS = 128
 """Rows of every forward pass: large enough to be efficient, small enough that a single row does not wait long."""
@@ -76,20 +60,6 @@ def load_model(path: str, options: ReLoop2Options, name: str) -> CtrModel:
     return model
 
 
-def check_memory(options: ReLoop2Options, name: str, hidden_dim: int) -> None:
-    """Raise ``ConfigError`` unless the memory and the tables of waiting rows fit into ``bank_gib``."""
-    per_slot = bytes_needed(options, hidden_dim)
-    per_slot += JoinTable.bytes_needed(1, options.pending_capacity, options.micro_batch, key_bytes(options, hidden_dim))
-    per_slot += EarlyLabels.bytes_needed(1, options.early_capacity)
-    check_budget(
-        name,
-        bytes_per_stream=per_slot,
-        streams=options.max_streams,
-        budget=int(options.bank_gib * 2**30),
-        hint="Lower bits, arrays, capacity, pending_capacity or max_streams, or raise bank_gib.",
-    )
-
-
 def setup_of(options: ReLoop2Options, model: CtrModel) -> dict[str, Any]:
     """Return what must be equal in two runs for one to go on with the other's memory, besides the model itself."""
     return {"hidden_dim": model.hidden_dim, **{name: getattr(options, name) for name in _SHAPING}}
@@ -102,18 +72,6 @@ def require_same_setup(given: Mapping[str, Any], wanted: Mapping[str, Any], what
     differing = [text for text, name in zip(differing, names, strict=True) if given.get(name) != wanted.get(name)]
     if differing:
         raise error(f"{what} does not fit this operator: {', '.join(differing)}; use the options of the first run")
-
-
-def fingerprint(options: ReLoop2Options, model_id: str) -> str:
-    """Return a name of everything that decides the output, besides models that come later."""
-    values = dataclasses.asdict(options) | {"checkpoint": model_id, "lists_path": None}
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
-def hidden_dim(header: checkpoint.Header) -> int:
-    """Return the hidden width of a checkpoint's model, without its weights."""
-    with torch.device("meta"):
-        return build_model(header.config, header.feature_map).hidden_dim
 
 
 class Scored(NamedTuple):

@@ -9,7 +9,6 @@ on how they are cut into calls, nor on the steps in which ``advance`` comes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,14 +21,15 @@ from connectors import records
 from connectors.errors import RecoveryError
 from connectors.records import NEVER_US
 from models.reloop2.evaluate import evaluate
-from operators.base import Context, Operator
+from operators.base import Context
 from operators.counters import Counters
 from operators.event_time import EventTime, earlier, event_times, microseconds
 from operators.output import status_column
-from operators.reloop2.config import CtrWindowsOptions, time_cautions
+from operators.reloop2.config import CtrWindowsOptions
+from operators.reloop2.declaration import CtrWindowsDeclaration
 from operators.reloop2.ids import Bools, IdIndex, Ints, first_of_each, id_keys, row_ids
 from operators.reloop2.join import EarlyLabels
-from operators.reloop2.schemas import CONTROL, LOSSES
+from operators.reloop2.schemas import CONTROL, COUNTS, WINDOW, WINDOW_STATUSES
 from operators.state import Patch, State, from_shared, to_shared
 from operators.streams import require_full
 
@@ -37,42 +37,16 @@ __all__ = ["CtrWindows", "Judged", "WindowTable"]
 
 Floats = npt.NDArray[np.float32]
 
-STATUSES: Mapping[str, str] = {"ok": "the metrics of one window"}
-
 _VERSION = 2
 """Of snapshots."""
 
 _ALL = np.zeros(1, np.int64)  # the one slot of a memory that belongs to no stream
 
-_METRICS = ("ctr", "logloss_base", "logloss_pred", "auc_base", "auc_pred", "gauc_base", "gauc_pred")
-_COUNTS = ("timeouts", "late_predictions", "duplicates", "duplicate_labels", "dropped")
 _LATER = np.iinfo(np.int64).max
 
-WINDOW = records.output_schema(
-    "ctr_window",
-    1,
-    [
-        pa.field("window_start", records.TIME_TYPE),
-        pa.field("n", pa.int64()),
-        *(pa.field(name, pa.float64()) for name in _METRICS),
-        *(pa.field(name, pa.int64()) for name in _COUNTS),
-    ],
-)
-"""``event_time`` is the window's end, ``sequence`` its number. A metric that is not defined (one class only) is null.
-``timeouts`` are of the window itself, the other counts of the time since the row before."""
 
-
-class CtrWindows(Operator):
-    """Metrics of all predictions of a shard; ``stream_id`` of its rows is the operator's name."""
-
-    Options = CtrWindowsOptions
-    input_schema = records.key_schema(
-        "ctr_prediction", 1, [pa.field("y_base", pa.float32()), pa.field("y_pred", pa.float32()), pa.field("flags", pa.int32())]
-    )
-    control_schema = CONTROL
-    output_schema = WINDOW
-    statuses = STATUSES
-    losses = {name: LOSSES[name] for name in ("late", "early_refused", "early_expired")}  # noqa: RUF012 (as declared)
+class CtrWindows(CtrWindowsDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: CtrWindowsOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -83,18 +57,8 @@ class CtrWindows(Operator):
         self._times = EventTime(
             context.name, 1, aligned=context.aligned, lateness_s=options.allowed_lateness_s, max_jump_s=options.max_jump_s
         )
-        self._since = dict.fromkeys(_COUNTS, 0)  # the last row
+        self._since = dict.fromkeys(COUNTS, 0)  # the last row
         self._counters = Counters("windows", "late", "early_refused", "early_expired")
-
-    @classmethod
-    def keyed(cls, options: CtrWindowsOptions) -> bool:
-        """Return False: windows are of all streams."""
-        return False
-
-    @classmethod
-    def cautions(cls, options: CtrWindowsOptions, align_s: float | None) -> Sequence[tuple[str, str]]:
-        """Say which lengths of event time do not go together."""
-        return time_cautions(options, align_s)
 
     # Predictions
 
@@ -185,10 +149,10 @@ class CtrWindows(Operator):
             **{f"{metric}_pred": getattr(pred, metric) for metric in ("logloss", "auc", "gauc")},
             **self._since,
         }
-        self._since = dict.fromkeys(_COUNTS, 0)
+        self._since = dict.fromkeys(COUNTS, 0)
         self._counters.add("windows")
         columns = [pa.array([values[field.name]], field.type) for field in WINDOW if field.name in values]
-        status = status_column(np.zeros(1, np.int8), list(STATUSES))
+        status = status_column(np.zeros(1, np.int8), list(WINDOW_STATUSES))
         return pa.RecordBatch.from_arrays([*columns, status, pa.nulls(1, pa.string())], schema=WINDOW)
 
     # Labels
@@ -295,7 +259,7 @@ class CtrWindows(Operator):
         self._early.load(_ALL, from_shared(state))
         self._table.load(state)
         self._times.latest_S[:] = state.shared["latest_us"].numpy()
-        self._since = dict(zip(_COUNTS, state.shared["since"].tolist(), strict=True))
+        self._since = dict(zip(COUNTS, state.shared["since"].tolist(), strict=True))
 
     def _sizes(self) -> dict[str, int]:
         return {"version": _VERSION, "capacity": self.options.capacity, "early_capacity": self.options.early_capacity}

@@ -8,9 +8,8 @@ sensor data can take them as its input; a row that cannot be used goes through w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +17,18 @@ import pyarrow as pa
 import torch
 
 from connectors import records
-from operators.base import Context, Emitted, Operator, Output
+from operators.base import Context, Emitted, Output
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
 from operators.output import status_column
 from operators.resample.config import ResampleOptions
+from operators.resample.declaration import OUTPUTS, ResampleDeclaration
 from operators.resample.grid import interval_of, lines, means, time_of
 from operators.samples import Samples, read_samples
 from operators.state import State
-from operators.streams import EVICTED, NEVER_US, STREAM_LOSSES, STREAM_STATUSES, Stream, StreamTable
+from operators.streams import EVICTED, NEVER_US, Stream, StreamTable
 
 __all__ = ["ResampleOperator"]
-
-OUTPUTS: Mapping[str, pa.Schema] = {"samples": records.output_schema("sample", 1, [records.SAMPLE.field("values")])}
 
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
@@ -58,14 +56,8 @@ class _Block(NamedTuple):
     values_MC: Doubles
 
 
-class ResampleOperator(Operator):
-    """Samples at even times, by means or by lines."""
-
-    Options = ResampleOptions
-    input_schema = records.SAMPLE
-    outputs = OUTPUTS
-    statuses: ClassVar[Mapping[str, str]] = {"ok": "the numbers at an even time", **STREAM_STATUSES}
-    losses = STREAM_LOSSES
+class ResampleOperator(ResampleDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: ResampleOptions, context: Context) -> None:
         super().__init__(options, context)

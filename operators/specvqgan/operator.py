@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +21,15 @@ from connectors import records
 from models.hub import weights_folder
 from models.specvqgan.codec import bits_of, pack_tokens
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE, TransformerConfig
-from models.specvqgan.loaders import SMALL_WEIGHTS, SoundNetworks, find_parts, load_networks
+from models.specvqgan.loaders import SoundNetworks, load_networks
 from models.specvqgan.packing import pack_linears
+from models.specvqgan.parts import SMALL_WEIGHTS
 from models.specvqgan.transformer import KVCache
 from models.weight_files import weights_name
 from operators.admission import Admitted, admit_rows
-from operators.banks import PoolBank, SlotBank, TailBank, check_budget, stream_seed
-from operators.base import Context, Emitted, Operator
+from operators.banks import PoolBank, SlotBank, TailBank, stream_seed
+from operators.base import Context, Emitted
+from operators.budget import check_budget
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
 from operators.frames import decode_row
@@ -36,6 +37,7 @@ from operators.made_rows import MadeRows
 from operators.output import OutputRows
 from operators.pcm import to_pcm
 from operators.specvqgan.config import ROWS_PER_COLUMN, Geometry, SpecVQGANOptions
+from operators.specvqgan.declaration import SpecVQGANDeclaration, parts_of
 from operators.specvqgan.drawing import Drawing, Turn
 from operators.specvqgan.looking import FeatureRing, Look
 from operators.specvqgan.rules import (
@@ -47,29 +49,19 @@ from operators.specvqgan.rules import (
     sound_due,
     window_start,
 )
-from operators.specvqgan.schemas import FEATURE, OUTPUTS, STATUSES
+from operators.specvqgan.schemas import OUTPUTS, STATUSES
 from operators.specvqgan.streams import FrameStream
 from operators.specvqgan.voicing import Voicing
 from operators.state import State
-from operators.streams import STREAM_LOSSES, Refusal, Stream, StreamTable
+from operators.streams import Refusal, Stream, StreamTable
 
 __all__ = ["SpecVQGANOperator"]
 
 _COLUMN = HOP * COLUMN_FRAMES
 
 
-class SpecVQGANOperator(Operator):
-    """Sound that fits silent video, for many endless streams at once (SpecVQGAN, arXiv 2110.08791)."""
-
-    Options = SpecVQGANOptions
-    input_schema = records.FRAME
-    outputs = OUTPUTS
-    statuses = STATUSES
-    good_statuses = frozenset({"ok", "gap"})
-    losses: ClassVar[Mapping[str, str]] = {
-        **STREAM_LOSSES,
-        "frames_behind": "frames for which no sound was made because the clock was too far ahead (on_behind: drop)",
-    }
+class SpecVQGANOperator(SpecVQGANDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     clock: Callable[[], float] = staticmethod(time.time)
     """Seconds since 1970; replaced in tests."""
@@ -79,7 +71,7 @@ class SpecVQGANOperator(Operator):
         self.options: SpecVQGANOptions = options
         self.input_schema = self.takes(options)
         device, slots = context.device, options.max_streams
-        networks = load_networks(weights_folder(options.checkpoint, SMALL_WEIGHTS), _parts(options), device)
+        networks = load_networks(weights_folder(options.checkpoint, SMALL_WEIGHTS), parts_of(options), device)
         transformer, autoencoder, vocoder = networks.transformer, networks.autoencoder, networks.vocoder
         assert transformer is not None and autoencoder is not None and vocoder is not None
         self.model_id = _model_id(networks)
@@ -123,17 +115,6 @@ class SpecVQGANOperator(Operator):
         self._streams = StreamTable(
             context.name, self._open, options, kind=FrameStream, counters=self._counters, ended=self._end
         )
-
-    @classmethod
-    def takes(cls, options: SpecVQGANOptions) -> pa.Schema:
-        """Return what a row must have: a frame, or a feature."""
-        return FEATURE if options.given_features else records.FRAME
-
-    @classmethod
-    def examine(cls, options: SpecVQGANOptions, name: str) -> Mapping[str, pa.Schema]:
-        """Look for the checkpoint's files; return the output schemas."""
-        find_parts(weights_folder(options.checkpoint, SMALL_WEIGHTS), _parts(options))
-        return OUTPUTS
 
     def _check_memory(self, networks: SoundNetworks, config: TransformerConfig, columns: int, dtype: torch.dtype) -> None:
         geometry = self.geometry
@@ -455,10 +436,6 @@ class SpecVQGANOperator(Operator):
             bank.load(slots, live)
         self._looking.mark_clean()
         self._drawing.tokens.mark_clean()
-
-
-def _parts(options: SpecVQGANOptions) -> list[str]:
-    return ["autoencoder", "transformer", "vocoder", *([] if options.given_features else ["features"])]
 
 
 def _model_id(networks: SoundNetworks) -> str:

@@ -8,58 +8,42 @@ codebook is a bank that all streams read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import ClassVar
-
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from connectors import records
-from models.hub import weights_folder
 from models.specvqgan.codec import bits_of, decode_blocks, encode_blocks, pack_tokens, unpack_tokens
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE
-from models.specvqgan.loaders import SMALL_WEIGHTS, find_parts, load_networks
+from models.specvqgan.loaders import load_networks
 from models.weight_files import weights_name
 from operators.admission import admit_rows
 from operators.banks import PoolBank, TailBank
-from operators.base import Context, Emitted, Operator
+from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
 from operators.made_rows import MadeRows
 from operators.output import OutputRows
-from operators.pcm import SOUND_KEYS, PcmRow, PcmRows, to_pcm
+from operators.pcm import PcmRow, PcmRows, to_pcm
 from operators.specvqgan_codec.config import SpecVQGANCodecOptions
+from operators.specvqgan_codec.declaration import OUTPUT_OF, SpecVQGANCodecDeclaration, folder_of, parts_of
 from operators.specvqgan_codec.decoding import MOST_COLUMNS, DecodeStream, MadeSound, SoundMaker
 from operators.specvqgan_codec.encoding import EncodedPiece, EncodeStream, SoundCutter
-from operators.specvqgan_codec.schemas import BLOCK, SOUND, STATUSES, TOKENS
+from operators.specvqgan_codec.schemas import BLOCK, STATUSES
 from operators.state import State
-from operators.streams import STREAM_LOSSES, Stream, StreamTable
+from operators.streams import Stream, StreamTable
 
 __all__ = ["SpecVQGANCodecOperator"]
 
-_OUTPUTS = {"encode": "tokens", "decode": "sound"}
 
-
-class SpecVQGANCodecOperator(Operator):
-    """Sound as tokens of 0.27 kbit/s, and back (SpecVQGAN, arXiv 2110.08791).
-
-    With mode decode it takes rows with codebook, n_samples, n_cols, bits and payload, as the output `tokens` gives them.
-    """
-
-    Options = SpecVQGANCodecOptions
-    input_schema = SOUND_KEYS
-    outputs: Mapping[str, pa.Schema] = {"tokens": TOKENS, "sound": SOUND}
-    statuses = STATUSES
-    good_statuses = frozenset({"ok", "gap"})
-    losses: ClassVar[Mapping[str, str]] = STREAM_LOSSES
+class SpecVQGANCodecOperator(SpecVQGANCodecDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: SpecVQGANCodecOptions, context: Context) -> None:
         super().__init__(options, context)
         self.options: SpecVQGANCodecOptions = options
         self.input_schema = self.takes(options)
-        networks = load_networks(_folder(options), _parts(options), context.device)
+        networks = load_networks(folder_of(options), parts_of(options), context.device)
         assert networks.autoencoder is not None
         self._autoencoder = networks.autoencoder
         config = self._autoencoder.config
@@ -77,7 +61,7 @@ class SpecVQGANCodecOperator(Operator):
             assert networks.vocoder is not None
             self._maker = SoundMaker(networks.vocoder, slots, context.device)
             self._banks = (self._maker.bank,)
-        self._output = _OUTPUTS[options.mode]
+        self._output = OUTPUT_OF[options.mode]
         self._counters = Counters(*STREAM_COUNTERS, "blocks", "repaired")
         self._rows = self._new_rows()
         self._left = self._new_rows()
@@ -94,17 +78,6 @@ class SpecVQGANCodecOperator(Operator):
                 context.name, lambda _, slot: DecodeStream(slot), options, kind=DecodeStream, counters=self._counters,
                 ended=self._end_tokens,
             )  # fmt: skip
-
-    @classmethod
-    def takes(cls, options: SpecVQGANCodecOptions) -> pa.Schema:
-        """Return what a row must have: sound, or tokens."""
-        return SOUND_KEYS if options.mode == "encode" else BLOCK
-
-    @classmethod
-    def examine(cls, options: SpecVQGANCodecOptions, name: str) -> Mapping[str, pa.Schema]:
-        """Look for the checkpoint's files; return the output's schema."""
-        find_parts(_folder(options), _parts(options))
-        return {_OUTPUTS[options.mode]: cls.outputs[_OUTPUTS[options.mode]]}
 
     def _new_rows(self) -> MadeRows:
         return MadeRows(self._output, self.outputs[self._output], STATUSES)
@@ -257,11 +230,3 @@ class SpecVQGANCodecOperator(Operator):
 
     def _settings(self) -> str:
         return f"mode {self.options.mode}" + (f", block_cols {self.options.block_cols}" if self._encodes else "")
-
-
-def _folder(options: SpecVQGANCodecOptions) -> Path:
-    return weights_folder(options.checkpoint, SMALL_WEIGHTS)
-
-
-def _parts(options: SpecVQGANCodecOptions) -> list[str]:
-    return ["autoencoder"] if options.mode == "encode" else ["autoencoder", "vocoder"]

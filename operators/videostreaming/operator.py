@@ -19,25 +19,26 @@ from connectors import records
 from operators.answerers import answerers
 from operators.answers import ANSWER_COUNTERS, Answers, merged_rows
 from operators.banks import stream_seed
-from operators.base import Context, Operator
+from operators.base import Context
 from operators.block_rows import BlockRows
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.frames import admit_frames
 from operators.images import Image
 from operators.output import OutputRows
-from operators.questions import GOOD_STATUSES, QUESTION, QuestionLimits, Row
+from operators.questions import QUESTION, QuestionLimits, Row
 from operators.sampling import next_keep
-from operators.standing import Look, Standing, check_matcher
+from operators.standing import Look, Standing
 from operators.state import State
 from operators.streams import NEVER_US, StreamTable
 from operators.videostreaming.answering import Answering
 from operators.videostreaming.config import VideoStreamingOptions
+from operators.videostreaming.declaration import VideoStreamingDeclaration
 from operators.videostreaming.encoder import ClipEncoding, EndedClip, StoredClip
 from operators.videostreaming.rules import CutRules, cut_clips
-from operators.videostreaming.schemas import ANSWER, LOSSES, SELECT_CLIPS, STATUSES, answer_schema
+from operators.videostreaming.schemas import SELECT_CLIPS, STATUSES, answer_schema
 from operators.videostreaming.streams import CLIP_COLUMNS, VideoStream, export_clips, load_clips
 from operators.videostreaming.views import ClipsOfStreams
-from operators.videostreaming.weights import load_answering, load_file_answering, load_gate, model_id, settings
+from operators.videostreaming.weights import load_answering, load_file_answering, load_gate, model_id
 
 __all__ = ["VideoStreamingOperator"]
 
@@ -80,16 +81,8 @@ class _Ended:
     """Of the frame by which it ended; None: the stream ended."""
 
 
-class VideoStreamingOperator(Operator):
-    """Video question answering from selected memories of clips (VideoStreaming; arXiv 2405.16009)."""
-
-    Options = VideoStreamingOptions
-    input_schema = records.FRAME
-    control_schema = QUESTION
-    output_schema = ANSWER
-    statuses = STATUSES
-    good_statuses = GOOD_STATUSES
-    losses = LOSSES
+class VideoStreamingOperator(VideoStreamingDeclaration):
+    """The operator at work; what can be known of it before stands in its declaration."""
 
     def __init__(self, options: VideoStreamingOptions, context: Context) -> None:
         super().__init__(options, context)
@@ -134,13 +127,6 @@ class VideoStreamingOperator(Operator):
             ),
             standing=Standing(options, load_gate(options, self._answering), ready.encoder_tokenizer.unknown),
         )
-
-    @classmethod
-    def examine(cls, options: VideoStreamingOptions, name: str) -> pa.Schema:
-        """Check the checkpoint's place and the settings; return the output schema."""
-        settings(options, name)
-        check_matcher(options, name)
-        return ANSWER
 
     def _make(self, stream_id: str, slot: int) -> VideoStream:
         return VideoStream(slot, clips=BlockRows(self._encoding.clips_per_stream, width=len(CLIP_COLUMNS)))

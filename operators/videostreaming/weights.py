@@ -6,43 +6,27 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from connectors.errors import ConfigError
-from models.hub import weights_place
-from models.videostreaming.config import VideoStreamingConfig
-from models.videostreaming.loaders import SMALL_MATCHER, SMALL_WEIGHTS, load_model, read_settings
+from models.videostreaming.header import SMALL_MATCHER, SMALL_WEIGHTS
+from models.videostreaming.loaders import load_model
 from operators.banks import FileReader, SharedBlocks
 from operators.precision import network_dtype
 from operators.standing import FrameGate, open_gate
 from operators.videostreaming.answering import Answering, ClipAnswer, ClipQuestion
 from operators.videostreaming.config import VideoStreamingOptions
+from operators.videostreaming.settings import changed, place
 
-__all__ = ["load_answering", "load_file_answering", "load_gate", "model_id", "settings"]
+__all__ = ["load_answering", "load_file_answering", "load_gate", "model_id"]
 
 _LATEST_S = 99_999_999.9  # three years: the longest text that a time becomes
 
 
-def settings(options: VideoStreamingOptions, name: str) -> VideoStreamingConfig:
-    """Return the settings of the model. Raise ``ConfigError`` or ``CheckpointMismatch`` for what cannot be used."""
-    return read_settings(_path(options), **_changed(options))[0]
-
-
-def _path(options: VideoStreamingOptions) -> Path:
-    return weights_place(options.checkpoint, SMALL_WEIGHTS)
-
-
-def _changed(options: VideoStreamingOptions) -> dict[str, Any]:
-    names = ("clip_seconds", "frames_per_clip", "select_clips", "include_newest", "propagate", "llm_time_text", "similarity")
-    return {name: getattr(options, name) for name in names}
-
-
 def load_answering(options: VideoStreamingOptions, name: str, device: torch.device) -> Answering:
     """Load the model. Raise ``ConfigError`` where clips are longer than its encoder reads, or memories than it answers from."""
-    ready = load_model(_path(options), device=device, dtype=network_dtype(options), **_changed(options))
+    ready = load_model(place(options), device=device, dtype=network_dtype(options), **changed(options))
     side, config = ready.frame_size(), ready.config
     if side is None:
         raise ConfigError(f"{name}: the checkpoint has no vision tower, so frames cannot be encoded; give one that has")
@@ -86,7 +70,7 @@ def load_gate(options: VideoStreamingOptions, answering: Answering) -> FrameGate
     ready = answering.ready
     return open_gate(
         options,
-        SMALL_MATCHER if _path(options).resolve() == SMALL_WEIGHTS else None,
+        SMALL_MATCHER if place(options).resolve() == SMALL_WEIGHTS else None,
         frame_width=answering.frame_tokens * ready.model.feature_width,
         words_VW=ready.model.streaming_encoder.get_input_embeddings().weight.detach(),
         words=lambda text: ready.model.embed(ready.asked_ids(text)),

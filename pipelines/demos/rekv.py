@@ -30,8 +30,9 @@ def show(out: Path, say: Say) -> Shown:
 
     from models.films import make_film, questions, write_mp4
     from models.rekv.evaluate import ask_film, film_features, film_quality
+    from models.rekv.header import SMALL_WEIGHTS
     from models.rekv.loaders import load_model
-    from models.rekv.small import SMALL_WEIGHTS, load_small
+    from models.rekv.small import load_small
 
     films = [make_film(seed) for seed in _FILMS]
     say(f"Rendering {len(films)} films of ten minutes with five short events each")

@@ -28,7 +28,8 @@ def show(out: Path, say: Say) -> Shown:
     """Run the demo in a folder."""
     from models.films import make_film, questions, write_mp4
     from models.videostreaming.evaluate import encode_film, film_features, film_quality, select
-    from models.videostreaming.loaders import SMALL_WEIGHTS, load_model
+    from models.videostreaming.header import SMALL_WEIGHTS
+    from models.videostreaming.loaders import load_model
 
     films = [make_film(seed) for seed in _FILMS]
     say(f"Rendering {len(films)} films of ten minutes with five short events each")

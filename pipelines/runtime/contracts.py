@@ -15,6 +15,7 @@ import pyarrow as pa
 from connectors.base import Position, Staged
 from connectors.errors import ContractError, nearest
 from connectors.records import KEY_FIELDS, encode_streams
+from operators.base import Output
 from pipelines.outputs import NAME, output_names
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ class OperatorContract:
     """What one operator shard gives back. Raises ``ContractError`` at the first thing that it must not."""
 
     def __init__(self, name: str, operator: Operator) -> None:
-        from operators.base import Output  # needs torch, which actors of sources do not load
-
-        self._named = Output
         self._who = f"operator {name!r} ({_type(operator)})"
         self.schemas = self._declared(operator)
         """Of each output, by name; the one without a name has an empty one."""
@@ -106,7 +104,7 @@ class OperatorContract:
 
     def _of_output(self, emitted: Any, method: str) -> tuple[str, pa.RecordBatch]:
         """Return name and rows of what should be rows of a named output."""
-        if not isinstance(emitted, self._named):
+        if not isinstance(emitted, Output):
             expected = "a list of pyarrow.RecordBatch" + (" or Output" if set(self.schemas) != {""} else "")
             raise self._broken(f"returned a list with {_kind(emitted)} from {method}", f"return {expected}")
         if not isinstance(emitted.batch, pa.RecordBatch):

@@ -277,6 +277,7 @@ class OperatorTask:
             self._operator.close_stream(stream)
         if ended:
             self._contract.closed(ended)
+            self._run("flush", self._operator.flush)  # what is left to say of them comes before their end
             self._router.send(Close(tuple(ended)))
 
     def _control(self, batch: pa.RecordBatch) -> None:

@@ -12,8 +12,8 @@ from models.films import make_film
 from models.mamba.images import prepare_images
 from models.mamba.shapes import ShapesConfig, make_scene
 from models.rekv.evaluate import film_quality
+from models.rekv.header import SMALL_REKV, SMALL_WEIGHTS
 from models.rekv.loaders import load_model
-from models.rekv.small import SMALL_REKV, SMALL_WEIGHTS
 from operators.base import Context
 from operators.mamba import MambaOperator, MambaOptions
 from operators.precision import NetworkOptions, network_dtype

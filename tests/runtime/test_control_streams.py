@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from engine_workload import value_batch
 
@@ -76,7 +77,9 @@ def test_a_source_without_an_end_counts_as_read_when_it_has_nothing_now_unless_i
 class Rig:
     """An operator task that gets values as data and offsets as control."""
 
-    def __init__(self, root: Path, *, aligned: bool = False, keeps_streams: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, aligned: bool = False, keeps_streams: bool = False, kind: type[RunningMean] = RunningMean
+    ) -> None:
         self.clock = FakeClock()
         self.recorder = Recorder()
         self.edges = {
@@ -84,7 +87,7 @@ class Rig:
             "ask": Edge(ASKING, OPERATOR, "control", None),
         }
         inbox = self.inbox = Inbox(list(self.edges.values()), attempt=1)
-        self.operator = RunningMean(RunningMeanOptions(), Context())
+        self.operator = kind(RunningMeanOptions(), Context())
         node = OperatorSpec(
             name="op", type="x", options=None, inputs=("src",), control=("ask",), align_s=1.0 if aligned else None,
             align_control=False,
@@ -138,6 +141,33 @@ def test_an_operator_that_stays_for_questions_does_not_forget_streams(keeps: boo
     rig.send("src", Close(("a",)))
     assert rig.operator.metrics()["streams"] == left
     assert any(isinstance(body, Close) for body in rig.recorder.bodies) == (not keeps)
+
+
+class SaysMore(RunningMean):
+    """Has a row left to say of each stream that ends."""
+
+    left: list[pa.RecordBatch]
+
+    def close_stream(self, stream_id: str) -> None:
+        self.left = [*getattr(self, "left", []), *self.process(value_batch([stream_id]))]
+        super().close_stream(stream_id)
+
+    def flush(self) -> list[pa.RecordBatch]:
+        left, self.left = getattr(self, "left", []), []
+        return left
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_what_is_left_to_say_of_a_stream_comes_before_its_end(aligned: bool, tmp_path: Path) -> None:
+    rig = Rig(tmp_path, aligned=aligned, kind=SaysMore)
+    rig.send("src", Data(value_batch(["a", "b", "a"]), 5_000_000 if aligned else None))
+    rig.send("src", Close(("a",)))
+    if aligned:
+        rig.send("src", Watermark(90_000_000))
+    told = [body.batch.column("stream_id").to_pylist() if isinstance(body, Data) else body for body in rig.recorder.bodies]
+    place = told.index(Close(("a",)))
+    assert told[place - 1] == ["a"]
+    assert not any("a" in rows for rows in told[place + 1 :] if isinstance(rows, list))
 
 
 def values(tmp_path: Path, **changes: Any) -> dict[str, Any]:

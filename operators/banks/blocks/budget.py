@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from connectors.errors import ConfigError
 from operators.banks.blocks.segments import SegmentLayout
 from operators.banks.blocks.spec import REPRESENTATIVES, BlockSpec, page_bytes
-from operators.banks.slot_bank import RowSpec, check_budget
+from operators.banks.slot_bank import RowSpec
+from operators.budget import check_budget
 
 __all__ = ["Budget", "TierPlan", "stored_fields"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.fourd_vla.config import CoordPool
 from models.fourd_vla.geometry import (
-    CoordPool,
     camera_problem,
     depth_meters,
     pool_coordinates,

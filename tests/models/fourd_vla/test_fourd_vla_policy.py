@@ -11,8 +11,9 @@ from fourd_vla_models import DECODER, VISION, tiny_config, tiny_policy
 from safetensors.torch import save_file
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.fourd_vla.checkpoint import load_policy, policy_config, save_policy
+from models.fourd_vla.checkpoint import load_policy, save_policy
 from models.fourd_vla.config import ActionScale, FourDVLAConfig
+from models.fourd_vla.header import policy_config
 from models.fourd_vla.losses import action_losses
 from models.fourd_vla.model import Actions, FourDVLA
 from models.fourd_vla.names import dino_names

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from connectors.errors import CheckpointMismatch, ConfigError
-from models.memprompttss.checkpoint import load_network, network_config, save_network
+from models.memprompttss.checkpoint import load_network, save_network
 from models.memprompttss.config import MemPromptTSSConfig
+from models.memprompttss.header import network_config
 from models.memprompttss.layers import coverage
 from models.memprompttss.model import MemPromptTSS, Prompts
 

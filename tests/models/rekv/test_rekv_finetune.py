@@ -12,9 +12,10 @@ from test_rekv_loaders import checkpoint
 from connectors.errors import ConfigError, SourceError
 from models.answer_loss import answer_loss, pack
 from models.films import SIDE, make_film, questions, write_mp4
+from models.rekv.header import SMALL_REKV
 from models.rekv.loaders import load_model
 from models.rekv.recipe import film_tokenizer
-from models.rekv.small import SMALL_REKV, build_small, save_small
+from models.rekv.small import build_small, save_small
 from models.rekv.train import train
 from models.video_samples import Sample, read_samples, sample_frames
 

@@ -17,9 +17,10 @@ from models.film_training import render_pool
 from models.films import COLORS, COUNTS, SHAPES, SIDE, TIMES, make_film, questions
 from models.rekv.encoding import encode_prefix
 from models.rekv.evaluate import film_quality
+from models.rekv.header import SMALL_REKV
 from models.rekv.loaders import load_model
 from models.rekv.recipe import FilmsSchedule, _clip, film_tokenizer
-from models.rekv.small import SMALL_PROMPTS, SMALL_REKV, build_small, load_small, save_small
+from models.rekv.small import SMALL_PROMPTS, build_small, load_small, save_small
 from models.rekv.train import Progress, train
 from models.tokenizers import WordTokenizer
 

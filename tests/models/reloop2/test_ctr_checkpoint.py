@@ -12,6 +12,7 @@ from connectors.errors import CheckpointMismatch
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
 from models.reloop2.feature_map import FeatureMap
+from models.reloop2.header import read_model
 from models.reloop2.model import build_model
 
 
@@ -57,7 +58,7 @@ def test_saved_model_loads_bit_for_bit(name: str, tmp_path: Path):
     assert bool(loaded.hidden_mean_known) and torch.equal(loaded.hidden_mean, model.hidden_mean)
     drawn = columns(8)
     assert torch.equal(loaded(drawn).logit_B, model(drawn).logit_B)
-    header = checkpoint.read_header(tmp_path / "m.safetensors")
+    header = read_model(tmp_path / "m.safetensors")
     assert header.model_id == checkpoint.model_id(loaded) == checkpoint.model_id(model)
     assert (header.config, header.feature_map) == (model.config, model.feature_map)
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
@@ -168,7 +169,7 @@ def test_damaged_files_of_ours_are_refused(tmp_path: Path, change, message: str)
         checkpoint.load(file)
     if "infinity" not in message:  # values are not read with the header
         with pytest.raises(CheckpointMismatch, match=message):
-            checkpoint.read_header(file)
+            read_model(file)
 
 
 def test_a_feature_map_that_the_network_does_not_take_is_refused(tmp_path: Path):

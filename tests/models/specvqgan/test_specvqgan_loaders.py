@@ -11,7 +11,8 @@ from sound_models import write_model
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.specvqgan.checkpoint import load_features, load_own_transformer, save
 from models.specvqgan.config import TransformerConfig
-from models.specvqgan.loaders import PARTS, find_parts, load_networks
+from models.specvqgan.loaders import load_networks
+from models.specvqgan.parts import PARTS, find_parts
 from models.specvqgan.transformer import SoundTransformer
 from models.specvqgan.vision import FrameFeatures, PixelConfig, PixelFeatures
 

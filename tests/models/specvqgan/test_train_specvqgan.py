@@ -20,7 +20,7 @@ from models.specvqgan.bounces import make_clip
 from models.specvqgan.config import RATE, AutoencoderConfig, TransformerConfig, VocoderConfig
 from models.specvqgan.discriminator import Discriminator
 from models.specvqgan.evaluate import codec_quality, made_mels, made_tokens
-from models.specvqgan.loaders import PARTS, SMALL_WEIGHTS, load_networks
+from models.specvqgan.loaders import load_networks
 from models.specvqgan.losses import (
     feature_matching,
     spectral_distance,
@@ -28,6 +28,7 @@ from models.specvqgan.losses import (
     wave_discriminator_loss,
     wave_generator_loss,
 )
+from models.specvqgan.parts import PARTS, SMALL_WEIGHTS
 from models.specvqgan.sounds import SoundSet
 from models.specvqgan.stages import (
     AutoencoderSchedule,

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from connectors.errors import CheckpointMismatch
 from models.films import COLORS, SHAPES, Event
+from models.rekv.header import SMALL_MATCHER, SMALL_WEIGHTS, read_small
 from models.rekv.loaders import load_model
 from models.rekv.recipe import film_tokenizer
-from models.rekv.small import SMALL_MATCHER, SMALL_WEIGHTS, read_small
-from models.standing.matcher import FrameMatcher, MatcherConfig, encoder_name, load_matcher, save_matcher
+from models.standing.header import MatcherConfig
+from models.standing.matcher import FrameMatcher, encoder_name, load_matcher, save_matcher
 from models.standing.recipe import About, MatcherSchedule, about_text, draw_about, run_matcher_recipe
 from models.training import Training
 

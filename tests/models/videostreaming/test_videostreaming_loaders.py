@@ -11,7 +11,8 @@ from videostreaming_models import publish, tiny_ready, write_tokenizer
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.videostreaming.checkpoint import encoder_tensors
 from models.videostreaming.encoding import Clip, encode_clips
-from models.videostreaming.loaders import VideoStreaming, load_model, read_settings, save_model
+from models.videostreaming.header import read_settings
+from models.videostreaming.loaders import VideoStreaming, load_model, save_model
 
 SETTINGS = {"encoder_layers": 2, "frames_per_clip": 2, "frame_summaries": 1}
 

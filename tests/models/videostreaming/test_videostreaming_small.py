@@ -4,7 +4,8 @@ import pytest
 
 from models.films import make_film
 from models.videostreaming.evaluate import film_quality
-from models.videostreaming.loaders import SMALL_WEIGHTS, load_model
+from models.videostreaming.header import SMALL_WEIGHTS
+from models.videostreaming.loaders import load_model
 
 
 @pytest.fixture(scope="module")

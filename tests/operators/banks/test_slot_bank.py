@@ -17,12 +17,12 @@ from operators.banks import (
     RowSpec,
     SlotBank,
     append,
-    check_budget,
     drop_redundant_neighbor,
     fifo_pinned,
     random_replacement,
     ring,
 )
+from operators.budget import check_budget
 from operators.state import State
 
 

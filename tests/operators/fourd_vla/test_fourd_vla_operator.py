@@ -16,8 +16,9 @@ from fourd_vla_streams import STEP_US, feature_rows, frames, given, operator, pn
 
 from connectors.errors import CheckpointMismatch, ConfigError, RecoveryError, SchemaError
 from connectors.records import FRAME
-from models.fourd_vla.checkpoint import SMALL_WEIGHTS, load_policy
+from models.fourd_vla.checkpoint import load_policy
 from models.fourd_vla.geometry import depth_meters, resize_plan
+from models.fourd_vla.header import SMALL_WEIGHTS
 from operators.fourd_vla import FourDVLAOperator, FourDVLAOptions
 from operators.fourd_vla.config import Given
 

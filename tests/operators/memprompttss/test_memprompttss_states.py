@@ -13,7 +13,10 @@ from memprompttss_streams import closed, final_segments, final_states, network, 
 from connectors import records
 from connectors.errors import ConfigError, RecoveryError
 from models.memprompttss.checkpoint import load_network
+from models.memprompttss.header import network_config
 from models.memprompttss.offline import segment
+from operators.memprompttss.config import Geometry
+from operators.memprompttss.settings import stream_bytes
 
 
 @pytest.mark.parametrize(("length", "stride"), [(83, 4), (95, 16), (61, 7), (16, 4), (18, 12)])
@@ -241,6 +244,15 @@ def test_lengths_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             operator(checkpoint, **options)  # type: ignore[arg-type]
+
+
+def test_memory_is_what_the_budget_says(tmp_path: Path) -> None:
+    checkpoint = network(tmp_path)
+    for levels in ([0], [0, 1]):
+        one = operator(checkpoint, granularities=levels, max_streams=3, capacity=5)
+        config = network_config(checkpoint)
+        geometry = Geometry.of(one.options, config, "states")
+        assert one.metrics()["bank_bytes"] == 3 * stream_bytes(geometry, config, 5, len(levels))
 
 
 def test_a_snapshot_of_other_weights_or_lengths_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from prompttpp_streams import SIZES, network, operator, rows, stream, table
 from connectors.errors import CheckpointMismatch, ConfigError, RecoveryError
 from models.prompttpp.checkpoint import load
 from operators.prompttpp import PromptTPPOperator
+from operators.prompttpp.budget import key_bytes
 
 
 @pytest.fixture(scope="module")
@@ -199,5 +200,6 @@ def test_a_snapshot_of_other_options_or_weights_is_refused(path: str, tmp_path: 
 def test_memory_is_what_the_budget_says(path: str) -> None:
     one = operator(path, max_streams=50)
     model = load(path)
-    assert one.metrics()["bank_bytes"] - 50 * one._network.bytes_per_slot(model, 6) == one._network.prompts.bytes()  # type: ignore[union-attr]
+    assert one._network.prompts is not None
+    assert one.metrics()["bank_bytes"] == 50 * key_bytes(model.config, 6) + one._network.prompts.bytes()
     assert SIZES["types"] == model.config.types

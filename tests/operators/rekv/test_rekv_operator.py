@@ -294,7 +294,7 @@ def test_frames_of_different_sizes_and_float_frames_are_taken(tiny_rekv: str) ->
 
 
 def test_without_a_checkpoint_it_is_the_small_model_of_the_package() -> None:
-    from operators.rekv.weights import settings
+    from operators.rekv.settings import settings
 
     assert settings(ReKVOptions(), "watch").window_tokens == 128
 

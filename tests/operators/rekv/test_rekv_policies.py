@@ -13,7 +13,8 @@ from connectors.errors import ConfigError, RecoveryError
 from models.rekv.config import ReKVConfig
 from operators.banks import BlockSpec
 from operators.rekv import ReKVOperator, ReKVOptions
-from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissorhands, ThinK, block_policy
+from operators.rekv.block_policies import block_policy
+from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissorhands, ThinK
 from pipelines import Pipeline
 from pipelines.commands.describe import describe
 from pipelines.options import parse_options

@@ -12,7 +12,7 @@ import pytest
 from reloop2_streams import drifting, make
 
 from connectors.errors import ConfigError, RecoveryError
-from operators.reloop2 import ReLoop2Operator, ReLoop2Options, row_memory
+from operators.reloop2 import ReLoop2Operator, ReLoop2Options, budget, row_memory
 from operators.state import State
 from pipelines.testing._compare import clone_state, state_difference
 
@@ -23,7 +23,8 @@ TIMES = {"label_timeout_s": 30.0, "allowed_lateness_s": 1.0, "top_k": 5}
 
 @pytest.fixture(autouse=True)
 def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_memory, "_TAIL_ROWS", 16)
+    for module in (row_memory, budget):
+        monkeypatch.setattr(module, "TAIL_ROWS", 16)
 
 
 def on_disk(ctr_model: str, folder: Path, **options: Any) -> ReLoop2Operator:
@@ -55,7 +56,7 @@ def test_the_oldest_rows_go_and_disk_and_memory_stay_bounded(ctr_model: str, tmp
         sizes.append(sum(file.stat().st_size for file in tmp_path.rglob("*.lists")))
     assert 8 * 16 <= operator.metrics()["bank_rows"] <= 10 * 16
     assert max(sizes[3:]) < 1.5 * sizes[3]
-    assert operator.metrics()["bank_bytes_device"] <= row_memory.DiskRows.bytes_needed(
+    assert operator.metrics()["bank_bytes_device"] <= budget.disk_bytes(
         operator.options, operator._scorer.model.hidden_dim
     )
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.specvqgan.loaders import PARTS, load_networks
+from models.specvqgan.loaders import load_networks
+from models.specvqgan.parts import PARTS
 from models.specvqgan.sampling import choose
 from models.specvqgan.tokens import grid_of
 from models.specvqgan.vision import picked_rows, slots_of

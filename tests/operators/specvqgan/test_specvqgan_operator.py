@@ -14,7 +14,8 @@ from video_streams import frames
 
 from connectors.errors import ConfigError
 from models.specvqgan.codec import unpack_tokens
-from models.specvqgan.loaders import PARTS, load_networks
+from models.specvqgan.loaders import load_networks
+from models.specvqgan.parts import PARTS
 from models.specvqgan.sampling import generate
 from models.specvqgan.tokens import grid_of
 from models.specvqgan.vision import clip_rows, picked_rows, slots_of
