@@ -56,9 +56,7 @@ def test_the_oldest_rows_go_and_disk_and_memory_stay_bounded(ctr_model: str, tmp
         sizes.append(sum(file.stat().st_size for file in tmp_path.rglob("*.lists")))
     assert 8 * 16 <= operator.metrics()["bank_rows"] <= 10 * 16
     assert max(sizes[3:]) < 1.5 * sizes[3]
-    assert operator.metrics()["bank_bytes_device"] <= budget.disk_bytes(
-        operator.options, operator._scorer.model.hidden_dim
-    )
+    assert operator.metrics()["bank_bytes_device"] <= budget.disk_bytes(operator.options, operator._scorer.model.hidden_dim)
 
 
 def test_cuts_change_neither_output_nor_state(ctr_model: str, tmp_path: Path):
