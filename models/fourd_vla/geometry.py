@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.fourd_vla.config import CoordPool, ResizePolicy
+from models.uploads import upload
 
 __all__ = [
     "ResizePlan",
@@ -40,7 +41,7 @@ def depth_meters(raw_BHW: Tensor, scale_B: Tensor, depth_max_m: float) -> tuple[
     depth, and beyond ``depth_max_m`` (spec section 3).
     """
     saturated_BHW = raw_BHW == 65535 if not raw_BHW.is_floating_point() else torch.zeros_like(raw_BHW, dtype=torch.bool)
-    depth_BHW = raw_BHW.float() / scale_B.to(raw_BHW.device, torch.float32)[:, None, None]
+    depth_BHW = raw_BHW.float() / upload(scale_B.float(), raw_BHW.device)[:, None, None]
     valid_BHW = depth_BHW.isfinite() & (depth_BHW > 0) & (depth_BHW <= depth_max_m) & ~saturated_BHW
     return depth_BHW.masked_fill(~valid_BHW, 0.0), valid_BHW
 

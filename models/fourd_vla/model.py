@@ -19,6 +19,7 @@ from models.fourd_vla.config import FourDVLAConfig
 from models.fourd_vla.decoder import Decoder
 from models.fourd_vla.geometry import pool_coordinates
 from models.fourd_vla.vision import VisionEncoder, pixel_shuffle
+from models.uploads import upload, upload_values
 
 __all__ = ["Actions", "CoordinateEmbedding", "FourDVLA"]
 
@@ -36,8 +37,9 @@ class Actions:
     def scaled(self, config: FourDVLAConfig) -> Tensor:
         """Return actions in the data's units, [B, 7] float32: translation, rotation, gripper (1 or 0)."""
         scale = config.action_scale
-        moves = self.translation_B3.float() * self.translation_B3.new_tensor(scale.translation).float()
-        turns = self.rotation_B3.float() * self.rotation_B3.new_tensor(scale.rotation).float()
+        units_23 = upload_values([scale.translation, scale.rotation], self.gripper_B.device, self.gripper_B.dtype)
+        moves = self.translation_B3.float() * units_23[0].float()
+        turns = self.rotation_B3.float() * units_23[1].float()
         return torch.cat([moves, turns, (self.gripper_B > 0).float()[:, None]], dim=1)
 
 
@@ -55,7 +57,8 @@ class CoordinateEmbedding(nn.Module):
 
     def forward(self, coord_BP3: Tensor) -> Tensor:
         """Return the embedding [B, P, width] of coordinates in meters, in the weights' type."""
-        place_BP3 = (coord_BP3.float() - coord_BP3.new_tensor(self.center_m).float()) / self.scale_m
+        center_3 = upload_values(self.center_m, coord_BP3.device, coord_BP3.dtype)
+        place_BP3 = (coord_BP3.float() - center_3.float()) / self.scale_m
         rate_o = math.pi * 2.0 ** torch.arange(self.octaves, device=coord_BP3.device)
         angle_BPo = (place_BP3[..., None] * rate_o).flatten(-2)
         waves = torch.cat([angle_BPo.sin(), angle_BPo.cos(), place_BP3], dim=-1).to(self.hidden.weight.dtype)
@@ -130,22 +133,31 @@ class FourDVLA(nn.Module):
         count_B: Sequence[int],
         text_B: Sequence[Tensor],
         state_Bs: Tensor | None = None,
+        there_B: Tensor | None = None,
     ) -> Actions:
         """Return the actions of B streams.
 
         ``tokens_BKLD``: spatial tokens of the frames kept, oldest first, the first ``count_B`` of each stream; ``offset_BK``:
         how many frames ago each was (0: now); ``text_B``: token ids of each instruction; ``state_Bs``: where there is a state.
+        ``there_B``: how many there are, on the device, where the host knows only that it is at most ``count_B``.
         """
+        device = tokens_BKLD.device
         offset_BK = offset_BK.clamp(0, self.config.offsets - 1)
         frames_BKLD = torch.cat([self.time_embed(offset_BK)[:, :, None], tokens_BKLD.to(self.dtype)], dim=2)
-        sequences = []
-        for row, (count, text) in enumerate(zip(count_B, text_B, strict=True)):
-            parts = [frames_BKLD[row, :count].flatten(0, 1)]
-            if self.config.state_dim:
-                assert state_Bs is not None
-                parts.append(self.proprio(state_Bs[row : row + 1].to(self.dtype)))
-            sequences.append(torch.cat([*parts, self.decoder.embed_tokens(text.to(frames_BKLD.device))]))
-        last_B = torch.tensor([len(sequence) - 1 for sequence in sequences], device=frames_BKLD.device)
-        states_BnD = self.decoder(nn.utils.rnn.pad_sequence(sequences, batch_first=True))
-        out_B7 = self.action_head(states_BnD[torch.arange(len(sequences), device=last_B.device), last_B])
+        rest_BnD = self.decoder.embed_tokens(upload(nn.utils.rnn.pad_sequence(list(text_B), batch_first=True), device))
+        own = 0
+        if self.config.state_dim:
+            assert state_Bs is not None
+            rest_BnD, own = torch.cat([self.proprio(state_Bs.to(self.dtype))[:, None], rest_BnD], dim=1), 1
+        # Row by row: the tokens of its frames, then the rest, then whatever, which nothing before it sees.
+        per_frame, sizes = frames_BKLD.shape[2], [own + len(text) for text in text_B]
+        known_2B = upload_values([list(count_B), sizes], device)
+        begin_B1 = (known_2B[0] if there_B is None else there_B)[:, None] * per_frame
+        place_n = torch.arange(max(c * per_frame + n for c, n in zip(count_B, sizes, strict=True)), device=device)
+        after_Bn = (place_n - begin_B1).clamp(0, rest_BnD.shape[1] - 1) + frames_BKLD.shape[1] * per_frame
+        source_Bn = torch.where(place_n < begin_B1, place_n, after_Bn)
+        all_BnD = torch.cat([frames_BKLD.flatten(1, 2), rest_BnD], dim=1)
+        states_BnD = self.decoder(all_BnD.gather(1, source_Bn[:, :, None].expand(-1, -1, all_BnD.shape[2])))
+        last_B11 = (begin_B1 + known_2B[1][:, None] - 1)[:, :, None].expand(-1, -1, states_BnD.shape[2])
+        out_B7 = self.action_head(states_BnD.gather(1, last_B11)[:, 0])
         return Actions(out_B7[:, :3], out_B7[:, 3:6], out_B7[:, 6])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.fourd_vla.config import VisionConfig
+from models.uploads import upload_values
 
 __all__ = ["VisionEncoder", "pixel_shuffle", "pooled_feature"]
 
@@ -36,7 +37,7 @@ class VisionEncoder(nn.Module):
         """Return pixels for ``forward`` from RGB in 0..255, in the encoder's type."""
         table = self.embeddings.position_embedding
         mean, std = (
-            torch.tensor(values, device=rgb_BCHW.device, dtype=torch.float32)[:, None, None]
+            upload_values(values, rgb_BCHW.device, torch.float32)[:, None, None]
             for values in (self.config.mean_rgb, self.config.std_rgb)
         )
         return ((rgb_BCHW.float() / 255 - mean) / std).to(table.dtype)

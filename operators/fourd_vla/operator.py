@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from connectors import records
+from models.uploads import download, upload, upload_values
 from operators.admission import Admitted, admit_rows
 from operators.banks import RowSpec, SlotBank
 from operators.base import Context
@@ -53,6 +55,28 @@ class _Job:
     starts_over: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Round:
+    """What a round of frames came to, still on the device."""
+
+    rows_B: npt.NDArray[np.int64]
+    good_B: Tensor
+    """The frame went into the bank."""
+    selected: Selected
+    acted_B8: Tensor | None
+
+    def whole(self) -> Tensor:
+        """Return the whole numbers that are said, [B, 2 + 3 K]."""
+        said = self.selected
+        alone_B2 = torch.stack([self.good_B.long(), said.count_B], dim=1)
+        return torch.cat([alone_B2, said.sequence_BK, said.time_us_BK, said.offset_BK], dim=1)
+
+    def parts(self) -> Tensor:
+        """Return the others, [B, K + 2]."""
+        said = self.selected
+        return torch.cat([said.similarity_BK, torch.stack([said.coverage_B, said.worst_B], dim=1)], dim=1)
+
+
 @dataclass(slots=True)
 class _Call:
     """One call of ``process``: what became of its rows, and the frames that wait to be encoded."""
@@ -61,6 +85,7 @@ class _Call:
     said: Selections
     began_s: float
     jobs: list[_Job] = field(default_factory=list)
+    rounds: list[_Round] = field(default_factory=list)
 
 
 class FourDVLAOperator(FourDVLADeclaration):
@@ -104,7 +129,7 @@ class FourDVLAOperator(FourDVLADeclaration):
             options,
             kind=FourDVLAStream,
             counters=self._counters,
-            ended=lambda stream_id, stream: self.history.bank.release(self._slots([stream.slot])),
+            ended=lambda stream_id, stream: self.history.release(stream.slot),
         )
 
     def _feature_size(self) -> int:
@@ -114,8 +139,7 @@ class FourDVLAOperator(FourDVLADeclaration):
         return self.options.features.size
 
     def _open(self, stream_id: str, slot: int) -> FourDVLAStream:
-        slots = self._slots([slot])
-        self.history.bank.open(slots, torch.zeros_like(slots))
+        self.history.open(slot)
         return FourDVLAStream(slot)
 
     # Rows
@@ -153,6 +177,7 @@ class FourDVLAOperator(FourDVLADeclaration):
             if len(call.jobs) >= self.options.batch_frames and frame.content.feature_D is None:
                 self._run(call)
         self._run(call)
+        self._tell(call)
         self._counters.note(call.out)
         return call.out.batches(call.said.columns(model_id=self.model_id if self._acting is not None else None))
 
@@ -204,35 +229,31 @@ class FourDVLAOperator(FourDVLADeclaration):
         if not jobs:
             return
         encoded = self._encode(jobs)
-        finite_J = encoded["feature"].isfinite().all(1).tolist()
-        sequence_J, time_J = (
-            torch.tensor(values, device=self.context.device)
-            for values in ([job.sequence for job in jobs], [job.time_us for job in jobs])
-        )
+        good_J = encoded["feature"].isfinite().all(1)
+        device = self.context.device
+        facts_J3 = upload_values([(job.slot, job.sequence, job.time_us) for job in jobs], device)
         for members in rounds(np.array([job.slot for job in jobs])):
             resets = [jobs[i].slot for i in members if jobs[i].starts_over]
             if resets:
-                self.history.bank.clear(self._slots(resets))
-            chosen = [int(i) for i in members if finite_J[i]]
-            for i in members:
-                if not finite_J[i]:
-                    call.out.set(jobs[i].row, "rejected_corrupt", "the feature of the frame is not finite")
-            if not chosen:
-                continue
-            index = torch.tensor(chosen, device=self.context.device)
-            slots_B = self._slots([jobs[i].slot for i in chosen])
+                self.history.clear(resets)
+            index_B = upload_values(members, device)
+            slots_B, sequence_B, time_us_B = facts_J3[index_B].unbind(1)
+            good_B = good_J[index_B]
+            chosen = [jobs[i] for i in members]
+            most_B = self.history.admit([job.slot for job in chosen])
             self.history.write(
-                slots_B, {name: values[index] for name, values in encoded.items()}, sequence_J[index], time_J[index]
+                slots_B, {name: values[index_B] for name, values in encoded.items()}, sequence_B, time_us_B, good_B
             )
-            selected = self.history.select(slots_B)
-            self._tell(call, [jobs[i] for i in chosen], slots_B, selected)
+            selected = self.history.select(slots_B, good_B)
+            acted = None if self._acting is None else self._act(self._acting, chosen, slots_B, time_us_B, selected, most_B)
+            call.rounds.append(_Round(np.array([job.row for job in chosen]), good_B, selected, acted))
 
     def _encode(self, jobs: Sequence[_Job]) -> dict[str, Tensor]:
         """Return what the bank keeps of frames of any sizes."""
         device = self.context.device
         if self._acting is None and self._encoder is None:
             given = [job.image.feature_D for job in jobs if job.image.feature_D is not None]
-            return {"feature": torch.from_numpy(np.stack(given)).to(device)}
+            return {"feature": upload_values(np.stack(given), device)}
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, job in enumerate(jobs):
             sizes.setdefault((job.image.height, job.image.width), []).append(i)
@@ -245,39 +266,55 @@ class FourDVLAOperator(FourDVLADeclaration):
                 assert self._encoder is not None
                 rgb_BHW3 = torch.from_numpy(np.stack([image.color for image in images if image.color is not None]))
                 with torch.inference_mode():
-                    parts.append({"feature": self._encoder(rgb_BHW3.to(device))})
-        order = torch.tensor([i for members in sizes.values() for i in members], device=device).argsort()
+                    parts.append({"feature": self._encoder(upload(rgb_BHW3, device))})
+        if len(parts) == 1:
+            return parts[0]
+        order = upload_values(np.argsort([i for members in sizes.values() for i in members]), device)
         return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
-    def _tell(self, call: _Call, jobs: Sequence[_Job], slots_B: Tensor, selected: Selected) -> None:
-        """Note what was chosen for a round of frames, and act."""
-        rows_B, said = np.array([job.row for job in jobs]), call.said
-        said.count_R[rows_B] = selected.count_B.cpu().numpy()
-        for target, values in (
-            (said.sequence_RK, selected.sequence_BK),
-            (said.time_us_RK, selected.time_us_BK),
-            (said.offset_RK, selected.offset_BK),
-            (said.similarity_RK, selected.similarity_BK),
-        ):
-            target[rows_B, : values.shape[1]] = values.cpu().numpy()
-        said.coverage_R2[rows_B] = torch.stack([selected.coverage_B, selected.worst_B], dim=1).cpu().numpy()
-        if self._acting is None:
-            return
-        options = self.options
+    def _act(
+        self,
+        acting: Acting,
+        jobs: Sequence[_Job],
+        slots_B: Tensor,
+        time_us_B: Tensor,
+        selected: Selected,
+        most_B: Sequence[int],
+    ) -> Tensor:
+        """Return actions and the gripper's probability, [B, 8], for a round of frames."""
+        options, device = self.options, self.context.device
         offset_BK = selected.offset_BK
         if options.nominal_rate is not None:
-            newest_B1 = torch.tensor([[job.time_us] for job in jobs], device=self.context.device)
-            offset_BK = ((newest_B1 - selected.time_us_BK) * (options.nominal_rate / 1e6)).round().long()
+            offset_BK = ((time_us_B[:, None] - selected.time_us_BK) * (options.nominal_rate / 1e6)).round().long()
         tokens_BKLD = self.history.bank.rows["tokens"][slots_B[:, None], selected.position_BK]
-        texts = [self._acting.instruction(job.image.instruction or options.instruction or "") for job in jobs]
-        has_state = bool(self._acting.model.config.state_dim)
-        states = torch.tensor([job.image.state for job in jobs], device=self.context.device) if has_state else None
-        action_B7, grip_B = self._acting.act(tokens_BKLD, offset_BK, said.count_R[rows_B].tolist(), texts, states)
-        said.action_R7[rows_B], said.gripper_R[rows_B] = action_B7.numpy(), grip_B.numpy()
-        said.latency_ms_R[rows_B] = (time.perf_counter() - call.began_s) * 1000
+        texts = [acting.instruction(job.image.instruction or options.instruction or "") for job in jobs]
+        has_state = bool(acting.model.config.state_dim)
+        states = upload_values([job.image.state for job in jobs], device) if has_state else None
+        return acting.act(tokens_BKLD, offset_BK, most_B, texts, states, selected.count_B)
+
+    def _tell(self, call: _Call) -> None:
+        """Bring everything to the host, the only moment at which it waits for the device, and note it."""
+        made, call.rounds = call.rounds, []
+        if not made:
+            return
+        acted = [one.acted_B8 for one in made if one.acted_B8 is not None]
+        parts = [[one.whole() for one in made], [one.parts() for one in made], acted]
+        whole_B, parts_B, *acted_B8 = (part.numpy() for part in download(*(torch.cat(some) for some in parts if some)))
+        rows_B, said, K = np.concatenate([one.rows_B for one in made]), call.said, self.history.keep
+        good_B = whole_B[:, 0] > 0
+        for row in rows_B[~good_B].tolist():
+            call.out.set(row, "rejected_corrupt", "the feature of the frame is not finite")
+        rows_B, whole_B, parts_B = rows_B[good_B], whole_B[good_B, 1:], parts_B[good_B]
+        said.count_R[rows_B] = whole_B[:, 0]
+        for n, target in enumerate((said.sequence_RK, said.time_us_RK, said.offset_RK)):
+            target[rows_B] = whole_B[:, 1 + n * K : 1 + (n + 1) * K]
+        said.similarity_RK[rows_B], said.coverage_R2[rows_B] = parts_B[:, :K], parts_B[:, K : K + 2]
+        if acted_B8:
+            said.action_R7[rows_B], said.gripper_R[rows_B] = acted_B8[0][good_B, :7], acted_B8[0][good_B, 7]
+            said.latency_ms_R[rows_B] = (time.perf_counter() - call.began_s) * 1000
 
     def _slots(self, slots: list[int]) -> Tensor:
-        return torch.tensor(slots, dtype=torch.int64, device=self.context.device)
+        return upload_values(slots, self.context.device, torch.int64)
 
     # Streams
 
@@ -310,5 +347,5 @@ class FourDVLAOperator(FourDVLADeclaration):
         hint = "the bank holds what these weights and options gave, so resume with the same ones"
         live, streams = self._streams.restore(state, weights=self.model_id, settings=self._settings, hint=hint)
         if streams:
-            self.history.bank.load(self._slots([stream.slot for stream in streams]), live)
+            self.history.load([stream.slot for stream in streams], live)
         self.history.bank.mark_clean()

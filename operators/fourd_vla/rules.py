@@ -8,14 +8,17 @@ from there. Nothing is encoded or compared again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.fourd_vla.sampling import coverage, drop_redundant, last_k, uniform, window
+from models.uploads import upload_values
 from operators.banks import RowSpec, SlotBank, fifo_pinned, ring
+from operators.state import State
 
 __all__ = ["HistoryBank", "Selected"]
 
@@ -60,6 +63,8 @@ class HistoryBank:
         self.bank = SlotBank("history", specs, slots=slots, capacity=capacity, device=device)
         # Beyond the window only frames that are kept count: with room for both, the oldest of all others has left the window.
         self._policy = fifo_pinned("order", "kept") if unbounded else ring
+        self._given_S = np.zeros(slots, np.int64)
+        """Frames that came since a slot was last empty."""
 
     @staticmethod
     def capacity(window: int, keep: int, unbounded: bool) -> int:
@@ -79,8 +84,37 @@ class HistoryBank:
             "kept": RowSpec((), torch.bool),
         }
 
-    def write(self, slots_B: Tensor, rows: Mapping[str, Tensor], sequence_B: Tensor, time_us_B: Tensor) -> None:
-        """Remember one frame of each stream. ``rows``: name → [B, ...] of what the constructor was given."""
+    def open(self, slot: int) -> None:
+        """Make a slot ready for a new stream."""
+        self.bank.open(self._slots([slot]), torch.zeros(1, dtype=torch.int64))
+        self._given_S[slot] = 0
+
+    def release(self, slot: int) -> None:
+        """Forget a stream."""
+        self.bank.release(self._slots([slot]))
+        self._given_S[slot] = 0
+
+    def clear(self, slots: Sequence[int]) -> None:
+        """Forget the frames of these streams."""
+        self.bank.clear(self._slots(slots))
+        self._given_S[list(slots)] = 0
+
+    def load(self, slots: Sequence[int], state: State) -> None:
+        """Take these slots from a full state."""
+        self.bank.load(self._slots(slots), state)
+        self._given_S[list(slots)] = state.dense[f"{self.bank.name}.written"].numpy()
+
+    def admit(self, slots: Sequence[int]) -> list[int]:
+        """Note that each of these streams gets one more frame; return how many frames at most will be chosen of each, [B].
+
+        That is what the host knows without a look at the device: frames that turn out to be not finite count here.
+        """
+        self._given_S[list(slots)] += 1
+        most: list[int] = self._given_S[list(slots)].clip(max=self.keep).tolist()
+        return most
+
+    def write(self, slots_B: Tensor, rows: Mapping[str, Tensor], sequence_B: Tensor, time_us_B: Tensor, good_B: Tensor) -> None:
+        """Remember one frame of each stream, where ``good_B``. ``rows``: name → [B, ...] of what the constructor was given."""
         feature_BD = rows["feature"].double()
         norm_B = torch.linalg.vector_norm(feature_BD, dim=1)
         bank = self.bank
@@ -96,12 +130,10 @@ class HistoryBank:
             "time_us": time_us_B,
             "kept": torch.ones_like(sequence_B, dtype=torch.bool),
         }
-        bank.write(
-            slots_B, {name: values.unsqueeze(1) for name, values in made.items()}, torch.ones_like(slots_B), self._policy
-        )
+        bank.write(slots_B, {name: values.unsqueeze(1) for name, values in made.items()}, good_B.long(), self._policy)
 
-    def select(self, slots_B: Tensor) -> Selected:
-        """Choose among the frames of streams that hold at least one."""
+    def select(self, slots_B: Tensor, good_B: Tensor) -> Selected:
+        """Choose among the frames of streams that hold at least one. Where not ``good_B`` the choice is void, and changes nothing."""
         bank = self.bank
         newest_B = bank.written(slots_B) - 1
         length_B = (newest_B + 1).clamp_max(self.window)
@@ -117,7 +149,8 @@ class HistoryBank:
         if self.sampling == "incremental":
             before_BN = held_BN & kept_BC.gather(1, position_BN)
             chosen_BN = drop_redundant(likeness_BNN, before_BN, self.keep)
-            bank.assign(slots_B, "kept", torch.zeros_like(kept_BC).scatter(1, position_BN, chosen_BN))
+            now_BC = torch.zeros_like(kept_BC).scatter(1, position_BN, chosen_BN)
+            bank.assign(slots_B, "kept", torch.where(good_B[:, None], now_BC, kept_BC))
         elif self.sampling == "window":
             chosen_BN = window(likeness_BNN, length_B, self.keep)
         elif self.sampling == "uniform":
@@ -150,3 +183,6 @@ class HistoryBank:
         seen_BNN = rows_BNC.gather(2, position_BN[:, None, :].expand(-1, position_BN.shape[1], -1)).triu(1)
         own_BN = (self.bank.rows["norm"][slots_B].gather(1, position_BN) > 0).double()
         return seen_BNN + seen_BNN.transpose(1, 2) + torch.diag_embed(own_BN)
+
+    def _slots(self, slots: Sequence[int]) -> Tensor:
+        return upload_values(list(slots), self.bank.device, torch.int64)
