@@ -70,7 +70,7 @@ class Acting:
         states: Tensor | None,
         count_B: Tensor,
     ) -> Tensor:
-        """Return actions in the data's units and the gripper's probability, [B, 8]. ``most_B``: what the host knows of counts."""
+        """Return actions in the data's units and the gripper's probability, [B, 8]. The host knows ``most_B`` of the counts."""
         said: Actions = self.model.act(tokens_BKLD, offset_BK, most_B, texts, states, count_B)
         return torch.cat([said.scaled(self.model.config), said.gripper_B.float().sigmoid()[:, None]], dim=1)
 
