@@ -25,6 +25,7 @@ MAX_BITS = 24
 
 _BLOCK = {"cpu": 256, "cuda": 1 << 16}  # vectors whose projections stay in the cache of one core
 _DOUBTS = 1 << 14  # doubtful signs decided at a time
+_FEW = 1 << 26  # products of a block up to which a device decides all signs again
 
 
 class SignHash:
@@ -114,6 +115,11 @@ class SignHash:
         # |error| <= (D + 2) u |w|.|x| <= (D + 2) u ||w|| ||x||
         bound_b = x_bD.double().square().sum(1).sqrt().float() * (self._longest * (self.dim + 2) * unit)
         size_bM = projected_bM.abs_()
+        if self.device.type != "cpu" and x_bD.numel() * len(self._weights_MD) <= _FEW:
+            # All of them again costs less than to wait for the device, which alone knows how many are in doubt.
+            exact_bM = (x_bD.double()[:, None] * self._weights_MD.double()).sum(2)
+            bits_bM.copy_(torch.where(size_bM <= bound_b[:, None], (exact_bM > 0).float(), bits_bM))
+            return
         suspect_n = (size_bM.amin(1) <= bound_b).nonzero()[:, 0]
         row_n, column_n = (size_bM[suspect_n] <= bound_b[suspect_n, None]).nonzero(as_tuple=True)
         row_n = suspect_n[row_n]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
+from models.uploads import upload, upload_values
 from operators.banks.forgetting import Forgetting, HalfLife, Never, ResetEvery, Slices
 from operators.banks.sign_hash import MAX_BITS
 from operators.budget import check_budget, sketch_bytes
@@ -134,7 +135,7 @@ class SketchBank:
         slot_N = np.arange(self.slots) if slots_N is None else slots_N.cpu().numpy()
         for slot in slot_N.tolist():
             for _, cells, marks, length in self._tables():
-                _zero(cells, marks, _held(marks, slot * length, length))
+                _zero(cells, marks, slot * length, length)
         for counter in self._counters().values():
             counter[slot_N] = 0
 
@@ -160,7 +161,7 @@ class SketchBank:
         ``values_BV`` are finite floats; up to 1 in size no sum can overflow.
         """
         cells_BK, slot_B = self._address(buckets_BK, slots_B)
-        values_BV = values_BV.to(self.device)
+        values_BV = upload(values_BV, self.device)
         if values_BV.shape != (len(cells_BK), len(self.columns)):
             raise ConfigError(f"values of shape {list(values_BV.shape)} for {len(cells_BK)} rows of {list(self.columns)}")
         while True:
@@ -169,7 +170,7 @@ class SketchBank:
             if fits_B.all():
                 self._put(cells_BK, values_BV, slot_B, rank_B)
                 return
-            now_B, later_B = torch.from_numpy(fits_B).to(self.device), torch.from_numpy(~fits_B).to(self.device)
+            now_B, later_B = (upload_values(np.flatnonzero(part_B), self.device) for part_B in (fits_B, ~fits_B))
             self._put(cells_BK[now_B], values_BV[now_B], slot_B[fits_B], rank_B[fits_B])
             self._roll(np.unique(slot_B[~fits_B]))
             cells_BK, values_BV, slot_B = cells_BK[later_B], values_BV[later_B], slot_B[~fits_B]
@@ -185,7 +186,7 @@ class SketchBank:
                 f"a sketch with {self.forgetting} cannot be corrected: its rows have lost weight since; use Never or ResetEvery"
             )
         cells_BK, _ = self._address(buckets_BK, slots_B)
-        fixed_BV = (values_BV.to(self.device, torch.float64) * FIXED_POINT).round().long()
+        fixed_BV = (upload(values_BV, self.device).double() * FIXED_POINT).round().long()
         rows_BC = torch.cat([torch.zeros_like(fixed_BV[:, :1]), fixed_BV], dim=1)
         self._scatter(self._total_SMC, self._marks_SM, cells_BK, rows_BC)
 
@@ -284,7 +285,7 @@ class SketchBank:
         if slots_B is None or self.slots == 1:
             return cells_BK, np.zeros(len(cells_BK), np.int64)
         slot_B: Ints = slots_B.cpu().numpy().astype(np.int64, copy=False)
-        return cells_BK + slots_B.to(self.device, torch.int64)[:, None] * self._cells, slot_B
+        return cells_BK + upload(slots_B.long(), self.device)[:, None] * self._cells, slot_B
 
     def _put(self, cells_BK: Tensor, values_BV: Tensor, slot_B: Ints, rank_B: Ints) -> None:
         """Write rows that need no roll."""
@@ -300,7 +301,7 @@ class SketchBank:
         rows_S = np.bincount(slot_B, minlength=self.slots)
         if isinstance(self.forgetting, Slices):
             slices = self.forgetting.slices
-            current_B = torch.from_numpy(slot_B * (slices - 1) + self._periods_S[slot_B] % slices).to(self.device)
+            current_B = upload_values(slot_B * (slices - 1) + self._periods_S[slot_B] % slices, self.device)
             # From [S, M] to [S, T, M]: a slot's cells move by the slices of the slots before it, then by its current slice.
             self._scatter(self._slices_STMC, self._slices_marks_STM, cells_BK + current_B[:, None] * self._cells, rows_BC)
             self._slice_rows_ST[np.arange(self.slots), self._periods_S % slices] += rows_S
@@ -322,7 +323,7 @@ class SketchBank:
 
     def _weights(self, rows_B: Ints) -> Tensor:
         """Return 2 ** (rows / half-life). From tables: a power computed alone and among others may differ in the last bit."""
-        coarse_B, fine_B = (torch.from_numpy(part).to(self.device) for part in np.divmod(rows_B, _FINE))
+        coarse_B, fine_B = (upload_values(part, self.device) for part in np.divmod(rows_B, _FINE))
         return self._coarse[coarse_B] * self._fine[fine_B]
 
     def _roll(self, slot_N: Ints) -> None:
@@ -334,23 +335,31 @@ class SketchBank:
                     self._shift(span, 1)
                     self._written_S[slot] = self._period_rows_S[slot] = self._period_rows_S[slot] >> 1
                 case ResetEvery():
-                    _zero(self._total_SMC, self._marks_SM, _held(self._marks_SM, span.start, self._cells))
+                    _zero(self._total_SMC, self._marks_SM, span.start, self._cells)
                     self._written_S[slot] = self._period_rows_S[slot] = 0
                 case Slices(slices=slices):
                     oldest = int(self._periods_S[slot] + 1) % slices
                     start = (slot * slices + oldest) * self._cells
-                    held = _held(self._slices_marks_STM, start, self._cells)
-                    gone_HC = self._slices_STMC.index_select(0, held)
-                    self._scatter(self._total_SMC, self._marks_SM, (held - start + span.start)[:, None], -gone_HC)
-                    _zero(self._slices_STMC, self._slices_marks_STM, held)
+                    self._subtract(span, slice(start, start + self._cells))
+                    _zero(self._slices_STMC, self._slices_marks_STM, start, self._cells)
                     self._written_S[slot] -= self._slice_rows_ST[slot, oldest]
                     self._slice_rows_ST[slot, oldest] = self._period_rows_S[slot] = 0
                 case HalfLife():
                     self._shift(span, self.forgetting.shift)
-                    held = _held(self._marks_SM, span.start, self._cells)
-                    _zero(self._total_SMC, self._marks_SM, held[self._total_SMC[held, 0] < _FAINT])
+                    _zero(self._total_SMC, self._marks_SM, span.start, self._cells, below=_FAINT)
                     self._period_rows_S[slot] = 0
             self._periods_S[slot] += 1
+
+    def _subtract(self, span: slice, of: slice) -> None:
+        """Take cells of a slice out of those that reads see."""
+        if self.device.type == "cpu":
+            held = _held(self._slices_marks_STM, of.start, self._cells)
+            gone_HC = self._slices_STMC.index_select(0, held)
+            self._scatter(self._total_SMC, self._marks_SM, (held - of.start + span.start)[:, None], -gone_HC)
+            return
+        self._total_SMC[span] -= self._slices_STMC[of]
+        held_M = self._slices_marks_STM[of] & _HELD
+        self._marks_SM[span] |= held_M | (held_M >> 1)
 
     def _shift(self, span: slice, bits: int) -> None:
         """Divide all cells by a power of two, rounding down."""
@@ -400,6 +409,21 @@ def _held(marks_X: Tensor, start: int, length: int) -> Tensor:
     return start + _marked(marks_X[start : start + length], _HELD)
 
 
-def _zero(cells_XC: Tensor, marks_X: Tensor, held_H: Tensor) -> None:
-    cells_XC.index_fill_(0, held_H, 0)
-    marks_X[held_H] = _CHANGED
+def _zero(cells_XC: Tensor, marks_X: Tensor, start: int, length: int, *, below: int | None = None) -> None:
+    """Empty the cells of a stretch that are held; ``below``: of them those whose count is below this.
+
+    On the CPU cell by cell, as few are held. A device goes through all of them: to list them it would have to be waited for.
+    """
+    if not marks_X.is_cuda:
+        held_H = _held(marks_X, start, length)
+        if below is not None:
+            held_H = held_H[cells_XC[held_H, 0] < below]
+        cells_XC.index_fill_(0, held_H, 0)
+        marks_X[held_H] = _CHANGED
+        return
+    cells_MC, marks_M = cells_XC[start : start + length], marks_X[start : start + length]
+    gone_M = (marks_M & _HELD) != 0
+    if below is not None:
+        gone_M &= cells_MC[:, 0] < below
+    cells_MC.masked_fill_(gone_M[:, None], 0)
+    marks_M.masked_fill_(gone_M, _CHANGED)

@@ -133,7 +133,7 @@ class HistoryBank:
         bank.write(slots_B, {name: values.unsqueeze(1) for name, values in made.items()}, good_B.long(), self._policy)
 
     def select(self, slots_B: Tensor, good_B: Tensor) -> Selected:
-        """Choose among the frames of streams that hold at least one. Where not ``good_B`` the choice is void and changes nothing."""
+        """Choose among the frames of streams that hold at least one. Where not ``good_B`` it is void and changes nothing."""
         bank = self.bank
         newest_B = bank.written(slots_B) - 1
         length_B = (newest_B + 1).clamp_max(self.window)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.uploads import upload_values
 from operators.reloop2.budget import JOIN_BLOCK, join_rows
 from operators.reloop2.ids import Bools, IdIndex, Ints, first_of_each
 from operators.rounds import rank_within
@@ -227,7 +228,7 @@ class JoinTable:
         return np.stack([*(column[row_R].astype(np.int64) for column in whole), *bits], axis=1)
 
     def _on_device(self, row_B: Ints) -> Tensor:
-        return torch.from_numpy(row_B).to(self.keys_RW.device)
+        return upload_values(row_B, self.keys_RW.device)
 
 
 class EarlyLabels:

@@ -41,7 +41,7 @@ class ErrorMemory(Protocol):
         ...
 
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
-        """Take rows, in order; return for each where it stands, for ``holds``."""
+        """Take rows, in order; return for each where it stands, for ``holds``. Labels and predictions lie on the CPU."""
         ...
 
     def holds(self, written_B: Ints, slots_B: Ints) -> Bools:
@@ -49,7 +49,7 @@ class ErrorMemory(Protocol):
         ...
 
     def correct(self, keys_BW: Tensor, label_B: Tensor, slots_B: Ints) -> None:
-        """Change rows that were written with label 0 to ``label_B``."""
+        """Change rows that were written with label 0 to ``label_B``, which lie on the CPU."""
         ...
 
     def written(self) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ from connectors.records import NEVER_US, encode_streams
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
 from models.reloop2.features import Encoded, encode
+from models.uploads import upload_values
 from operators.banks import stream_seed
 from operators.base import Context
 from operators.counters import STREAM_COUNTERS, Counters
@@ -234,8 +235,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         self, rows_B: Ints, slots_B: Ints, ids_B: Ints, times_B: Ints, scored: Scored, out: OutputRows, made: Predictions
     ) -> None:
         """Predict rows that see the same memory, and put them into the table."""
-        keys_BW = scored.keys_BW[torch.from_numpy(rows_B).to(scored.keys_BW.device)]
-        base_B = torch.from_numpy(scored.base_B[rows_B]).to(self.context.device)
+        keys_BW = scored.keys_BW[upload_values(rows_B, scored.keys_BW.device)]
+        base_B = upload_values(scored.base_B[rows_B], self.context.device)
         read = self._memory.read(keys_BW, slots_B)
         options = self.options
         found = compensate(read, base_B, gamma=options.gamma, strength=options.strength, prior_rows=options.prior_rows)
@@ -293,8 +294,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         """Write rows of the table into the memory; return their places."""
         join = self._join
         slots_B = rows_B // join.rows
-        keys_BW = join.keys_RW[torch.from_numpy(rows_B).to(join.keys_RW.device)]
-        label_B, base_B = (torch.from_numpy(column[rows_B]).to(self.context.device) for column in (join.label, join.base))
+        keys_BW = join.keys_RW[upload_values(rows_B, join.keys_RW.device)]
+        label_B, base_B = (torch.from_numpy(column[rows_B]) for column in (join.label, join.base))
         self._version_S[np.unique(slots_B)] += 1
         return self._memory.write(keys_BW, label_B, base_B, slots_B)
 
@@ -309,8 +310,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         join.settle(rows_B, RowState.DONE)
         rows_B, slots_B = rows_B[current_B], slots_B[current_B]
         if len(rows_B):
-            keys_BW = join.keys_RW[torch.from_numpy(rows_B).to(join.keys_RW.device)]
-            self._memory.correct(keys_BW, torch.from_numpy(join.label[rows_B]).to(self.context.device), slots_B)
+            keys_BW = join.keys_RW[upload_values(rows_B, join.keys_RW.device)]
+            self._memory.correct(keys_BW, torch.from_numpy(join.label[rows_B]), slots_B)
             self._version_S[np.unique(slots_B)] += 1
 
     def _forget_by_time(self, slots_L: Ints, reached_us_L: Ints) -> None:

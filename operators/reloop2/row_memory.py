@@ -17,6 +17,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
 from models.reloop2.base import CtrModel
+from models.uploads import upload
 from operators.banks import LshTable, Neighbors, PostingLists, PostingRules, RowRing, SignHash, random_numbers
 from operators.reloop2.budget import SLICES, TAIL_ROWS, slice_rows
 from operators.reloop2.config import ReLoop2Options
@@ -79,7 +80,7 @@ class RowMemory:
 
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
         """Take the rows that ``sigma`` and ``keep_rate`` leave; a row over the capacity takes the place of the oldest."""
-        number_B = torch.arange(self._offered, self._offered + len(label_B), device=self._device)
+        number_B = torch.arange(self._offered, self._offered + len(label_B))
         self._offered += len(label_B)
         keep_B = torch.ones_like(number_B, dtype=torch.bool)
         if self._options.sigma > 0:
@@ -87,7 +88,10 @@ class RowMemory:
         if self._options.keep_rate < 1:
             drawn_B = random_numbers(torch.full_like(number_B, self._options.seed), number_B, 0, 1)[:, 0]
             keep_B &= drawn_B.double() < self._options.keep_rate * 2.0**63
-        keys_BW, values_BV = keys_BW[keep_B], torch.stack([label_B, base_B], dim=1)[keep_B]
+        values_BV = torch.stack([label_B, base_B], dim=1)
+        if not keep_B.all():
+            keys_BW, values_BV = keys_BW[upload(keep_B.nonzero()[:, 0], self._device)], values_BV[keep_B]
+        values_BV = upload(values_BV, self._device)
         hidden_BD = keys_BW[:, : self._dim]
         if self._table is None:
             self._ring.write(hidden_BD, values_BV)

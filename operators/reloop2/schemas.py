@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from connectors import records
+from models.uploads import download
 from operators.reloop2.ids import ID_TYPES
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 
@@ -136,6 +139,7 @@ class Predictions:
         )
         self._hits = np.zeros(rows, np.int16)
         self._written, self._bank_version = (np.zeros(rows, np.int64) for _ in range(2))
+        self._found: list[tuple[Ints, Tensor]] = []
 
     def base(self, rows_B: Ints, base_B: npt.NDArray[np.float32]) -> None:
         """Set the base prediction of rows as their prediction."""
@@ -144,16 +148,26 @@ class Predictions:
         self._error[rows_B] = 0.0
 
     def corrected(self, rows_B: Ints, found: Compensated, written_B: npt.NDArray[np.float64], bank_version_B: Ints) -> None:
-        """Set what the memory made of rows that have a base prediction."""
-        read_B = (found.hits_B > 0).cpu().numpy()
-        # Where nothing was read the base prediction stays, to the bit.
-        self._prediction[rows_B[read_B]] = found.prediction_B.cpu().numpy()[read_B]
-        self._error[rows_B] = found.error_B.cpu().numpy()
-        self._label_mean[rows_B] = found.label_mean_B.cpu().numpy()
-        self._base_mean[rows_B] = found.base_mean_B.cpu().numpy()
-        self._hits[rows_B] = found.hits_B.cpu().numpy()
+        """Set what the memory made of rows that have a base prediction; it stays on the device until ``columns``."""
+        self._found.append((rows_B, torch.stack([column_B.double() for column_B in found])))
         self._written[rows_B] = np.rint(written_B)
         self._bank_version[rows_B] = bank_version_B
+
+    def _take(self) -> None:
+        """Bring what the memory made of all rows to the host."""
+        if not self._found:
+            return
+        rows_B = np.concatenate([rows for rows, _ in self._found])
+        (made_5B,) = download(torch.cat([made for _, made in self._found], dim=1))
+        self._found = []
+        label_mean_B, base_mean_B, error_B, prediction_B, hits_B = made_5B.numpy()
+        read_B = hits_B > 0
+        # Where nothing was read the base prediction stays, to the bit.
+        self._prediction[rows_B[read_B]] = prediction_B[read_B]
+        self._error[rows_B] = error_B
+        self._label_mean[rows_B] = label_mean_B
+        self._base_mean[rows_B] = base_mean_B
+        self._hits[rows_B] = hits_B
         self.flag(rows_B[~read_B], Flag.NO_MEMORY)
 
     def flag(self, rows_B: Ints, flag: Flag) -> None:
@@ -162,6 +176,7 @@ class Predictions:
 
     def columns(self) -> dict[str, pa.Array]:
         """Return the columns by name."""
+        self._take()
         known_B, read_B = self._known_B, self._hits > 0
         return {
             "y_base": pa.array(self._base, mask=~known_B),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.reloop2.base import CtrModel
+from models.uploads import upload_values
 from operators.banks import Forgetting, HalfLife, Never, ResetEvery, SignHash, SketchBank, Slices
 from operators.reloop2.budget import COLUMNS, SLICES
 from operators.reloop2.config import ReLoop2Options
@@ -62,7 +63,7 @@ class SketchMemory:
         valid_BK = count_BK > 0
         match self._options.similarity:
             case "density":
-                total_B = torch.from_numpy(self.written()[slots_B]).to(self._device)
+                total_B = upload_values(self.written()[slots_B], self._device)
                 weight_BK = softmax_weights(count_BK / total_B.clamp_min(1.0)[:, None], valid_BK, self._options.tau)
             case "count":
                 weight_BK = count_weights(count_BK)
@@ -142,7 +143,8 @@ class SketchMemory:
         return emptied
 
     def _slots(self, slots_B: Ints) -> Tensor:
-        return torch.from_numpy(slots_B).to(self._device)
+        """Return slots as the bank takes them: on the CPU, since it keeps counts of them there."""
+        return torch.from_numpy(slots_B)
 
 
 def _forgetting(options: ReLoop2Options) -> Forgetting:

@@ -20,6 +20,7 @@ from connectors.errors import ConfigError, StreambankError
 from models.hub import weights_file
 from models.reloop2 import checkpoint
 from models.reloop2.base import CtrModel
+from models.uploads import download, upload
 from operators.reloop2.budget import check_memory
 from operators.reloop2.config import ReLoop2Options
 
@@ -98,16 +99,14 @@ class Scorer:
         rows = next(iter(columns.values())).shape[0]
         keys, bases, finites = [], [], []
         for start in range(0, rows, ROWS):
-            block = {name: _padded(column[start : start + ROWS]).to(self._device) for name, column in columns.items()}
+            block = {name: upload(_padded(column[start : start + ROWS]), self._device) for name, column in columns.items()}
             hidden_BD, logit_B = self.model(block)
             finites.append(hidden_BD.isfinite().all(1))
             keys.append(self._keys(hidden_BD))
             bases.append(logit_B.sigmoid())
-        return Scored(
-            torch.cat(keys)[:rows],
-            torch.cat(bases)[:rows].float().cpu().numpy(),
-            torch.cat(finites)[:rows].cpu().numpy(),
-        )
+        # What is not finite is no impression: the host has to know before it counts them.
+        base_B, finite_B = download(torch.cat(bases)[:rows].float(), torch.cat(finites)[:rows])
+        return Scored(torch.cat(keys)[:rows], base_B.numpy(), finite_B.numpy())
 
 
 def _padded(block_BX: Tensor) -> Tensor:
