@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.uploads import upload
+
 __all__ = ["Rule", "integrate", "shares"]
 
 Rule = Literal["graded", "trapezoid", "mean", "mc"]
@@ -40,7 +42,7 @@ def integrate(total: Tensor, gap: Tensor, rule: Rule) -> Tensor:
     over all but the last point, unbiased.
     """
     if rule == "graded":
-        step = shares(total.shape[-1], rule).diff().to(total)
+        step = upload(shares(total.shape[-1], rule).diff().to(total.dtype), total.device)
         return gap * (0.5 * (total[..., 1:] + total[..., :-1]) * step).sum(-1)
     if rule == "mean":
         return gap * total.mean(-1)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.uploads import upload, upload_values
+
 __all__ = ["HORIZON", "NextEvent", "Thinned", "lag_grid", "predict_next", "thin"]
 
 HORIZON = 30.0
@@ -40,7 +42,7 @@ def lag_grid(mean_gap_B: Tensor, points: int) -> Tensor:
     """Return lags [B, G], float64: 0, then log-spaced from 0.001 to 30 mean gaps."""
     steps = torch.linspace(0, 1, points - 1, dtype=torch.float64)
     unit_G = torch.cat([torch.zeros(1, dtype=torch.float64), _FIRST * (HORIZON / _FIRST) ** steps])
-    return mean_gap_B.to(torch.float64)[:, None] * unit_G.to(mean_gap_B.device)
+    return mean_gap_B.to(torch.float64)[:, None] * upload(unit_G, mean_gap_B.device)
 
 
 def predict_next(rate_BGK: Tensor, lag_BG: Tensor, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> NextEvent:
@@ -84,7 +86,7 @@ def _cubic(points: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _hazard(total_BG: Tensor, step_BG: Tensor, points: int) -> Tensor:
     """Return the integral of the total rate between neighboring lags, [B, G - 1]."""
-    first, inner, last = (weights.to(total_BG.device) for weights in _cubic(points))
+    first, inner, last = (upload(weights, total_BG.device) for weights in _cubic(points))
     on_BX = total_BG[:, 1:]  # evenly spaced in log s
     four = on_BX.unfold(1, 4, 1)
     mean_BX = torch.cat([four[:, :1] @ first, four @ inner, four[:, -1:] @ last], dim=1)
@@ -98,7 +100,7 @@ def _hazard(total_BG: Tensor, step_BG: Tensor, points: int) -> Tensor:
 def _time_weights(lag_BG: Tensor) -> Tensor:
     """Return the weights [B, G] with which values at the lags sum to an integral over time."""
     h = math.log(HORIZON / _FIRST) / (lag_BG.shape[1] - 2)
-    ends = torch.tensor([3 / 8, 7 / 6, 23 / 24], dtype=lag_BG.dtype, device=lag_BG.device)
+    ends = upload_values([3 / 8, 7 / 6, 23 / 24], lag_BG.device, lag_BG.dtype)
     weight_BG = h * lag_BG
     weight_BG[:, 1:4] *= ends
     weight_BG[:, -3:] *= ends.flip(0)
@@ -110,7 +112,7 @@ def _time_weights(lag_BG: Tensor) -> Tensor:
 
 def _quantiles(cumulated_BG: Tensor, total_BG: Tensor, lag_BG: Tensor, quantiles: Sequence[float]) -> Tensor:
     """Invert the cumulated hazard; between lags the rate goes like a straight line that has the interval's hazard."""
-    wanted_Z = -torch.log1p(-torch.tensor(quantiles, dtype=torch.float64, device=lag_BG.device))
+    wanted_Z = -torch.log1p(-upload_values(quantiles, lag_BG.device, torch.float64))
     wanted_BZ = wanted_Z.expand(len(lag_BG), -1).contiguous()
     place_BZ = torch.searchsorted(cumulated_BG.contiguous(), wanted_BZ).clamp(1, lag_BG.shape[1] - 1)
     before = cumulated_BG.gather(1, place_BZ - 1)

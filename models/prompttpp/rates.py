@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.uploads import upload
+
 __all__ = ["RateHead", "encode_time", "scaled_softplus"]
 
 
@@ -20,7 +22,7 @@ def encode_time(time: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """
     # The frequencies are rounded to float32, as those of the official code: a difference of 1e-8 in what networks compute.
     frequency_m = (torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10_000.0) / dim)).exp()
-    angle = time.to(torch.float64)[..., None] * frequency_m.to(time.device, torch.float64)
+    angle = time.to(torch.float64)[..., None] * upload(frequency_m.double(), time.device)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
 
 

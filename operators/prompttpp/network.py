@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.prompttpp.process import KeyState, PointProcess
+from models.uploads import upload, upload_values
 from operators.banks.policies import ring
 from operators.banks.slot_bank import RowSpec, SlotBank
 from operators.prompttpp.keys import KeyNumbers
@@ -72,7 +73,7 @@ class KeyNetwork:
     def open(self, slots_n: Ints) -> None:
         """Make slots ready for new keys."""
         self.keys.clear(slots_n)
-        slots = torch.from_numpy(slots_n).to(self.device)
+        slots = upload_values(slots_n, self.device)
         for bank in self._banks():
             bank.open(slots, torch.zeros_like(slots))
             if bank is self.state:
@@ -83,7 +84,7 @@ class KeyNetwork:
         """Forget keys."""
         self.keys.clear(slots_n)
         for bank in self._banks():
-            bank.release(torch.from_numpy(slots_n).to(self.device))
+            bank.release(upload_values(slots_n, self.device))
 
     def _banks(self) -> list[SlotBank]:
         return [self.events] if self.state is None else [self.events, self.state]
@@ -92,32 +93,35 @@ class KeyNetwork:
 
     def load(self, slots_n: Ints) -> KeyState:
         """Read the states of a block of distinct keys."""
-        slots_B = padded(slots_n).to(self.device)
+        slots_B = upload(padded(slots_n), self.device)
         cells = {} if self.state is None else {name: rows[slots_B, 0] for name, rows in self.state.rows.items()}
         cached = self.model.config.row_shapes()
         rows = {name: self.events.rows[name][slots_B] for name in cached}
         width = self.window if cached else 0
         visible_BW = torch.arange(width, device=self.device) < self.events.fill(slots_B)[:, None]
+        time_B, events_B = (upload(padded(part_n), self.device) for part_n in self.times(slots_n))
+        return KeyState(cells, rows, visible_BW, time_B, events_B)
+
+    def times(self, slots_n: Ints) -> tuple[Floats, Ints]:
+        """Return the model time of each key's last event since its first, and how many there are, as the host knows them."""
         numbers = self.keys
         time_n = (numbers.last_us_S[slots_n] - numbers.first_us_S[slots_n]) / self.scale_us
-        time_n = np.where(numbers.events_S[slots_n] > 0, time_n, 0.0)
-        return KeyState(
-            cells, rows, visible_BW, padded(time_n).to(self.device), padded(numbers.events_S[slots_n]).to(self.device)
-        )
+        return np.where(numbers.events_S[slots_n] > 0, time_n, 0.0), numbers.events_S[slots_n]
 
-    def model_time(self, slots_n: Ints, time_us_n: Ints) -> Tensor:
+    def model_time(self, slots_n: Ints, time_us_n: Ints) -> Floats:
         """Return times of events in model units since their key's first event; an event of a new key is the first."""
         numbers = self.keys
         first_us_n = np.where(numbers.events_S[slots_n] > 0, numbers.first_us_S[slots_n], time_us_n)
-        return padded((time_us_n - first_us_n) / self.scale_us).to(self.device)
+        time_n: Floats = (time_us_n - first_us_n) / self.scale_us
+        return time_n
 
     def store(self, slots_n: Ints, key: KeyState, time_us_n: Ints, type_n: Ints, made: dict[str, Tensor]) -> None:
         """Write the states of a block back after one event of each key, and the event into the ring."""
         number = len(slots_n)
-        slots, one = torch.from_numpy(slots_n).to(self.device), torch.ones(number, dtype=torch.int64, device=self.device)
+        slots, one = upload_values(slots_n, self.device), torch.ones(number, dtype=torch.int64, device=self.device)
         rows = {
-            "time_us": torch.from_numpy(time_us_n).to(self.device)[:, None],
-            "type": torch.from_numpy(type_n).to(self.device)[:, None],
+            "time_us": upload_values(time_us_n, self.device)[:, None],
+            "type": upload_values(type_n, self.device)[:, None],
             **{name: values[:number, None] for name, values in made.items()},
         }
         self.events.write(slots, rows, one, ring)

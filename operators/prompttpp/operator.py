@@ -23,6 +23,7 @@ from connectors import records
 from connectors.records import NEVER_US
 from models.prompttpp import checkpoint
 from models.prompttpp.process import KeyState
+from models.uploads import upload
 from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import event_times, microseconds
@@ -166,6 +167,7 @@ class PromptTPPOperator(PromptTPPDeclaration):
             self._refuse(row, int(sequence_B[row]), newest, names, bad, out)
         self._count(out)
         scores.type_B[:] = np.where(type_B < self._config.types, type_B, -1)
+        self._download(scores)
         return out.batches(scores.columns())
 
     def _types(self, batch: pa.RecordBatch) -> tuple[Ints, dict[int, tuple[str, str]]]:
@@ -332,24 +334,23 @@ class PromptTPPOperator(PromptTPPDeclaration):
         self._renew(slots)
         before = keys.events_S[slots]
         key = network.load(slots)
-        time_B, type_B = network.model_time(slots, time_us), padded(types).to(network.device)
+        time_n, (last_n, events_n) = network.model_time(slots, time_us), network.times(slots)
+        time_B, type_B = (upload(padded(part_n), network.device) for part_n in (time_n, types))
         gap_B, scale_B = (time_B - key.time_B).clamp_min(0.0), scale_of(key.time_B, key.ordinal_B)
         scored = before > 0
         if scored.any():
             found = score(lambda lag: model.rates(key, lag, prompts), gap_B, type_B, options.points)
-            long_B = long_pause(gap_B, scale_B) & (key.ordinal_B > 0)
-            long = long_B[:count].cpu().numpy() & scored
+            # By the host's numbers, since it must know whether there are any; they are those of the device.
+            gap_n = torch.from_numpy(time_n - last_n).clamp_min(0.0)
+            long = long_pause(gap_n, scale_of(torch.from_numpy(last_n), torch.from_numpy(events_n))).numpy() & scored
             if long.any():
+                long_B = long_pause(gap_B, scale_B) & (key.ordinal_B > 0)
                 pieces = score_long(
                     lambda lag: model.rates(key, lag, prompts), gap_B, scale_B, type_B, options.points, options.grid
                 )
                 found = found._replace(integral_B=torch.where(long_B, pieces.integral_B, found.integral_B))
                 self._mark(rows[long], "long_gap", out)
-            log_scale = np.log(self._config.time_scale)
-            log_rate, integral, rank = (part[:count].cpu().numpy() for part in found)
-            scores.loglik_B[rows] = log_rate - integral - log_scale
-            scores.pit_B[rows] = -np.expm1(-integral)
-            scores.rank_B[rows] = rank
+            scores.later(scores.note_score, rows, *(part[:count] for part in found))
             scores.scored_B[rows] = scored
             self._counters.add("scored", int(scored.sum()))
             if self._learner is not None:
@@ -359,9 +360,9 @@ class PromptTPPOperator(PromptTPPDeclaration):
         made = model.step(key, time_B, type_B, prompts)
         network.store(slots, key, time_us, types, made)
         self._mark(rows[before < _WARM], "warmup", out)
-        self._foresee(key, rows, time_us, before + 1, scores)
+        self._foresee(key, slots, rows, time_us, before + 1, scores)
 
-    def _foresee(self, key: KeyState, rows: Ints, time_us: Ints, events: Ints, scores: Scores) -> None:
+    def _foresee(self, key: KeyState, slots: Ints, rows: Ints, time_us: Ints, events: Ints, scores: Scores) -> None:
         """Predict the next event of each of a block of keys."""
         network, count = self._network, len(rows)
         scores.used_B[rows] = True
@@ -369,22 +370,22 @@ class PromptTPPOperator(PromptTPPDeclaration):
         scores.version_B[rows] = self.version
         scores.latest_us_B[rows] = time_us
         scale_B = scale_of(key.time_B, key.ordinal_B)
-        self._check_unit(scale_B[:count], events)
+        self._check_unit(slots, events)
         if self.options.predict:
             found = foresee(lambda lag: network.model.rates(key, lag, network.prompts), scale_B, self.options.grid, QUANTILES)
-            next_BX = torch.cat([found.mean_B[:, None], found.quantile_BZ], dim=1)[:count].cpu().numpy()
-            scores.next_BX[rows] = next_BX * self._config.time_scale
-            scores.probability_BK[rows] = found.type_BK[:count].cpu().numpy()
-            scores.survival_B[rows] = found.survival_B[:count].cpu().numpy()
+            next_BX = torch.cat([found.mean_B[:, None], found.quantile_BZ], dim=1)
+            scores.later(scores.note_next, rows, *(part[:count] for part in (next_BX, found.type_BK, found.survival_B)))
             scores.predicted_B[rows] = True
         scores.read_B[rows] = bool(key.chosen)
-        for pool, read in enumerate(key.chosen):
-            assert network.prompts is not None
-            index = read.index.view(-1, self._config.top_k)[:count]
-            network.prompts.count(pool, index)
-            side = pool - len(key.chosen) + scores.prompt_BXN.shape[1]
-            if side >= 0:
-                scores.prompt_BXN[rows, side] = index.cpu().numpy()
+        if key.chosen:
+            index_BJN = torch.stack([read.index.view(-1, self._config.top_k)[:count] for read in key.chosen], dim=1)
+            scores.later(scores.note_prompts, rows, index_BJN)
+
+    def _download(self, scores: Scores) -> None:
+        """Bring what was found to the host: the only moment at which it waits for the device."""
+        for index_BJN in scores.take():
+            assert self._network.prompts is not None
+            self._network.prompts.count(index_BJN)
 
     def _late_event(self, row: int, slot: int, time_us: int, kind: int, out: OutputRows, scores: Scores) -> None:
         """Put a late event where it belongs, and predict from there."""
@@ -400,7 +401,7 @@ class PromptTPPOperator(PromptTPPDeclaration):
         keys.version_S[slot] = self.version
         self._mark(np.array([row]), "late_applied", out)
         with torch.inference_mode():
-            self._foresee(network.load(slots), np.array([row]), keys.last_us_S[slots], keys.events_S[slots], scores)
+            self._foresee(network.load(slots), slots, np.array([row]), keys.last_us_S[slots], keys.events_S[slots], scores)
 
     def _mark(self, rows: Ints, status: str, out: OutputRows) -> None:
         """Set a status of rows that have none yet, or one that says less."""
@@ -408,11 +409,11 @@ class PromptTPPOperator(PromptTPPDeclaration):
         if plain:
             out.set_rows(plain, status)
 
-    def _check_unit(self, scale_B: torch.Tensor, events: Ints) -> None:
+    def _check_unit(self, slots: Ints, events: Ints) -> None:
         """Warn once where the unit of time cannot be meant."""
         if self._warned or not (events > _WARM).any():
             return
-        own = scale_B.cpu().numpy()[events > _WARM]
+        own = scale_of(*(torch.from_numpy(part) for part in self._network.times(slots))).numpy()[events > _WARM]
         if (own < _ODD_UNIT[0]).any() or (own > _ODD_UNIT[1]).any():
             self._warned = True
             gap = own[(own < _ODD_UNIT[0]) | (own > _ODD_UNIT[1])][0]

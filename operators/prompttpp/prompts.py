@@ -58,9 +58,10 @@ class PromptBank:
         """Return all prompts of a pool, [M, Z, D]."""
         return self.pools[pool].columns["value"]
 
-    def count(self, pool: int, index_BN: Tensor) -> None:
-        """Count prompts that were read."""
-        self.reads_JM[pool] += torch.bincount(index_BN.reshape(-1).cpu(), minlength=self.reads_JM.shape[1])
+    def count(self, index_BJN: Tensor) -> None:
+        """Count prompts that were read, of each pool; ``index_BJN`` lies on the CPU."""
+        for reads_M, index_BN in zip(self.reads_JM, index_BJN.unbind(1), strict=True):
+            reads_M += torch.bincount(index_BN.reshape(-1), minlength=len(reads_M))
 
     def dead(self, reads: int) -> int:
         """Return how many prompts were never read although their pool was read ``reads`` times."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.prompttpp.integral import integrate, shares
 from models.prompttpp.prediction import HORIZON, NextEvent, lag_grid, predict_next
+from models.uploads import upload
 
 __all__ = ["Score", "foresee", "long_pause", "scale_of", "score", "score_long"]
 
@@ -43,7 +44,7 @@ def long_pause(gap_B: Tensor, mean_gap_B: Tensor) -> Tensor:
 
 def score(rates: Rates, gap_B: Tensor, type_B: Tensor, points: int) -> Score:
     """Score events that came ``gap_B`` after the last ones, on a graded grid of ``points``."""
-    rate_BGK = rates(gap_B[:, None] * shares(points, "graded").to(gap_B.device))
+    rate_BGK = rates(gap_B[:, None] * upload(shares(points, "graded"), gap_B.device))
     total_BG = rate_BGK.sum(2).to(torch.float64)
     return _score(rate_BGK, integrate(total_BG, gap_B, "graded"), type_B)
 
@@ -51,7 +52,7 @@ def score(rates: Rates, gap_B: Tensor, type_B: Tensor, points: int) -> Score:
 def score_long(rates: Rates, gap_B: Tensor, mean_gap_B: Tensor, type_B: Tensor, points: int, grid: int) -> Score:
     """Score events after long pauses: the horizon on the grid of predictions, and evenly from there on."""
     near_BG = lag_grid(mean_gap_B, grid)
-    far_BG = (gap_B - near_BG[:, -1]).clamp_min(0.0)[:, None] * shares(points, "trapezoid")[1:].to(gap_B.device)
+    far_BG = (gap_B - near_BG[:, -1]).clamp_min(0.0)[:, None] * upload(shares(points, "trapezoid")[1:], gap_B.device)
     lag_BG = torch.cat([near_BG, near_BG[:, -1:] + far_BG], dim=1)
     rate_BGK = rates(lag_BG)
     total_BG = rate_BGK.sum(2).to(torch.float64)
