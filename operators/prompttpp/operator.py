@@ -26,6 +26,7 @@ from models.prompttpp.process import KeyState
 from models.uploads import upload
 from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
+from operators.deferred import Deferred
 from operators.event_time import event_times, microseconds
 from operators.output import OutputRows
 from operators.prompttpp.config import PromptTPPOptions
@@ -103,6 +104,7 @@ class PromptTPPOperator(PromptTPPDeclaration):
         self._fresh: list[int] = []
         """Slots given back and handed out, which the network does not know of yet (``_settle``)."""
         self._warned = False
+        self._deferred = Deferred()
         self._counters = Counters(*STREAM_COUNTERS, *_COUNTERS)
         self._streams = StreamTable(
             context.name,
@@ -350,7 +352,7 @@ class PromptTPPOperator(PromptTPPDeclaration):
                 )
                 found = found._replace(integral_B=torch.where(long_B, pieces.integral_B, found.integral_B))
                 self._mark(rows[long], "long_gap", out)
-            scores.later(scores.note_score, rows, *(part[:count] for part in found))
+            self._deferred.add(scores.note_score, rows, *(part[:count] for part in found))
             scores.scored_B[rows] = scored
             self._counters.add("scored", int(scored.sum()))
             if self._learner is not None:
@@ -374,18 +376,19 @@ class PromptTPPOperator(PromptTPPDeclaration):
         if self.options.predict:
             found = foresee(lambda lag: network.model.rates(key, lag, network.prompts), scale_B, self.options.grid, QUANTILES)
             next_BX = torch.cat([found.mean_B[:, None], found.quantile_BZ], dim=1)
-            scores.later(scores.note_next, rows, *(part[:count] for part in (next_BX, found.type_BK, found.survival_B)))
+            self._deferred.add(scores.note_next, rows, *(part[:count] for part in (next_BX, found.type_BK, found.survival_B)))
             scores.predicted_B[rows] = True
         scores.read_B[rows] = bool(key.chosen)
         if key.chosen:
             index_BJN = torch.stack([read.index.view(-1, self._config.top_k)[:count] for read in key.chosen], dim=1)
-            scores.later(scores.note_prompts, rows, index_BJN)
+            self._deferred.add(scores.note_prompts, rows, index_BJN)
 
     def _download(self, scores: Scores) -> None:
         """Bring what was found to the host: the only moment at which it waits for the device."""
-        for index_BJN in scores.take():
+        self._deferred.take()
+        for index_nJN in scores.chosen_nJN:
             assert self._network.prompts is not None
-            self._network.prompts.count(index_BJN)
+            self._network.prompts.count(index_nJN)
 
     def _late_event(self, row: int, slot: int, time_us: int, kind: int, out: OutputRows, scores: Scores) -> None:
         """Put a late event where it belongs, and predict from there."""

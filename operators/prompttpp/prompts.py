@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -58,10 +60,10 @@ class PromptBank:
         """Return all prompts of a pool, [M, Z, D]."""
         return self.pools[pool].columns["value"]
 
-    def count(self, index_BJN: Tensor) -> None:
-        """Count prompts that were read, of each pool; ``index_BJN`` lies on the CPU."""
-        for reads_M, index_BN in zip(self.reads_JM, index_BJN.unbind(1), strict=True):
-            reads_M += torch.bincount(index_BN.reshape(-1), minlength=len(reads_M))
+    def count(self, index_BJN: npt.NDArray[np.int64]) -> None:
+        """Count prompts that were read, of each pool."""
+        for pool, reads_M in enumerate(self.reads_JM):
+            reads_M += torch.from_numpy(np.bincount(index_BJN[:, pool].ravel(), minlength=len(reads_M)))
 
     def dead(self, reads: int) -> int:
         """Return how many prompts were never read although their pool was read ``reads`` times."""

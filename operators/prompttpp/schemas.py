@@ -4,25 +4,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from connectors import records
 from models.prompttpp.config import TppConfig
-from models.uploads import download
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 
 __all__ = ["GOOD", "LOSSES", "QUANTILES", "STATUSES", "Scores", "event_schema", "score_schema"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[Any]
-Note = Callable[..., None]
 
 QUANTILES = (0.1, 0.5, 0.9)
 
@@ -91,23 +87,8 @@ class Scores:
         self.prompt_BXN = np.zeros((rows, min(config.pools, 2), config.top_k if config.pool else 0), np.int16)
         self.history_B, self.version_B = np.zeros(rows, np.int32), np.zeros(rows, np.int64)
         self._time_scale = config.time_scale
-        self._later: dict[Note, list[tuple[Ints, Sequence[Tensor]]]] = {}
-        self._chosen: list[Tensor] = []
-
-    def later(self, note: Note, rows: Ints, *parts: Tensor) -> None:
-        """Have ``note`` called with these rows and tensors [n, ...] once they are on the host."""
-        self._later.setdefault(note, []).append((rows, parts))
-
-    def take(self) -> list[Tensor]:
-        """Bring all that was put off to the host and note it; return the prompts that were read, [n, J, N]."""
-        notes = [
-            (note, np.concatenate([rows for rows, _ in parts]), [p for _, p in parts]) for note, parts in self._later.items()
-        ]
-        found = iter(download(*(torch.cat(column) for _, _, parts in notes for column in zip(*parts, strict=True))))
-        for note, rows, parts in notes:
-            note(rows, *(next(found).numpy() for _ in parts[0]))
-        self._later, chosen, self._chosen = {}, self._chosen, []
-        return chosen
+        self.chosen_nJN: list[Ints] = []
+        """Prompts that were read, of all pools."""
 
     def note_score(self, rows: Ints, log_rate_n: Floats, integral_n: Floats, rank_n: Ints) -> None:
         """Set what is said of events that came."""
@@ -125,7 +106,7 @@ class Scores:
         """Set which prompts were read: those of the last pools are told."""
         sides = self.prompt_BXN.shape[1]
         self.prompt_BXN[rows] = index_nJN[:, index_nJN.shape[1] - sides :]
-        self._chosen.append(torch.from_numpy(index_nJN))
+        self.chosen_nJN.append(index_nJN)
 
     def columns(self) -> dict[str, pa.Array]:
         """Return the columns by name."""

@@ -28,6 +28,7 @@ from models.uploads import upload_values
 from operators.banks import stream_seed
 from operators.base import Context
 from operators.counters import STREAM_COUNTERS, Counters
+from operators.deferred import Deferred
 from operators.event_time import EventTime, earlier, event_times, microseconds
 from operators.output import OutputRows
 from operators.reloop2.config import ReLoop2Options
@@ -116,6 +117,7 @@ class ReLoop2Operator(ReLoop2Declaration):
                 counters=self._counters,
                 ended=lambda stream_id, stream: self._release(np.array([stream.slot])),
             )
+        self._deferred = Deferred()
         self._impressions_S = np.zeros(slots, np.int64)
         """Impressions of a slot so far; a micro-batch ends at every multiple of its size."""
         self._version_S = np.zeros(slots, np.int64)
@@ -145,6 +147,7 @@ class ReLoop2Operator(ReLoop2Declaration):
                     self._turn(slots_B[opening_L], times_B[rows_B[opening_L]])
                 rows = rows_B[wave_B]
                 self._predict(rows, slots_B[wave_B], ids_B[rows], times_B[rows], scored, out, made)
+        self._deferred.take()
         for name, statuses in (
             ("rejected", ("rejected_corrupt", "rejected_full")),
             ("base_only", ("base_only",)),
@@ -240,7 +243,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         read = self._memory.read(keys_BW, slots_B)
         options = self.options
         found = compensate(read, base_B, gamma=options.gamma, strength=options.strength, prior_rows=options.prior_rows)
-        made.corrected(rows_B, found, self._memory.written()[slots_B], self._version_S[slots_B])
+        self._deferred.add(made.corrected, rows_B, torch.stack([column_B.double() for column_B in found], dim=1))
+        made.memory(rows_B, self._memory.written()[slots_B], self._version_S[slots_B])
         made.flag(rows_B[self._memory.folded()[slots_B]], Flag.TABLE_FOLDED)
 
         time_us_B, jumped_B = self._times.note(slots_B, times_B)

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from connectors import records
-from models.uploads import download
 from operators.reloop2.ids import ID_TYPES
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 
@@ -139,7 +136,6 @@ class Predictions:
         )
         self._hits = np.zeros(rows, np.int16)
         self._written, self._bank_version = (np.zeros(rows, np.int64) for _ in range(2))
-        self._found: list[tuple[Ints, Tensor]] = []
 
     def base(self, rows_B: Ints, base_B: npt.NDArray[np.float32]) -> None:
         """Set the base prediction of rows as their prediction."""
@@ -147,20 +143,9 @@ class Predictions:
         self._base[rows_B] = self._prediction[rows_B] = base_B
         self._error[rows_B] = 0.0
 
-    def corrected(self, rows_B: Ints, found: Compensated, written_B: npt.NDArray[np.float64], bank_version_B: Ints) -> None:
-        """Set what the memory made of rows that have a base prediction; it stays on the device until ``columns``."""
-        self._found.append((rows_B, torch.stack([column_B.double() for column_B in found])))
-        self._written[rows_B] = np.rint(written_B)
-        self._bank_version[rows_B] = bank_version_B
-
-    def _take(self) -> None:
-        """Bring what the memory made of all rows to the host."""
-        if not self._found:
-            return
-        rows_B = np.concatenate([rows for rows, _ in self._found])
-        (made_5B,) = download(torch.cat([made for _, made in self._found], dim=1))
-        self._found = []
-        label_mean_B, base_mean_B, error_B, prediction_B, hits_B = made_5B.numpy()
+    def corrected(self, rows_B: Ints, made_B5: npt.NDArray[np.float64]) -> None:
+        """Set what the memory made of rows that have a base prediction: a row each of the numbers of ``Compensated``."""
+        label_mean_B, base_mean_B, error_B, prediction_B, hits_B = made_B5.T
         read_B = hits_B > 0
         # Where nothing was read the base prediction stays, to the bit.
         self._prediction[rows_B[read_B]] = prediction_B[read_B]
@@ -170,13 +155,17 @@ class Predictions:
         self._hits[rows_B] = hits_B
         self.flag(rows_B[~read_B], Flag.NO_MEMORY)
 
+    def memory(self, rows_B: Ints, written_B: npt.NDArray[np.float64], bank_version_B: Ints) -> None:
+        """Set how much the memory held and how often it had changed when rows were predicted."""
+        self._written[rows_B] = np.rint(written_B)
+        self._bank_version[rows_B] = bank_version_B
+
     def flag(self, rows_B: Ints, flag: Flag) -> None:
         """Set a flag of rows."""
         self._flags[rows_B] |= int(flag)
 
     def columns(self) -> dict[str, pa.Array]:
         """Return the columns by name."""
-        self._take()
         known_B, read_B = self._known_B, self._hits > 0
         return {
             "y_base": pa.array(self._base, mask=~known_B),
