@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from connectors.errors import RecoveryError
+from models.uploads import upload
 from operators.banks.draws import Sampler, sample_without_replacement
 from operators.banks.policies import Fills, Policy, Writing
 from operators.budget import slot_bytes
@@ -129,7 +130,7 @@ class SlotBank:
         """Hand slots to new streams: empty, at step 0, with these generator seeds."""
         for counter_S in (self._fill_S, self._written_S, self._step_S):
             counter_S[slots_B] = 0
-        self._seed_S[slots_B] = seeds_B.to(self.device)
+        self._seed_S[slots_B] = upload(seeds_B, self.device)
 
     def release(self, slots_B: Tensor) -> None:
         """Take slots back from streams that have ended: empty, at step 0."""

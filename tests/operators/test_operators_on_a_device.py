@@ -1,4 +1,4 @@
-"""Operators whose tensors lie on a device: none is in the wrong place, and a step waits for the device no more often than here."""
+"""Operators whose tensors lie on a device: none is in the wrong place, and a step waits for the device as seldom as it can."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def streams_of(method: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def fourd_vla(module: ModuleType, folder: Path, **options: Any) -> Made:
-    features = np.random.default_rng(0).normal(size=(8, 3, 4)).astype(np.float32)
-    operator = module.given(4, window=5, keep=2, max_streams=3, **options)
-    return operator, [("process", module.feature_rows("abc", features[t : t + 1], start=t)) for t in range(8)]
+    features = np.random.default_rng(0).normal(size=(3, 3, 4)).astype(np.float32)
+    operator = module.given(4, window=2, keep=1, max_streams=3, **options)
+    return operator, [("process", module.feature_rows("abc", features[t : t + 1], start=t)) for t in range(3)]
 
 
 def fourd_vla_acts(module: ModuleType, folder: Path) -> Made:
@@ -47,7 +47,7 @@ def fourd_vla_acts(module: ModuleType, folder: Path) -> Made:
     operator = module.operator(
         mode="act", checkpoint=policy, instruction="point to the red cube", window=5, keep=2, max_streams=3
     )
-    return operator, [("process", module.frames("ab", 1, start=t)) for t in range(6)]
+    return operator, [("process", module.frames("ab", 1, start=t)) for t in range(3)]
 
 
 def reloop2(module: ModuleType, folder: Path, **options: Any) -> Made:
@@ -62,7 +62,7 @@ def reloop2(module: ModuleType, folder: Path, **options: Any) -> Made:
 
 def prompttpp(module: ModuleType, folder: Path) -> Made:
     events = module.stream(3, 4)
-    return module.operator(module.network(folder)), [("process", events.slice(first, 3)) for first in range(0, 12, 3)]
+    return module.operator(module.network(folder)), [("process", events.slice(first, 3)) for first in (0, 3)]
 
 
 CASES = [
