@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntFlag
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,6 @@ import pyarrow as pa
 from connectors import records
 from operators.reloop2.ids import ID_TYPES
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
-
-if TYPE_CHECKING:
-    from operators.reloop2.rules import Compensated
 
 __all__ = [
     "CONTROL",
