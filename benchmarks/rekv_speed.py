@@ -31,6 +31,7 @@ from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.session import StreamView, open_stream
 from models.rekv.store import TensorStore
+from models.weight_order import order_for_one_row
 
 NEEDED = 4.0
 TOKENS, HIDDEN, LAYERS = 196, 256, 8
@@ -140,7 +141,7 @@ class PlainRun:
 
 
 def build() -> tuple[TextDecoder, nn.Module]:
-    """Return a random decoder of the claim's size and its head."""
+    """Return a random decoder of the claim's size and its model."""
     import transformers
 
     torch.manual_seed(0)
@@ -153,7 +154,7 @@ def build() -> tuple[TextDecoder, nn.Module]:
         num_key_value_heads=2,
     )
     model = transformers.Qwen2ForCausalLM(settings).eval().requires_grad_(False)
-    return TextDecoder.of(model.model, model.lm_head, CONFIG), model.lm_head
+    return TextDecoder.of(model.model, model.lm_head, CONFIG), model
 
 
 def main() -> int:
@@ -163,7 +164,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    decoder, head = build()
+    (decoder, model), (plain_decoder, plain_model) = build(), build()
+    order_for_one_row(model)  # as the operator does
     generator = torch.Generator().manual_seed(1)
     prefix = torch.randint(0, VOCABULARY, (14,), generator=generator)
     frames = torch.randn(arguments.frames + arguments.repeats, TOKENS, HIDDEN, generator=generator)
@@ -171,7 +173,7 @@ def main() -> int:
 
     store = TensorStore(LAYERS)
     ours = open_stream(decoder, CONFIG, encode_prefix(decoder, prefix), decoder.grid(TOKENS), store)
-    plain = PlainRun(decoder, head)
+    plain = PlainRun(plain_decoder, plain_model.lm_head)
     plain.encode(decoder.embed(prefix), "prefix")
     times: dict[str, list[float]] = {name: [] for name in ("frame", "frame_plain", "answer", "answer_plain")}
 

@@ -176,7 +176,8 @@ class _Text:
             values_BGMD[places.row_B, :, places.start_B] = value_BGD
         keys_BGMD, values_BGMD = keys_BGMD[:, :, :seen], values_BGMD[:, :, :seen]
         if query_HBD.device.type == "cpu":
-            logits_BGRM = (query_BGRD @ keys_BGMD.transpose(2, 3)).float() * scale
+            # Keys first: with few rows on the left the product takes a quarter longer.
+            logits_BGRM = (keys_BGMD @ query_BGRD.transpose(2, 3)).transpose(2, 3).float() * scale
             if places is not None:
                 logits_BGRM = logits_BGRM.masked_fill(~places.seen_B11M, -torch.inf)
             output_BGRD: Tensor = logits_BGRM.softmax(dim=-1).to(values_BGMD.dtype) @ values_BGMD

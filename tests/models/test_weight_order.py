@@ -1,0 +1,37 @@
+"""The order of weights in memory changes no number beyond rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models.weight_order import order_for_one_row
+
+
+def test_wide_layers_are_transposed_in_memory_and_compute_the_same() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 48), nn.Linear(48, 8), nn.Linear(8, 16, bias=False))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    batches = [torch.randn(rows, 16) for rows in (1, 2, 33)]
+    wanted = [network(x) for x in batches]
+    order_for_one_row(network)
+    assert [network[i].weight.is_contiguous() for i in range(3)] == [False, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    for x, expected in zip(batches, wanted, strict=True):
+        torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_embeddings_that_share_weights_with_the_head_read_the_same() -> None:
+    words = nn.Embedding(40, 8)
+    head = nn.Linear(8, 40, bias=False)
+    head.weight = words.weight
+    ids = torch.tensor([3, 39, 0])
+    before = words(ids)
+    order_for_one_row(head)
+    assert torch.equal(words(ids), before)
+
+
+def test_other_types_stay_as_they_are() -> None:
+    layer = nn.Linear(4, 8).to(torch.bfloat16)
+    order_for_one_row(layer)
+    assert layer.weight.is_contiguous()
