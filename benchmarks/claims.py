@@ -347,6 +347,25 @@ def _tss_people(r: Result) -> str:
     )
 
 
+def _tss_peers(group: str) -> Callable[[Result], str]:
+    def figure(r: Result) -> str:
+        told = {method: found["covering"] for method, found in r["table"][group].items()}
+        ours = [f"{told.pop(method):.3f}" for method in ("ours", "ours, told")]
+        return (
+            ", ".join(f"{method} {score:.3f}" for method, score in told.items()) + f"; memprompttss {' and, told, '.join(ours)}"
+        )
+
+    return figure
+
+
+def _tss_peers_speed(r: Result) -> str:
+    def spans(method: str) -> str:
+        return _span((one[method]["samples_per_s"] for one in r["table"].values() if method in one), 0)
+
+    run = [(name, method) for name, method in _TSS_METHODS.items() if any(method in one for one in r["table"].values())]
+    return ", ".join(f"{name} {spans(method)}" for name, method in run) + " samples/s"
+
+
 def _drift(r: Result) -> str:
     ways = r["nats_per_event_from_the_truth"]
 
@@ -390,6 +409,7 @@ def _sound_speed(r: Result) -> str:
     return ", ".join(f"{row['faster']:.0f} times per stream at {row['streams']}" for row in r["rows"])
 
 
+_TSS_METHODS = {"ClaSP": "ClaSP", "ClaSS": "ClaSS", "CLaP": "CLaP", "memprompttss": "ours"}
 _ENGINE, _MAMBA, _RELOOP2, _REKV = "Engine", "MAMBA", "ReLoop2", "ReKV"
 _VIDEO, _FOURD, _TSS, _TPP, _SOUND = "VideoStreaming", "4D-VLA", "MemPromptTSS", "PromptTPP", "SpecVQGAN"
 
@@ -549,6 +569,27 @@ CLAIMS: tuple[Claim, ...] = (
         "USC-HAD, a subject that was not trained on, one network per seed: accuracy, and what prompts change",
         _tss_people,
         "--data usc_had/",
+    ),
+    *(
+        Claim(
+            _TSS,
+            "memprompttss_peers",
+            f"covering of {what}; without and with one prompt for each {unit}",
+            _tss_peers(group),
+            "--claspy DIR --peers ClaSP ClaSS --usc_had network.safetensors",
+        )
+        for group, what, unit in (
+            ("two_frequencies", "three series of two frequencies", "state"),
+            ("TSSB", "seven series of TSSB, which no network here was trained on", "segment"),
+            ("USC-HAD, unseen subject", "USC-HAD, two files of a subject that was not trained on", "state"),
+        )
+    ),
+    Claim(
+        _TSS,
+        "memprompttss_peers",
+        "speed on the same series, one stream, one core (windows a quarter of one apart), means of the three data sets",
+        _tss_peers_speed,
+        "--claspy DIR --peers ClaSP ClaSS --usc_had network.safetensors",
     ),
     Claim(_TPP, "prompttpp_drift", "simulated stream with regimes that change and return, 3 seeds, 95 % intervals", _drift),
     Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),

@@ -2,7 +2,7 @@
 
 Run as a file of its own with claspy's folder first on the path, since claspy needs an older NumPy than this project:
 
-    PYTHONPATH=DIR python memprompttss_claspy.py series.npz found.json
+    PYTHONPATH=DIR python memprompttss_claspy.py series.npz found.json ClaSP ClaSS CLaP
 
 What ``found.json`` has already is not run again.
 """
@@ -23,25 +23,23 @@ from claspy.streaming.segmentation import StreamingClaSPSegmentation
 _BUFFER = 10_000
 
 
-def main(series: str, out: str) -> None:
-    """Segment every array of ``series``; write boundaries, states and times of each method, with the package's defaults."""
+def main(series: str, out: str, *methods: str) -> None:
+    """Segment every array of ``series``; write boundaries, states and times of these methods, with the package's defaults."""
     data = np.load(series)
-    warm = np.sin(np.arange(1200) ** 1.2 / 9)
-    for run in (_clasp, _class):  # compiled once, out of the times
-        run(warm)
     found: dict[str, Any] = json.loads(Path(out).read_text(encoding="utf-8")) if Path(out).exists() else {}
-    for name in data.files:
-        found.setdefault(name, {})
-        for method, run in (("ClaSP", _clasp), ("ClaSS", _class), ("CLaP", _clap)):
-            if method in found[name]:
-                continue
-            began = time.process_time()
-            try:
-                found[name][method] = run(data[name].astype(np.float64)) | {"seconds": time.process_time() - began}
-            except Exception as error:  # what a peer cannot do is part of the outcome
-                found[name][method] = {"error": f"{type(error).__name__}: {error}"}
-            print(name, method, {key: value for key, value in found[name][method].items() if key != "states"}, flush=True)
-            Path(out).write_text(json.dumps(found), encoding="utf-8")
+    wanted = [(method, name) for method in methods for name in data.files if method not in found.setdefault(name, {})]
+    warm = np.sin(np.arange(1200) ** 1.2 / 9)
+    for run in (_clasp, _class) if wanted else ():  # compiled once, out of the times
+        run(warm)
+    for method, name in wanted:
+        run = {"ClaSP": _clasp, "ClaSS": _class, "CLaP": _clap}[method]
+        began = time.process_time()
+        try:
+            found[name][method] = run(data[name].astype(np.float64)) | {"seconds": time.process_time() - began}
+        except Exception as error:  # what a peer cannot do is part of the outcome
+            found[name][method] = {"error": f"{type(error).__name__}: {error}"}
+        print(name, method, {key: value for key, value in found[name][method].items() if key != "states"}, flush=True)
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
 def _clasp(x: np.ndarray) -> dict[str, Any]:
@@ -68,4 +66,4 @@ def _class(x: np.ndarray) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

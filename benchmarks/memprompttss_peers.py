@@ -12,7 +12,8 @@ claspy needs an older NumPy than this project, so it gets a folder of its own:
     python -m benchmarks.memprompttss_peers --claspy DIR [--usc_had network.safetensors] [--found peers.json]
 
 ``--usc_had`` is a network of ``streambank train memprompttss --recipe usc_had``; its test files are those of the last subject.
-``--found`` keeps what the peers have found, so that a run that was stopped goes on.
+``--found`` keeps what the peers have found, so that a run that was stopped goes on. ``--peers ClaSP ClaSS`` leaves CLaP out,
+which takes minutes for a series.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from operators.memprompttss import MemPromptTSSOperator, MemPromptTSSOptions
 from operators.memprompttss.schemas import PROMPT
 from operators.memprompttss.weights import SHIPPED
 
+_PEERS = ("ClaSP", "ClaSS", "CLaP")
 _MARGIN = 0.01
 _PUBLISHED = {
     "ArrowHead": 0.996,
@@ -80,6 +82,7 @@ def main() -> int:
     parser.add_argument("--claspy", type=Path)
     parser.add_argument("--usc_had", type=Path)
     parser.add_argument("--found", type=Path)
+    parser.add_argument("--peers", nargs="+", default=list(_PEERS), choices=_PEERS)
     given = parser.parse_args()
     if given.claspy is None:
         print("give --claspy DIR, the folder of `pip install --target DIR claspy==0.2.8`")
@@ -88,7 +91,7 @@ def main() -> int:
     series = _series(given.usc_had)
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     failed: dict[str, str] = {}
-    for name, found in _peers(series, given.claspy, given.found).items():
+    for name, found in _peers(series, given.claspy, given.found, given.peers).items():
         for method, one in found.items():
             if "error" in one:
                 failed[f"{method} on {name}"] = one["error"]
@@ -136,15 +139,16 @@ def _series(usc_had: Path | None) -> dict[str, Series]:
     return found
 
 
-def _peers(series: Mapping[str, Series], folder: Path, found: Path | None) -> dict[str, dict[str, Any]]:
+def _peers(series: Mapping[str, Series], folder: Path, found: Path | None, peers: Sequence[str]) -> dict[str, dict[str, Any]]:
     worker = Path(__file__).with_name("memprompttss_claspy.py")
     with tempfile.TemporaryDirectory() as place:
         kept = Path(place) / "found.json" if found is None else found.absolute()
         np.savez(f"{place}/series.npz", **{name: one.x_LC.squeeze() for name, one in series.items()})
         environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(worker), f"{place}/series.npz", str(kept)]
+        command = [sys.executable, str(worker), f"{place}/series.npz", str(kept), *peers]
         subprocess.run(command, env=environment, cwd=place, check=True)
-        return {name: one for name, one in json.loads(kept.read_text(encoding="utf-8")).items() if name in series}
+        every = json.loads(kept.read_text(encoding="utf-8"))
+        return {name: {peer: every[name][peer] for peer in peers} for name in series}
 
 
 def _ours(one: Series, prompted: bool) -> tuple[Ints, Ints, float]:
