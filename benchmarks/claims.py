@@ -494,7 +494,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         _REKV,
         "standing_questions",
-        "6 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
+        "12 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
         _standing("rekv"),
         "--films 6",
     ),
@@ -509,7 +509,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         _VIDEO,
         "standing_questions",
-        "6 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
+        "12 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
         _standing("videostreaming"),
         "--films 6",
     ),

@@ -141,7 +141,7 @@ def quality(make: Callable[[], Operator], films: int) -> dict[str, dict[str, flo
     return made
 
 
-def cost(make: Callable[[], Operator], repeats: int = 1) -> dict[str, float]:
+def cost(make: Callable[[], Operator], repeats: int = 3) -> dict[str, float]:
     """Return CPU seconds of a film with one question and with many; the least of some runs."""
     film = make_film(FIRST_FILM - 1, length=FRAMES)
     rows, rng = frames(film), np.random.default_rng(5)

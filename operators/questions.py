@@ -110,7 +110,7 @@ class QuestionOptions:
         path=True,
     )
     match_above: float = option(
-        0.9, "From this probability of the matcher on a frame shows what a standing question asks about.", gt=0, lt=1
+        0.97, "From this probability of the matcher on a frame shows what a standing question asks about.", gt=0, lt=1
     )
     standing_frames: int = option(
         2, "Frames in succession that must show it before the question is answered.", unit="frames", ge=1

@@ -36,11 +36,11 @@ _FRAMES_AT_ONCE = 512
 class MatcherSchedule:
     """Length and rate."""
 
-    variants: int = 16
+    variants: int = 64
     """Rendered frames per kind of event."""
-    texts: int = 6000
+    texts: int = 12_000
     """Texts that are drawn once."""
-    steps: int = 4000
+    steps: int = 8000
     batch: int = 256
     rate: float = 3e-3
     unseen_films: int = 3

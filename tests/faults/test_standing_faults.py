@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from answering_faults_workload import OWN, pipeline
 from engine_workload import run_here, run_process
 
 from connectors.sinks.read import read_committed
 from models.films import Film, make_film, write_mp4
+from models.memprompttss.two_frequencies import two_frequencies
 
 STREAMS = "ab"
 SECONDS = 90
@@ -106,3 +108,67 @@ def test_twenty_kills_change_no_row(method: str, films: Path, undisturbed: list[
         assert run_process(values, fault=point, resume=number > 0) == -signal.SIGKILL
     assert run_process(values, resume=True) == 0
     assert rows_of(tmp_path) == undisturbed
+
+
+SAMPLES, RATE = 1500, 100
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two signals of two states each, a remark about each, and what is to be told of them."""
+    folder = tmp_path_factory.mktemp("signals")
+    lines = []
+    for number, stream in enumerate(STREAMS):
+        x_BLC, state_BL = two_frequencies(1, SAMPLES, torch.Generator().manual_seed(number + 3))
+        values = "\n".join(f"{value:.4f}" for value in x_BLC[0, :, 0].tolist())
+        (folder / f"{stream}.csv").write_text(f"pressure\n{values}\n")
+        about = {"stream_id": stream, "t": 0.0}
+        lines += [{**about, "prompt_id": f"{stream}{n}", "kind": "tell", "state": n} for n in range(2)]
+        remark = {"kind": "label", "at_offset_s": 2.0, "state": int(state_BL[0, 2 * RATE])}
+        lines.append({**about, "t": 3.0, "prompt_id": f"{stream} said", **remark})
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def telling(folder: Path, run: Path) -> dict[str, Any]:
+    columns = {"prompt_id": "string", "kind": "string", "at_offset_s": "double", "state": "int32"}
+    sensors = {"type": "csv", "path": str(folder / "*.csv"), "event_time_unit": "rows", "row_rate": RATE, "channels": "all"}
+    prompts = {"type": "jsonl", "path": str(folder / "prompts.jsonl"), "event_time": "t", "event_time_unit": "s"}
+    segment = {
+        "type": "memprompttss",
+        "input": "sensors",
+        "control": "prompts",
+        "align_s": 1.0,
+        "device": "cpu",
+        "max_batch": 64,
+    }
+    return {
+        "name": "telling",
+        "state": str(run / "state"),
+        "epoch_s": 0.3,
+        "runner": "local",
+        "sources": {"sensors": sensors, "prompts": {**prompts, "columns": columns}},
+        "operators": {"segment": segment},
+        "sinks": {"rows": {"type": "parquet", "input": "segment.alerts", "path": str(run / "rows")}},
+    }
+
+
+def alerts_of(run: Path) -> list[dict[str, Any]]:
+    rows = read_committed(run / "rows").to_pylist()
+    return sorted(rows, key=lambda row: (row["stream_id"], row["sequence"], row["prompt_id"]))
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_alert(signals: Path, tmp_path: Path) -> None:
+    run_here(telling(signals, tmp_path / "whole"))
+    undisturbed = alerts_of(tmp_path / "whole")
+    assert {row["prompt_id"] for row in undisturbed} == {"a0", "a1", "b0", "b1"} and len(undisturbed) >= 6
+    values = telling(signals, tmp_path / "killed")
+    values["sources"]["sensors"]["pace"] = 1.0
+    points = [
+        f"{point}:epoch={epoch}" for epoch in range(7) for point in ("before_snapshot", "after_prepare", "after_manifest")
+    ]
+    for number, point in enumerate(points[:20]):
+        assert run_process(values, fault=point, resume=number > 0) == -signal.SIGKILL
+    assert run_process(values, resume=True) == 0
+    assert alerts_of(tmp_path / "killed") == undisturbed
