@@ -241,11 +241,8 @@ def _videostreaming_gain(r: Result) -> str:
 
 
 def _propagation(r: Result) -> str:
-    sets = _videostreaming_sets(r)
-    carried, cut = (_mean(one["accuracy_by_kind"]["before"][way] for one in sets) for way in ("memory", "no_propagation"))
-    wanted = r["wanted"]["before_by_propagation"]
-    goal = "reached" if carried >= cut + wanted else "missed"
-    return f"{_percent(carried)} right with it, {_percent(cut)} without; the goal of {100 * wanted:.0f} points more is {goal}"
+    told = {name: f"{_percent(mean)} ± {100 * half:.0f}" for name, (mean, half) in r["before"].items() if name != "guess"}
+    return f"{told['with']} right with it, {told['without']} without; {told['gain']} points more film by film"
 
 
 def _videostreaming_speed(r: Result) -> str:

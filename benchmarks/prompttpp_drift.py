@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.intervals import interval
 from benchmarks.machine import RESULTS, write
 from benchmarks.prompttpp_protocols import SCHEMES, Outcome, Setting, pretrained_network, run_scheme
 from models.prompttpp.events import Batch, EventSet
@@ -130,12 +131,6 @@ def measure(score_E: npt.NDArray[np.float64], task_E: npt.NDArray[np.int64]) -> 
     late = [float(np.nanmean(score[len(score) // 2 :])) for score in by_task]
     first = [float(np.nanmean(score[: len(score) // 10])) for score in by_task]
     return float(np.mean(late[PRETRAIN:])), float(np.mean([late[last] - first[task] for task, _, last in returns()]))
-
-
-def interval(values: list[float]) -> list[float]:
-    """Return mean and half width of the 95 % interval (Student)."""
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
-    return [round(float(np.mean(values)), 4), round(float(t * np.std(values, ddof=1) / len(values) ** 0.5), 4)]
 
 
 def run(seed: int, scheme: str, keys: int, span: float, options: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:

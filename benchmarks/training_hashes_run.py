@@ -99,7 +99,7 @@ def videostreaming_recipe(out: Path, **given: Any) -> Any:
     """All stages on few clips."""
     module = importlib.import_module("models.videostreaming.train")
     steps = {"clip_steps": 12, "clip_batch": 4, "warm_steps": 6, "stream_steps": 6, "stream_batch": 2}
-    schedule = module.FilmsSchedule(variants=1, clips=4, asked=2, unseen_films=1, **steps)
+    schedule = module.FilmsSchedule(variants=1, clips=4, earlier=2, asked=2, unseen_films=1, **steps)
     return module.train(out, recipe="shapes", seed=3, schedule=schedule, **given)
 
 

@@ -1,5 +1,6 @@
 """Claim: on unseen films of ten minutes, at 16 video tokens per question, the small model answers at least twice as many
-questions right as uniform sampling does, and selects a clip of the event asked about in at least 0.8 of the questions.
+questions right as uniform sampling does, and selects a clip of the event asked about in at least 0.8 of the questions; of the
+questions about what came before an event it answers at least 0.2 more right than without propagation.
 
 600 frames, one per second; five events of five to nine seconds; twenty questions per film: which colour, which shape, when, how
 many. 16 tokens are two memories of clips of eight seconds: those that the question selects (memory), the same without
@@ -7,8 +8,7 @@ propagation, the newest ones (last), two spread evenly (uniform), none (blind). 
 the same vision tower, with four frames of four tokens: retrieved by every layer, spread evenly, the newest. "uniform" of the
 claim is the better one of both. Five more questions per film are about what came before an event (before; not among those that
 ReKV's small model knows): the answer stands in no frame that the question names, so that only propagation can bring it there.
-The goal is 0.2 more right than without; the small model in the package misses it, and it is no part of the claim. Three sets of
-films that nothing was chosen on; the claim must hold on each.
+Three sets of films that nothing was chosen on; the claim must hold on each, what came before on all of them together.
 
     python -m benchmarks.videostreaming_memory_gain [--films 10] [--weights FILE | --train 0,1,2 [--folder FOLDER]]
 """
@@ -23,10 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import machine
 from benchmarks.film_models import choose, parse
+from benchmarks.intervals import interval
 from models.films import make_film
 from models.rekv.evaluate import film_quality as rekv_quality
 from models.rekv.header import SMALL_WEIGHTS as REKV_WEIGHTS
@@ -37,8 +39,7 @@ from models.videostreaming.header import SMALL_WEIGHTS
 from models.videostreaming.loaders import load_model
 from models.videostreaming.train import train
 
-NEEDED_RATIO, NEEDED_RECALL = 2.0, 0.8
-WANTED_BEFORE = 0.2
+NEEDED_RATIO, NEEDED_RECALL, NEEDED_BEFORE = 2.0, 0.8, 0.2
 FIRST_FILMS = (21000, 22000, 23000)
 FRAMES = 600
 REKV_MODES = ("memory", "uniform", "recent", "blind")
@@ -93,14 +94,24 @@ def report(name: str, rows: Rows, rekv: Rows) -> list[str]:
             failures.append(f"{name}, {where}: {ratio:.2f} times uniform sampling, {NEEDED_RATIO} is needed")
         if row["recall"]["memory"] < NEEDED_RECALL:
             failures.append(f"{name}, {where}: recall is {row['recall']['memory']:.3f}, {NEEDED_RECALL} is needed")
-    with_past, without = (mean(rows, "accuracy_by_kind", "before", mode) for mode in PROPAGATION)
-    guess = statistics.mean(row["before_guess"] for row in rows)
-    goal = "reached" if with_past >= without + WANTED_BEFORE else "missed"
-    print(
-        f"what came before: {with_past:.3f} with propagation, {without:.3f} without, a guess is {guess:.3f}; the goal of "
-        f"{WANTED_BEFORE} more is {goal}"
-    )
     return failures
+
+
+def propagation(models: dict[str, Any]) -> dict[str, Any]:
+    """Print and return how often what came before is answered right with and without propagation, and the gain of each film.
+
+    Each with half the width of its 95 % interval over films, the mean over models taken first.
+    """
+    shares = {
+        mode: np.mean([[x for row in model["sets"] for x in row["before_by_film"][mode]] for model in models.values()], axis=0)
+        for mode in PROPAGATION
+    }
+    said: dict[str, Any] = {"with": interval(shares["memory"]), "without": interval(shares["no_propagation"])}
+    said["gain"] = interval(shares["memory"] - shares["no_propagation"])
+    said["guess"] = statistics.mean(row["before_guess"] for model in models.values() for row in model["sets"])
+    told = ", ".join(f"{name} {said[name][0]:.3f} ± {said[name][1]:.3f}" for name in ("with", "without", "gain"))
+    print(f"\nwhat came before, by propagation: {told}; a guess is {said['guess']:.3f}")
+    return said
 
 
 def mean(rows: Rows, *names: str) -> float:
@@ -148,15 +159,18 @@ def main() -> int:
             rows = measure(weights, arguments.films)
             failures += report(name, rows, rekv)
             models[name] = {"training_processor_s": training_s, "sets": rows}
+    past = propagation(models)
+    if past["gain"][0] < NEEDED_BEFORE or past["gain"][0] <= past["gain"][1]:
+        failures.append(f"what came before gains {past['gain'][0]:+.3f} by propagation, {NEEDED_BEFORE} is needed")
     for failure in failures:
         print("FAILED:", failure)
     document = {
         "films_per_set": arguments.films,
         "frames_per_film": FRAMES,
-        "needed": {"times_uniform": NEEDED_RATIO, "recall": NEEDED_RECALL},
-        "wanted": {"before_by_propagation": WANTED_BEFORE},
+        "needed": {"times_uniform": NEEDED_RATIO, "recall": NEEDED_RECALL, "before_by_propagation": NEEDED_BEFORE},
         "models": models,
         "over_models": over_models(models) if len(models) > 1 else None,
+        "before": past,
         "rekv": rekv,
         "holds": not failures,
     }

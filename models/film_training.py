@@ -95,8 +95,9 @@ def film_stage(
     *,
     kept: nn.Module,
     generators: Sequence[torch.Generator] = (),
+    warmup: int = _WARMUP,
 ) -> Stage:
-    """Return a stage with AdamW, a warm-up and a cosine, at the settings that films are learned with.
+    """Return a stage with AdamW, a warm-up of so many steps and a cosine, at the settings that films are learned with.
 
     ``rng`` and ``generators``: all that ``losses`` draws from.
     """
@@ -108,7 +109,7 @@ def film_stage(
         optimizer=torch.optim.AdamW(trained.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
         losses=losses,
         # The share of the way is rounded first: so it was when the weights in the package were trained.
-        rate=lambda step: rate * (warm_up(step, _WARMUP) * cosine(step / steps, 1.0, _LAST_FACTOR)),
+        rate=lambda step: rate * (warm_up(step, warmup) * cosine(step / steps, 1.0, _LAST_FACTOR)),
         gradient_norm=_GRADIENT_NORM,
         report_every=max(1, steps // _REPORTS),
         generators=(rng, *generators),

@@ -48,6 +48,8 @@ class FilmQuality:
     """Share of right answers if to every kind of question the commonest of its right answers was given."""
     before_guess: float
     """The same of questions about what came before."""
+    before_by_film: dict[str, list[float]]
+    """What came before: share of right answers per mode, of each film."""
     before_by_gap: dict[str, dict[str, float]]
     """What came before: share of right answers per mode, by the clips between the two events; ``GAPS``."""
 
@@ -96,6 +98,7 @@ def film_quality(ready: VideoStreaming, films: Iterable[Film], modes: Sequence[s
     right: dict[tuple[str, str], list[bool]] = {}
     found: dict[str, list[bool]] = {}
     wanted: dict[str, Counter[str]] = {}
+    by_film: dict[str, list[float]] = {}
     by_gap: dict[tuple[str, str], list[bool]] = {}
     for film in films:
         rng = np.random.default_rng([film.seed, 3])
@@ -113,6 +116,8 @@ def film_quality(ready: VideoStreaming, films: Iterable[Film], modes: Sequence[s
             fixed = {"last": list(range(length - count, length)), "uniform": spread, "blind": []}
             chosen = [fixed[mode]] * len(asked) if mode in fixed else [places for places, _ in select(ready, encoded, texts)]
             answers = _answers(ready, encoded, chosen, texts)
+            past = [said == one.answer for one, (said, _) in zip(asked, answers, strict=True) if one.kind == "before"]
+            by_film.setdefault(mode, []).append(float(np.mean(past)))
             for one, (said, _), places in zip(asked, answers, chosen, strict=True):
                 right.setdefault((mode, one.kind), []).append(said == one.answer)
                 found.setdefault(mode, []).append(_shows(one, places, ready.config.frames_per_clip))
@@ -129,6 +134,7 @@ def film_quality(ready: VideoStreaming, films: Iterable[Film], modes: Sequence[s
         recall={mode: float(np.mean(found[mode])) for mode in modes},
         guess=sum(commonest[kind] for kind in plain) / sum(every[kind] for kind in plain),
         before_guess=commonest["before"] / every["before"],
+        before_by_film=by_film,
         before_by_gap={
             gap: {mode: float(np.mean(by_gap[gap, mode])) for mode in modes} for gap in GAPS if (gap, modes[0]) in by_gap
         },

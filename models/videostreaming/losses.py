@@ -22,7 +22,7 @@ from models.videostreaming.encoding import Clip, encode_clips, encode_questions,
 from models.videostreaming.loaders import VideoStreaming
 from models.videostreaming.selection import gumbel_noise, gumbel_top, selection_loss, similarities, stored_indicator
 
-__all__ = ["Asked", "Selecting", "StreamLoss", "encode_streams", "prefix_loss", "stream_loss"]
+__all__ = ["Asked", "EncodedStreams", "Selecting", "StreamLoss", "encode_streams", "prefix_loss", "stream_loss"]
 
 _IGNORED = -100
 
@@ -36,8 +36,8 @@ class Asked:
     answer: str
     relevant_K: Tensor
     """Which clips hold the answer."""
-    below: int | None = None
-    """Only clips before this one are seen; None: all."""
+    hidden: range = range(0)
+    """Clips that are not shown to the answering model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,9 @@ class Selecting:
     forced: float = 0.0
     """Share of the questions whose relevant clips are among the selected in any case."""
     weight: float = 1.0
-    """Of the temporal supervision; 0 after the warm-up."""
+    """Of the temporal supervision; 0: none."""
+    among_hidden: bool = False
+    """The supervision tells the relevant clips from hidden ones, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,13 +98,15 @@ def encode_streams(
     bptt_clips: int = 8,
     first: bool = True,
     propagate: bool = True,
+    learned_from: int = 0,
 ) -> EncodedStreams:
     """Encode streams of equal length clip after clip, together.
 
     ``features[b][k]``: [T, N, C] of a clip; ``times_s[b][k]``: its start and end.
 
     ``first`` False: the streams begin somewhere in the middle, so that even their first clips are told of a history.
-    ``propagate`` False: clips see nothing of each other, and all are encoded at once.
+    ``propagate`` False: clips see nothing of each other, and all are encoded at once. ``learned_from``: clips before this one
+    are encoded without gradients; so memories that are handed on for long cost little.
     """
     model, encoded = ready.model, EncodedStreams()
     if not propagate:
@@ -126,7 +130,8 @@ def encode_streams(
             Clip(features[b][k], ready.time_ids(*times_s[b][k], first=first and k == 0), memory)
             for b, memory in enumerate(before)
         ]
-        done = encode_clips(model, clips)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and k >= learned_from):
+            done = encode_clips(model, clips)
         before = [one.memory_MD for one in done]
         encoded.memories.append([one.memory_MD for one in done])
         encoded.indicators.append(torch.stack([one.indicator_D for one in done]))
@@ -145,23 +150,23 @@ def stream_loss(
     model, config, tokenizer = ready.model, ready.config, ready.tokenizer
     clips = len(encoded.memories)
     stored_KBD = torch.stack([stored_indicator(row_BD, config.similarity) for row_BD in encoded.indicators])
-    below = [one.below or clips for one in asked]
-    newest = [encoded.memories[count - 1][one.stream] for one, count in zip(asked, below, strict=True)]
+    newest = [encoded.memories[-1][one.stream] for one in asked]
     indicators = encode_questions(model, newest, [ready.asked_ids(one.question) for one in asked])
-    unseen_QK = torch.arange(clips) >= torch.tensor(below)[:, None]
+    hidden_QK = torch.tensor([[k in one.hidden for k in range(clips)] for one in asked])
     scores_QK = torch.stack(
         [
             similarities(indicator_D, stored_KBD[:, one.stream], config.similarity)
             for one, indicator_D in zip(asked, indicators, strict=True)
         ]
-    ).masked_fill(unseen_QK.to(model.device), -torch.inf)
+    )
+    shown_QK = scores_QK.masked_fill(hidden_QK.to(model.device), -torch.inf)
     relevant_QK = torch.stack([one.relevant_K for one in asked]).to(model.device)
     noise_QK = gumbel_noise(tuple(scores_QK.shape), generator).to(model.device)
     forced_Q = (torch.rand(len(asked), generator=generator) < selecting.forced).to(model.device)
     noise_QK = noise_QK + 1e4 * (forced_Q[:, None] & relevant_QK)  # above all others, whatever their scores
     count = config.select_clips
     chosen_QK, _ = gumbel_top(
-        scores_QK, count, noise_BK=noise_QK, temperature=selecting.temperature, scale=model.sim_scale.clamp(min=1.0)
+        shown_QK, count, noise_BK=noise_QK, temperature=selecting.temperature, scale=model.sim_scale.clamp(min=1.0)
     )
     features = [
         _selected(ready, encoded, one, chosen_K, times_s[one.stream]) for one, chosen_K in zip(asked, chosen_QK, strict=True)
@@ -175,7 +180,8 @@ def stream_loss(
     parts = {"answers": output.loss}
     if selecting.weight:
         known_Q = relevant_QK.any(dim=1)
-        loss_Q = selection_loss(scores_QK, relevant_QK, scale=model.sim_scale.clamp(min=1.0))
+        told_QK = scores_QK if selecting.among_hidden else shown_QK
+        loss_Q = selection_loss(told_QK, relevant_QK, scale=model.sim_scale.clamp(min=1.0))
         parts["selection"] = selecting.weight * loss_Q[known_Q].sum() / known_Q.sum().clamp(min=1)
     top_QV = scores_QK.detach().topk(min(count, clips), dim=1).indices
     return StreamLoss(parts, output.right_B, relevant_QK.gather(1, top_QV).any(dim=1))

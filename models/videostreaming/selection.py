@@ -49,7 +49,8 @@ def gumbel_top(
     y = softmax((scale * s + g) / temperature); the selection has exactly ``count`` ones (fewer only where there are fewer
     clips) and the gradient of y. Places of -inf are no clips.
     """
-    logits_BK = scale * scores_BK if noise_BK is None else scale * scores_BK + noise_BK
+    scaled_BK = _scaled(scores_BK, scale)
+    logits_BK = scaled_BK if noise_BK is None else scaled_BK + noise_BK
     soft_BK = torch.softmax(logits_BK / temperature, dim=-1)
     top = logits_BK.topk(min(count, logits_BK.shape[-1]), dim=-1)  # as y orders them, and without its underflow
     hard_BK = torch.zeros_like(soft_BK).scatter(-1, top.indices, (top.values > -torch.inf).to(soft_BK.dtype))
@@ -61,8 +62,14 @@ def selection_loss(scores_BK: Tensor, relevant_BK: Tensor, *, scale: float | Ten
 
     The temporal supervision of the warm-up (paper section 3.3). A question without a relevant clip costs nothing.
     """
-    log_soft_BK = torch.log_softmax(scale * scores_BK / temperature, dim=-1)
+    log_soft_BK = torch.log_softmax(_scaled(scores_BK, scale) / temperature, dim=-1)
     target_BK = relevant_BK.float() / relevant_BK.sum(dim=-1, keepdim=True).clamp(min=1)
     # xlogy: nothing times the logarithm of nothing is nothing; clips that are none have a log of -inf and no target.
     cross_BK = torch.where(relevant_BK, target_BK * log_soft_BK, torch.zeros_like(log_soft_BK))
     return (torch.xlogy(target_BK, target_BK) - cross_BK).sum(dim=-1)
+
+
+def _scaled(scores_BK: Tensor, scale: float | Tensor) -> Tensor:
+    """Return scores times a scale that may be learned: what is no clip stays -inf and gives no gradient, which were nan."""
+    no_clip_BK = scores_BK == -torch.inf
+    return (scale * scores_BK.masked_fill(no_clip_BK, 0.0)).masked_fill(no_clip_BK, -torch.inf)

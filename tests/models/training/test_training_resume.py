@@ -45,7 +45,7 @@ def one_thread_little_evaluation(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setattr(mamba_recipe, "_FRESH_CLIPS", 1)
     quality = FilmQuality(1, {"memory": 0.5}, {}, 0.5, [0.5], 0.5)  # of the weights, which are compared
     monkeypatch.setattr(rekv_recipe, "film_quality", lambda *_: quality)
-    selected = SelectionQuality(1, {"memory": 0.5}, {}, {"memory": 0.5}, 0.5, 0.5, {})
+    selected = SelectionQuality(1, {"memory": 0.5}, {}, {"memory": 0.5}, 0.5, 0.5, {}, {})
     monkeypatch.setattr(videostreaming_recipe, "film_quality", lambda *_: selected)
     monkeypatch.setattr(sound_recipe, "sounds_in", lambda *_, **__: {})
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 5)

@@ -14,11 +14,13 @@ from videostreaming_models import publish
 from connectors.errors import ConfigError
 from models.film_training import render_pool
 from models.films import COLORS, NOTHING, SHAPES, SIDE, make_film, order_questions, questions, write_mp4
+from models.videostreaming.carried import FACTS, carried_facts, carried_loss, fact_heads
 from models.videostreaming.evaluate import GAPS, film_quality
 from models.videostreaming.loaders import VideoStreaming, load_model, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
-from models.videostreaming.recipe import _World, film_tokenizer
+from models.videostreaming.recipe import film_tokenizer
 from models.videostreaming.small import build_small
+from models.videostreaming.stretches import Stretches
 from models.videostreaming.train import train
 
 
@@ -96,6 +98,44 @@ def test_gradients_stop_after_so_many_clips(ready: VideoStreaming) -> None:
         assert [bool(part.abs().max() > 0) for part in features.grad[0]] == reached
 
 
+def test_earlier_clips_hand_on_their_memory_and_take_no_gradient(ready: VideoStreaming) -> None:
+    features = torch.randn(1, 4, 8, 4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    times = [[(8.0 * k, 8.0 * k + 8) for k in range(4)]]
+    whole, part = (encode_streams(ready, features, times, learned_from=first).memories[-1][0] for first in (0, 2))
+    assert torch.equal(whole, part)
+    part.sum().backward()
+    assert features.grad is not None and [bool(one.abs().max() > 0) for one in features.grad[0]] == [False, False, True, True]
+
+
+def test_facts_to_be_carried_are_the_colors_of_the_newest_events() -> None:
+    made = stretches()
+    for _ in range(5):
+        stretch = made.stretch(9, 4)
+        for k, facts in enumerate(carried_facts(stretch.events, 9, 8).tolist()):
+            at_end, at_start = (
+                [0] + [1 + list(COLORS).index(e.color) for e in stretch.events if e.start < 8 * edge] for edge in (k + 1, k)
+            )
+            assert facts == [at_end[-1], at_start[-1]]
+
+
+def test_a_past_that_no_frame_shows_is_learned_from_what_memories_are_told_to_carry(ready: VideoStreaming) -> None:
+    """Two streams that differ in their first clip only."""
+    features = torch.randn(1, 3, 8, 4, 256, generator=torch.Generator().manual_seed(1)).repeat(2, 1, 1, 1, 1)
+    features[1, 0] += 1
+    facts = torch.tensor([1, 2])[:, None, None].expand(2, 3, len(FACTS))
+    heads = fact_heads(ready.model.width)
+    optimizer = torch.optim.AdamW([*ready.model.parameters(), *heads.parameters()], lr=2e-3)
+    for _ in range(25):
+        memories = encode_streams(ready, features, [[(0.0, 8.0)] * 3] * 2).memories
+        loss, right = carried_loss(heads, memories[1:], facts[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert right.tolist() == [1.0] * len(FACTS)
+    without = encode_streams(ready, features, [[(0.0, 8.0)] * 3] * 2, propagate=False).memories
+    assert carried_loss(heads, without[1:], facts[:, 1:])[1].tolist() == [0.5] * len(FACTS)
+
+
 def test_the_answer_alone_moves_the_selection_through_its_straight_path(ready: VideoStreaming) -> None:
     features = torch.randn(1, 6, 8, 4, 256, generator=torch.Generator().manual_seed(1))
     times = [[(8.0 * k, 8.0 * k + 8) for k in range(6)]]
@@ -107,26 +147,67 @@ def test_the_answer_alone_moves_the_selection_through_its_straight_path(ready: V
     assert ready.model.sim_scale.grad is not None and float(ready.model.sim_scale.grad) != 0
 
 
-def test_a_stretch_of_a_film_shows_what_is_asked_about(ready: VideoStreaming) -> None:
+def stretches() -> Stretches:
+    rng = np.random.default_rng(4)
+    return Stretches(render_pool(1, rng), torch.zeros(0), rng, frames=8, clip_seconds=8.0)
+
+
+def test_a_stretch_of_a_film_shows_what_is_asked_about() -> None:
     rng = np.random.default_rng(4)
     pool = render_pool(1, rng)
-    world = _World(pool, torch.zeros(0), rng)
+    made = Stretches(pool, torch.zeros(0), rng, frames=8, clip_seconds=8.0)
     shapes, colors, times = (pool.labels[name] for name in ("shape", "color", "when"))
     for _ in range(60):
-        stream = world.stream(5, 8, 3)
-        asked = world.ask(stream, 0)
-        row_F = torch.from_numpy(stream.rows_KT.reshape(-1))
-        for event in stream.events:
+        stretch = made.stretch(5, 3)
+        asked = made.ask(stretch, 0, 0.3)
+        row_F = torch.from_numpy(stretch.rows_KT.reshape(-1))
+        for event in stretch.events:
             inside = row_F[event.start : event.stop]
             assert {SHAPES[s - 1] for s in shapes[inside].tolist()} == {event.shape}
             assert {list(COLORS)[c - 1] for c in colors[inside].tolist()} == {event.color}
             assert len(set(times[inside].tolist())) == 1
-        shown = sum(len(event.frames) for event in stream.events)
+        shown = sum(len(event.frames) for event in stretch.events)
         assert int((shapes[row_F] > 0).sum()) == shown
-        named = [e for e in stream.events if e.shape in asked.question or e.color in asked.question]
-        named += [e for e in stream.events if e.shape[:5] in asked.question]  # plurals
+        named = [e for e in stretch.events if e.shape in asked.question or e.color in asked.question]
+        named += [e for e in stretch.events if e.shape[:5] in asked.question]  # plurals
         clips = {k for k in range(5) if any(e.start < 8 * k + 8 and e.stop > 8 * k for e in named)}
         assert set(asked.relevant_K.nonzero().flatten().tolist()) <= clips and asked.relevant_K.any()
+
+
+@pytest.mark.parametrize("among", [False, True])
+def test_what_came_before_an_event_is_to_be_found_where_it_begins_and_not_where_it_stands_by_itself(among: bool) -> None:
+    made, nothing = stretches(), 0
+    for _ in range(100):
+        stretch = made.stretch(9, 4)
+        asked = made.ask(stretch, 0, before=1.0, among=among)
+        place = next(i for i, event in enumerate(stretch.events) if event.shape in asked.question)
+        begins, earlier = stretch.events[place].start // 8, stretch.events[place - 1] if place else None
+        assert asked.answer == (NOTHING if earlier is None else earlier.color)
+        assert asked.relevant_K.nonzero().flatten().tolist() == [begins]
+        shown = [k for k in range(begins) if k not in asked.hidden]
+        assert begins not in asked.hidden and len(shown) == (0 if not among else earlier.start // 8 if earlier else begins)
+        nothing += len(stretch.events) > 1 and asked.answer == NOTHING
+    assert nothing < 30  # of some 75
+
+
+@pytest.mark.parametrize("among_hidden", [False, True])
+def test_hidden_clips_move_no_answer_and_the_selection_only_where_they_are_told_apart(
+    among_hidden: bool, ready: VideoStreaming
+) -> None:
+    """Nor is the learned scale of the similarities lost to them: minus infinity times a weight has no gradient."""
+    features = torch.randn(1, 6, 8, 4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    times = [[(8.0 * k, 8.0 * k + 8) for k in range(6)]]
+    asked = [Asked(0, "what colour was there before the ring?", "red", torch.arange(6) == 3, hidden=range(3))]
+    encoded = encode_streams(ready, features, times, propagate=False)
+    selecting = Selecting(among_hidden=among_hidden)
+    parts = stream_loss(ready, encoded, times, asked, selecting, torch.Generator().manual_seed(2)).parts
+    ready.model.sim_scale.grad = None
+    for name, moves_hidden in (("answers", False), ("selection", among_hidden)):
+        features.grad = None
+        parts[name].backward(retain_graph=True)
+        assert features.grad is not None
+        assert [bool(part.abs().max() > 0) for part in features.grad[0]] == [moves_hidden] * 3 + [True] * 3
+    assert ready.model.sim_scale.grad is not None and ready.model.sim_scale.grad.isfinite()
 
 
 def test_questions_about_the_past_name_the_event_before() -> None:
