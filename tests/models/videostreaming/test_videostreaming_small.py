@@ -1,4 +1,4 @@
-"""The small model of the package: it selects the right clip of a film it has not seen, and answers from four memories."""
+"""The small model of the package: it selects the right clip of a film it has not seen, and answers from two memories."""
 
 import pytest
 
@@ -21,6 +21,11 @@ def test_selected_memories_answer_more_than_as_many_tokens_of_a_uniform_sample(q
     accuracy = quality.accuracy
     assert accuracy["memory"] >= 1.5 * accuracy["uniform"] and accuracy["memory"] >= 1.5 * accuracy["last"]
     assert accuracy["memory"] > 1.5 * quality.guess
+
+
+def test_what_came_before_an_event_is_known_where_memories_are_handed_on_only(quality) -> None:  # type: ignore[no-untyped-def]
+    right = quality.accuracy_by_kind["before"]
+    assert right["memory"] >= right["no_propagation"] + 0.2
 
 
 def test_the_file_is_small() -> None:
