@@ -241,8 +241,9 @@ def _videostreaming_gain(r: Result) -> str:
 
 
 def _propagation(r: Result) -> str:
-    told = {name: f"{_percent(mean)} ± {100 * half:.0f}" for name, (mean, half) in r["before"].items() if name != "guess"}
-    return f"{told['with']} right with it, {told['without']} without; {told['gain']} points more film by film"
+    told = {name: f"{_percent(r['before'][name][0])} ± {100 * r['before'][name][1]:.0f}" for name in ("with", "without")}
+    gain, half_width = (round(100 * value) for value in r["before"]["gain"])
+    return f"{told['with']} right with it, {told['without']} without; film by film {gain} ± {half_width} points more"
 
 
 def _videostreaming_speed(r: Result) -> str:

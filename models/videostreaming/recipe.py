@@ -3,8 +3,9 @@
 The tower is that of ReKV's small model, frozen: it stands for a published CLIP, and both methods see with the same eyes. Stage
 ``clips`` (the paper's stage 1): text through summaries under the prefix mask, answers from one to a few memories, without a
 past and, every other time, behind each other. Stages ``warm_up`` and ``streaming`` (stage 2): streams with propagated memories
-and questions that select, first with temporal supervision. Wherever memories are handed on, they are also asked for the facts
-that they must carry (``stretches.py``; ours). Everything is a function of the seed.
+and questions that select, first with temporal supervision. Stage ``finding``: the right memory among those of earlier events.
+Wherever memories are handed on, they are also asked for the facts that they must carry (``stretches.py``; ours). Everything is
+a function of the seed.
 """
 
 from __future__ import annotations
