@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.claims import CLAIMS, README_CLAIMS, Result
 from benchmarks.machine import RESULTS
 
-__all__ = ["main", "page", "readme"]
+__all__ = ["demo_table", "main", "page", "readme"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -32,6 +32,7 @@ the machine's description, to `benchmarks/results/`; `make bench` runs them all.
 """
 
 _BETWEEN = re.compile(r"(<!-- figures: python -m benchmarks\.tables -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
+_DEMOS = re.compile(r"(<!-- demos: python -m benchmarks\.tables -->\n)(.*?)(<!-- end of demos -->)", re.DOTALL)
 
 
 def page(folder: Path = RESULTS) -> str:
@@ -57,7 +58,18 @@ def page(folder: Path = RESULTS) -> str:
 def readme(text: str, folder: Path = RESULTS) -> str:
     """Return the README with its figures between the two marks written anew."""
     rows = [f"- {what}: {figure(_read(folder, name))}\n" for name, what, figure in README_CLAIMS]
-    return _BETWEEN.sub(lambda found: found[1] + "".join(rows) + found[3], text)
+    text = _BETWEEN.sub(lambda found: found[1] + "".join(rows) + found[3], text)
+    return _DEMOS.sub(lambda found: found[1] + demo_table(_read(folder, "demos")) + found[3], text)
+
+
+def demo_table(result: Result) -> str:
+    """Return what each demo's memory is worth, and where it loses, as a table."""
+    lines = ["| demo | without memory | with |\n", "|---|---|---|\n"]
+    for name, demo in result["demos"].items():
+        worth = demo["worth"]
+        loses = f" (worse: {worth['loses']})" if worth["loses"] else ""
+        lines.append(f"| `{name}` | {worth['what']}: {worth['without']} | {worth['having']}{loses} |\n")
+    return "".join(lines)
 
 
 def _read(folder: Path, name: str) -> Result:

@@ -14,7 +14,7 @@ import numpy as np
 
 from connectors.extras import optional
 from pipelines.demos.charts import write_sheet
-from pipelines.demos.runner import Say, Shown, run
+from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
 cv2 = optional("cv2")
@@ -51,6 +51,11 @@ def show(out: Path, say: Say) -> Shown:
             ("4 frames chosen among the last 20", f"{right['with']}"),
             ("what remembering gained", f"{right['with'] - right['without']:+d}"),
         ],
+        worth=Worth(
+            "pointing where a cube told that is gone",
+            f"{right['without']} of {_RECORDINGS}",
+            f"{right['with']} of {_RECORDINGS}",
+        ),
         look=[(f"{out / 'picture.png'}", "the frames that it acted on, and how many frames ago they were")],
         next=[f"run fourd_vla_act --set scans.path={out / 'scans'}", "describe fourd_vla"],
     )

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from connectors.extras import optional
-from pipelines.demos.runner import Say, Shown, run
+from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ def show(out: Path, say: Say) -> Shown:
             *((label, f"{scores[name]:.3f}") for name, label in _DETECTORS.items()),
             ("what the memory gained", f"{scores['memory'] - scores['single_frame']:+.3f}"),
         ],
+        worth=Worth(
+            "the class of an object whose color blur and occlusion destroy: mAP50",
+            f"{scores['single_frame']:.3f}",
+            f"{scores['memory']:.3f}",
+        ),
         facts=[
             f"rows        {rows:,} ({len(_DETECTORS)} detectors x {len(_SEEDS)} videos x {_FRAMES} frames)",
             f"frames/s    {rows / result.report.seconds:.0f} (and {seconds - result.report.seconds:.0f} s to start Ray)",

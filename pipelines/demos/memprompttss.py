@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.demos.runner import Say, Shown, run
+from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
 __all__ = ["show"]
@@ -63,6 +63,11 @@ def show(out: Path, say: Say) -> Shown:
             (f"with one, about sample {_SAID}", f"{accuracy['with']:.0%}"),
             ("what one remark gained", f"{accuracy['with'] - accuracy['without']:+.0%}"),
         ],
+        worth=Worth(
+            "states of a signal that nothing names: right",
+            f"{accuracy['without']:.0%}",
+            f"{accuracy['with']:.0%} after one remark",
+        ),
         look=[
             (f"{picture}", "a signal, its states, and the remark"),
             (f"{next(path for path in page if path.name == '_states.html')}", "all of them"),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.demos.charts import line_chart
-from pipelines.demos.runner import Say, Shown, run
+from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
 __all__ = ["show"]
@@ -79,16 +79,19 @@ def show(out: Path, say: Say) -> Shown:
     marks = {_PHASE_S / 60 * (n + 1): "new" if _PHASES[n + 1] >= _FIRST_NEW else "" for n in range(len(changes))}
     line_chart(out / "picture.png", "log-likelihood of events, nats", lines, x="minutes", marks=marks)
     new = [number for number, regime in enumerate(_PHASES) if regime >= _FIRST_NEW]
-    table = []
+    table, worse = [], []
     for kind, is_new in (("habits of the training", False), ("new habits", True)):
         chosen = {learn: np.isin(phase[learn], new) == is_new for learn in _LEARN}
-        table.append((kind, *(f"{np.nanmean(number[learn][1][chosen[learn]]):.3f}" for learn in _LEARN)))
+        was, now = (float(np.nanmean(number[learn][1][chosen[learn]])) for learn in _LEARN)
+        table.append((kind, f"{was:.3f}", f"{now:.3f}"))
+        worse += [f"{kind}: {was:.3f} without, {now:.3f} with"] if now < was else []
     before, after = (float(np.nanmean(number[learn][1])) for learn in _LEARN)
     table.append(("all, and what learning gained", f"{before:.3f}", f"{after:.3f} ({after - before:+.3f})"))
     return Shown(
         title="Log-likelihood per event, nats; higher is better",
         columns=("while", *_LEARN.values()),
         rows=table,
+        worth=Worth("log-likelihood of events while habits change", f"{before:.3f} nats", f"{after:.3f}", "; ".join(worse)),
         look=[(f"{out / 'picture.png'}", "log-likelihood over time")],
         next=["describe prompttpp"],
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.demos.charts import film_frames, write_sheet
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, Worth
 
 __all__ = ["show"]
 
@@ -60,6 +60,11 @@ def show(out: Path, say: Say) -> Shown:
             *((words, f"{accuracy[mode]:.0%}") for mode, words in _MODES.items()),
             ("what the memory gained", f"{accuracy['memory'] - max(accuracy['recent'], accuracy['uniform']):+.0%}"),
         ],
+        worth=Worth(
+            "right answers about ten minutes of film",
+            f"{accuracy['uniform']:.0%} from {config.retrieve_frames} frames spread evenly",
+            f"{accuracy['memory']:.0%} from the {config.retrieve_frames} that match",
+        ),
         facts=[f"frames of the event that the memory brought back: {quality.recall:.0%}"],
         look=[
             (f"{out / 'picture.png'}", "questions, answers, and the frames they rest on"),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.demos.charts import line_chart
-from pipelines.demos.runner import Say, Shown, run
+from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
 __all__ = ["show"]
@@ -50,16 +50,18 @@ def show(out: Path, say: Say) -> Shown:
     phase_R = joined.column("phase").to_numpy()
     loss = {name: _loss(joined, name) for name in ("y_base", "y_pred")}
     _draw(out / "picture.png", loss, phase_R)
-    table = []
+    table, worse = [], []
     for phase, words in enumerate(_PHASES):
-        here = phase_R == phase
-        table.append((words, *(f"{values[here].mean():.4f}" for values in loss.values())))
+        was, now = (float(values[phase_R == phase].mean()) for values in loss.values())
+        table.append((words, f"{was:.4f}", f"{now:.4f}"))
+        worse += [f"{words}: {was:.4f} without, {now:.4f} with"] if now > was else []
     base, corrected = (float(values.mean()) for values in loss.values())
     table.append(("all, and what the memory gained", f"{base:.4f}", f"{corrected:.4f} ({corrected - base:+.4f})"))
     return Shown(
         title="Logloss of click predictions; lower is better",
         columns=("while", "frozen network", "with its memory"),
         rows=table,
+        worth=Worth("logloss of clicks while habits shift and return", f"{base:.4f}", f"{corrected:.4f}", "; ".join(worse)),
         look=[(f"{out / 'picture.png'}", "logloss over time")],
         next=[f"view {out / 'windows'}", "describe reloop2"],
     )

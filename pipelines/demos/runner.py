@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines import Pipeline
     from pipelines.api import Result
 
-__all__ = ["DEMOS", "Demo", "Say", "Shown", "command", "run", "run_demo"]
+__all__ = ["DEMOS", "Demo", "Say", "Shown", "Worth", "command", "run", "run_demo"]
 
 Say = Callable[[str], None]
 """Tells the user what happens now."""
@@ -64,6 +64,17 @@ DEMOS: Mapping[str, Demo] = {
 """Demos by name: those of the module of that name in this package."""
 
 
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a memory is worth in one line, for the table of all demos (``benchmarks.demos``)."""
+
+    what: str
+    without: str
+    having: str
+    loses: str = ""
+    """Where the memory makes it worse, in words and figures; empty where it nowhere does."""
+
+
 @dataclass(slots=True)
 class Shown:
     """What a demo has to show at its end."""
@@ -72,6 +83,7 @@ class Shown:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """The last one is what the memory gained."""
+    worth: Worth
     facts: Sequence[str] = ()
     look: Sequence[tuple[str, str]] = ()
     """Files and what they are; the first one is the picture."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.demos.runner import Say, Shown, run
+from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ def show(out: Path, say: Say) -> Shown:
             ("the frames of the film", f"{found.found}", f"{found.right}"),
             ("what seeing gained", f"{found.found - dark.found:+d}", f"{found.right - dark.right:+d}"),
         ],
+        worth=Worth(
+            "sound for a film: bounces heard at their pitch",
+            f"{dark.right} of {dark.bounces} where it sees nothing",
+            f"{found.right} of {found.bounces}",
+        ),
         facts=[f"onsets that are bounces: {right['precision']:.0%} with the film, {blind['precision']:.0%} without"],
         look=[
             (f"{picture}", "frames, spectrograms of real and made sound"),

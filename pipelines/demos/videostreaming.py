@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.demos.charts import film_frames, write_sheet
-from pipelines.demos.runner import Say, Shown
+from pipelines.demos.runner import Say, Shown, Worth
 
 __all__ = ["show"]
 
@@ -56,6 +56,11 @@ def show(out: Path, say: Say) -> Shown:
             *((words, f"{accuracy[mode]:.0%}", f"{quality.recall[mode]:.0%}") for mode, words in _MODES.items()),
             ("what selecting gained", f"{accuracy['memory'] - max(accuracy['last'], accuracy['uniform']):+.0%}", ""),
         ],
+        worth=Worth(
+            "right answers about ten minutes of film",
+            f"{accuracy['uniform']:.0%} from {count} clips spread evenly",
+            f"{accuracy['memory']:.0%} from the {count} that match",
+        ),
         look=[
             (f"{out / 'picture.png'}", "questions, right answers, and the middle of each selected clip"),
             (f"{out / 'film.mp4'}", "the film"),

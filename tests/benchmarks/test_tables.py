@@ -43,3 +43,10 @@ def test_results_are_json_that_every_reader_takes(tmp_path: Path) -> None:
     assert json.loads(path.read_text(), parse_constant=refuse)["values"] == [1.0, None, {"x": None}]
     for committed in RESULTS.glob("*.json"):
         json.loads(committed.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_the_table_of_demos_says_where_a_memory_loses() -> None:
+    worth = {"what": "logloss", "without": "0.6", "having": "0.5", "loses": "at rest: 0.4 without, 0.41 with"}
+    table = tables.demo_table({"demos": {"one": {"worth": worth}, "two": {"worth": {**worth, "loses": ""}}}})
+    assert "| `one` | logloss: 0.6 | 0.5 (worse: at rest: 0.4 without, 0.41 with) |\n" in table
+    assert "| `two` | logloss: 0.6 | 0.5 |\n" in table

@@ -21,7 +21,7 @@ from pipelines import Pipeline, registry
 from pipelines.cli import cli
 from pipelines.demos import runner
 from pipelines.demos.mamba import map50
-from pipelines.demos.runner import DEMOS, Shown, run_demo
+from pipelines.demos.runner import DEMOS, Shown, Worth, run_demo
 
 EDGES = ("x1", "y1", "x2", "y2")
 DETECTION = pa.struct([(edge, pa.float32()) for edge in EDGES] + [("score", pa.float32()), ("label", pa.int16())])
@@ -77,7 +77,13 @@ def shown(out: Path, say: runner.Say) -> Shown:
     (out / "rows").mkdir()
     (out / "picture.png").write_bytes(b"pixels")
     gained = [("without", "0.5"), ("with", "0.9"), ("gained", "+0.4")]
-    return Shown(title="mAP50", columns=("detector", "mAP50"), rows=gained, look=[(f"{out / 'picture.png'}", "boxes")])
+    return Shown(
+        title="mAP50",
+        columns=("detector", "mAP50"),
+        rows=gained,
+        worth=Worth("mAP50", *(row[1] for row in gained[:2])),
+        look=[(f"{out / 'picture.png'}", "boxes")],
+    )
 
 
 def test_a_demo_ends_with_a_table_and_a_picture_and_may_be_run_again(
@@ -144,7 +150,7 @@ def test_a_demo_shows_what_the_memory_is_worth(name: str, tmp_path: Path, capsys
     picture = re.search(r"Look at it:\n  (\S+\.png)", said)
     assert picture is not None and cv2.imread(picture[1]) is not None
     (gained,) = re.findall(r"│ [^│]*gained\s*│(.*)│", said)
-    better = re.findall(r"[-+]\d[\d.]*", gained)
+    better = re.findall(r"\(([-+]\d[\d.]*)\)", gained) or re.findall(r"[-+]\d[\d.]*", gained)
     assert runner._is_ours(tmp_path / "out"), "it can be run again"
     assert better and all(float(number) * (-1 if name == "reloop2" else 1) > 0 for number in better), said
 
