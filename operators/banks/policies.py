@@ -148,7 +148,7 @@ def fifo_pinned(order: str = "order", pinned: str = "pinned") -> Policy:
         pad = writing.width - found
         rank_BN, position_BN = F.pad(rank_BN, (0, pad), value=_LAST), F.pad(position_BN, (0, pad))
         valid_BN = (writing.column_N < writing.count_B[:, None]) & (rank_BN < _LAST)
-        taken_B = (valid_BN & (rank_BN < 0)).sum(1)
+        taken_B = (valid_BN & (position_BN >= fill_B[:, None])).sum(1)  # orders below 0 are of rows that are there, too
         return Plan(position_BN, valid_BN, fill_B + taken_B)
 
     return plan

@@ -344,10 +344,9 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
         ):
             slots_N = np.array([stream.slot for stream in streams], np.int64)
             self._timeline.export(slots_N, state, incremental=incremental)
-            chosen = torch.from_numpy(slots_N).to(self.context.device)
+            chosen = torch.from_numpy(slots_N)
             for bank in self._banks:
-                bank.bank.export(chosen, state, incremental=incremental)
-                bank.bank.mark_clean()
+                bank.export(chosen, state, incremental=incremental)
             self._pending.export(state)
             self._tells.export(state)
         return state
@@ -366,13 +365,13 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
         if streams:
             self._timeline.load(slots_N, live)
             for bank in self._banks:
-                bank.load(torch.from_numpy(slots_N).to(self.context.device), live)
+                bank.load(torch.from_numpy(slots_N), live)
         for bank in self._banks:
-            bank.bank.mark_clean()
+            bank.mark_clean()
 
     def metrics(self) -> dict[str, float]:
         """Return bytes, prompts that are remembered and that wait, and counts of the whole run."""
-        banks = sum(bank.bank.bytes()["device"] for bank in self._banks)
+        banks = sum(bank.bytes() for bank in self._banks)
         return {
             "bank_bytes": float(banks + self._timeline.bytes()),
             "streams": float(len(self._streams)),

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from models.uploads import download
 from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Tick
 from operators.memprompttss.memory import PromptBank
@@ -53,11 +53,10 @@ class Reviser:
         slot = tick.job.slot
         first, number_W, tokens_WPD = timeline.cached(slot, windows)
         start, end = first * stride, (windows - 1) * stride + window
-        slots_B = torch.tensor([slot], device=self._network.device)
-        tokens_BND, valid_BN = self._banks[level].read(slots_B)
+        tokens_BND, valid_BN = self._banks[level].read(np.array([slot]))
         of_W = np.zeros(len(number_W), np.int64)
-        probability_WTK = self._network.states(tokens_WPD, tokens_BND, valid_BN, of_W)
-        sum_NK, count_N = sum_votes(number_W * stride, probability_WTK, start, end - start)
+        (probability_WTK,) = download(self._network.states(tokens_WPD, tokens_BND, valid_BN, of_W))
+        sum_NK, count_N = sum_votes(number_W * stride, probability_WTK.numpy(), start, end - start)
         # Samples before have windows that are forgotten.
         revised = 0 if first == 0 else start + window - stride
         changed = 0

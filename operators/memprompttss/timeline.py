@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.uploads import download, upload, upload_values
 from operators.banks import RowSpec, SlotBank, ring
 from operators.memprompttss.config import Geometry
 from operators.memprompttss.segments import MACHINE, NONE
@@ -115,10 +116,10 @@ class Timeline:
         """Return of the windows of a slot that are remembered: the first one's number, those that are valid, their tokens."""
         first = max(0, windows - self.geometry.cached)
         number_W = np.arange(first, windows)
-        at_W = torch.from_numpy(number_W % self.geometry.cached).to(self.windows.device)
-        valid_W = self.windows.rows["valid"][slot][at_W].cpu().numpy()
-        kept = torch.from_numpy(np.flatnonzero(valid_W)).to(self.windows.device)
-        return first, number_W[valid_W], self.windows.rows["tokens"][slot][at_W[kept]]
+        at_W = number_W % self.geometry.cached
+        (valid_C,) = download(self.windows.rows["valid"][slot])
+        valid_W = valid_C.numpy()[at_W]
+        return first, number_W[valid_W], self.windows.rows["tokens"][slot][upload_values(at_W[valid_W], self.windows.device)]
 
     # States
 
@@ -153,7 +154,7 @@ class Timeline:
         """Make a slot ready for a new stream."""
         one = torch.tensor([slot])
         for bank in (self.samples, self.windows, *self.states):
-            bank.open(one.to(bank.device), torch.zeros(1, dtype=torch.int64))
+            bank.open(upload(one, bank.device), torch.zeros(1, dtype=torch.int64))
         self._blank(slot)
 
     def release(self, slot: int) -> None:
@@ -164,7 +165,7 @@ class Timeline:
         """Forget all samples of a slot: the next one is the first."""
         one = torch.tensor([slot])
         for bank in (self.samples, self.windows, *self.states):
-            bank.release(one.to(bank.device))
+            bank.release(upload(one, bank.device))
         self._blank(slot)
 
     def _blank(self, slot: int) -> None:
@@ -218,12 +219,14 @@ def _windows(tokens: tuple[int, int]) -> dict[str, RowSpec]:
 def _append(bank: SlotBank, slots_B: Ints, rows: Mapping[str, Tensor], sizes_B: Ints) -> None:
     """Write rows, those of each slot together, into a ring."""
     most = int(sizes_B.max())
-    count_B = torch.from_numpy(sizes_B).to(bank.device)
+    count_B = upload_values(sizes_B, bank.device)
     if (sizes_B == most).all():
-        padded = {name: values.to(bank.device).view(len(sizes_B), most, *values.shape[1:]) for name, values in rows.items()}
+        padded = {
+            name: upload(values, bank.device).view(len(sizes_B), most, *values.shape[1:]) for name, values in rows.items()
+        }
     else:
         start_B = np.cumsum(sizes_B) - sizes_B
         index = np.minimum(start_B[:, None] + np.arange(most), (start_B + sizes_B - 1)[:, None])
-        at_BN = torch.from_numpy(index).to(bank.device)
-        padded = {name: values.to(bank.device)[at_BN] for name, values in rows.items()}
-    bank.write(torch.from_numpy(slots_B).to(bank.device), padded, count_B, ring)
+        at_BN = upload_values(index, bank.device)
+        padded = {name: upload(values, bank.device)[at_BN] for name, values in rows.items()}
+    bank.write(upload_values(slots_B, bank.device), padded, count_B, ring)

@@ -13,6 +13,7 @@ from models.hub import weights_file
 from models.memprompttss.checkpoint import load_network
 from models.memprompttss.header import SMALL_WEIGHTS
 from models.memprompttss.model import MemPromptTSS, Prompts
+from models.uploads import upload, upload_values
 from models.weight_files import weights_name
 from operators.memprompttss.config import MemPromptTSSOptions
 
@@ -46,37 +47,42 @@ class Network:
     def encode(self, x_WTC: Floats) -> Tensor:
         """Return the tokens of windows, [W, P, D] on the device. Each window as if it were alone."""
         parts = torch.split(torch.from_numpy(x_WTC), self.batch)
-        return torch.cat([self.model.ts_encoder(part.to(self.device), alone=True) for part in parts])
+        return torch.cat([self.model.ts_encoder(upload(part, self.device), alone=True) for part in parts])
 
     @torch.inference_mode()
     def remember(self, prompts: Prompts, x_RTC: Floats) -> Tensor:
         """Return the memory tokens [R, D] of prompts [R], on the device."""
-        on_device = (part.to(self.device) for part in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect))
-        context = torch.from_numpy(x_RTC).to(self.device)
+        on_device = (upload(part, self.device) for part in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect))
+        context = upload_values(x_RTC, self.device)
         return self.model.remember(Prompts(*on_device), context, alone=True)
 
     @torch.inference_mode()
-    def states(self, tokens_WPD: Tensor, m_BND: Tensor, valid_BN: Tensor, of_W: npt.NDArray[np.int64]) -> Floats:
-        """Return the probabilities [W, T, K] of windows, each with its bank ``of_W``; banks without a valid token are empty."""
-        out = np.empty((len(of_W), self.model.config.window, self.model.config.classes), np.float32)
-        none_B = ~valid_BN.any(1)
-        silent_W = none_B.cpu().numpy()[of_W]
+    def states(self, tokens_WPD: Tensor, m_BND: Tensor, valid_BN: npt.NDArray[np.bool_], of_W: npt.NDArray[np.int64]) -> Tensor:
+        """Return the probabilities [W, T, K] of windows, each with its bank ``of_W``, on the device.
+
+        Banks without a valid token are empty; the host knows which.
+        """
+        out, places = [], []
+        silent_W = ~valid_BN.any(1)[of_W]
         empty = m_BND[:1, :0]
         for rows_W, is_silent in ((np.flatnonzero(silent_W), True), (np.flatnonzero(~silent_W), False)):
             for first in range(0, len(rows_W), self.batch):
                 rows = rows_W[first : first + self.batch]
-                x_WPD = tokens_WPD[torch.from_numpy(rows).to(self.device)]
+                x_WPD = tokens_WPD[upload_values(rows, self.device)]
                 if is_silent:
                     logits = self.model.decode(
                         x_WPD, empty, None, torch.zeros(len(rows), dtype=torch.int64, device=self.device)
                     )
                 else:
                     banks, local = np.unique(of_W[rows], return_inverse=True)
-                    chosen = torch.from_numpy(banks).to(self.device)
-                    there = valid_BN[chosen]
-                    width = int(there.any(0).nonzero().max()) + 1  # no column behind the last token of any of these banks
+                    chosen = upload_values(banks, self.device)
+                    there = valid_BN[banks]
+                    width = int(np.flatnonzero(there.any(0)).max()) + 1  # no column behind the last token of these banks
                     there = there[:, :width]
-                    mask = None if bool(there.all()) else there
-                    logits = self.model.decode(x_WPD, m_BND[chosen, :width], mask, torch.from_numpy(local).to(self.device))
-                out[rows] = logits.softmax(2).cpu().numpy()
-        return out
+                    mask = None if there.all() else upload_values(there, self.device)
+                    logits = self.model.decode(x_WPD, m_BND[chosen, :width], mask, upload_values(local, self.device))
+                out.append(logits.softmax(2))
+                places.append(rows)
+        if len(out) == 1:
+            return out[0]
+        return torch.cat(out)[upload_values(np.argsort(np.concatenate(places)), self.device)]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.uploads import download, upload_values
 from operators.counters import Counters
 from operators.memprompttss.applying import Applier
 from operators.memprompttss.config import Geometry
@@ -64,7 +65,9 @@ class WindowRunner:
             self._counters.add("revisions", changed)
         self._counters.add("windows", len(ticks))
         rank_W = np.array([tick.window - tick.job.stream.windows for tick in ticks])
-        said = [self._decode(level, tokens_WPD, valid_W, slots_W, touched) for level in range(len(self._banks))]
+        made = [self._decode(level, tokens_WPD, valid_W, slots_W, touched) for level in range(len(self._banks))]
+        on_host = download(*(probability_VTK for _, probability_VTK in made))
+        said = [(row_W, probability_VTK.numpy()) for (row_W, _), probability_VTK in zip(made, on_host, strict=True)]
         for rank in range(int(rank_W.max()) + 1):
             members = np.flatnonzero(rank_W == rank)
             some = [ticks[w] for w in members.tolist()]
@@ -117,8 +120,9 @@ class WindowRunner:
             valid_W = (self._timeline.get("quality", slots_W[:, None], np.maximum(at_T, 0)[None]) != MISSING).all(1)
         if not valid_W.all():
             return
-        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_W).to(self._network.device))
-        said_TK = self._network.states(self._network.encode(x_WTC), tokens_BND, valid_BN, np.zeros(1, np.int64))[0]
+        tokens_BND, valid_BN = self._banks[level].read(slots_W)
+        (said_1TK,) = download(self._network.states(self._network.encode(x_WTC), tokens_BND, valid_BN, np.zeros(1, np.int64)))
+        said_TK = said_1TK[0].numpy()
         open_T = at_T >= first
         place_N = at_T[open_T] % window
         self._timeline.votes_SGTK[slots_W[0], level, place_N] += said_TK[open_T]
@@ -133,7 +137,7 @@ class WindowRunner:
             config = self._network.model.config
             tokens_WPD = torch.zeros(len(ticks), config.patches, config.width, device=self._network.device)
             if valid_W.any():
-                rows = torch.from_numpy(np.flatnonzero(valid_W)).to(self._network.device)
+                rows = upload_values(np.flatnonzero(valid_W), self._network.device)
                 tokens_WPD[rows] = self._network.encode(x_WTC[valid_W])
         first = np.concatenate([[True], slots_W[1:] != slots_W[:-1]])
         sizes_B = np.diff(np.concatenate([np.flatnonzero(first), [len(slots_W)]]))
@@ -147,17 +151,20 @@ class WindowRunner:
         valid_W: npt.NDArray[np.bool_],
         slots_W: Ints,
         touched: set[tuple[int, int]],
-    ) -> tuple[Ints, Floats]:
-        """Return the probabilities of windows that can be run and were not run with the past; and the row of each, else -1."""
+    ) -> tuple[Ints, Tensor]:
+        """Return the probabilities of windows that can be run and were not run with the past; and the row of each, else -1.
+
+        The probabilities stay on the device.
+        """
         there_W = valid_W.copy()
         if touched:
             there_W &= np.array([(slot, level) not in touched for slot in slots_W.tolist()])
         row_W = np.where(there_W, there_W.cumsum() - 1, -1)
         if not there_W.any():
-            return row_W, np.zeros((0, 1, 1), np.float32)
+            return row_W, torch.zeros(0, 1, 1)
         slots_B, of_V = np.unique(slots_W[there_W], return_inverse=True)
-        tokens_BND, valid_BN = self._banks[level].read(torch.from_numpy(slots_B).to(self._network.device))
-        chosen = tokens_WPD if there_W.all() else tokens_WPD[torch.from_numpy(np.flatnonzero(there_W)).to(self._network.device)]
+        tokens_BND, valid_BN = self._banks[level].read(slots_B)
+        chosen = tokens_WPD if there_W.all() else tokens_WPD[upload_values(np.flatnonzero(there_W), self._network.device)]
         return row_W, self._network.states(chosen, tokens_BND, valid_BN, of_V)
 
     def _windows(self, slots_W: Ints, start_W: Ints) -> tuple[Floats, npt.NDArray[np.bool_]]:

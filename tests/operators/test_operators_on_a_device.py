@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import memprompttss_streams
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -60,6 +59,21 @@ def reloop2(module: ModuleType, folder: Path, **options: Any) -> Made:
     return operator, steps
 
 
+def memprompttss(module: ModuleType, folder: Path, *, prompted: bool = False) -> Made:
+    operator = module.operator(module.network(folder))
+    waves = [module.wave(32, seed) for seed in (0, 1)]
+
+    def part(first: int) -> Step:
+        rows = [module.samples(name, x[first : first + 8], first=first) for name, x in zip("ab", waves, strict=True)]
+        return "process", module.together(*rows)
+
+    steps = [part(0), part(8), part(16)]
+    if prompted:
+        asked = [{"at": 12, "state": 1, "prompt_id": "p"}, {"at": 13, "state": 2, "prompt_id": "q", "stream_id": "b"}]
+        steps[2:2] = [("control", module.prompts(*asked))]
+    return operator, [*steps, part(24)]
+
+
 def prompttpp(module: ModuleType, folder: Path) -> Made:
     events = module.stream(3, 4)
     return module.operator(module.network(folder)), [("process", events.slice(first, 3)) for first in (0, 3)]
@@ -72,6 +86,9 @@ CASES = [
     # A row for which the base model says nothing finite is no impression, and the host counts those.
     pytest.param("reloop2", reloop2, {}, 1, id="reloop2"),
     pytest.param("reloop2", reloop2, {"forgetting": "slices", "forget_rows": 64}, 1, id="reloop2, slices"),
+    pytest.param("memprompttss", memprompttss, {}, 0, id="memprompttss"),
+    # A tick with prompts: for each of two streams which windows are remembered, and how they are revised.
+    pytest.param("memprompttss", memprompttss, {"prompted": True}, 4, id="memprompttss, prompted"),
     pytest.param("prompttpp", prompttpp, {}, 0, id="prompttpp"),
 ]
 
@@ -107,18 +124,3 @@ def test_between_upload_and_download_a_step_waits_for_nothing_but_what_the_host_
             assert len(found) <= most, found
             assert not [event for event in launches.events if event.waits], launches.places("upload")
         assert kernels > 50
-
-
-def test_memprompttss_waits_for_the_device_at_most_6_times_per_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    streams_of("memprompttss", monkeypatch)
-    waves = [memprompttss_streams.wave(16, seed) for seed in (0, 1)]
-    with on_device() as launches:
-        operator = memprompttss_streams.operator(memprompttss_streams.network(tmp_path))
-        for first in (0, 8):
-            parts = [
-                memprompttss_streams.samples(name, x[first : first + 8], first=first)
-                for name, x in zip("ab", waves, strict=True)
-            ]
-            launches.clear()
-            operator.process(memprompttss_streams.together(*parts))
-            assert len(launches.of("read")) <= 6, launches.places("read")

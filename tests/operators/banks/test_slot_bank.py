@@ -227,6 +227,17 @@ def test_fifo_spares_pinned_rows(writes: list[tuple[int, bool]]):
     assert sorted(held(bank, 1)) == sorted(r[0] for r in reference)
 
 
+def test_a_full_bank_does_not_grow_when_a_row_that_was_given_back_is_used_again():
+    bank = make(slots=1, capacity=2, row=RowSpec(()), order=RowSpec((), torch.int64), pinned=RowSpec((), torch.bool))
+    slot = torch.tensor([0])
+    for value, order in ((0.0, 0), (1.0, 1), (2.0, 2)):
+        if value == 2:
+            bank.assign(slot, "order", torch.tensor([[0, -(2**62)]]))  # before all others
+        rows = {"row": torch.tensor([[value]]), "order": torch.tensor([[order]]), "pinned": torch.tensor([[False]])}
+        bank.write(slot, rows, torch.tensor([1]), fifo_pinned())
+    assert held(bank, 0) == [0.0, 2.0]
+
+
 def test_drop_redundant_neighbor_equals_the_list_version():
     torch.manual_seed(3)
     bank = make(slots=3, capacity=5, feature=RowSpec((6,)), order=RowSpec((), torch.int64))
