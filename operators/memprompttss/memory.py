@@ -117,9 +117,8 @@ class PromptBank:
 
     def reencode(self, slot: int, place: int, token_D: Tensor) -> None:
         """Put the token of a prompt whose context is complete now."""
-        self.tokens.put(
-            *(upload(part, self.tokens.device) for part in (self._one(slot), self._one(place))), {"token": token_D[None]}
-        )
+        slot_1, place_1 = (upload(self._one(number), self.tokens.device) for number in (slot, place))
+        self.tokens.put(slot_1, place_1, {"token": token_D[None]})
         self.settle(slot, [place])
 
     def settle(self, slot: int, places: list[int]) -> None:

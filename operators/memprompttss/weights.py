@@ -63,7 +63,7 @@ class Network:
         Banks without a valid token are empty; the host knows which.
         """
         out, places = [], []
-        silent_W = ~valid_BN.any(1)[of_W]
+        silent_W = ~valid_BN[of_W].any(1)
         empty = m_BND[:1, :0]
         for rows_W, is_silent in ((np.flatnonzero(silent_W), True), (np.flatnonzero(~silent_W), False)):
             for first in range(0, len(rows_W), self.batch):
