@@ -40,13 +40,13 @@ def checked(options: MemPromptTSSOptions, config: MemPromptTSSConfig, name: str)
 
 def stream_bytes(geometry: Geometry, config: MemPromptTSSConfig, capacity: int, levels: int) -> int:
     """Return what one stream costs: its prompts, samples, encoded windows, votes and states (``PromptBank``, ``Timeline``)."""
-    prompt = 4 * config.width + ID_BYTES + 7 * 8 + 3
+    token, facts = 4 * config.width, ID_BYTES + 7 * 8 + 3
     sample = 4 * config.channels + 2 * 8 + 1
     window = 4 * math.prod((config.patches, config.width)) + 1
     state = 5 * 8 + 5 * 4 + 2  # numbers of 64, 32 and 16 bits
     votes = geometry.window * (4 * config.classes + 8)
     return (
-        levels * (slot_bytes(prompt, capacity) + slot_bytes(state, geometry.kept) + votes)
+        levels * (slot_bytes(token, capacity) + slot_bytes(facts, capacity) + slot_bytes(state, geometry.kept) + votes)
         + slot_bytes(sample, geometry.kept)
         + slot_bytes(window, geometry.cached)
     )
