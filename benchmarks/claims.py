@@ -494,7 +494,6 @@ CLAIMS: tuple[Claim, ...] = (
         "standing_questions",
         "12 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
         _standing("rekv"),
-        "--films 6",
     ),
     Claim(_REKV, "rekv_policies", "policies for the bank: bytes, accuracy on the films", _policies),
     Claim(
@@ -509,7 +508,6 @@ CLAIMS: tuple[Claim, ...] = (
         "standing_questions",
         "12 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
         _standing("videostreaming"),
-        "--films 6",
     ),
     Claim(_VIDEO, "videostreaming_memory_gain", "a question that needs memory propagation", _propagation, "--films 4"),
     Claim(
