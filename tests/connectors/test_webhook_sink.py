@@ -191,7 +191,7 @@ def document(folder: Path, url: str) -> dict[str, Any]:
     return {
         "name": "hook",
         "state": str(folder / "state"),
-        "epoch_s": 0.05,
+        "epoch_s": 0.5,  # at 20 rows a second every epoch has rows, on a busy machine too
         "sources": {
             "events": {
                 "type": "jsonl",

@@ -12,6 +12,7 @@ import torch
 from connectors.errors import ConfigError
 from models.memprompttss.checkpoint import load_network
 from models.memprompttss.config import MemPromptTSSConfig
+from models.memprompttss.header import SMALL_WEIGHTS
 from models.memprompttss.learning import Episodes, LoopSettings
 from models.memprompttss.losses import agreement
 from models.memprompttss.recipe import FREQUENCY_CONFIG, SmallSchedule, fresh_network, measure_frequencies
@@ -20,13 +21,12 @@ from models.memprompttss.series import read_series, regions, split, vary
 from models.memprompttss.train import train
 from models.memprompttss.two_frequencies import two_frequencies
 from models.training import Progress, TrainingStopped
-from operators.memprompttss.weights import SHIPPED
 
 SHORT = SmallSchedule(steps=12, batch=4, fresh=8)
 
 
 def test_a_prompt_tells_the_shipped_network_the_states_of_places_that_its_context_never_saw() -> None:
-    found = measure_frequencies(load_network(SHIPPED), 48)
+    found = measure_frequencies(load_network(SMALL_WEIGHTS), 48)
     assert found["remote_0_prompts"] <= 0.65
     assert found["remote_1_prompts"] >= 0.9 and found["remote_1_not_prompts"] >= 0.9
     assert found["remote_4_prompts"] >= 0.93 and found["remote_4_not_prompts"] >= 0.93
