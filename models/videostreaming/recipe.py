@@ -174,6 +174,25 @@ class _Course:
         warmup = self.schedule.warmup
         return film_stage(name, steps, rate, self.learned, losses, rng, kept=kept, generators=generators, warmup=warmup)
 
+    def stream_losses(
+        self, step: int, earlier: int, selecting: Selecting, before: float, *, among: bool = False
+    ) -> Mapping[str, Tensor]:
+        """Return the losses of streams whose last clips are learned, behind ``earlier`` ones without gradients."""
+        ready, schedule, clips = self.ready, self.schedule, earlier + self.schedule.clips
+        lesson = self.stretches.lesson(
+            schedule.stream_batch,
+            clips,
+            most_events=min(len(SHAPES), 1 + clips // 2),
+            asked=schedule.asked,
+            before=before,
+            among=among,
+        )
+        encoded = encode_streams(
+            ready, lesson.features_BKTNC, lesson.times_s, bptt_clips=clips, first=step % 2 == 0, learned_from=earlier
+        )
+        parts = stream_loss(ready, encoded, lesson.times_s, lesson.asked, selecting, self.draws).parts
+        return parts | {"carried": self.carried(encoded, lesson, earlier)}
+
     def carried(self, encoded: EncodedStreams, lesson: Lesson, since: int = 0) -> Tensor:
         """Return the weighted loss of the facts that memories from clip ``since`` on are to carry."""
         return self.schedule.carried * carried_loss(self.heads, encoded.memories[since:], lesson.facts_BKA[:, since:])[0]
@@ -211,26 +230,14 @@ def _clips_stage(course: _Course) -> Stage:
 
 def _streams_stage(course: _Course, name: str, steps: int) -> Stage:
     """Teach memories to carry the past on over long streams, and questions to find theirs."""
-    ready, schedule, rng, warm = course.ready, course.schedule, course.stretches.rng, name == "warm_up"
+    schedule, rng, warm = course.schedule, course.stretches.rng, name == "warm_up"
 
     def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
         # A short past first: what a memory is to hold is learned before it is to hold it for long.
         grown = min(1.0, 2 * step / steps) if warm else 1.0
         earlier = int(rng.integers(0, 1 + round(schedule.earlier * grown)))
-        clips = earlier + schedule.clips
-        lesson = course.stretches.lesson(
-            schedule.stream_batch,
-            clips,
-            most_events=min(len(SHAPES), 1 + clips // 2),
-            asked=schedule.asked,
-            before=schedule.before,
-        )
-        encoded = encode_streams(
-            ready, lesson.features_BKTNC, lesson.times_s, bptt_clips=clips, first=step % 2 == 0, learned_from=earlier
-        )
         selecting = Selecting(forced=schedule.forced) if warm else Selecting(temperature=1.0 - 0.5 * step / steps, weight=0.0)
-        parts = stream_loss(ready, encoded, lesson.times_s, lesson.asked, selecting, course.draws).parts
-        yield parts | {"carried": course.carried(encoded, lesson, earlier)}
+        yield course.stream_losses(step, earlier, selecting, schedule.before)
 
     return course.stage(name, steps, schedule.stream_rate * (1.0 if warm else 0.3), losses)
 
@@ -240,26 +247,13 @@ def _finding_stage(course: _Course, seed: int) -> Stage:
 
     It draws from generators of its own, so it can be run again on weights of the stages before.
     """
-    ready, schedule = course.ready, course.schedule
+    schedule = course.schedule
     stretches, draws = course.stretches.again(np.random.default_rng([seed, 8])), torch.Generator().manual_seed(seed)
+    own = dataclasses.replace(course, stretches=stretches, draws=draws)
     selecting = Selecting(forced=schedule.forced, among_hidden=True)
 
     def losses(step: int) -> Iterator[Mapping[str, Tensor]]:
-        earlier = int(stretches.rng.integers(0, 1 + schedule.earlier))
-        clips = earlier + schedule.clips
-        lesson = stretches.lesson(
-            schedule.stream_batch,
-            clips,
-            most_events=min(len(SHAPES), 1 + clips // 2),
-            asked=schedule.asked,
-            before=schedule.before_finding,
-            among=True,
-        )
-        encoded = encode_streams(
-            ready, lesson.features_BKTNC, lesson.times_s, bptt_clips=clips, first=step % 2 == 0, learned_from=earlier
-        )
-        parts = stream_loss(ready, encoded, lesson.times_s, lesson.asked, selecting, draws).parts
-        yield parts | {"carried": course.carried(encoded, lesson, earlier)}
+        earlier = int(own.stretches.rng.integers(0, 1 + schedule.earlier))
+        yield own.stream_losses(step, earlier, selecting, schedule.before_finding, among=True)
 
-    own = dataclasses.replace(course, stretches=stretches, draws=draws)
     return own.stage("finding", schedule.finding_steps, schedule.stream_rate, losses)

@@ -1,8 +1,7 @@
 """Stretches of films that the small model learns from: clips of rendered frames, questions about them, facts to be carried.
 
-An answer is a weak teacher of what a memory hands on: it comes many clips after what it is about, through a selection and
-another network. So each memory is also asked for the facts it must carry (``carried.py``), and a question about what came
-before an event can select no clip from before that event in which the answer stands by itself.
+Each memory is also asked for the facts it must carry (``carried.py`` says why), and a question about what came before an event
+can select no clip from before that event in which the answer stands by itself.
 """
 
 # B stretches, K clips, T frames of a clip, N tokens per frame, C width, P frames of the pool, F frames, A facts
