@@ -51,7 +51,7 @@ want=$({ "$python" --version; cat pyproject.toml constraints.txt; } | sha256sum 
 if [ "$(cat "$venv/.made-from" 2>/dev/null || true)" = "$want" ]; then
   exit 0
 fi
-echo "setup: making $venv with $("$python" --version) (about 2 minutes, 7.4 GB)" >&2
+echo "setup: making $venv with $("$python" --version) (5 to 9 minutes, 7.6 GB)" >&2
 # Made in place, marked complete only at the end: an interrupted set-up starts over.
 rm -rf "$venv"
 "$python" -m venv "$venv"
