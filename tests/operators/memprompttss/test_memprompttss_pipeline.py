@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from connectors.sinks.read import read_committed
+from connectors.sources.host import HostReader, HostSource
 from models.memprompttss.two_frequencies import two_frequencies
 from pipelines import Pipeline
 from pipelines.registry import ready_pipelines
@@ -44,7 +47,12 @@ def test_the_ready_pipeline_follows_a_prompt_and_draws_signals_with_states_befor
     assert all(word in page for word in ("pressure", "before", "after", f"{said['state']}, 1970-01-01 00:00:07"))
 
 
-def test_the_live_pipeline_tells_states_of_this_machine_and_draws_them(tmp_path: Path) -> None:
+def test_the_live_pipeline_tells_states_of_this_machine_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count()
+    # A row at every second look, however busy the machine is: by the wall clock too few came for a window now and then.
+    monkeypatch.setattr(
+        HostSource, "open", lambda self, split, at: HostReader(split, self.options, at, lambda: next(looks) * 0.026)
+    )
     sets = [*places(tmp_path, *SINKS), "here.interval_s=0.05", "here.duration_s=4.5"]
     assert Pipeline.load(ready_pipelines()["memprompttss_live"], sets=sets).run().report.all_ok
     states = read_committed(tmp_path / "states").to_pylist()
