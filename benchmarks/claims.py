@@ -23,6 +23,8 @@ class Claim:
     figure: Callable[[Result], str]
     arguments: str = ""
     """Of the command."""
+    goal: str = ""
+    """Which of the result's goals is this one's, where ``holds`` says of several whether they are reached."""
 
     @property
     def command(self) -> str:
@@ -564,13 +566,20 @@ CLAIMS: tuple[Claim, ...] = (
         _tss_speed,
     ),
     Claim(_TSS, "memprompttss_speed", "32 windows again after one prompt, against the released modules", _tss_again),
-    Claim(_TSS, "memprompttss_gain", "names drawn anew for each series: accuracy far from one label prompt", _tss_waves),
+    Claim(
+        _TSS,
+        "memprompttss_gain",
+        "names drawn anew for each series: accuracy far from one label prompt",
+        _tss_waves,
+        goal="two_frequencies",
+    ),
     Claim(
         _TSS,
         "memprompttss_gain",
         "USC-HAD, a subject that was not trained on, one network per seed: accuracy, and what prompts change",
         _tss_people,
         "--data usc_had/",
+        goal="usc_had",
     ),
     *(
         Claim(

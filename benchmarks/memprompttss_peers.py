@@ -38,13 +38,12 @@ import torch
 
 from benchmarks import machine
 from connectors import records
-from models.memprompttss.header import network_config
+from models.memprompttss.header import SMALL_WEIGHTS, network_config
 from models.memprompttss.metrics import accuracy, ari, boundaries, boundary_f1, covering_of, macro_f1
 from models.memprompttss.two_frequencies import two_frequencies
 from operators.base import Context, Output
 from operators.memprompttss import MemPromptTSSOperator, MemPromptTSSOptions
 from operators.memprompttss.schemas import PROMPT
-from operators.memprompttss.weights import SHIPPED
 
 _PEERS = ("ClaSP", "ClaSS", "CLaP")
 _MARGIN = 0.01
@@ -118,13 +117,13 @@ def _series(usc_had: Path | None) -> dict[str, Series]:
     found = {}
     for seed in range(3):
         x_BLC, state_BL = two_frequencies(1, 4000, torch.Generator().manual_seed(1000 + seed))
-        found[f"waves{seed}"] = Series("two_frequencies", x_BLC[0].numpy(), state_BL[0].numpy(), True, str(SHIPPED))
+        found[f"waves{seed}"] = Series("two_frequencies", x_BLC[0].numpy(), state_BL[0].numpy(), True, str(SMALL_WEIGHTS))
     told = _DATA / "tssb" / "desc.txt"
     for line in told.read_text().split() if told.exists() else ():
         name, _, *changes = line.split(",")
         x_L = np.loadtxt(_DATA / "tssb" / f"{name}.txt", dtype=np.float32)
         state_L = np.searchsorted(np.array(changes, np.int64), np.arange(len(x_L)), side="right") % 2
-        found[name] = Series("TSSB", x_L[:, None], state_L, False, str(SHIPPED))
+        found[name] = Series("TSSB", x_L[:, None], state_L, False, str(SMALL_WEIGHTS))
     files = sorted((_DATA / "usc_had").glob("*.parquet"))[-2:]
     for file in files if usc_had is not None else ():
         table = pq.read_table(file)

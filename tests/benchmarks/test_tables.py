@@ -26,6 +26,20 @@ def test_another_result_gives_another_page(tmp_path: Path) -> None:
     assert "missed its goal" in row
 
 
+def test_a_goal_that_is_missed_is_told_of_its_own_claim_only(tmp_path: Path) -> None:
+    for path in RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    result = json.loads((tmp_path / "memprompttss_gain.json").read_text())
+    for missed in result["holds"]:
+        said = {goal: goal != missed for goal in result["holds"]}
+        (tmp_path / "memprompttss_gain.json").write_text(json.dumps(result | {"holds": said}))
+        page = tables.page(tmp_path)
+        for claim in CLAIMS:
+            if claim.result == "memprompttss_gain":
+                [row] = [line for line in page.splitlines() if line.startswith(f"| {claim.claim} |")]
+                assert ("missed its goal" in row) == (claim.goal == missed)
+
+
 @pytest.mark.parametrize("name", sorted({claim.result for claim in CLAIMS}))
 def test_every_command_is_a_benchmark(name: str) -> None:
     source = (Path(tables.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
