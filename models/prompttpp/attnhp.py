@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, mean_gap, pick, running_mean
+from models.prompttpp.process import Heard, KeyState, PointProcess, Run, mean_gap, pick, running_mean
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import RateHead, encode_time
 
@@ -136,6 +136,7 @@ class PromptAttNHP(PointProcess):
         window: int = 0,
         after_BC: Tensor | None = None,
         before_B: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences."""
         config, dtype = self.config, self.types.weight.dtype
@@ -157,7 +158,8 @@ class PromptAttNHP(PointProcess):
             state = probe_BLGT.new_zeros(*lag_BLG.shape, config.hidden)
             for number in range(head * config.layers, (head + 1) * config.layers):
                 layer = self.layer(number)
-                prompt = layer.prompt_tokens(number, running_mean(event_BLQ, config.query_events), tau_BLT, prompts)
+                query_BLQ = running_mean(event_BLQ, config.query_events, heard, number)
+                prompt = layer.prompt_tokens(number, query_BLQ, tau_BLT, prompts)
                 if prompt.chosen is not None:
                     for side, found in enumerate(prompt.chosen):
                         chosen[2 * number + side] = found.index

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from models.prompttpp.config import TppConfig
 from models.prompttpp.prompts import Chosen, PromptPools, PromptReader
 
-__all__ = ["KeyState", "PointProcess", "Run", "mean_gap", "pick", "running_mean"]
+__all__ = ["Heard", "KeyState", "PointProcess", "Run", "mean_gap", "pick", "running_mean"]
+
+_BLOWN_UP = 1e3
 
 
 @dataclass(slots=True)
@@ -59,16 +62,46 @@ def mean_gap(time: Tensor, ordinal: Tensor) -> Tensor:
     return torch.where(ordinal > 1, time / (ordinal - 1).clamp_min(1), 0.0)
 
 
-def running_mean(token_BLQ: Tensor, remember: int) -> Tensor:
-    """Return the mean of tokens 1..l at each l; with ``remember`` each older token weighs (1 - 1/remember) times the next."""
+class Heard(NamedTuple):
+    """Sums of the tokens of keys up to the last real event of their sequences, as the steps of the stream have made them.
+
+    What they hold beyond the sequence is what came before it.
+    """
+
+    total_BHQ: Tensor
+    """One for each look-up of prompts that has a query of its own."""
+    weight_B1: Tensor
+    length_B: Tensor
+    """Real events of the sequence."""
+
+
+def running_mean(token_BLQ: Tensor, remember: int, heard: Heard | None = None, look_up: int = 0) -> Tensor:
+    """Return the mean of tokens 1..l at each l; with ``remember`` each older token weighs (1 - 1/remember) times the next.
+
+    ``heard``: means are those of the whole history, of which the sequence is the end.
+    """
     length = token_BLQ.shape[1]
-    if not remember:
+    if heard is None and not remember:
         count_L1 = torch.arange(1, length + 1, device=token_BLQ.device, dtype=token_BLQ.dtype)[:, None]
         return token_BLQ.cumsum(1) / count_L1
     age_LL = torch.arange(length)[:, None] - torch.arange(length)
-    weight_LL = torch.where(age_LL >= 0, (1.0 - 1.0 / remember) ** age_LL.clamp_min(0).double(), 0.0)
-    weight_LL = (weight_LL / weight_LL.sum(1, keepdim=True)).to(token_BLQ)
-    return weight_LL @ token_BLQ
+    keep = 1.0 - 1.0 / remember if remember else 1.0
+    weight_LL = torch.where(age_LL >= 0, keep ** age_LL.clamp_min(0).double(), 0.0)
+    if heard is None:
+        weight_LL = (weight_LL / weight_LL.sum(1, keepdim=True)).to(token_BLQ)
+        return weight_LL @ token_BLQ
+    weight_LL = weight_LL.to(token_BLQ.device)
+    total_BLQ, weight_L1 = weight_LL @ token_BLQ.double(), weight_LL.sum(1, keepdim=True)
+    every_B, last_B = torch.arange(len(token_BLQ), device=token_BLQ.device), heard.length_B - 1
+    before_BQ = heard.total_BHQ[:, look_up].double() - total_BLQ[every_B, last_B]
+    count_B1 = heard.weight_B1.double() - weight_L1[last_B]
+    # At the end of the sequence; at l it weighed more. Far from the end that would be rounding errors blown up.
+    since_BL1 = (torch.arange(length, device=token_BLQ.device) - last_B[:, None])[:, :, None]
+    share_BL1 = keep ** since_BL1.double()
+    share_BL1 = torch.where(share_BL1 < _BLOWN_UP, share_BL1, 0.0)
+    total_BLQ = total_BLQ + share_BL1 * before_BQ.detach()[:, None]
+    count_BL1 = weight_L1 + share_BL1 * count_B1.clamp_min(0)[:, None]
+    return (total_BLQ / count_BL1).to(token_BLQ)
 
 
 def pick(values_BL: Tensor, after_BC: Tensor | None) -> Tensor:
@@ -109,12 +142,14 @@ class PointProcess(nn.Module, ABC):
         window: int = 0,
         after_BC: Tensor | None = None,
         before_B: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> Run:
         """Return the rates ``lag_BLG`` after each event of sequences.
 
         Padding has type ``config.types``. ``window``: attend to so many events at most; 0 is all. ``after_BC``: only after the
         events at these places; lags and results then have C in place of L, but for the prompts chosen. ``before_B``: events of
-        the key before the sequence, which count for the mean gap only; times go on from the key's first event then.
+        the key before the sequence, which count for the mean gap only; times go on from the key's first event then. ``heard``:
+        prompts are looked up by the whole history of the keys, not by that of the sequences.
         """
 
     @abstractmethod

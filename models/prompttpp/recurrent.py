@@ -14,13 +14,14 @@ as a difference from the mean of the training, in units of the noise (``query_ce
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, pick, running_mean
+from models.prompttpp.process import Heard, KeyState, PointProcess, Run, pick, running_mean
 from models.prompttpp.prompts import Chosen, PromptReader
 from models.prompttpp.rates import RateHead, encode_time
 
@@ -78,8 +79,9 @@ class RecurrentProcess(PointProcess):
         gap_B: Tensor,
         type_B: Tensor,
         prompts: PromptReader | None,
+        mean_BQ: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Chosen | None]:
-        """Return the cells after an event, and the prompts that are chosen from then on."""
+        """Return the cells after an event, and the prompts that are chosen from then on (by this query, where it is given)."""
         event_BD = self.types(type_B)
         after: dict[str, Tensor] = {}
         prompt_BX, chosen = None, None
@@ -87,7 +89,7 @@ class RecurrentProcess(PointProcess):
             after["last"] = self.query_code[type_B]
             token_BQ = self._query_token(after["last"], cells["last"], gap_B)
             after["query"], after["weight"] = self.remember(cells["query"], cells["weight"], token_BQ)
-            prompt_BX, chosen = self._steer(after["query"] / after["weight"], prompts)
+            prompt_BX, chosen = self._steer(after["query"] / after["weight"] if mean_BQ is None else mean_BQ, prompts)
         return after | self.absorb(cells, gap_B.to(event_BD.dtype), event_BD, prompt_BX), chosen
 
     def query_tokens(self, time_BL: Tensor, type_BL: Tensor) -> Tensor:
@@ -110,12 +112,12 @@ class RecurrentProcess(PointProcess):
         return self.prompt(torch.cat([value, mean[..., -self.config.time_dim :]], dim=-1)), chosen
 
     def _prompts_of(
-        self, time_BL: Tensor, type_BL: Tensor, prompts: PromptReader | None
+        self, time_BL: Tensor, type_BL: Tensor, prompts: PromptReader | None, heard: Heard | None
     ) -> tuple[Tensor | None, Chosen | None]:
         """Return what prompts say after each event of whole sequences, [B, L, X], and what was chosen for it."""
         if self.prompt is None or prompts is None:
             return None, None
-        return self._steer(running_mean(self.query_tokens(time_BL, type_BL), self.config.query_events), prompts)
+        return self._steer(running_mean(self.query_tokens(time_BL, type_BL), self.config.query_events, heard), prompts)
 
     def run(
         self,
@@ -127,6 +129,7 @@ class RecurrentProcess(PointProcess):
         window: int = 0,
         after_BC: Tensor | None = None,
         before_B: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences; ``window`` and ``before_B`` do not matter."""
         prompts = prompts or self.reader()
@@ -134,8 +137,11 @@ class RecurrentProcess(PointProcess):
         cells = self.start(rows).cells
         states, cosines, indices = [], [], []
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
+        means: Sequence[Tensor | None] = [None] * length
+        if heard is not None and self.prompt is not None:
+            means = running_mean(self.query_tokens(time_BL, type_BL), self.config.query_events, heard).unbind(1)
         for place in range(length):
-            cells, chosen = self._take(cells, gap_BL[:, place], type_BL[:, place], prompts)
+            cells, chosen = self._take(cells, gap_BL[:, place], type_BL[:, place], prompts, means[place])
             states.append({name: cells[name] for name in self.config.state_shapes()})
             if chosen is not None:
                 cosines.append(chosen.cosine.sum(-1))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import Run, pick
+from models.prompttpp.process import Heard, Run, pick
 from models.prompttpp.prompts import PromptReader
 from models.prompttpp.recurrent import RecurrentProcess
 
@@ -103,12 +103,13 @@ class S2P2(RecurrentProcess):
         window: int = 0,
         after_BC: Tensor | None = None,
         before_B: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences: layer by layer, all events of a layer by a parallel scan."""
         prompts = prompts or self.reader()
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
         event_BLD = self.types(type_BL)
-        prompt_BLX, chosen = self._prompts_of(time_BL, type_BL, prompts)
+        prompt_BLX, chosen = self._prompts_of(time_BL, type_BL, prompts, heard)
         given, event_BLD, cells = self._steered(event_BLD, prompt_BLX)
         cells["input"] = given
         states, targets = [], []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.prompttpp.attnhp import AttentionLayer
 from models.prompttpp.config import TppConfig
-from models.prompttpp.process import KeyState, PointProcess, Run, pick
+from models.prompttpp.process import Heard, KeyState, PointProcess, Run, pick
 from models.prompttpp.prompts import PromptReader
 from models.prompttpp.rates import encode_time, scaled_softplus
 
@@ -69,6 +69,7 @@ class THP(PointProcess):
         window: int = 0,
         after_BC: Tensor | None = None,
         before_B: Tensor | None = None,
+        heard: Heard | None = None,
     ) -> Run:
         """Return the rates after each event of whole sequences."""
         length = time_BL.shape[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from connectors.errors import RecoveryError
 from models.prompttpp.integral import integrate, shares
-from models.prompttpp.process import PointProcess, Run, pick
+from models.prompttpp.process import Heard, PointProcess, Run, pick
 from models.prompttpp.prompts import TensorPrompts
 from operators.prompttpp.prompts import PromptBank
 from operators.state import State
@@ -38,6 +38,8 @@ class Windows(NamedTuple):
     after_BC: Tensor
     """Places of events; the intervals behind them are learned."""
     real_BC: Tensor
+    heard: Heard | None
+    """What prompts are looked up by in the stream, beyond these events; None without prompts."""
 
 
 class Moments(NamedTuple):
@@ -135,6 +137,7 @@ class Learner:
             prompts=reader,
             after_BC=after_BC,
             before_B=windows.before_B,
+            heard=windows.heard,
         )
         type_BC = windows.type_BL[every_B1, next_BC].clamp_max(self._model.config.types - 1)
         own_BC = run.rate_BLGK[:, :, -1].gather(2, type_BC[:, :, None])[:, :, 0]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.prompttpp.process import KeyState, PointProcess
+from models.prompttpp.process import Heard, KeyState, PointProcess
 from models.uploads import upload, upload_values
 from operators.banks.policies import ring
 from operators.banks.slot_bank import RowSpec, SlotBank
@@ -215,8 +215,17 @@ class KeyNetwork:
             np.where(real_nC, after_nC, 0),
             real_nC,
         )
-        found = Windows(*(torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in tensors))
+        time, kind, before, after, real = (torch.from_numpy(np.ascontiguousarray(part)).to(self.device) for part in tensors)
+        found = Windows(time, kind, before, after, real, self._heard(slots_n, length_n))
         return found, int((pending_n - learned_n).sum())
+
+    def _heard(self, slots_n: Ints, length_n: Ints) -> Heard | None:
+        """Return what the prompts of keys are looked up by, where their last ``length_n`` events end."""
+        if self.state is None or self.prompts is None:
+            return None
+        slots, length = (torch.from_numpy(part).to(self.device) for part in (slots_n, length_n))
+        total = self.state.rows["query"][slots, 0]
+        return Heard(total if total.dim() == 3 else total[:, None], self.state.rows["weight"][slots, 0], length)
 
     # Snapshots
 

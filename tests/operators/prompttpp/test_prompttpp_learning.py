@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from prompttpp_streams import network, operator, stream, table
@@ -77,6 +78,32 @@ def test_a_prompt_that_strays_have_read_moves_less_than_the_one_that_most_have(p
     # The first step of Adam is as long as the rate, whatever the gradient.
     torch.testing.assert_close(moved, 0.03 * read / read.max(), rtol=1e-3, atol=1e-6)
     assert len(set(read.tolist())) > 2
+
+
+@pytest.mark.parametrize("query_events", [0, 3])
+@pytest.mark.parametrize("backbone", ["s2p2", "nhp", "attnhp"])
+def test_what_is_learned_from_reads_the_prompts_that_the_stream_has_read(
+    backbone: str, query_events: int, tmp_path: Path
+) -> None:
+    path = network(tmp_path, backbone, pool=12, top_k=2, query_events=query_events)
+    one = operator(path, learn="prompts", learn_batch=10_000)  # a window of 6 events
+    said = table(one.process(stream(4, 16)))
+    slots = np.arange(4)
+    windows, _ = one._network.windows(slots, 3)
+    lag = torch.zeros(*windows.after_BC.shape, 1, dtype=torch.float64)
+    given = {"prompts": one._network.prompts, "before_B": windows.before_B, "after_BC": windows.after_BC}
+    chosen = one._network.model.run(windows.time_BL, windows.type_BL, lag, heard=windows.heard, **given).chosen
+    alone = one._network.model.run(windows.time_BL, windows.type_BL, lag, **given).chosen
+    pool = max(chosen) - 1 if backbone == "attnhp" else 0  # the keys of the last layer, as the rows tell
+    differs = False
+    for slot in slots.tolist():
+        mine = pc.equal(said.column("stream_id"), one._name_of[slot])
+        wanted = said.filter(mine).column("prompt_ids_k").to_pylist()[-6:]
+        # Attention layers see six events here and the whole window of each event there, so only the last query is the same.
+        places = range(6) if backbone != "attnhp" else [5]
+        assert [chosen[pool][slot, place].tolist() for place in places] == [wanted[place] for place in places]
+        differs |= [alone[pool][slot, place].tolist() for place in places] != [wanted[place] for place in places]
+    assert differs
 
 
 @pytest.mark.parametrize("scope", ["prompts", "prompts+head", "all"])
