@@ -5,6 +5,8 @@ BIN := .venv/bin
 export PYTHONWARNINGS ?= ignore
 # Two threads at most per process: the suite and the demo are sized for two cores and Ray starts several processes.
 export OMP_NUM_THREADS ?= 2
+# Python keeps what it compiled, also where the shell says otherwise: without, each process of a suite compiles all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo       replay four videos through Ray, detect with memory, write Parquet and an annotated MP4"

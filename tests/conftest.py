@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -15,6 +16,9 @@ import hypothesis
 import pytest
 
 HERE = Path(__file__).resolve().parent
+
+# Importing 300 files makes millions of objects that stay; looking through them again and again took a third of the collection.
+gc.disable()
 
 # Ray reads these when it is imported: a machine that is busy with other things takes longer to start its processes.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
@@ -49,7 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if "train" in item.path.stem or "finetune" in item.path.stem:
             item.add_marker("training")
-        if folder in ("benchmarks", "faults") or item.path.stem == "test_wheel" or item.path.stem.endswith("_conformance"):
+        if folder in ("benchmarks", "faults") or item.path.stem == "test_wheel" or item.path.stem.endswith("_launches"):
+            item.add_marker("heavy")
+        if item.path.stem.endswith("_conformance") or "_conforms" in item.name:
             item.add_marker("heavy")
         if "ray_address" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
@@ -57,6 +63,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: a test on Ray has the word in its name, so that all run in one process")
     first = ("ray", "kafka")
     items.sort(key=lambda item: first.index(group) if (group := _together(item.nodeid)) in first else len(first))
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what the imports made, and look for garbage again."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as ever: libraries that count what is left would say so."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections import Counter
@@ -21,9 +22,15 @@ FORBIDDEN = {
 }
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -67,7 +74,7 @@ def test_public_names_exist(package: str) -> None:
     """``__all__`` lists only what is there; checked on the syntax tree so that nothing heavy is imported."""
     wrong = []
     for path in files(package):
-        tree = ast.parse(path.read_text())
+        tree = tree_of(path)
         defined: set[str] = set()
         public: list[str] = []
         for node in tree.body:

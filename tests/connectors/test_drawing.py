@@ -181,6 +181,7 @@ def test_a_label_at_the_edge_stays_in_the_picture() -> None:
         assert drawn.sum() > 500  # the filled label, not only the outline
 
 
+@pytest.mark.heavy
 @given(
     st.lists(st.tuples(*[st.floats(-1e6, 1e6, width=32)] * 4, st.floats(0, 1), st.integers(-3, 2**40)), max_size=5),
     st.text(max_size=30),

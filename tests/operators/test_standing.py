@@ -107,6 +107,7 @@ def test_a_standing_question_is_answered_each_time_that_it_comes_into_view(make:
     assert one.metrics()["standing"] == len(FILM.events)
 
 
+@pytest.mark.heavy
 @BOTH
 def test_rows_do_not_depend_on_cuts_or_a_restore(make: Make) -> None:
     whole = make()

@@ -5,6 +5,7 @@ from pathlib import Path
 import fourd_vla_cases
 import numpy as np
 import pyarrow as pa
+import pytest
 from golden_cases import golden, read_npz
 
 from connectors.records import TIME_TYPE
@@ -14,6 +15,7 @@ from operators.fourd_vla.config import Given
 from operators.fourd_vla.schemas import FEATURE
 
 
+@pytest.mark.heavy
 @golden("fourd_vla", ".npz", *fourd_vla_cases.SAMPLING)
 def test_operator_keeps_the_frames_of_the_traces(path: Path) -> None:
     """Features of the same width go in together, as streams of one operator."""

@@ -28,6 +28,7 @@ def test_reference_repeats_the_recorded_stream_and_questions(path: Path) -> None
             assert torch.equal(tensor, io[name]), name
 
 
+@pytest.mark.heavy
 @pytest.mark.golden
 @pytest.mark.parametrize("label", made.SETTINGS)
 def test_streams_and_questions_of_other_sizes(label: str, tmp_path: Path) -> None:

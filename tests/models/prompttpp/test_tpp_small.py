@@ -1,6 +1,7 @@
 """The network that comes with the package knows its regimes."""
 
 import numpy as np
+import pytest
 
 from models.prompttpp.checkpoint import load
 from models.prompttpp.events import EventSet
@@ -9,6 +10,7 @@ from models.prompttpp.small import SMALL_WEIGHTS
 from models.prompttpp.train import evaluate
 
 
+@pytest.mark.heavy
 def test_the_small_network_beats_a_constant_rate_and_not_the_truth() -> None:
     model = load(SMALL_WEIGHTS)
     drift = RECIPES["drift"].drift

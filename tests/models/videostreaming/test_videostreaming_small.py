@@ -13,6 +13,7 @@ def quality():  # type: ignore[no-untyped-def]
     return film_quality(load_model(SMALL_WEIGHTS), [make_film(seed) for seed in (501, 502)])
 
 
+@pytest.mark.heavy
 def test_the_right_clip_of_a_film_of_ten_minutes_is_selected(quality) -> None:  # type: ignore[no-untyped-def]
     assert quality.recall["memory"] >= 0.8 > 0.3 > quality.recall["uniform"]
 

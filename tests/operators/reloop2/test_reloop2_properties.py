@@ -96,6 +96,7 @@ def test_sigma_keeps_only_surprising_rows(ctr_model: str):
     assert row["n_mem"] == row["n_hit"] == sum(surprising)
 
 
+@pytest.mark.heavy
 def test_share_of_the_rows_is_kept_whatever_the_batches(ctr_model: str):
     sizes = []
     for cut in (7, 150):

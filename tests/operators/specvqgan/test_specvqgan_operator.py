@@ -112,6 +112,7 @@ def test_live_windows_repeat_the_newest_frame(folder: Path, tmp_path: Path, look
     assert seen[0] == max(1, lookahead)
 
 
+@pytest.mark.heavy
 def test_streams_that_join_late_get_what_they_get_alone(folder: Path) -> None:
     clips = {name: clip(name, seed, 70 + seed, start_us=seed * 700_000) for seed, name in enumerate("abcde")}
     alone = {}
@@ -128,6 +129,7 @@ def test_streams_that_join_late_get_what_they_get_alone(folder: Path) -> None:
         assert np.array_equal(samples_of(out, name), samples_of(alone[name], name))
 
 
+@pytest.mark.heavy
 def test_a_restored_stream_goes_on_token_for_token_in_the_middle_of_a_window(folder: Path) -> None:
     rows = clip("a", 1, 120)
     whole = operator(folder)
@@ -141,6 +143,7 @@ def test_a_restored_stream_goes_on_token_for_token_in_the_middle_of_a_window(fol
         assert tokens_of(out) == tokens_of(wanted) and np.array_equal(samples_of(out), samples_of(wanted))
 
 
+@pytest.mark.heavy
 def test_streams_have_noise_of_their_own_and_the_seed_changes_it(folder: Path) -> None:
     def drawn(name: str, **options: Any) -> list[int]:
         made = operator(folder, **options)
@@ -153,6 +156,7 @@ def test_streams_have_noise_of_their_own_and_the_seed_changes_it(folder: Path) -
     assert drawn("a", top_k=1) == drawn("a", temperature=0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seconds", [4.0, 12.0])
 @torch.inference_mode()
 def test_exact_is_the_published_procedure(tmp_path: Path, seconds: float) -> None:
@@ -271,6 +275,7 @@ def given(rows: list[list[float] | None]) -> pa.RecordBatch:
     )
 
 
+@pytest.mark.heavy
 def test_given_features_are_taken_and_broken_numbers_become_zero(folder: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(60, 12)).tolist()
     made, mended, broken = (operator(folder, given_features=True) for _ in range(3))
@@ -299,6 +304,7 @@ def test_a_transformer_without_a_number_fails_its_stream_only(folder: Path) -> N
     assert not len(samples_of(out, "b")) and made.metrics()["models_failed"] >= 1
 
 
+@pytest.mark.heavy
 def test_sound_is_left_out_or_made_faster_while_the_clock_is_ahead(folder: Path) -> None:
     rows = clip("a", 3, 150)
     now = [0.0]
