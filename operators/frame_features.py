@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.images import Image
+from operators.frames import Image
 
 __all__ = ["finite_frames", "frame_features"]
 

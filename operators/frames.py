@@ -1,23 +1,83 @@
-"""Frames of many streams as an operator gets them: admitted in the one order, decoded where wanted only."""
+"""Frames of many streams as an operator gets them: admitted in the one order, decoded to RGB where wanted only.
+
+An image that leaves here is finite, RGB, ``[H, W, 3]``, 0..255, whatever its codec, color order and bit depth were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from connectors.extras import optional
+from connectors.extras import opencv_problem, optional
 from operators.admission import Admitted, admit_rows
-from operators.images import Image, decode_image
 from operators.output import OutputRows
 from operators.streams import Refusal, Stream, StreamTable
 
 cv2 = optional("cv2")
 
-__all__ = ["admit_frames", "decode_row"]
+__all__ = ["ENCODINGS", "Image", "admit_frames", "decode_image", "decode_row"]
 
 S = TypeVar("S", bound=Stream)
+
+ENCODINGS = ("jpeg", "png", "raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb")
+"""``raw_*``: height·width·channels values, row-major, no padding; ``raw_f32_rgb``: little-endian float32 in 0..255."""
+
+Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+_RAW = {"raw_rgb8": ("u1", 3), "raw_bgr8": ("u1", 3), "raw_gray8": ("u1", 1), "raw_f32_rgb": ("<f4", 3)}  # type, channels
+
+
+def decode_image(data: pa.Buffer | bytes, encoding: str | None, height: int | None, width: int | None) -> Image:
+    """Decode one image to a new RGB array: uint8, or float32 for ``raw_f32_rgb``.
+
+    Gray becomes three equal channels, alpha is dropped, 16-bit PNG is scaled to 8 bit, EXIF orientation is applied. Raises
+    ``ValueError`` for whatever cannot be used, saying why.
+    """
+    if encoding in _RAW:
+        return _decode_raw(data, encoding, height, width)
+    if encoding not in ENCODINGS:
+        raise ValueError(f"encoding {encoding!r} is not supported; use one of {_list(ENCODINGS)}")
+    packed = np.frombuffer(data, np.uint8)
+    if packed.size == 0:
+        raise ValueError(f"the {encoding} image has no bytes")
+    try:
+        bgr = cv2.imdecode(packed, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:  # a header that promises more pixels than are allowed
+        raise ValueError(f"the {encoding} image of {packed.size} bytes cannot be decoded: {opencv_problem(error)}") from error
+    if bgr is None or bgr.size == 0:
+        raise ValueError(f"the {encoding} image of {packed.size} bytes cannot be decoded")
+    if bgr.dtype == np.uint16:
+        bgr = ((bgr.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if bgr.dtype != np.uint8:
+        raise ValueError(f"the {encoding} image has {bgr.dtype} pixels; 8 or 16 bits per channel are supported")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _decode_raw(data: pa.Buffer | bytes, encoding: str, height: int | None, width: int | None) -> Image:
+    kind, channels = np.dtype(_RAW[encoding][0]), _RAW[encoding][1]
+    if not height or not width or height < 0 or width < 0:
+        raise ValueError(f"{encoding} needs a positive height and width, got {height}x{width}")
+    values = np.frombuffer(data, np.uint8)
+    expected = height * width * channels * kind.itemsize
+    if values.size != expected:
+        raise ValueError(f"{encoding} of {height}x{width} needs {expected} bytes, got {values.size}")
+    image = values.view(kind).reshape(height, width, channels)
+    if encoding == "raw_f32_rgb":
+        # NaN fails both comparisons.
+        if not bool(((image >= 0) & (image <= 255)).all()):
+            raise ValueError("raw_f32_rgb holds values that are NaN, infinite or outside 0..255")
+        return np.array(image, dtype=np.float32)
+    if encoding == "raw_gray8":
+        return np.repeat(image, 3, axis=2)
+    return np.array(image[..., ::-1] if encoding == "raw_bgr8" else image, dtype=np.uint8)
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
 
 
 def admit_frames(

@@ -17,8 +17,8 @@ from connectors.errors import ConfigError, SinkError
 from connectors.kafka.client import package
 from connectors.kafka.messages import CONTENT_TYPE, MEDIA_TYPES, SCHEMA, content_type
 from connectors.records import FRAME, schema_name
-from connectors.sinks.columns import Columns
 from connectors.sinks.json_text import json_objects
+from connectors.sinks.tables import Columns
 
 __all__ = ["MESSAGE", "Encoder", "make_encoder", "standard_headers"]
 

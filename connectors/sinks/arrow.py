@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 
 from connectors.errors import SinkError
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import ColumnOptions, Columns
 from connectors.sinks.staged import StagedFile, single_input
-from connectors.sinks.tables import RowBuffer, TableSink
+from connectors.sinks.tables import ColumnOptions, Columns, RowBuffer, TableSink
 
 __all__ = ["ArrowOptions", "ArrowSink"]
 

@@ -18,9 +18,9 @@ from connectors import faults
 from connectors.base import Shown, Staged, Tail
 from connectors.errors import ConfigError, SinkError
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import ColumnOptions
 from connectors.sinks.jsonl import JsonlSink
 from connectors.sinks.staged import STAGING, sha256_of, sink_error
+from connectors.sinks.tables import ColumnOptions
 
 __all__ = ["DeliveringOptions", "DeliveringSink"]
 

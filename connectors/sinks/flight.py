@@ -21,8 +21,8 @@ import pyarrow as pa
 from connectors.base import Shown, Sink, Staged, Tail
 from connectors.errors import ConfigError, SinkError
 from connectors.options import option
-from connectors.sinks.columns import ColumnOptions, Columns, require_kept
 from connectors.sinks.flight_server import Channel, FlightServer
+from connectors.sinks.tables import ColumnOptions, Columns, require_kept
 
 if TYPE_CHECKING:
     from connectors.sinks.flight_follow import FlightFollower

@@ -13,10 +13,9 @@ from typing import ClassVar
 import pyarrow as pa
 
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import ColumnOptions, Columns
 from connectors.sinks.json_text import ALTERED, json_lines
 from connectors.sinks.staged import StagedFile, single_input
-from connectors.sinks.tables import RowBuffer, TableSink
+from connectors.sinks.tables import ColumnOptions, Columns, RowBuffer, TableSink
 
 __all__ = ["JsonlOptions", "JsonlSink"]
 

@@ -28,10 +28,9 @@ from connectors.kafka.markers import Marker
 from connectors.kafka.messages import MessageFormat
 from connectors.kafka.transactions import HEADERS_KEY, TRANSACTION_S, Publisher
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import ColumnOptions, Columns, require_kept
 from connectors.sinks.json_text import ALTERED
 from connectors.sinks.staged import FileSink, StagedFile, single_input, sink_error
-from connectors.sinks.tables import RowBuffer
+from connectors.sinks.tables import ColumnOptions, Columns, RowBuffer, require_kept
 
 __all__ = ["KafkaSink", "KafkaSinkOptions"]
 

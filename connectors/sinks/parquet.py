@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 from connectors.errors import ConfigError
 from connectors.options import REQUIRED, option
-from connectors.sinks.columns import ColumnOptions, Columns
 from connectors.sinks.staged import StagedFile, encode_name, single_input
-from connectors.sinks.tables import RowBuffer, TableSink
+from connectors.sinks.tables import ColumnOptions, Columns, RowBuffer, TableSink
 
 __all__ = ["ParquetOptions", "ParquetSink"]
 

@@ -20,9 +20,8 @@ from models.mamba.attention import Attention
 from models.mamba.backbone import STRIDE, build_backbone
 from models.mamba.boxes import clip_boxes, decode_boxes
 from models.mamba.config import MambaConfig
-from models.mamba.head import BoxHead
+from models.mamba.heads import BoxHead, Proposals, RegionProposals
 from models.mamba.images import Prepared, is_too_small, padded_size, prepare_images, resized_size
-from models.mamba.rpn import Proposals, RegionProposals
 from models.mamba.suppression import suppress
 
 ops = optional("torchvision.ops")

@@ -19,8 +19,7 @@ import torch
 
 from connectors.extras import opencv_problem, optional
 from models.fourd_vla.geometry import camera_problem, pose_problem, resize_plan
-from operators.frames import decode_row
-from operators.images import Image
+from operators.frames import Image, decode_row
 
 cv2 = optional("cv2")
 

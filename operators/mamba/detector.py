@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from models.compiled import bucketed
 from models.mamba.attention import Attention
+from models.mamba.heads import Proposals
 from models.mamba.model import Detections, Mamba, PaddedDetections
-from models.mamba.rpn import Proposals
 from models.uploads import upload
 from operators.banks import (
     Fills,

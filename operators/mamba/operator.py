@@ -26,8 +26,7 @@ from models.uploads import upload
 from operators.admission import Admitted
 from operators.base import Context
 from operators.counters import STREAM_COUNTERS, Counters
-from operators.frames import admit_frames
-from operators.images import Image
+from operators.frames import Image, admit_frames
 from operators.mamba.config import MambaOptions
 from operators.mamba.declaration import MambaDeclaration
 from operators.mamba.detector import Frames, StreamDetector

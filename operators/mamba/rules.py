@@ -16,7 +16,7 @@ from torch import Tensor
 
 from connectors.extras import optional
 from operators.banks import random_numbers
-from operators.images import Image
+from operators.frames import Image
 
 cv2 = optional("cv2")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from operators.images import ENCODINGS, Image, decode_image
+from operators.frames import ENCODINGS, Image, decode_image
 from operators.mamba.config import MAX_REFERENCES
 from operators.mamba.rules import HISTOGRAM_BINS
 from operators.state import Rows, State

@@ -18,7 +18,7 @@ from models.rekv.session import StreamState, open_stream, rebuild_window
 from operators.banks import REFUSED, BlockBank, BlockReader
 from operators.block_options import open_bank
 from operators.frame_features import frame_features
-from operators.images import Image
+from operators.frames import Image
 from operators.rekv.answering import Answering
 from operators.rekv.block_policies import Stats
 from operators.rekv.config import ReKVOptions

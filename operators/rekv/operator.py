@@ -24,8 +24,7 @@ from operators.banks import stream_seed
 from operators.base import Context
 from operators.block_rows import BlockRows
 from operators.counters import STREAM_COUNTERS, Counters
-from operators.frames import admit_frames
-from operators.images import Image
+from operators.frames import Image, admit_frames
 from operators.output import OutputRows
 from operators.questions import QUESTION, QuestionLimits, Row
 from operators.rekv.answering import Answering

@@ -20,7 +20,7 @@ from models.videostreaming.selection import stored_indicator
 from operators.banks import REFUSED, BlockReader, RowSpec, SlotBank, append
 from operators.block_options import open_bank
 from operators.frame_features import frame_features
-from operators.images import Image
+from operators.frames import Image
 from operators.rounds import rounds
 from operators.state import State
 from operators.videostreaming.answering import Answering, memory_of

@@ -26,8 +26,8 @@ from pipelines.runners.cells import SinkCell, make_cell
 from pipelines.runners.ray_metrics import TaskMetrics
 from pipelines.runners.transport import CREDIT, INLINE_BYTES, CreditTransport, PeerLost
 from pipelines.runtime import logs
+from pipelines.runtime.edges import Inbox
 from pipelines.runtime.host import Host, Reading
-from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import Body, Data, Edge, TaskId
 from pipelines.runtime.metrics import TaskStats
 from pipelines.runtime.tasks import TaskPlan

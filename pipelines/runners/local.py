@@ -19,7 +19,7 @@ from pipelines.outputs import schemas_of
 from pipelines.runners.report import Progress, RunReport, finish, make_progress, make_report
 from pipelines.runtime.clock import Clock, SystemClock
 from pipelines.runtime.coordinator import Coordinator
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox
 from pipelines.runtime.manifest import Manifest, StateFolder
 from pipelines.runtime.messages import Body, Edge, Event, SplitState, TaskId
 from pipelines.runtime.metrics import TaskStats

@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
-from pipelines.runtime.inbox import Inbox, InboxClosed, StaleAttempt
+from pipelines.runtime.edges import Inbox, InboxClosed, StaleAttempt
 from pipelines.runtime.messages import Body, Data, Edge, TaskId
 from pipelines.runtime.metrics import TaskStats
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox
 from pipelines.runtime.logs import about_thread
 from pipelines.runtime.messages import Event, TaskId
 from pipelines.runtime.metrics import TaskStats

@@ -23,8 +23,8 @@ from pipelines.runtime.aligner import Aligner, HandedOver
 from pipelines.runtime.batcher import Batcher
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.contracts import OperatorContract
+from pipelines.runtime.edges import Inbox, Router
 from pipelines.runtime.held_rows import write_held
-from pipelines.runtime.inbox import Inbox
 from pipelines.runtime.messages import (
     Alignment,
     Barrier,
@@ -41,7 +41,6 @@ from pipelines.runtime.messages import (
 )
 from pipelines.runtime.metrics import DUPLICATE_MESSAGE, TaskStats
 from pipelines.runtime.open_streams import OpenStreams
-from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.tally import Tally
 from pipelines.runtime.watermarks import InputTimes

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from connectors import faults
 from connectors.base import Sink, Staged
 from pipelines.runtime.contracts import require_staged
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox
 from pipelines.runtime.messages import Barrier, Data, End, Event, SinkAck, TaskId
 from pipelines.runtime.metrics import DUPLICATE_MESSAGE, TaskStats
 

@@ -19,9 +19,9 @@ import pyarrow as pa
 from connectors.base import Position, Reader
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.contracts import ReaderContract
+from pipelines.runtime.edges import Router
 from pipelines.runtime.messages import Barrier, Close, Data, End, Event, Exhausted, SourceAck, SplitState, TaskId, Watermark
 from pipelines.runtime.metrics import TaskStats
-from pipelines.runtime.routing import Router
 from pipelines.runtime.watermarks import SplitTimes
 
 __all__ = ["MAX_OPEN_SPLITS", "SourceTask"]

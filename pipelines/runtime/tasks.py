@@ -20,12 +20,11 @@ from connectors.sources.paced import open_paced
 from pipelines.graph import Graph
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.contracts import ReaderContract, require_splits
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox, Router, Transport
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import Alignment, Edge, Event, SplitState, TaskId
 from pipelines.runtime.recovery import merge_open_streams, restore_operator
-from pipelines.runtime.routing import Router, Transport
 from pipelines.runtime.sink_task import SinkTask
 from pipelines.runtime.source_task import SourceTask
 from pipelines.spec import OperatorSpec, PipelineSpec, SinkSpec, SourceSpec, span_us

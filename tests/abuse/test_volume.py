@@ -129,7 +129,7 @@ def bmp(height: int, width: int) -> bytes:
 
 
 DECODE = """
-from operators.images import decode_image
+from operators.frames import decode_image
 for name in ("small.png", "large.png"):
     try:
         print(decode_image(open(name, "rb").read(), "png", None, None).shape)

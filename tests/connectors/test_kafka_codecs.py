@@ -17,7 +17,7 @@ from connectors.kafka.decode import FrameDecoder, Messages, TableDecoder
 from connectors.kafka.encode import make_encoder
 from connectors.kafka.messages import content_type, encoding_of
 from connectors.records import FRAME, PCM, TIME_TYPE, key_schema
-from connectors.sinks.columns import Columns
+from connectors.sinks.tables import Columns
 
 pytestmark = pytest.mark.filterwarnings("ignore:(read|open)_text is deprecated")  # kafka-python, when it is imported
 

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pytest
 
 from connectors.records import FRAME
-from operators.frames import decode_row
-from operators.images import decode_image
+from operators.frames import decode_image, decode_row
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 GRAY = RGB[..., 0].copy()

@@ -15,8 +15,7 @@ from connectors.errors import RecoveryError
 from connectors.sinks.read import read_committed
 from pipelines import Pipeline
 from pipelines.runtime import source_task
-from pipelines.runtime.ended_splits import SplitFile, add_ended, read_ended
-from pipelines.runtime.manifest import read_manifests
+from pipelines.runtime.manifest import SplitFile, add_ended, read_ended, read_manifests
 from pipelines.runtime.messages import SplitState
 
 FILES, ROWS = 50, 4

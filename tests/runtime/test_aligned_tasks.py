@@ -20,7 +20,7 @@ from pipelines.graph import Graph
 from pipelines.runtime import aligner as aligner_module
 from pipelines.runtime import source_task, watermarks
 from pipelines.runtime.contracts import ReaderContract
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox, Router
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import OperatorState
 from pipelines.runtime.messages import (
@@ -40,7 +40,6 @@ from pipelines.runtime.messages import (
     Watermark,
 )
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
 from pipelines.runtime.tasks import make_aligner

@@ -14,11 +14,10 @@ from operators.base import Context
 from pipelines.api import Pipeline
 from pipelines.graph import Graph
 from pipelines.runtime.contracts import ReaderContract
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox, Router
 from pipelines.runtime.messages import Close, Data, Edge, Event, Exhausted, SplitState, TaskId, Watermark
 from pipelines.runtime.operator_task import OperatorTask
 from pipelines.runtime.recovery import options_of
-from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter
 from pipelines.runtime.source_task import SourceTask
 from pipelines.runtime.tasks import make_aligner

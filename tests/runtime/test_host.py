@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from pipelines.runtime.edges import Inbox, InboxClosed
 from pipelines.runtime.host import Host
-from pipelines.runtime.inbox import Inbox, InboxClosed
 from pipelines.runtime.messages import Close, Edge, Exhausted, TaskId
 from pipelines.runtime.metrics import TaskStats
 

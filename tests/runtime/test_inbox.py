@@ -7,7 +7,7 @@ from engine_workload import value_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.runtime.inbox import Inbox, InboxClosed, SequenceGap, StaleAttempt
+from pipelines.runtime.edges import Inbox, InboxClosed, SequenceGap, StaleAttempt
 from pipelines.runtime.messages import Barrier, Body, Close, Data, Edge, End, TaskId
 
 SINK = TaskId("sink", 0)

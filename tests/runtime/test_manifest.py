@@ -13,8 +13,7 @@ from engine_workload import ROOT
 
 from connectors.base import Staged
 from connectors.errors import RecoveryError
-from pipelines.runtime.ended_splits import SplitFile
-from pipelines.runtime.manifest import Manifest, OperatorState, StateFolder, read_manifests
+from pipelines.runtime.manifest import Manifest, OperatorState, SplitFile, StateFolder, read_manifests
 from pipelines.runtime.messages import Alignment, SnapshotFile, SplitState
 
 BASE = Manifest(

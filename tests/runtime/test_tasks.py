@@ -17,7 +17,7 @@ from connectors.errors import RecoveryError
 from operators.base import Context
 from operators.state import State
 from pipelines.runtime.contracts import ReaderContract
-from pipelines.runtime.inbox import Inbox
+from pipelines.runtime.edges import Inbox, Router
 from pipelines.runtime.messages import (
     Barrier,
     Body,
@@ -34,7 +34,6 @@ from pipelines.runtime.messages import (
 )
 from pipelines.runtime.open_streams import OpenStreams
 from pipelines.runtime.operator_task import OperatorTask
-from pipelines.runtime.routing import Router
 from pipelines.runtime.snapshots import SnapshotWriter, read_chain
 from pipelines.runtime.source_task import MAX_OPEN_SPLITS, SourceTask
 from pipelines.testing import FakeClock, Gap, MemoryOptions, MemorySource

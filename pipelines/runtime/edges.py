@@ -1,8 +1,9 @@
-"""The receiving end of a task's edges: order, duplicates, fencing of old attempts, alignment of barriers.
+"""Both ends of the edges between tasks: which shard of which consumer gets which rows, and what a task takes next.
 
-Knows nothing of what messages mean beyond barriers and ``End``. Thread-safe: deliveries come from many threads, one thread
-takes. Invariant: per edge, messages are taken once each, in the order in which they were sent, and nothing behind a barrier is
-taken before every edge has delivered that barrier.
+Knows nothing of how a message travels, the ``Transport``'s concern, nor of what it means beyond barriers and ``End``. Rows of
+one stream always take the same edge. An inbox is thread-safe: deliveries come from many threads, one thread takes. Invariant:
+per edge, messages are taken once each, in the order in which they were sent, those of attempts given up never, and nothing
+behind a barrier before every edge has delivered that barrier.
 """
 
 from __future__ import annotations
@@ -11,11 +12,67 @@ import threading
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from connectors.errors import StreambankError
+from pipelines.runtime.keys import shard_of, split_by_shard
 from pipelines.runtime.messages import Barrier, BarrierAhead, Body, Close, Data, Edge, End, Watermark
 
-__all__ = ["Inbox", "InboxClosed", "SequenceGap", "StaleAttempt"]
+__all__ = ["Inbox", "InboxClosed", "Router", "SequenceGap", "StaleAttempt", "Transport"]
+
+
+class Transport(Protocol):
+    """Carries messages of one task. May block while receivers are behind."""
+
+    def send(self, messages: Sequence[tuple[Edge, int, Body]]) -> None:
+        """Send ``(edge, sequence number, body)``; one call holds what one batch became. Bodies may be shared among edges."""
+        ...
+
+
+class Router:
+    """Sends a task's outputs to their consumers."""
+
+    def __init__(self, edges: Sequence[Edge], transport: Transport) -> None:
+        consumers: dict[tuple[str, str, str], list[Edge]] = {}
+        for edge in edges:
+            consumers.setdefault((edge.receiver.node, edge.role, edge.output), []).append(edge)
+        self._consumers = [sorted(group, key=lambda edge: edge.receiver.shard) for group in consumers.values()]
+        self._readers: dict[str, list[list[Edge]]] = {}  # output → those of its rows
+        for group in self._consumers:
+            self._readers.setdefault(group[0].output, []).append(group)
+        self._next = dict.fromkeys(edges, 0)
+        self._transport = transport
+        self.aligned = any(edge.aligned for edge in edges)
+        """Whether somebody behind this task asks for watermarks."""
+
+    def send(self, body: Body, output: str = "") -> None:
+        """Send rows of ``output`` and closings to the shards they belong to, all else to all of them, or to all that align."""
+        messages = []
+        for shards in self._readers.get(output, ()) if isinstance(body, Data) else self._consumers:
+            for edge, part in self._split(body, shards):
+                messages.append((edge, self._next[edge], part))
+                self._next[edge] += 1
+        if messages:
+            self._transport.send(messages)
+
+    @staticmethod
+    def _split(body: Body, shards: list[Edge]) -> list[tuple[Edge, Body]]:
+        if isinstance(body, Watermark | BarrierAhead) and not shards[0].aligned:
+            return []
+        if len(shards) == 1:
+            return [(shards[0], body)]
+        if isinstance(body, Data):
+            mark = body.watermark_us if shards[0].aligned else None
+            parts: dict[int, Body] = {shard: Data(rows, mark) for shard, rows in split_by_shard(body.batch, len(shards))}
+            if mark is not None:
+                parts = {shard: parts.get(shard) or Watermark(mark) for shard in range(len(shards))}
+            return [(shards[shard], part) for shard, part in parts.items()]
+        if isinstance(body, Close):
+            owners: dict[int, list[str]] = {}
+            for stream in body.streams:
+                owners.setdefault(shard_of(stream, len(shards)), []).append(stream)
+            return [(shards[shard], Close(tuple(streams))) for shard, streams in owners.items()]
+        return [(edge, body) for edge in shards]
 
 
 class StaleAttempt(StreambankError):

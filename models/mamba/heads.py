@@ -1,13 +1,15 @@
-"""Region proposal network: scores and deltas per anchor, and the proposals of a batch of maps.
+"""The two heads of the detector: region proposals, and the box head that attends to remembered rows.
 
-Knows nothing about targets or losses. Proposals are sorted by score and padded to a fixed number, so that shapes do not
-depend on the data.
+They hold weights only and know nothing of targets, losses or where keys come from (a bank, references). Proposals are sorted by
+score and padded to a fixed number, so that shapes do not depend on the data.
 """
 
-# B batch, A anchors per cell, N proposals, P anchors of a map (H·W·A), K kept candidates, C channels, H height, W width
+# B batch, A anchors per cell, P anchors of a map (H·W·A), N proposals or RoIs, M keys, F flattened RoI features, C channels,
+# H height, W width, K candidates kept; in the box head classes
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from connectors.extras import optional
+from models.mamba.attention import Attention
 from models.mamba.backbone import STRIDE
 from models.mamba.boxes import base_anchors, clip_boxes, decode_boxes, grid_anchors
 from models.mamba.config import MambaConfig
@@ -23,7 +26,7 @@ from models.uploads import upload
 
 ops = optional("torchvision.ops")
 
-__all__ = ["Proposals", "RegionProposals"]
+__all__ = ["BoxHead", "Proposals", "RegionProposals"]
 
 
 class Proposals(NamedTuple):
@@ -102,3 +105,51 @@ def _first_kept(boxes_BK4: Tensor, scores_BK: Tensor, kept_BK: Tensor, proposals
     scores_BN = scores_BK.new_zeros(len(boxes_BK4), proposals + 1).scatter_(1, column_BK, scores_BK)
     valid_BN = torch.arange(proposals, device=kept_BK.device) < kept_BK.sum(1, keepdim=True)
     return Proposals(boxes_BN4[:, :-1], scores_BN[:, :-1], valid_BN)
+
+
+class BoxHead(nn.Module):
+    """Stage i: ``h = fc[i](x)``; ``y = h + attention[i](h, keys_i)``; ``x = relu(y)`` (MAMBA §3.4).
+
+    Banks store ``y`` before the ReLU and attention reads such rows; only the next layer sees the ReLU.
+    """
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        inputs = config.neck_channels * config.roi_size**2
+        widths = (inputs, *(config.fc_channels,) * config.stages)
+        self.classes = len(config.classes)
+        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.attention = nn.ModuleList(Attention(config.fc_channels, config.heads) for _ in range(config.stages))
+        self.logits = nn.Linear(config.fc_channels, self.classes + 1)
+        self.deltas = nn.Linear(config.fc_channels, self.classes * 4)
+        # Attention keeps PyTorch's default Linear initialization, as the official run did.
+        for layer in self.fc:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer, std in ((self.logits, 0.01), (self.deltas, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def predict(self, x_BNC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``cls_BNK1`` logits (background last) and ``reg_BNK4`` deltas, both float32."""
+        reg_BNK4 = self.deltas(x_BNC).unflatten(-1, (self.classes, 4))
+        return self.logits(x_BNC).float(), reg_BNK4.float()
+
+    def forward(
+        self, x_BNF: Tensor, references_BMF: Tensor | None = None, valid_BM: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return class logits and deltas with the plain features of reference RoIs as keys.
+
+        This is training and the first frame of the official protocol; the references themselves are not enhanced. Without
+        references it is the plain two-layer head of Faster R-CNN.
+        """
+        x_BNC, ref_BMC = x_BNF, references_BMF
+        for fc, attention in zip(self.fc, self.attention, strict=True):
+            x_BNC = fc(x_BNC)
+            if ref_BMC is not None:
+                ref_BMC = fc(ref_BMC)
+                x_BNC = x_BNC + attention(x_BNC, ref_BMC, valid_BM)
+                ref_BMC = F.relu(ref_BMC)
+            x_BNC = F.relu(x_BNC)
+        return self.predict(x_BNC)
