@@ -10,13 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.bounds import AlwaysFinite
 from operators.frames import Image
 
-__all__ = ["finite_frames", "frame_features"]
+__all__ = ["PIXEL", "finite_frames", "frame_features"]
 
 
-def frame_features(images: Sequence[Image], encode: Callable[[Tensor], Tensor], batch_frames: int) -> list[Tensor | None]:
-    """Return the tokens [T, C] of RGB images; None where they are not finite. ``encode``: uint8 [F, H, W, 3] to [F, T, C]."""
+PIXEL = 255.0
+"""The largest number in a frame."""
+
+
+def frame_features(
+    images: Sequence[Image], encode: Callable[[Tensor], Tensor], batch_frames: int, finite: AlwaysFinite
+) -> list[Tensor | None]:
+    """Return the tokens [T, C] of RGB images; None where they are not finite. ``encode``: uint8 [F, H, W, 3] to [F, T, C].
+
+    On a device the host looks at them only where ``finite``, of the same network, has no proof for frames of a size.
+    """
     sizes: dict[tuple[int, ...], list[int]] = {}
     for i, image in enumerate(images):
         sizes.setdefault(image.shape, []).append(i)
@@ -25,10 +35,12 @@ def frame_features(images: Sequence[Image], encode: Callable[[Tensor], Tensor], 
         for start in range(0, len(members), batch_frames):
             chunk = members[start : start + batch_frames]
             pixels = np.stack([np.rint(images[i]).astype(np.uint8, copy=False) for i in chunk])
-            tokens_FTC = encode(torch.from_numpy(pixels))
-            finite_F = finite_frames(tokens_FTC).tolist()
-            for i, tokens_TC, finite in zip(chunk, tokens_FTC, finite_F, strict=True):
-                features[i] = tokens_TC if finite else None
+            frames_FHW3 = torch.from_numpy(pixels)
+            tokens_FTC = encode(frames_FHW3)
+            known = tokens_FTC.device.type != "cpu" and finite(frames_FHW3)
+            good_F = [True] * len(chunk) if known else finite_frames(tokens_FTC).tolist()
+            for i, tokens_TC, good in zip(chunk, tokens_FTC, good_F, strict=True):
+                features[i] = tokens_TC if good else None
     return features
 
 

@@ -28,9 +28,14 @@ class MadeRows:
         self._codes = {name: code for code, name in enumerate(statuses)}
         self._rows: list[tuple[int, dict[str, Any]]] = []
 
-    def add(self, key: int, **columns: Any) -> None:
-        """Add a row, ``ok`` unless ``status`` is given. Times are integers; lists of 16-bit integers are arrays."""
-        self._rows.append((key, {"status": "ok", **columns}))
+    def add(self, key: int, **columns: Any) -> dict[str, Any]:
+        """Add a row, ``ok`` unless ``status`` is given. Times are integers; lists of 16-bit integers are arrays.
+
+        Return it: what is not on the host yet may be put in until ``batches``.
+        """
+        row = {"status": "ok", **columns}
+        self._rows.append((key, row))
+        return row
 
     def refused(self, batch: pa.RecordBatch, out: OutputRows) -> None:
         """Add the rows of ``batch`` that ``out`` has refused."""

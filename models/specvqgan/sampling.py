@@ -73,7 +73,7 @@ def generate(
     """
     size, device = len(feats_BEF), feats_BEF.device
     cache = cache or KVCache.empty(model.config, size, device=device, dtype=next(model.parameters()).dtype)
-    slots_B = torch.arange(size, device=device)
+    slots_B = torch.arange(size)
     tokens_BN = torch.zeros(size, ROWS * columns, dtype=torch.int64, device=device)
     primed = 0
     if prime_BN is not None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.specvqgan.config import TransformerConfig
+from models.uploads import upload
 
 __all__ = ["KVCache", "SoundTransformer"]
 
@@ -39,27 +40,37 @@ class KVCache:
         """Return the bytes of all slots."""
         return 2 * self.keys_LSHPD.numel() * self.keys_LSHPD.element_size()
 
-    def extend(
-        self, layer: int, slots_B: Tensor, at_BN: Tensor, keys_BHND: Tensor, values_BHND: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, new: _Places, keys_BHND: Tensor, values_BHND: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new positions of a layer and return its keys and values [B, H, P, D] up to the furthest one.
 
         Those of slots that stand side by side, in order, are a view: no copy of all that was read so far.
         """
-        to = int(at_BN.max()) + 1
-        chosen = _side_by_side(slots_B)
         found = []
         for held_SHPD, new_BHND in ((self.keys_LSHPD[layer], keys_BHND), (self.values_LSHPD[layer], values_BHND)):
-            held_SHPD[slots_B[:, None], :, at_BN] = new_BHND.transpose(1, 2).to(held_SHPD.dtype)
-            found.append(held_SHPD[chosen, :, :to].to(new_BHND.dtype))
+            held_SHPD[new.slots_B1, :, new.at_BN] = new_BHND.transpose(1, 2).to(held_SHPD.dtype)
+            found.append(held_SHPD[new.chosen, :, : new.to].to(new_BHND.dtype))
         return found[0], found[1]
 
 
-def _side_by_side(slots_B: Tensor) -> slice | Tensor:
-    first, count = int(slots_B[0]), len(slots_B)
-    if torch.equal(slots_B, torch.arange(first, first + count, device=slots_B.device)):
-        return slice(first, first + count)
-    return slots_B
+@dataclass(frozen=True, slots=True, eq=False)
+class _Places:
+    """Where new positions of some slots stand, as the host knows it, so that it need not ask the device."""
+
+    slots_B1: Tensor
+    at_BN: Tensor
+    chosen: slice | Tensor
+    """The slots; a slice where they stand side by side."""
+    to: int
+    """Behind the furthest position."""
+
+    @classmethod
+    def of(cls, slots_B: Tensor, at_BN: Tensor, device: torch.device) -> _Places:
+        """Upload slots and positions that lie on the host."""
+        first, count = int(slots_B[0]), len(slots_B)
+        there_B = upload(slots_B, device)
+        beside = torch.equal(slots_B, torch.arange(first, first + count))
+        chosen = slice(first, first + count) if beside else there_B
+        return cls(there_B[:, None], upload(at_BN, device), chosen, int(at_BN.max()) + 1)
 
 
 class CausalAttention(nn.Module):
@@ -143,22 +154,25 @@ class SoundTransformer(nn.Module):
 
         ``x_BNC`` are rows of :meth:`embed`; row n of batch entry b stands at position ``start_B[b] + n`` of slot
         ``slots_B[b]``. ``last_B``: the last row that counts where entries are of different lengths (those behind it are
-        written, but overwritten before they are ever read). Slots must differ.
+        written, but overwritten before they are ever read). Slots must differ. All these numbers lie on the host.
         """
         count = x_BNC.shape[1]
-        at_BN = start_B[:, None] + torch.arange(count, device=x_BNC.device)
+        at_BN = start_B[:, None] + torch.arange(count)
         self._require_room(int(start_B.max()) + count if last_B is None else int((start_B + last_B).max()) + 1)
         at_BN = at_BN.clamp_max(self.config.positions - 1) if last_B is not None else at_BN
-        x_BNC = x_BNC + self.pos_emb[0, at_BN]
-        seen_BNP = torch.arange(int(at_BN.max()) + 1, device=x_BNC.device) <= at_BN[..., None]
+        new = _Places.of(slots_B, at_BN, x_BNC.device)
+        x_BNC = x_BNC + self.pos_emb[0, new.at_BN]
+        seen_BNP = torch.arange(new.to, device=x_BNC.device) <= new.at_BN[..., None]
         for layer, block in enumerate(self._blocks()):
             q, k, v = block.attn.split(block.ln1(x_BNC))
-            keys_BHPD, values_BHPD = cache.extend(layer, slots_B, at_BN, k, v)
+            keys_BHPD, values_BHPD = cache.extend(layer, new, k, v)
             read_BHND = F.scaled_dot_product_attention(q, keys_BHPD, values_BHPD, attn_mask=seen_BNP[:, None])
             x_BNC = x_BNC + block.attn.join(read_BHND)
             x_BNC = x_BNC + block.mlp(block.ln2(x_BNC))
-        rows = torch.arange(len(x_BNC), device=x_BNC.device)
-        last_BC = x_BNC[:, -1] if last_B is None else x_BNC[rows, last_B]
+        if last_B is None:
+            last_BC = x_BNC[:, -1]
+        else:
+            last_BC = x_BNC[torch.arange(len(x_BNC), device=x_BNC.device), upload(last_B, x_BNC.device)]
         logits_BK: Tensor = self.head(self.ln_f(last_BC))
         return logits_BK.float()
 

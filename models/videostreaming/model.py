@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import ConfigError
+from connectors.extras import optional
 from models.pixels import CLIP_PIXELS, HALF_PIXELS, tower_pixels
 from models.uploads import upload
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.tokens import merge_patches
+
+transformers = optional("transformers")
 
 __all__ = ["PARTS", "TOWERS", "VideoStreamingModel", "projector"]
 
@@ -104,14 +107,21 @@ class VideoStreamingModel(nn.Module):
 
     def embed(self, ids_n: Tensor) -> Tensor:
         """Return the encoder's embeddings [n, D] of token ids."""
-        embedded: Tensor = self.streaming_encoder.get_input_embeddings()(ids_n.to(self.device))
+        embedded: Tensor = self.streaming_encoder.get_input_embeddings()(upload(ids_n, self.device))
         return embedded
 
     def encode(self, embeds_BnD: Tensor, mask_BHnn: Tensor | None = None) -> Tensor:
         """Run the streaming encoder, [B, n, D]: positions from 0, causal attention unless a mask (added to scores) is given."""
         positions_1n = torch.arange(embeds_BnD.shape[1], device=embeds_BnD.device).unsqueeze(0)
+        # Without a cache or a mask transformers looks, on the device too, whether the positions are of several sequences.
+        looks = mask_BHnn is None and embeds_BnD.device.type != "cpu"
         output = self.streaming_encoder(
-            inputs_embeds=embeds_BnD, attention_mask=mask_BHnn, position_ids=positions_1n, use_cache=False, return_dict=True
+            inputs_embeds=embeds_BnD,
+            attention_mask=mask_BHnn,
+            position_ids=positions_1n,
+            past_key_values=transformers.DynamicCache() if looks else None,
+            use_cache=False,
+            return_dict=True,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden

@@ -100,9 +100,11 @@ class LshTable:
         """
         if buckets_BK is None:
             buckets_BK = self._hash.hash(h_BD.to(self.ring.device))
+        first = self.ring.written
         sequence_B = self.ring.write(h_BD, values_BV)
         # A turn of the ring ends within the call: the counts of a reservoir start again there.
-        turn_B = (self.ring.positions(sequence_B) == 0).nonzero()[:, 0].tolist() if self.policy == "reservoir" else []
+        number_B = np.arange(first, first + len(sequence_B))
+        turn_B = np.flatnonzero(self.ring.positions(number_B) == 0).tolist() if self.policy == "reservoir" else []
         cuts = [0, *(t for t in turn_B if t), len(sequence_B)]
         for start, stop in itertools.pairwise(cuts):
             if start in turn_B:
@@ -138,8 +140,11 @@ class LshTable:
         sequence_BM = _descending(self._entries_E[index_BM])
         valid_BM = self.ring.alive(sequence_BM)
         valid_BM[:, 1:] &= sequence_BM[:, 1:] != sequence_BM[:, :-1]
-        # Once more, so that the rows that count stand first and the rest can be cut off.
-        most = int(valid_BM.sum(1).max()) if valid_BM.numel() else 0
+        # Once more, so that the rows that count stand first and the rest can be cut off; on a device they stay, since the host
+        # would have to wait to know how many.
+        most = sequence_BM.shape[1]
+        if valid_BM.device.type == "cpu":
+            most = int(valid_BM.sum(1).max()) if valid_BM.numel() else 0
         sequence_BM = _descending(sequence_BM.masked_fill_(~valid_BM, _EMPTY))[:, :most]
         return sequence_BM, sequence_BM != _EMPTY
 
@@ -192,16 +197,17 @@ class LshTable:
         sequence_M = sequence_B.repeat_interleave(self.arrays)
         before_M = self._count_P[bucket_M] + _earlier_equals(bucket_M)
         slot_M = before_M % self.slots
-        keep_M = torch.ones_like(slot_M, dtype=torch.bool)
         if self.policy == "reservoir":
             # The n-th row of a full bucket replaces a slot with probability R / n (Vitter 1985, algorithm R).
             seed_M = torch.full_like(sequence_M, self.seed)
             drawn_M = random_numbers(seed_M ^ bucket_M, sequence_M, 0, 1)[:, 0] % (before_M + 1)
             slot_M = torch.where(before_M < self.slots, before_M, drawn_M)
+            # A row that is not kept is written as none, which changes nothing: so the host need not know which they are.
             keep_M = slot_M < self.slots
-        index_M = (bucket_M * self.slots + slot_M)[keep_M]
+            slot_M, sequence_M = torch.where(keep_M, slot_M, 0), torch.where(keep_M, sequence_M, _EMPTY)
+        index_M = bucket_M * self.slots + slot_M
         # Later rows have larger numbers, so the maximum is what writing one after the other would leave.
-        self._entries_E.scatter_reduce_(0, index_M, sequence_M[keep_M], "amax")
+        self._entries_E.scatter_reduce_(0, index_M, sequence_M, "amax")
         self._count_P.index_add_(0, bucket_M, torch.ones_like(bucket_M))
         self._dirty_E[index_M] = True
         self._dirty_P[bucket_M] = True

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +24,8 @@ from operators.budget import check_budget, ring_bytes
 from operators.state import Patch, State
 
 __all__ = ["Neighbors", "RowRing"]
+
+Numbers = TypeVar("Numbers", Tensor, npt.NDArray[np.int64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ class RowRing:
         """Return which of these sequence numbers are still in the ring."""
         return (sequence >= self.oldest) & (sequence < self._written)
 
-    def positions(self, sequence: Tensor) -> Tensor:
+    def positions(self, sequence: Numbers) -> Numbers:
         """Return where rows of these sequence numbers lie."""
         return (sequence - self._origin) % self.capacity
 

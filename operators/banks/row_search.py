@@ -40,6 +40,7 @@ _SPARE = 40  # candidates beyond 1.5 k: enough for nearly all queries on cluster
 _CROWDED_SHARE = 0.5  # of a block's queries: from here on the half-precision pass costs more than it saves
 _PAUSE = 64  # blocks until half precision is tried again
 _CROWDED_BLOCK = 16  # queries at a time where all rows may be candidates
+_FEW_ROWS = 1 << 16  # on a device so few are all ranked: to choose candidates the host would have to wait for it
 
 _LOW = 0xFFFFFFFF
 _MAGNITUDE = 0x7FFFFFFF
@@ -145,6 +146,10 @@ class KeyScan:
         out_Bk = torch.full((len(q_BD), k), NOTHING, device=q_BD.device)
         if rows == 0:
             return out_Bk
+        if q_BD.device.type != "cpu" and rows <= _FEW_ROWS:
+            position_1R = torch.arange(rows, device=q_BD.device)[None]
+            all_BR = torch.ones(len(q_BD), rows, dtype=torch.bool, device=q_BD.device)
+            return self.rank(q_BD, position_1R.expand_as(all_BR), all_BR, k, rows=rows, oldest=oldest)
         # A query without a direction is equally similar to all rows; comparing them all would take longest of all.
         aimed_B = (q_BD != 0).any(1)
         newest_k = torch.arange(rows - 1, max(rows - 1 - k, -1), -1, device=q_BD.device)

@@ -57,9 +57,7 @@ class TailBank:
             raise ValueError(f"{self.name}: {count} rows do not fit; the capacity is {self.capacity}")
         held_C = self.rows_SC[slot]
         if count:
-            held_C[:count] = (
-                rows_R.clone() if rows_R.untyped_storage().data_ptr() == held_C.untyped_storage().data_ptr() else rows_R
-            )
+            held_C[:count] = rows_R.clone()  # they may lie where they go to
         held_C[count : max(count, int(self.count_S[slot]))] = 0
         self.count_S[slot] = count
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from connectors.errors import StreambankError
+from models.bounds import AlwaysFinite
 from models.rekv.encoding import encode_frames
 from models.rekv.layouts import BlockNumbers
 from models.rekv.session import StreamState, open_stream, rebuild_window
 from operators.banks import REFUSED, BlockBank, BlockReader
 from operators.block_options import open_bank
-from operators.frame_features import frame_features
+from operators.frame_features import PIXEL, frame_features
 from operators.frames import Image
 from operators.rekv.answering import Answering
 from operators.rekv.block_policies import Stats
@@ -33,6 +34,7 @@ class FrameEncoding:
 
     def __init__(self, name: str, answering: Answering, options: ReKVOptions, device: torch.device) -> None:
         self._name, self._answering, self._options = name, answering, options
+        self._finite = AlwaysFinite(answering.model.frames, PIXEL)
         self.bank, self.frames_per_stream = open_bank(
             name,
             answering.spec,
@@ -105,7 +107,7 @@ class FrameEncoding:
 
     def features(self, images: Sequence[Image]) -> list[Tensor | None]:
         """Return the tokens [T, C] of RGB images, or of blocks of images; None where they are not finite."""
-        return frame_features(images, self._answering.model.frames, self._options.batch_frames)
+        return frame_features(images, self._answering.model.frames, self._options.batch_frames, self._finite)
 
     def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
         """Encode blocks of several streams together: they go to the bank, oldest ones may go."""

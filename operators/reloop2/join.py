@@ -54,7 +54,7 @@ class Waiting(NamedTuple):
     slots_B: Ints
     ids_B: Ints
     deadline_us_B: Ints
-    base_B: np.ndarray
+    base_B: Tensor
     model: int
     """Number of the model that made ``base_B`` and the keys."""
     keys_BW: Tensor
@@ -72,11 +72,11 @@ class JoinTable:
         self.state = np.zeros(total, np.uint8)
         self.ids = np.zeros(total, np.int64)
         self.deadline_us = np.zeros(total, np.int64)
-        self.base = np.zeros(total, np.float32)
         self.label = np.zeros(total, np.float32)
         self.model = np.zeros(total, np.int64)
         self.written = np.zeros(total, np.int64)
         """Where the row stands in the memory, for corrections: what ``ErrorMemory.write`` returned."""
+        self.base_R = torch.zeros(total, device=device)
         self.keys_RW = torch.zeros((total, key_width), dtype=key_dtype, device=device)
         self._head_S = np.zeros(slots, np.int64)
         self._staged_SR = np.zeros((slots, self.rows), np.int32)
@@ -104,11 +104,12 @@ class JoinTable:
         self.state[row_B] = RowState.PENDING
         self.ids[row_B] = new.ids_B[fresh_B]
         self.deadline_us[row_B] = new.deadline_us_B[fresh_B]
-        self.base[row_B] = new.base_B[fresh_B]
         self.label[row_B] = 0.0
         self.model[row_B] = new.model
         self.written[row_B] = 0
-        self.keys_RW[self._on_device(row_B)] = new.keys_BW[self._on_device(fresh_B)].to(self.keys_RW.dtype)
+        to_B, from_B = self._on_device(row_B), self._on_device(fresh_B)
+        self.keys_RW[to_B] = new.keys_BW[from_B].to(self.keys_RW.dtype)
+        self.base_R[to_B] = new.base_B[from_B]
         np.minimum.at(self._earliest_SQ, (slots_B, place_B // JOIN_BLOCK), new.deadline_us_B[fresh_B])
         self._dirty[row_B] = self._dirty_key[row_B] = True
         self._index.put(new.ids_B[fresh_B], row_B)
@@ -210,8 +211,10 @@ class JoinTable:
         values = rows.values_R.numpy()
         self.ids[row_R], self.deadline_us[row_R], self.model[row_R], self.written[row_R] = values[:, :4].T
         self.state[row_R] = values[:, 4].astype(np.uint8)
-        self.base[row_R], self.label[row_R] = values[:, 5:].astype(np.int32).view(np.float32).T
-        self.keys_RW[self._on_device(row_R)] = keys.values_R.to(self.keys_RW)
+        base_R, self.label[row_R] = values[:, 5:].astype(np.int32).view(np.float32).T
+        there_R = self._on_device(row_R)
+        self.keys_RW[there_R] = keys.values_R.to(self.keys_RW)
+        self.base_R[there_R] = upload_values(base_R, self.base_R.device)
         count_N = staged.count_N.numpy()
         self._staged_count_S[slots_N] = count_N
         self._staged_SR[np.repeat(slots_N, count_N), staged.index_R.numpy()] = staged.values_R.numpy()
@@ -224,7 +227,8 @@ class JoinTable:
     def _columns(self, row_R: Ints) -> Ints:
         """Return all but the keys of rows as int64 [R, 7], floats by their bits."""
         whole: list[npt.NDArray[Any]] = [self.ids, self.deadline_us, self.model, self.written, self.state]
-        bits = [column[row_R].view(np.int32).astype(np.int64) for column in (self.base, self.label)]
+        base_R = self.base_R[self._on_device(row_R)].cpu().numpy()
+        bits = [column_R.view(np.int32).astype(np.int64) for column_R in (base_R, self.label[row_R])]
         return np.stack([*(column[row_R].astype(np.int64) for column in whole), *bits], axis=1)
 
     def _on_device(self, row_B: Ints) -> Tensor:

@@ -41,7 +41,7 @@ class ErrorMemory(Protocol):
         ...
 
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
-        """Take rows, in order; return for each where it stands, for ``holds``. Labels and predictions lie on the CPU."""
+        """Take rows, in order; return for each where it stands, for ``holds``. Only labels lie on the CPU."""
         ...
 
     def holds(self, written_B: Ints, slots_B: Ints) -> Bools:

@@ -139,7 +139,7 @@ class ReLoop2Operator(ReLoop2Declaration):
         scored = self._scorer.score(encoded.columns)
         out, made = OutputRows(batch, self.output_schema, STATUSES), Predictions(batch.num_rows)
         good_B = self._admit(batch, encoded, scored, no_id_B, out, made)
-        made.base(good_B, scored.base_B[good_B])
+        self._tell_base(made, good_B, scored)
         times_B = event_times(batch)
         for rows_B, slots_B in self._parts(batch.column("stream_id"), good_B, out):
             for wave_B, opening_L in self._waves(slots_B):
@@ -184,7 +184,7 @@ class ReLoop2Operator(ReLoop2Declaration):
         """Return the rows that are remembered; the others get their status, and the base prediction where there is one."""
         error_B = out.refuse_errors()
         bad_B = encoded.bad_B.numpy()
-        wild_B = ~bad_B & ~np.isfinite(scored.base_B)
+        wild_B = ~bad_B & ~scored.sound_B
         useless_B = no_id_B | ~scored.finite_B
         good_B = ~(error_B | bad_B | wild_B | useless_B)
         full_B = np.zeros_like(good_B)
@@ -201,8 +201,12 @@ class ReLoop2Operator(ReLoop2Declaration):
             else:
                 out.set(row, "rejected_corrupt", encoded.reasons[row] or "the model's output is not finite")
         with_base = refused[~(bad_B | wild_B)[refused]]
-        made.base(with_base, scored.base_B[with_base])
+        self._tell_base(made, with_base, scored)
         return np.flatnonzero(good_B)
+
+    def _tell_base(self, made: Predictions, rows_B: Ints, scored: Scored) -> None:
+        if len(rows_B):
+            self._deferred.add(made.base, rows_B, scored.base_B[upload_values(rows_B, scored.base_B.device)])
 
     def _parts(self, streams: pa.Array, rows_B: Ints, out: OutputRows) -> Iterator[tuple[Ints, Ints]]:
         """Yield rows with their slots, in order, in as many parts as it takes for every stream to have a slot."""
@@ -238,8 +242,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         self, rows_B: Ints, slots_B: Ints, ids_B: Ints, times_B: Ints, scored: Scored, out: OutputRows, made: Predictions
     ) -> None:
         """Predict rows that see the same memory, and put them into the table."""
-        keys_BW = scored.keys_BW[upload_values(rows_B, scored.keys_BW.device)]
-        base_B = upload_values(scored.base_B[rows_B], self.context.device)
+        there_B = upload_values(rows_B, self.context.device)
+        keys_BW, base_B = scored.keys_BW[there_B], scored.base_B[there_B]
         read = self._memory.read(keys_BW, slots_B)
         options = self.options
         found = compensate(read, base_B, gamma=options.gamma, strength=options.strength, prior_rows=options.prior_rows)
@@ -250,9 +254,7 @@ class ReLoop2Operator(ReLoop2Declaration):
         time_us_B, jumped_B = self._times.note(slots_B, times_B)
         made.flag(rows_B[jumped_B], Flag.CLOCK_JUMP)
         deadline_us_B = time_us_B + microseconds(options.label_timeout_s)
-        placed_B, duplicate_B = self._join.add(
-            Waiting(slots_B, ids_B, deadline_us_B, scored.base_B[rows_B], self._model_number, keys_BW)
-        )
+        placed_B, duplicate_B = self._join.add(Waiting(slots_B, ids_B, deadline_us_B, base_B, self._model_number, keys_BW))
         if duplicate_B.any():
             out.set_rows(rows_B[duplicate_B], "duplicate", [DUPLICATE] * int(duplicate_B.sum()))
             made.flag(rows_B[duplicate_B], Flag.DUPLICATE)
@@ -298,8 +300,9 @@ class ReLoop2Operator(ReLoop2Declaration):
         """Write rows of the table into the memory; return their places."""
         join = self._join
         slots_B = rows_B // join.rows
-        keys_BW = join.keys_RW[upload_values(rows_B, join.keys_RW.device)]
-        label_B, base_B = (torch.from_numpy(column[rows_B]) for column in (join.label, join.base))
+        there_B = upload_values(rows_B, join.keys_RW.device)
+        keys_BW, base_B = join.keys_RW[there_B], join.base_R[there_B]
+        label_B = torch.from_numpy(join.label[rows_B])
         self._version_S[np.unique(slots_B)] += 1
         return self._memory.write(keys_BW, label_B, base_B, slots_B)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
 from models.reloop2.base import CtrModel
-from models.uploads import upload
+from models.uploads import download, upload
 from operators.banks import LshTable, Neighbors, PostingLists, PostingRules, RowRing, SignHash, random_numbers
 from operators.reloop2.budget import SLICES, TAIL_ROWS, slice_rows
 from operators.reloop2.config import ReLoop2Options
@@ -84,14 +84,14 @@ class RowMemory:
         self._offered += len(label_B)
         keep_B = torch.ones_like(number_B, dtype=torch.bool)
         if self._options.sigma > 0:
-            keep_B &= (label_B - base_B).abs() > self._options.sigma
+            keep_B &= (label_B - download(base_B)[0]).abs() > self._options.sigma
         if self._options.keep_rate < 1:
             drawn_B = random_numbers(torch.full_like(number_B, self._options.seed), number_B, 0, 1)[:, 0]
             keep_B &= drawn_B.double() < self._options.keep_rate * 2.0**63
-        values_BV = torch.stack([label_B, base_B], dim=1)
+        values_BV = torch.stack([upload(label_B, self._device), base_B], dim=1)
         if not keep_B.all():
-            keys_BW, values_BV = keys_BW[upload(keep_B.nonzero()[:, 0], self._device)], values_BV[keep_B]
-        values_BV = upload(values_BV, self._device)
+            kept_R = upload(keep_B.nonzero()[:, 0], self._device)
+            keys_BW, values_BV = keys_BW[kept_R], values_BV[kept_R]
         hidden_BD = keys_BW[:, : self._dim]
         if self._table is None:
             self._ring.write(hidden_BD, values_BV)

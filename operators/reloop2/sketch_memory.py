@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.reloop2.base import CtrModel
-from models.uploads import upload_values
+from models.uploads import upload, upload_values
 from operators.banks import Forgetting, HalfLife, Never, ResetEvery, SignHash, SketchBank, Slices
 from operators.reloop2.budget import COLUMNS, SLICES
 from operators.reloop2.config import ReLoop2Options
@@ -77,7 +77,8 @@ class SketchMemory:
     def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
         """Add rows to their buckets; return how often their slot had been emptied by then."""
         number_B = self._rows_S[slots_B] + rank_within(slots_B)
-        self._bank.write(keys_BW.long(), torch.stack([label_B, base_B], dim=1), slots_B=self._slots(slots_B))
+        values_BV = torch.stack([upload(label_B, base_B.device), base_B], dim=1)
+        self._bank.write(keys_BW.long(), values_BV, slots_B=self._slots(slots_B))
         np.add.at(self._rows_S, slots_B, 1)
         written: Ints = self._clears_S[slots_B] + number_B // self._period
         return written

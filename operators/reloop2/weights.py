@@ -8,6 +8,7 @@ the network only ever sees batches of one size, padded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from connectors.errors import ConfigError, StreambankError
+from models.bounds import largest_of
 from models.hub import weights_file
 from models.reloop2 import checkpoint
-from models.reloop2.base import CtrModel
+from models.reloop2.base import CtrModel, CtrOutput
 from models.uploads import download, upload
 from operators.reloop2.budget import check_memory
 from operators.reloop2.config import ReLoop2Options
@@ -28,6 +30,9 @@ __all__ = ["ROWS", "Scored", "Scorer", "load_model", "require_same_setup", "setu
 
 ROWS = 128
 """Rows of every forward pass: large enough to be efficient, small enough that a single row does not wait long."""
+
+_LIMITS = (1e6, 1e4, 1e2, 1e1)
+"""Of numbers in a row, up to which the network is tried to be proved to give finite numbers."""
 
 _SHAPING = (
     "mode",
@@ -80,7 +85,10 @@ class Scored(NamedTuple):
 
     keys_BW: Tensor
     """What the memory knows a row by, on the device."""
-    base_B: npt.NDArray[np.float32]
+    base_B: Tensor
+    """float32, on the device."""
+    sound_B: npt.NDArray[np.bool_]
+    """The base prediction is finite."""
     finite_B: npt.NDArray[np.bool_]
     """The hidden vector is finite."""
 
@@ -92,21 +100,42 @@ class Scorer:
         self.model = model.to(device).eval()
         self._device = device
         self._keys = keys
+        self._proved: float | None = None
+        """No number of a row may be larger for the network's results to be proved finite; None: nothing was tried yet."""
 
     @torch.inference_mode()
     def score(self, columns: Mapping[str, Tensor]) -> Scored:
         """Score the columns of ``models.reloop2.features.encode``, at least one row."""
         rows = next(iter(columns.values())).shape[0]
-        keys, bases, finites = [], [], []
+        keys, bases, hiddens = [], [], []
         for start in range(0, rows, ROWS):
             block = {name: upload(_padded(column[start : start + ROWS]), self._device) for name, column in columns.items()}
             hidden_BD, logit_B = self.model(block)
-            finites.append(hidden_BD.isfinite().all(1))
+            hiddens.append(hidden_BD)
             keys.append(self._keys(hidden_BD))
             bases.append(logit_B.sigmoid())
+        keys_BW, base_B = torch.cat(keys)[:rows], torch.cat(bases)[:rows].float()
         # What is not finite is no impression: the host has to know before it counts them.
-        base_B, finite_B = download(torch.cat(bases)[:rows].float(), torch.cat(finites)[:rows])
-        return Scored(torch.cat(keys)[:rows], base_B.numpy(), finite_B.numpy())
+        if self._device.type != "cpu" and self._gives_numbers(columns):
+            return Scored(keys_BW, base_B, np.ones(rows, np.bool_), np.ones(rows, np.bool_))
+        finite_B = torch.cat([hidden_BD.isfinite().all(1) for hidden_BD in hiddens])[:rows]
+        looks = download(base_B.isfinite(), finite_B)
+        return Scored(keys_BW, base_B, *(look_B.numpy() for look_B in looks))
+
+    def _gives_numbers(self, columns: Mapping[str, Tensor]) -> bool:
+        """Tell whether it is proved that the results for these rows are finite."""
+        names, numbers = list(columns), [column_B for column_B in columns.values() if column_B.is_floating_point()]
+        if self._proved is None:
+            examples = [upload(_padded(columns[name][:1]), self._device) for name in names]
+
+            def scores(*columns_B: Tensor) -> CtrOutput:
+                found: CtrOutput = self.model(dict(zip(names, columns_B, strict=True)))
+                return found
+
+            limits = _LIMITS if numbers else _LIMITS[:1]
+            proved = (x for x in limits if math.isfinite(largest_of(scores, *((example, x) for example in examples))))
+            self._proved = next(proved, -1.0)
+        return max((float(column_B.abs().max()) for column_B in numbers), default=0.0) <= self._proved
 
 
 def _padded(block_BX: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ and the columns that it keeps are read once; else only the newest token is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.bounds import largest_of
 from models.specvqgan.config import ROWS
 from models.specvqgan.sampling import choose
 from models.specvqgan.transformer import KVCache, SoundTransformer
+from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, random_numbers, ring
 from operators.specvqgan.streams import FrameStream
 from operators.state import State
@@ -26,6 +29,8 @@ from operators.state import State
 __all__ = ["Drawing", "Turn", "token_noise"]
 
 _NOTHING = -1
+_LARGEST = 1e6
+"""Of features for which the transformer is proved to give numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +73,7 @@ class Drawing:
         self.cache = KVCache.empty(network.config, slots, dtype=self._dtype, device=device)
         # Tokens of its window that the cache holds of a stream. What it holds follows from the ring, so no snapshot has it.
         self._held_S = np.full(slots, _NOTHING)
+        self._proved: bool | None = None
 
     @staticmethod
     def token_specs() -> Mapping[str, RowSpec]:
@@ -104,23 +110,39 @@ class Drawing:
         return readout.rows["column"][0].reshape(-1).long()
 
     @torch.inference_mode()
-    def draw(self, turns: Sequence[Turn]) -> list[bool]:
-        """Make the next column of streams; return which were made: for the others the transformer gave no number."""
+    def draw(self, turns: Sequence[Turn], largest: float = math.inf) -> list[bool]:
+        """Make the next column of streams; return which were made: for the others the transformer gave no number.
+
+        On a device it is not asked for that where it is proved to give numbers: for features of up to ``largest``.
+        """
+        proved = self._device.type != "cpu" and largest <= _LARGEST and self._gives_numbers()
         made = [False] * len(turns)
         order = sorted(range(len(turns)), key=lambda i: turns[i].stream.slot)  # slots side by side are read without a copy
         for start in range(0, len(turns), self._batch):
             chosen = order[start : start + self._batch]
-            for i, good in zip(chosen, self._draw([turns[i] for i in chosen]), strict=True):
+            for i, good in zip(chosen, self._draw([turns[i] for i in chosen], proved), strict=True):
                 made[i] = good
         return made
 
-    def _draw(self, turns: Sequence[Turn]) -> list[bool]:
+    def _gives_numbers(self) -> bool:
+        """Tell whether the logits are finite whatever the features, up to a bound, and the tokens are.
+
+        Followed through the pass without a cache, whose every number is one of those with it up to rounding.
+        """
+        if self._proved is None:
+            network, config = self._network, self._network.config
+            feats_1EF = torch.zeros(1, config.feature_width, config.features, dtype=self._dtype, device=self._device)
+            tokens_1N = torch.zeros(1, config.positions - config.features, dtype=torch.int64, device=self._device)
+            self._proved = math.isfinite(largest_of(network, (feats_1EF, _LARGEST), (tokens_1N, 0.0)))
+        return self._proved
+
+    def _draw(self, turns: Sequence[Turn], proved: bool) -> list[bool]:
         config = self._network.config
-        slots_B = self._slots([turn.stream.slot for turn in turns])
-        seed_B = torch.tensor([turn.stream.seed for turn in turns], device=self._device)
-        place_B = torch.tensor([ROWS * (turn.stream.base + turn.stream.column) for turn in turns], device=self._device)
-        known_B = torch.tensor([ROWS * (turn.stream.column - turn.start) for turn in turns], device=self._device)
-        greedy_B = torch.tensor([turn.greedy for turn in turns], device=self._device)
+        slots_B = torch.tensor([turn.stream.slot for turn in turns])
+        known_B = torch.tensor([ROWS * (turn.stream.column - turn.start) for turn in turns])
+        seed_B = upload_values([turn.stream.seed for turn in turns], self._device)
+        place_B = upload_values([ROWS * (turn.stream.base + turn.stream.column) for turn in turns], self._device)
+        greedy_B = upload_values([turn.greedy for turn in turns], self._device)
         column_BN = torch.zeros(len(turns), ROWS, dtype=torch.int64, device=self._device)
         good_B = torch.ones(len(turns), dtype=torch.bool, device=self._device)
         logits_BK = self._first(turns, slots_B, known_B)
@@ -136,9 +158,9 @@ class Drawing:
                 noise_BK = token_noise(seed_B, place_B + n, config.codes)
                 drawn_B = choose(logits_BK, noise_BK, temperature=self._temperature, top_k=self._top_k)
                 column_BN[:, n] = torch.where(greedy_B, logits_BK.argmax(1), drawn_B)
-        good = good_B.tolist()
-        counts_B = good_B.long()
-        self.tokens.write(slots_B, {"column": column_BN[:, None].to(torch.int16)}, counts_B, ring)
+        good = [True] * len(turns) if proved else good_B.tolist()
+        there_B = upload(slots_B, self._device)
+        self.tokens.write(there_B, {"column": column_BN[:, None].to(torch.int16)}, good_B.long(), ring)
         for turn, is_good, known in zip(turns, good, known_B.tolist(), strict=True):
             # The last token of a column is read with the first of the next one.
             self._held_S[turn.stream.slot] = known + ROWS - 1 if is_good else _NOTHING
@@ -160,11 +182,11 @@ class Drawing:
             x_1NC = self._network.embed(feats_1EF, kept_1N if kept_1N.shape[1] else None)
             logits_BK[i] = self._network.read(x_1NC, self.cache, slots_B[i : i + 1], slots_B.new_zeros(1))[0]
         if going_on:
-            chosen_G = self._slots(going_on)
+            chosen_G = torch.tensor(going_on)
             newest_GN = torch.stack([self.last(turns[i].stream, 1) for i in going_on])[:, -1:]
             start_G = known_B[chosen_G] + (config.features - 1)
             x_G1C = self._network.embed(None, newest_GN)
-            logits_BK[chosen_G] = self._network.read(x_G1C, self.cache, slots_B[chosen_G], start_G)
+            logits_BK[upload(chosen_G, self._device)] = self._network.read(x_G1C, self.cache, slots_B[chosen_G], start_G)
         return logits_BK
 
     def export(self, slots: Sequence[int], state: State, *, incremental: bool) -> None:
@@ -183,4 +205,4 @@ class Drawing:
         return self.tokens.bytes()["device"] + self.cache.bytes()
 
     def _slots(self, slots: Sequence[int]) -> Tensor:
-        return torch.tensor(list(slots), dtype=torch.int64, device=self._device)
+        return upload_values(list(slots), self._device, torch.int64)

@@ -8,6 +8,7 @@ window that cannot wait), it takes the nearest row that was looked at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.bounds import AlwaysFinite
 from models.specvqgan.vision import FrameNetwork, picked_rows
+from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, TailBank, ring
+from operators.frame_features import PIXEL
 from operators.specvqgan.config import ROWS_PER_COLUMN, Geometry
 from operators.specvqgan.streams import FrameStream
 from operators.state import State
@@ -46,6 +50,9 @@ class FeatureRing:
         self._picked = frozenset(picked_rows(geometry.rows, geometry.features))
         self._newest = TailBank("newest", self.newest_spec(network, width), slots=slots, capacity=1)
         self._rows = SlotBank("features", self.row_specs(width), slots=slots, capacity=geometry.ring, device=device)
+        self._there_SC = np.zeros((slots, geometry.ring), np.bool_)
+        """Which rows were looked at: what the bank holds of it, for the host."""
+        self._finite = None if network is None else AlwaysFinite(self._features, PIXEL)
 
     @staticmethod
     def newest_spec(network: FrameNetwork | None, width: int) -> RowSpec:
@@ -89,6 +96,7 @@ class FeatureRing:
         self._rows.release(self._slots(range(self._rows.slots)))
         if slots:
             self._rows.load(self._slots(slots), state)
+        self._there_SC = self._rows.rows["there"].cpu().numpy().copy()
 
     def bytes(self) -> int:
         """Return the bytes of both banks."""
@@ -123,10 +131,11 @@ class FeatureRing:
         """Look at frames, those of all streams together, and keep their features. Return how many went through the network."""
         seen = [look for look in looks if look.pixels is not None]
         found = dict(zip(map(id, seen), self._encode([look.pixels for look in seen if look.pixels is not None]), strict=True))
-        for look in seen:
-            feature_E = found[id(look)]
-            if not bool(feature_E.isfinite().all()):
-                found[id(look)] = feature_E.nan_to_num(0.0, 0.0, 0.0)
+        doubtful = [look for look in seen if not self._known_finite(look)]
+        looks_at = torch.stack([found[id(look)].isfinite().all() for look in doubtful]).tolist() if doubtful else []
+        for look, finite in zip(doubtful, looks_at, strict=True):
+            if not finite:
+                found[id(look)] = found[id(look)].nan_to_num(0.0, 0.0, 0.0)
                 look.stream.repaired = True
                 self._repaired += 1
         by_slot: dict[int, list[Look]] = {}
@@ -139,8 +148,10 @@ class FeatureRing:
         there_BR = torch.zeros(len(by_slot), longest, dtype=torch.bool, device=self._device)
         counts = []
         for i, mine in enumerate(by_slot.values()):
-            at = 0
+            at, first = 0, mine[0].stream.encoded
             for look in mine:
+                rows = np.arange(first + at, first + at + len(look.rows))
+                self._there_SC[look.stream.slot, rows % self._geometry.ring] = id(look) in found
                 if id(look) in found:
                     feature_BRE[i, at : at + len(look.rows)] = found[id(look)]
                     there_BR[i, at : at + len(look.rows)] = True
@@ -148,7 +159,7 @@ class FeatureRing:
             counts.append(at)
             mine[0].stream.encoded += at
         slots = self._slots(list(by_slot))
-        counts_B = torch.tensor(counts, device=self._device)
+        counts_B = upload_values(counts, self._device)
         self._rows.write(slots, {"feature": feature_BRE, "there": there_BR}, counts_B, ring)
         return len(seen)
 
@@ -157,13 +168,29 @@ class FeatureRing:
         count, self._repaired = self._repaired, 0
         return count
 
+    @property
+    def largest(self) -> float:
+        """What no feature on the device exceeds; infinite where nothing is proved of the network."""
+        return math.inf if self._finite is None else self._finite.worst
+
+    def _known_finite(self, look: Look) -> bool:
+        """Tell whether the features of a look need no look at them: they are proved to be finite, and lie on a device."""
+        if self._finite is None or look.pixels is None or self._device.type == "cpu":
+            return False
+        return self._finite(look.pixels[None])
+
+    def _features(self, pixels_B: Tensor) -> Tensor:
+        assert self._network is not None
+        features_BE: Tensor = self._network(upload(pixels_B, self._device))
+        return features_BE.float()
+
     @torch.inference_mode()
     def _encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         if self._network is None:
             return list(pixels)
         out: list[Tensor] = []
         for start in range(0, len(pixels), self._batch):
-            part = torch.stack(list(pixels[start : start + self._batch])).to(self._device)
+            part = upload(torch.stack(list(pixels[start : start + self._batch])), self._device)
             out += self._network(part).float().unbind()
         return out
 
@@ -183,12 +210,11 @@ class FeatureRing:
             if ended and rows < geometry.rows:
                 wanted = [row % rows for row in wanted]
         numbers = np.arange(max(0, rows - geometry.ring, stream.encoded - geometry.ring), min(rows, stream.encoded))
-        there_R = self._rows.rows["there"][stream.slot].cpu().numpy()[numbers % geometry.ring]
-        known = numbers[there_R]
+        known = numbers[self._there_SC[stream.slot, numbers % geometry.ring]]
         nearest = np.abs(known[None] - np.minimum(np.array(wanted), rows - 1)[:, None]).argmin(1)
-        at_1F = torch.from_numpy(known[nearest] % geometry.ring)[None].to(self._device)
+        at_1F = upload_values(known[nearest] % geometry.ring, self._device)[None]
         readout = self._rows.gather(self._slots([stream.slot]), at_1F, torch.ones_like(at_1F, dtype=torch.bool))
         return readout.rows["feature"][0].T
 
     def _slots(self, slots: Sequence[int]) -> Tensor:
-        return torch.tensor(list(slots), dtype=torch.int64, device=self._device)
+        return upload_values(list(slots), self._device, torch.int64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from models.specvqgan.loaders import SoundNetworks, load_networks
 from models.specvqgan.packing import pack_linears
 from models.specvqgan.parts import SMALL_WEIGHTS
 from models.specvqgan.transformer import KVCache
+from models.uploads import download
 from models.weight_files import weights_name
 from operators.admission import Admitted, admit_rows
 from operators.banks import PoolBank, SlotBank, TailBank, stream_seed
@@ -111,6 +113,8 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         self._rows = self._new_rows()
         self._left = self._new_rows()
         """Of streams that were closed, up to the next ``flush``."""
+        self._later: list[tuple[dict[str, Any], str, Tensor]] = []
+        """Rows, their column, and what it is made of, until the call ends."""
         self._key: int | None = None
         self._streams = StreamTable(
             context.name, self._open, options, kind=FrameStream, counters=self._counters, ended=self._end
@@ -176,6 +180,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         self._key = None
         for stream in self._streams.values():
             stream.marks.clear()
+        self._take_sound()
         self._counters.note(out)
         self._counters.add("rejected", out.count("too_long"))
         self._rows["sound"].refused(batch, out)
@@ -282,7 +287,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
 
     def _make(self, turns: Sequence[Turn], rows: Mapping[str, MadeRows], key: int | None, total: int | None = None) -> None:
         """Make the next column of streams, and sound where that is due. ``key``: by default the row that made it due."""
-        for turn, good in zip(turns, self._drawing.draw(turns), strict=True):
+        for turn, good in zip(turns, self._drawing.draw(turns, self._looking.largest), strict=True):
             stream = turn.stream
             if key is None:
                 # No earlier than the row that set its window free: rows of a stream come in order.
@@ -338,7 +343,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         if stream.column > stream.told and samples > _COLUMN * stream.told:
             fresh = stream.column - stream.told
             sequence, time_us = self._place(stream, _COLUMN * stream.told)
-            rows["tokens"].add(
+            row = rows["tokens"].add(
                 key,
                 stream_id=stream_id,
                 sequence=sequence,
@@ -347,24 +352,30 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
                 n_samples=samples - _COLUMN * stream.told,
                 n_cols=fresh,
                 bits=bits_of(self._codes),
-                payload=pack_tokens(tokens_N[len(tokens_N) - 5 * fresh :], self._codes),
                 status=status,
             )
+            self._later.append((row, "payload", tokens_N[len(tokens_N) - 5 * fresh :]))
             stream.told = stream.column
         if len(sound_N):
             sequence, time_us = self._place(stream, stream.made)
-            rows["sound"].add(
+            row = rows["sound"].add(
                 key,
                 stream_id=stream_id,
                 sequence=sequence,
                 event_time=time_us,
                 sample_rate=RATE,
                 channels=1,
-                samples=to_pcm(sound_N),
                 lookahead_cols=stream.lookahead,
                 status=status,
             )
+            self._later.append((row, "samples", sound_N))
             stream.made += len(sound_N)
+
+    def _take_sound(self) -> None:
+        """Bring sound and tokens of rows to the host, all at once."""
+        later, self._later = self._later, []
+        for (row, name, _), made_N in zip(later, download(*(made_N for *_, made_N in later)), strict=True):
+            row[name] = to_pcm(made_N) if name == "samples" else pack_tokens(made_N, self._codes)
 
     def _place(self, stream: FrameStream, sample: int) -> tuple[int, int]:
         """Return number and event time of a sample of a take."""
@@ -392,6 +403,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
 
     def flush(self) -> list[Emitted]:
         """Return what streams that were closed had left."""
+        self._take_sound()
         return [made for rows in self._left.values() for made in rows.batches()]
 
     def metrics(self) -> dict[str, float]:

@@ -256,10 +256,10 @@ def _equal(clip: Clip, other: Clip) -> bool:
     return clip.memory_MD is None or other.memory_MD is None or torch.equal(clip.memory_MD, other.memory_MD)
 
 
-def memory_of(clips: ReadableClips) -> Tensor | None:
-    """Return the newest memory [M, D] of a reader; None where there is none."""
+def memory_of(clips: ReadableClips, tokens: int | None = None) -> Tensor | None:
+    """Return the newest memory [M, D] of a reader; None where there is none. ``tokens``: M, where the host knows it."""
     if clips.below == clips.first:
         return None
     memory_11MD, facts_13 = clips.gather(0, torch.tensor([clips.below - 1]))
-    tokens = int(facts_13[0, 2])
+    tokens = int(facts_13[0, 2]) if tokens is None else tokens
     return memory_11MD[0, 0, :tokens] if tokens else None

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.bounds import AlwaysFinite, largest_of
+from models.uploads import upload, upload_values
 from models.videostreaming.encoding import Clip, EncodedClip, encode_clips
 from models.videostreaming.selection import stored_indicator
-from operators.banks import REFUSED, BlockReader, RowSpec, SlotBank, append
+from operators.banks import REFUSED, BlockReader, Fills, RowSpec, SlotBank, append
 from operators.block_options import open_bank
-from operators.frame_features import frame_features
+from operators.frame_features import PIXEL, frame_features
 from operators.frames import Image
 from operators.rounds import rounds
 from operators.state import State
@@ -28,6 +30,9 @@ from operators.videostreaming.config import VideoStreamingOptions
 from operators.videostreaming.rules import ClipCodec, clip_spec
 
 __all__ = ["ClipEncoding", "EndedClip", "StoredClip"]
+
+_FEATURE, _MEMORY = 1e9, 1e6
+"""Bounds under which the encoder is proved to give finite numbers: of a frame's tokens, and of memories."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +62,7 @@ class ClipEncoding:
         self._answering, self._options = answering, options
         model, config = answering.ready.model, answering.ready.config
         self._config, self._width = config, model.width
+        self._finite = AlwaysFinite(self._tokens, PIXEL)
         self.bank, self.clips_per_stream = open_bank(
             name,
             clip_spec(config.memory_tokens, model.width, model.dtype),
@@ -76,6 +82,12 @@ class ClipEncoding:
             device=device,
         )
         self._device = device
+        self._newest_tokens: dict[int, int] = {}
+        """Of the newest memory of slots, where the host has come to know."""
+        self._clip_is_finite: bool | None = None
+        """What is proved of the encoder; None: nothing was tried yet."""
+        self._unproved: set[int] = set()
+        """Slots with an open clip of a snapshot: nothing is proved of its frames."""
 
     # Streams
 
@@ -83,6 +95,8 @@ class ClipEncoding:
         """Make a slot ready for a new stream; its files are named by ``key``."""
         self.bank.open([slot], [key])
         self._open.open(self._slots([slot]), torch.tensor([key]))
+        self._newest_tokens.pop(slot, None)
+        self._unproved.discard(slot)
 
     def release(self, slot: int) -> None:
         """Forget a slot's memories and frames."""
@@ -110,17 +124,15 @@ class ClipEncoding:
 
     def features(self, images: Sequence[Image]) -> list[Tensor | None]:
         """Return the tokens [N, C] of RGB images of any sizes; None where they are not finite."""
-        model = self._answering.ready.model
+        return frame_features(images, self._tokens, self._options.batch_frames, self._finite)
 
-        def encode(frames_FHW3: Tensor) -> Tensor:
-            with torch.inference_mode():
-                return model.frame_tokens(frames_FHW3)
+    @torch.inference_mode()
+    def _tokens(self, frames_FHW3: Tensor) -> Tensor:
+        return self._answering.ready.model.frame_tokens(frames_FHW3)
 
-        return frame_features(images, encode, self._options.batch_frames)
-
-    def open_frames(self, slot: int) -> Tensor:
-        """Return a copy of the features of the frames of a stream's open clip, [T, N, C]."""
-        return self._open.read(self._slots([slot])).rows["features"][0]
+    def open_frames(self, slot: int, count: int) -> Tensor:
+        """Return a copy of the features of the ``count`` frames of a stream's open clip, [T, N, C]."""
+        return self._open.read(self._slots([slot]), known=Fills(count, count)).rows["features"][0]
 
     def open_times(self, slot: int) -> list[int]:
         """Return their event times."""
@@ -137,9 +149,9 @@ class ClipEncoding:
             return
         pad = torch.nn.utils.rnn.pad_sequence
         features_BnNC = pad([features for features, _ in frames], batch_first=True)
-        times_Bn = pad([torch.tensor(times, dtype=torch.int64) for _, times in frames], batch_first=True).to(self._device)
+        times_Bn = upload(pad([torch.tensor(times, dtype=torch.int64) for _, times in frames], batch_first=True), self._device)
         rows = {"features": features_BnNC, "time_us": times_Bn}
-        self._open.write(self._slots(slots), rows, torch.tensor(counts, device=self._device), append)
+        self._open.write(self._slots(slots), rows, upload_values(counts, self._device), append)
 
     # Clips
 
@@ -165,7 +177,10 @@ class ClipEncoding:
             time_ids = ready.time_ids(one.start_us / 1e6, one.end_us / 1e6, first=one.number == 0)
             clips.append(Clip(one.features_TNC, time_ids, last[one.slot]))
         encoded = encode_clips(ready.model, clips)
-        finite_B = torch.stack([row.memory_MD.isfinite().all() & row.indicator_D.isfinite().all() for row in encoded]).tolist()
+        finite_B = [True] * len(clips)
+        if self._device.type == "cpu" or not self._proved(ended, clips[0]):
+            looks = [row.memory_MD.isfinite().all() & row.indicator_D.isfinite().all() for row in encoded]
+            finite_B = torch.stack(looks).tolist()
         memory_BMD = torch.zeros(
             len(ended), self._config.memory_tokens, self._width, dtype=ready.model.dtype, device=self._device
         )
@@ -179,8 +194,9 @@ class ClipEncoding:
             if finite:
                 indicator_BD[i] = stored_indicator(row.indicator_D, self._config.similarity)
                 last[one.slot] = row.memory_MD
+            self._newest_tokens[one.slot] = tokens
             facts.append((one.start_us, one.end_us, tokens))
-        facts_B13 = torch.tensor(facts, dtype=torch.int64, device=self._device).unsqueeze(1)
+        facts_B13 = upload_values(facts, self._device).unsqueeze(1)
         blocks_B11MD = memory_BMD[:, None, None]
         numbers = self.bank.append(
             [one.slot for one in ended], blocks_B11MD, blocks_B11MD, indicator_BD[:, None, None], {"facts": facts_B13}
@@ -193,7 +209,29 @@ class ClipEncoding:
     def _newest(self, slot: int) -> Tensor | None:
         """Return the newest memory of a stream, None before its first one."""
         with self.bank.reader(slot) as reader:
-            return memory_of(reader)
+            return memory_of(reader, self._newest_tokens.get(slot))
+
+    def _proved(self, ended: Sequence[EndedClip], clip: Clip) -> bool:
+        """Tell whether memories and indicators of these clips, of which one is given, are finite without a look at them."""
+        slots = {one.slot for one in ended}
+        known = not slots & self._unproved and self._finite.worst <= _FEATURE
+        self._unproved -= slots
+        if known and self._clip_is_finite is None:
+            self._clip_is_finite = self._encoder_is_finite(clip)
+        return known and bool(self._clip_is_finite)
+
+    def _encoder_is_finite(self, clip: Clip) -> bool:
+        """Tell whether the encoder gives no memory above the bound of those it is given, so that none ever exceeds it."""
+        config, model = self._config, self._answering.ready.model
+        features_TNC = clip.features_TNC[:1].expand(config.frames_per_clip, -1, -1).contiguous()
+        memory_MD = features_TNC.new_zeros((config.memory_tokens, self._width), dtype=model.dtype)
+
+        def encode(features_TNC: Tensor, memory_MD: Tensor, time_ids_n: Tensor) -> Sequence[Tensor]:
+            row = encode_clips(model, [Clip(features_TNC, time_ids_n, memory_MD)])[0]
+            return row.memory_MD, row.indicator_D
+
+        time_ids_n = upload_values([0], self._device)
+        return largest_of(encode, (features_TNC, _FEATURE), (memory_MD, _MEMORY), (time_ids_n, 0.0)) <= _MEMORY
 
     # Snapshots
 
@@ -205,6 +243,8 @@ class ClipEncoding:
     def load(self, slots: Sequence[int], state: State) -> None:
         """Take these streams from a full ``state``, in its order; forget all others."""
         self._open.release(self._slots(range(self._options.max_streams)))
+        self._newest_tokens.clear()
+        self._unproved = set(slots)
         if not slots:
             self.bank.release(range(self.bank.slots))
             return
@@ -217,4 +257,4 @@ class ClipEncoding:
         self._open.mark_clean()
 
     def _slots(self, slots: Sequence[int]) -> Tensor:
-        return torch.tensor(list(slots), dtype=torch.int64, device=self._device)
+        return upload_values(list(slots), self._device, torch.int64)

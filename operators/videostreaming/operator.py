@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from connectors import records
+from models.uploads import download
 from operators.answerers import answerers
 from operators.answers import ANSWER_COUNTERS, Answers, merged_rows
 from operators.banks import stream_seed
@@ -106,6 +108,8 @@ class VideoStreamingOperator(VideoStreamingDeclaration):
             opened=lambda stream_id, stream: self._encoding.open(stream.slot, stream_seed(0, stream_id, "clips")),
             ended=self._end,
         )
+        self._indicators: list[tuple[dict[str, Any], Tensor]] = []
+        """Of clips that are told in rows, with what tells them, until the call ends."""
         ready = self._answering.ready
         self._answers = Answers(
             options,
@@ -133,7 +137,7 @@ class VideoStreamingOperator(VideoStreamingDeclaration):
     def _end(self, stream_id: str, stream: VideoStream) -> None:
         """Encode the clip that is open where somebody is still to hear of it, and answer who waits."""
         if stream.open_times and (self.options.clip_events or self._answers.waits_for(stream_id)):
-            frames = self._encoding.open_frames(stream.slot)
+            frames = self._encoding.open_frames(stream.slot, len(stream.open_times))
             self._note([self._ended(stream_id, stream, frames, stream.open_times, stream.last_time_us, None)], None)
         self._answers.end(stream_id)
         self._encoding.release(stream.slot)
@@ -164,6 +168,7 @@ class VideoStreamingOperator(VideoStreamingDeclaration):
             stream.next_keep_us = keep_us
             call.queue.append(_Job(frame.row, frame.stream_id, stream, frame.sequence, time_us, frame.content))
         self._encode(call)
+        self._take_indicators()
         self._counters.note(call.out)
         self._counters.add("rejected", call.out.count("bank_full"))
         call.out.drop_rest()
@@ -226,7 +231,7 @@ class VideoStreamingOperator(VideoStreamingDeclaration):
         if not cuts:
             return [], False, (features_nNC, new)
         if known:
-            features_nNC = torch.cat((self._encoding.open_frames(stream.slot), features_nNC))
+            features_nNC = torch.cat((self._encoding.open_frames(stream.slot, known), features_nNC))
         ended = [
             self._ended(
                 jobs[0].stream_id,
@@ -286,23 +291,32 @@ class VideoStreamingOperator(VideoStreamingDeclaration):
                 call.out.set(one.row, "clip_unusable", _UNUSABLE)
             return
         if self.options.clip_events:
+            told = {
+                "clip": number,
+                "start": one.times[1],
+                "end": last_us + self._frame_us,
+                "frames": frames,
+                "indicator": list[float](),
+            }
             row = {
                 "stream_id": one.stream_id,
                 "sequence": one.sequence,
                 "event_time": known_us,
                 "status": "ok",
-                "clip": {
-                    "clip": number,
-                    "start": one.times[1],
-                    "end": last_us + self._frame_us,
-                    "frames": frames,
-                    "indicator": clip.indicator_D.tolist(),
-                },
+                "clip": told,
             }
+            self._indicators.append((told, clip.indicator_D))
             if call is None or one.row is None:
+                self._take_indicators()
                 self._answers.add(row)
             else:
                 call.rows.append((one.row, row))
+
+    def _take_indicators(self) -> None:
+        """Bring the indicators that rows tell to the host, all at once."""
+        told, self._indicators = self._indicators, []
+        for (clip, _), indicator_D in zip(told, download(*(there_D for _, there_D in told)), strict=True):
+            clip["indicator"] = indicator_D.tolist()
 
     # Questions
 

@@ -71,7 +71,7 @@ class ClipsOfStreams:
         return ClipsView(self._encoding.reader(stream.slot, below), asked, stream.start_us, as_of_us)
 
     def _open(self, stream: VideoStream, times: Sequence[int]) -> OpenClip:
-        features_TNC = self._encoding.open_frames(stream.slot)[: len(times)]
+        features_TNC = self._encoding.open_frames(stream.slot, len(times))
         start_us, end_us = times[0] - stream.start_us, times[-1] - stream.start_us + self._frame_us
         return OpenClip(features_TNC.clone(), start_us, end_us)
 

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from launches import DEVICE, Launches, on_device
+from sound_models import write_model
+from video_streams import frames, interleaved
 
 from operators.base import Context, Operator
 
@@ -26,7 +28,8 @@ def streams_of(method: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the module with a method's test streams; the operators it makes lie on the device."""
     if (HERE / method).is_dir():
         monkeypatch.setattr(sys, "path", [str(HERE / method), *sys.path])
-    module = importlib.import_module(f"{method}_streams")
+    streams = "test_specvqgan_operator" if method == "specvqgan" else f"{method}_streams"
+    module = importlib.import_module(streams)
 
     def context(*given: Any, **named: Any) -> Context:
         return Context(*given, **{**named, "device": DEVICE})
@@ -79,18 +82,49 @@ def prompttpp(module: ModuleType, folder: Path) -> Made:
     return module.operator(module.network(folder)), [("process", events.slice(first, 3)) for first in (0, 3)]
 
 
+def rekv(module: ModuleType, folder: Path, **options: Any) -> Made:
+    operator = module.operator(module.tiny(folder), batch_frames=8, **options)
+    return operator, [("process", module.frames(module.interleaved("ab", 2, start=t))) for t in (0, 2, 4)]
+
+
+def videostreaming(module: ModuleType, folder: Path, **options: Any) -> Made:
+    """Return steps in which clips end, with and without a memory before them."""
+    operator = module.operator(module.tiny(folder), batch_frames=8, batch_clips=4, **options)
+    return operator, [("process", frames(interleaved("ab", 2, start=t))) for t in range(0, 14, 2)]
+
+
+def specvqgan(module: ModuleType, folder: Path) -> Made:
+    """Return steps of two streams in which windows move, columns are drawn and sound is made."""
+    operator = module.operator(write_model(folder))
+    steps: list[Step] = []
+    for t in range(6):
+        clips = [module.clip(name, seed, 12, start=12 * t, start_us=400_000 * t) for seed, name in enumerate("ab")]
+        steps.append(("process", pa.Table.from_batches(clips).combine_chunks().to_batches()[0]))
+    return operator, steps
+
+
 CASES = [
     pytest.param("fourd_vla", fourd_vla, {}, 0, id="fourd_vla"),
     pytest.param("fourd_vla", fourd_vla, {"sampling": "incremental", "horizon": "unbounded"}, 0, id="fourd_vla, unbounded"),
     pytest.param("fourd_vla", fourd_vla_acts, {}, 0, id="fourd_vla, which acts"),
-    # A row for which the base model says nothing finite is no impression, and the host counts those.
-    pytest.param("reloop2", reloop2, {}, 1, id="reloop2"),
-    pytest.param("reloop2", reloop2, {"forgetting": "slices", "forget_rows": 64}, 1, id="reloop2, slices"),
+    pytest.param("reloop2", reloop2, {}, 0, id="reloop2"),
+    pytest.param("reloop2", reloop2, {"forgetting": "slices", "forget_rows": 64}, 0, id="reloop2, slices"),
+    pytest.param("reloop2", reloop2, {"mode": "ring", "capacity": 64}, 0, id="reloop2, ring"),
+    pytest.param("reloop2", reloop2, {"mode": "lsh_table", "capacity": 64, "top_k": 4}, 0, id="reloop2, lsh_table"),
+    # Which rows are written depends on what the base model says of them, and the host counts those.
+    pytest.param("reloop2", reloop2, {"mode": "ring", "capacity": 64, "sigma": 0.1}, 1, id="reloop2, sigma"),
+    pytest.param("rekv", rekv, {}, 0, id="rekv"),
+    pytest.param("videostreaming", videostreaming, {"clip_events": True}, 0, id="videostreaming"),
+    pytest.param("specvqgan", specvqgan, {}, 0, id="specvqgan"),
     pytest.param("memprompttss", memprompttss, {}, 0, id="memprompttss"),
     # A tick with prompts: for each of two streams which windows are remembered, and how they are revised.
     pytest.param("memprompttss", memprompttss, {"prompted": True}, 4, id="memprompttss, prompted"),
     pytest.param("prompttpp", prompttpp, {}, 0, id="prompttpp"),
 ]
+
+
+FIRST = {"reloop2": 1, "rekv": 1, "videostreaming": 2, "specvqgan": 3}
+"""Steps in which networks are proved to give finite numbers, as far as they are."""
 
 
 def waits(launches: Launches) -> Iterator[str]:
@@ -116,7 +150,10 @@ def test_between_upload_and_download_a_step_waits_for_nothing_but_what_the_host_
     with on_device() as launches:
         operator, steps = make(module, tmp_path, **options)
         kernels = 0
-        for kind, batch in steps:
+        for number, (kind, batch) in enumerate(steps):
+            if number < FIRST.get(method, 0):  # frames of a size, a clip, a window: what is proved of them is proved once
+                getattr(operator, kind)(batch)
+                continue
             launches.clear()
             getattr(operator, kind)(batch)
             kernels = max(kernels, launches.kernels)

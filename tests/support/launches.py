@@ -164,7 +164,9 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any], launches: Launc
         target = (to or source.device) if name == "_to_copy" else args[0].device
         from_device, to_device = isinstance(source, DeviceTensor), target.type == "cuda"
         size = source.numel() * source.element_size()
-        if from_device and not to_device:
+        if not size:
+            pass  # nothing is copied, and nobody waits
+        elif from_device and not to_device:
             launches.events.append(Event("read", name, _place(), size))
         elif to_device and not from_device:
             waits = not bool(kwargs.get("non_blocking", args[2] if name == "copy_" and len(args) > 2 else False))
