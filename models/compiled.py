@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["bucket", "bucketed"]
+from models.uploads import upload
+
+__all__ = ["bucket", "bucketed", "per_frame"]
 
 
 def bucket(batch: int) -> int:
@@ -38,3 +40,11 @@ def bucketed(function: Callable[[Tensor], Tensor], device: torch.device) -> Call
         return result
 
     return run
+
+
+def per_frame(network: Callable[[Tensor], Tensor], device: torch.device, *, compiled: bool) -> Callable[[Tensor], Tensor]:
+    """Return what runs ``network`` on frames [F, ...] of the host: the network itself, or compiled by :func:`bucketed`."""
+    if not compiled:
+        return network
+    run = bucketed(network, device)
+    return lambda frames_F: run(upload(frames_F, device))  # a graph takes what lies on the device

@@ -1,4 +1,4 @@
-"""The option ``precision``: in which type a network computes. Banks have their own types."""
+"""How the networks of operators run: in which type (``precision``; banks have their own types), and compiled or not."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from connectors.options import option
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NetworkOptions", "network_dtype"]
+__all__ = ["CompileOptions", "NetworkOptions", "network_dtype"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
+class CompileOptions:
+    """Options of every operator that has frames go through a network."""
+
+    compile: bool = option(
+        False,
+        "Compile the network that frames go through, once per frame size and power of two of frames (CUDA graphs on a GPU): "
+        "the first ones of a size take minutes, later ones less time. Results differ by rounding.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(CompileOptions):
     """Options of every operator whose network can compute in half precision."""
 
     precision: Literal["float32", "bfloat16"] | None = option(

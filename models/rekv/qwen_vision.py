@@ -92,6 +92,10 @@ class QwenVision:
 
         Beside the embeddings of a token stands what Qwen3-VL adds behind its first J layers; J = 0 for the others.
         """
+        return self.tokens(frames_FPHW3)
+
+    def tokens(self, frames_FPHW3: Tensor) -> Tensor:
+        """Return what a call returns, with gradients where parameters want them."""
         weight = next(self.core.visual.parameters())
         flat, grid_F3 = self.patches(upload(frames_FPHW3, weight.device))
         features = self.core.get_video_features(flat.to(weight.dtype), grid_F3, return_dict=True)

@@ -64,13 +64,15 @@ def _analysis(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def mel_of_windows(windows_TW: Tensor) -> Tensor:
     """Return the frames [T, 80] float32 in [0, 1] of windows [T, 1024]; windows of many streams may stand in one call."""
+    if not len(windows_TW):  # PyTorch 2.11 refuses a transform of nothing
+        return windows_TW.new_zeros(0, BANDS, dtype=torch.float32)
     hann_W, basis_FM = _analysis(windows_TW.device)
     parts = []
     for part_TW in torch.split(windows_TW, _ROWS_AT_ONCE):
         size_TF = torch.fft.rfft(part_TW.double() * hann_W).abs()
         level_TM = 20 * (size_TF @ basis_FM).clamp_min(_FLOOR).log10() - 20
         parts.append(((level_TM + 100) / 100).clamp(0, 1).float())
-    return torch.cat(parts) if parts else windows_TW.new_zeros(0, BANDS, dtype=torch.float32)
+    return torch.cat(parts)
 
 
 @dataclass(slots=True)

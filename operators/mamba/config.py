@@ -89,11 +89,6 @@ class MambaOptions(NetworkOptions, TimedStreamOptions):
         "`official` lets banks overshoot max_length as the published code does (20025 rows; all rows of the reference frames "
         "at the start); default: max_length is the cap.",
     )
-    compile: bool = option(
-        False,
-        "Compile the backbone once per frame size and power of two of frames (CUDA graphs on a GPU): the first ones of a size "
-        "take minutes, later ones less time. Scores differ by rounding.",
-    )
     chunk_mpix: float = option(
         4.8, "Pixels that go through the backbone at once; lower it where memory is short.", unit="Mpx", gt=0
     )

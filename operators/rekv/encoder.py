@@ -13,6 +13,7 @@ from torch import Tensor
 
 from connectors.errors import StreambankError
 from models.bounds import AlwaysFinite
+from models.compiled import per_frame
 from models.rekv.encoding import encode_frames
 from models.rekv.layouts import BlockNumbers
 from models.rekv.session import StreamState, open_stream, rebuild_window
@@ -34,7 +35,8 @@ class FrameEncoding:
 
     def __init__(self, name: str, answering: Answering, options: ReKVOptions, device: torch.device) -> None:
         self._name, self._answering, self._options = name, answering, options
-        self._finite = AlwaysFinite(answering.model.frames, PIXEL)
+        self._tokens = per_frame(answering.model.frames.tokens, device, compiled=options.compile)
+        self._finite = AlwaysFinite(answering.model.frames.tokens, PIXEL)
         self.bank, self.frames_per_stream = open_bank(
             name,
             answering.spec,
@@ -105,9 +107,10 @@ class FrameEncoding:
 
     # Frames
 
+    @torch.inference_mode()
     def features(self, images: Sequence[Image]) -> list[Tensor | None]:
         """Return the tokens [T, C] of RGB images, or of blocks of images; None where they are not finite."""
-        return frame_features(images, self._answering.model.frames, self._options.batch_frames, self._finite)
+        return frame_features(images, self._tokens, self._options.batch_frames, self._finite)
 
     def append(self, streams: Sequence[StreamState], features: Sequence[Sequence[Tensor]]) -> None:
         """Encode blocks of several streams together: they go to the bank, oldest ones may go."""

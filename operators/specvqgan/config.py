@@ -8,6 +8,7 @@ from typing import Literal
 from connectors.errors import ConfigError
 from connectors.options import option
 from models.specvqgan.config import COLUMN_FRAMES, FEATURE_FRAMES, FEATURE_RATE, HOP, RATE, TransformerConfig
+from operators.precision import CompileOptions
 from operators.streams import StreamOptions
 
 __all__ = ["ROWS_PER_COLUMN", "Geometry", "SpecVQGANOptions"]
@@ -19,7 +20,7 @@ _AUTO_PRECISE = 20_000_000  # parameters
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpecVQGANOptions(StreamOptions):
+class SpecVQGANOptions(CompileOptions, StreamOptions):
     """What a user can set for ``type: specvqgan`` (arXiv 2110.08791)."""
 
     checkpoint: str | None = option(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.bounds import AlwaysFinite
+from models.compiled import per_frame
 from models.specvqgan.vision import FrameNetwork, picked_rows
 from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, TailBank, ring
@@ -42,7 +43,15 @@ class FeatureRing:
     """The newest frame of each stream, and features of the last windows."""
 
     def __init__(
-        self, network: FrameNetwork | None, width: int, geometry: Geometry, slots: int, batch_frames: int, device: torch.device
+        self,
+        network: FrameNetwork | None,
+        width: int,
+        geometry: Geometry,
+        slots: int,
+        batch_frames: int,
+        device: torch.device,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._network, self.width, self._geometry, self._batch = network, width, geometry, batch_frames
         self._device = device
@@ -53,6 +62,7 @@ class FeatureRing:
         self._there_SC = np.zeros((slots, geometry.ring), np.bool_)
         """Which rows were looked at: what the bank holds of it, for the host."""
         self._finite = None if network is None else AlwaysFinite(self._features, PIXEL)
+        self._run = None if network is None else per_frame(network, device, compiled=compiled)
 
     @staticmethod
     def newest_spec(network: FrameNetwork | None, width: int) -> RowSpec:
@@ -186,12 +196,12 @@ class FeatureRing:
 
     @torch.inference_mode()
     def _encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
-        if self._network is None:
+        if self._run is None:
             return list(pixels)
         out: list[Tensor] = []
         for start in range(0, len(pixels), self._batch):
             part = upload(torch.stack(list(pixels[start : start + self._batch])), self._device)
-            out += self._network(part).float().unbind()
+            out += self._run(part).float().unbind()
         return out
 
     def window(self, stream: FrameStream, start: int, *, rows: int, ended: bool) -> Tensor:

@@ -86,7 +86,15 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         top_k = config.codes // 2 if options.top_k is None else options.top_k
         columns = geometry.longest if geometry.exact else geometry.window
         self._check_memory(networks, config, columns, dtype)
-        self._looking = FeatureRing(networks.features, config.feature_width, geometry, slots, options.batch_frames, device)
+        self._looking = FeatureRing(
+            networks.features,
+            config.feature_width,
+            geometry,
+            slots,
+            options.batch_frames,
+            device,
+            compiled=options.compile,
+        )
         self._drawing = Drawing(
             transformer,
             slots=slots,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.bounds import AlwaysFinite, largest_of
+from models.compiled import per_frame
 from models.uploads import upload, upload_values
 from models.videostreaming.encoding import Clip, EncodedClip, encode_clips
 from models.videostreaming.selection import stored_indicator
@@ -62,7 +63,8 @@ class ClipEncoding:
         self._answering, self._options = answering, options
         model, config = answering.ready.model, answering.ready.config
         self._config, self._width = config, model.width
-        self._finite = AlwaysFinite(self._tokens, PIXEL)
+        self._tokens = per_frame(model.frame_tokens, device, compiled=options.compile)
+        self._finite = AlwaysFinite(model.frame_tokens, PIXEL)
         self.bank, self.clips_per_stream = open_bank(
             name,
             clip_spec(config.memory_tokens, model.width, model.dtype),
@@ -122,13 +124,10 @@ class ClipEncoding:
 
     # Frames
 
+    @torch.inference_mode()
     def features(self, images: Sequence[Image]) -> list[Tensor | None]:
         """Return the tokens [N, C] of RGB images of any sizes; None where they are not finite."""
         return frame_features(images, self._tokens, self._options.batch_frames, self._finite)
-
-    @torch.inference_mode()
-    def _tokens(self, frames_FHW3: Tensor) -> Tensor:
-        return self._answering.ready.model.frame_tokens(frames_FHW3)
 
     def open_frames(self, slot: int, count: int) -> Tensor:
         """Return a copy of the features of the ``count`` frames of a stream's open clip, [T, N, C]."""

@@ -1,21 +1,76 @@
 """The measurement of a device at toy size on the CPU: every part gives its figures."""
 
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
 import torch
+from launches import DEVICE, on_device
 
+from benchmarks import gpu, gpu_golden
+from benchmarks.gpu_golden import check_golden
+
+BLOCKED = ("ray", "kafka", "decord", "open3d")
+
+RUN = f"""
+import importlib.abc, json, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED}:
+            raise ImportError(name + " is not there")
+
+sys.meta_path.insert(0, Block())
+import torch
 from benchmarks import gpu
+found = gpu.measure(gpu.TOY, torch.device("cpu"), [part for part in gpu.PARTS if part != "golden"], 600.0)
+assert not set({BLOCKED}) & set(sys.modules)
+print("FOUND", json.dumps(found))
+"""
 
 
-def test_every_part_is_measured() -> None:
-    found = gpu.measure(gpu.TOY, torch.device("cpu"), gpu.PARTS, 600.0)
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """Return what is measured in a process where the packages of connectors and pipelines are missing."""
+    ran = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.partition("FOUND ")[2])
+
+
+def test_every_part_is_measured_where_ray_kafka_decord_and_open3d_are_missing(found: dict[str, Any]) -> None:
     assert found["peak"]["flop_per_s"] > 0 and found["peak"]["bytes_per_s"] > 0
     assert found["agreement"]["rekv_scores"] < 1e-5 < found["agreement"]["rekv_scores_size"]
     assert [(row["streams"], row["frames"]) for row in found["rekv"]] == [(1, 2), (2, 1)]
     assert all(row["frames_per_s"] > 0 and row["utilization"] > 0 and row["tokens_per_frame"] == 6 for row in found["rekv"])
     assert found["rekv"][0]["first_token_s"] > 0 and found["rekv"][0]["answer_tokens"] == 4
-    assert [row["streams"] for row in found["mamba"]] == [1, 2] and found["most_streams"]["mamba"] == 2
-    assert all(row["tokens_per_s"] > 0 for row in found["specvqgan"])
+    assert [row["streams"] for row in found["mamba"]] == [1, 2]
+    assert all(row["tokens_per_s"] > 0 and row["step_p95_s"] > 0 for row in found["specvqgan"])
     assert set(found["sketch"]) == {"hash", "write", "read"}
+    assert [(row["part"], row["streams"], row["tried"]) for row in found["most_streams"]] == [
+        ("mamba", 2, [1, 2]),
+        ("specvqgan", 2, [1, 2]),
+    ]
     assert found["left_out"] == []
+
+
+@pytest.mark.heavy
+def test_golden_vectors_hold_on_a_device_that_is_not_there() -> None:
+    """Every tensor lies where a GPU needs it, and the numbers are those of the CPU."""
+    with on_device() as launches:
+        rows = check_golden(DEVICE)
+    assert {row["method"] for row in rows} == {
+        "mamba", "memprompttss", "prompttpp", "rekv", "reloop2", "specvqgan", "videostreaming"
+    }  # fmt: skip
+    assert all(row["holds"] and row["comparisons"] > 2 for row in rows), rows
+    assert launches.kernels > 1000
+
+
+@pytest.mark.parametrize(("got", "holds"), [(1.0, True), (1.1, False), (float("nan"), False)])
+def test_a_difference_beyond_what_is_allowed_is_told(got: float, holds: bool) -> None:
+    rows = [("fine", torch.ones(2), [1.0, 1.0], 1e-5), ("other", torch.tensor([got, 1.0]), [1.0, 1.0], 1e-5)]
+    assert gpu_golden._row("some", iter(rows))["holds"] == holds
 
 
 def test_what_the_time_does_not_suffice_for_is_named() -> None:

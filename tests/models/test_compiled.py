@@ -1,8 +1,15 @@
 """A compiled network returns what the network returns; batches are padded to few sizes."""
 
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
+from sound_models import write_model
 from torch import Tensor
+from video_streams import frames, interleaved
 
 from models import compiled
 from models.mamba.config import MambaConfig
@@ -34,3 +41,48 @@ def test_the_compiled_backbone_of_the_detector_returns_what_the_eager_one_does()
         for rows in (1, 3):
             pixels = torch.randn(rows, 3, 64, 80).contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(run(pixels), model.encode(pixels), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("method", ["rekv", "videostreaming", "specvqgan"])
+def test_operators_compile_the_network_that_frames_go_through(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's first half only: what it captures must be what the eager network does, in few sizes."""
+    captured: list[int] = []
+    compiler = torch.compile
+
+    def without_code(function: Callable[[Tensor], Tensor], **given: object) -> Callable[[Tensor], Tensor]:
+        found = compiler(function, backend="eager", dynamic=False)
+
+        def run(x_F: Tensor) -> Tensor:
+            captured.append(len(x_F))
+            return found(x_F)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", without_code)
+    folder = Path(__file__).parents[1] / "operators" / method
+    module = import_streams(folder, method, monkeypatch)
+    results = []
+    for compile_ in (False, True):
+        if method == "specvqgan":
+            made = module.operator(write_model(tmp_path / "model"), compile=compile_, batch_frames=3)
+            out = made.process(module.clip("a", 3, 60))
+            results.append((module.tokens_of(out), module.samples_of(out).tolist()))
+        else:
+            made = module.operator(module.tiny(tmp_path), compile=compile_, batch_frames=3)
+            for start in (0, 5):
+                made.process(frames(interleaved("ab", 5, start=start)))
+            results.append(made.snapshot())
+    assert captured and set(captured) <= {1, 2, 4}
+    if method == "specvqgan":
+        assert results[0] == results[1] and len(results[0][0]) > 5
+        return
+    for name, rows in results[0].rows.items():
+        torch.testing.assert_close(rows.values_R, results[1].rows[name].values_R, atol=1e-4, rtol=1e-4)
+
+
+def import_streams(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module("test_specvqgan_operator" if method == "specvqgan" else f"{method}_streams")

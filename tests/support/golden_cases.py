@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 
 __all__ = ["assert_complete", "cases", "checks_of", "entries", "folders", "golden", "read_json", "read_npz", "sibling"]
 
@@ -58,6 +57,8 @@ def cases(method: str, suffix: str, needs: Sequence[str]) -> list[Path]:
 
 def golden(method: str, suffix: str, *needs: str) -> Callable[[Any], Any]:
     """Decorate a test that takes ``path``: it runs once for every case of this kind."""
+    import pytest  # readers of cases are used where it is not installed
+
     found = cases(method, suffix, needs)
     parametrize = pytest.mark.parametrize("path", found, ids=[f"{p.parent.parent.name}/{p.stem}" for p in found])
 
@@ -96,7 +97,7 @@ def sibling(path: Path, prefix: str, other: str, suffix: str) -> Path:
         return same_label
     found = sorted(path.parent.glob(f"{other}*{suffix}"))
     if len(found) != 1:
-        pytest.fail(f"{path}: needs one {other}*{suffix} beside it, found {[p.name for p in found]}")
+        raise AssertionError(f"{path}: needs one {other}*{suffix} beside it, found {[p.name for p in found]}")
     return found[0]
 
 
