@@ -366,16 +366,46 @@ def _tss_peers_speed(r: Result) -> str:
     return ", ".join(f"{name} {spans(method)}" for name, method in run) + " samples/s"
 
 
-def _drift(r: Result) -> str:
-    ways = r["nats_per_event_from_the_truth"]
-
-    def both(what: str) -> str:
-        return " and ".join(f"{ways[way][what][0]:.2f} ± {ways[way][what][1]:.2f}" for way in ("prompt", "online"))
-
+def _drift_current(r: Result) -> str:
+    difference, more = r["paired"]["current: prompt less online"]
     return (
-        f"prompts and online training: {both('current')} nats an event from the truth on the present regime, "
-        f"{both('forgotten')} forgotten of a regime while it was away, {both('lost_on_return')} lost when it returns"
+        f"{_drift_both(r, 'current')} nats an event from the truth; prompts less online, paired {difference:+.3f} ± {more:.3f}"
     )
+
+
+def _drift_forgotten(r: Result) -> str:
+    difference, more = r["paired"]["forgotten: half of online's less prompt's"]
+    return (
+        f"{_drift_both(r, 'forgotten')} nats an event forgotten while a regime was away, {_drift_both(r, 'lost_on_return')} "
+        f"lost when it returns; half of what online forgets less what prompts do, paired {difference:+.3f} ± {more:.3f}"
+    )
+
+
+def _drift_both(r: Result, what: str) -> str:
+    ways = r["nats_per_event_from_the_truth"]
+    both = " and ".join(f"{ways[way][what][0]:.2f} ± {ways[way][what][1]:.2f}" for way in ("prompt", "online"))
+    return (
+        both
+        if what == "lost_on_return"
+        else f"{len(r['each_seed']['prompt'][what])} seeds, prompts and online training: {both}"
+    )
+
+
+def _tpp_tables(name: str) -> Callable[[Result], str]:
+    def figure(r: Result) -> str:
+        found = r["sets"][name]
+        floors, schemes = found["floors"], found["schemes"]
+
+        def row(what: str, digits: int) -> str:
+            return ", ".join(f"{scheme} {scores[what]:.{digits}f}" for scheme, scores in schemes.items())
+
+        return (
+            f"nats an event (days): {row('nats', 3)}, floor {floors['nats_constant_rate_markov']:.3f}; type error: "
+            f"{row('type_error', 3)}, floors {floors['error_most_frequent']:.3f} and {floors['error_markov']:.3f} "
+            f"(most frequent, Markov); RMSE in days: {row('rmse', 2)}, floor {floors['rmse_mean_gap']:.2f}"
+        )
+
+    return figure
 
 
 def _tpp_speed(r: Result) -> str:
@@ -602,7 +632,28 @@ CLAIMS: tuple[Claim, ...] = (
         _tss_peers_speed,
         "--claspy DIR --peers ClaSP ClaSS --usc_had network.safetensors",
     ),
-    Claim(_TPP, "prompttpp_drift", "simulated stream with regimes that change and return, 3 seeds, 95 % intervals", _drift),
+    Claim(
+        _TPP,
+        "prompttpp_drift",
+        "simulated streams whose regimes change and return: the present regime, 95 % intervals over seeds",
+        _drift_current,
+        goal="current",
+    ),
+    Claim(
+        _TPP,
+        "prompttpp_drift",
+        "the same streams: what is forgotten of regimes that return",
+        _drift_forgotten,
+        goal="forgotten",
+    ),
+    Claim(
+        _TPP,
+        "prompttpp_tables",
+        "badges of StackOverflow, 100 keys, ten slices of time, each scored before it is learned, nothing tuned on them, "
+        "against trivial floors",
+        _tpp_tables("stackoverflow"),
+        "--data tpp/ --sets stackoverflow",
+    ),
     Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),
     Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 2 --temperature 0.3"),
     Claim(_SOUND, "specvqgan_gain", "sound from frames on unseen rendered clips", _sound_gain, "--clips 2 --temperature 0.3"),

@@ -50,6 +50,8 @@ class Setting:
     learn: str = "prompts"
     """What ``prompt`` learns."""
     predict: bool = False
+    held_out: float = 0.0
+    """Share of the sequences of a pre-training that its weights are chosen by; 0: those of the last update are taken."""
 
 
 @dataclass
@@ -103,7 +105,14 @@ def pretrained_network(events: EventSet, setting: Setting, tasks: Sequence[int],
     sizes = dict(setting.network) | ({} if prompts else {"pool": 0})
     model = build_model(TppConfig(types=events.types, time_scale=setting.time_scale, **sizes), seed=seed)
     seed_prompts(model, data, seed=seed)
-    fit(model, data, data, Schedule(steps=setting.steps, check_every=setting.steps, points=10), seed=seed)
+    if not setting.held_out:
+        fit(model, data, data, Schedule(steps=setting.steps, check_every=setting.steps, points=10), seed=seed)
+        return model
+    pieces = [piece for piece in data.sequences() if len(piece[0]) > 1]
+    order = np.random.default_rng(seed).permutation(len(pieces))
+    held = max(1, int(setting.held_out * len(pieces)))
+    chosen, learned = (EventSet.of([pieces[row] for row in rows], events.types) for rows in (order[:held], order[held:]))
+    fit(model, learned, chosen, Schedule(steps=setting.steps, check_every=25, points=10), seed=seed)
     return model
 
 
@@ -147,7 +156,9 @@ def build(model: PointProcess, setting: Setting, learn: str) -> PromptTPPOperato
             **setting.options,
         }
         if learn == "off":
-            options = {name: value for name, value in options.items() if not name.startswith("learn") or name == "learn"}
+            options = {name: value for name, value in options.items() if not name.startswith(("learn", "network_rate"))} | {
+                "learn": learn
+            }
         return PromptTPPOperator(PromptTPPOptions(checkpoint=str(path), **options), Context(name="protocol"))
 
 

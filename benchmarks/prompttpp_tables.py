@@ -1,8 +1,10 @@
 """Badges of StackOverflow and edits of Wikipedia, ten tasks each: schemes of learning against trivial floors.
 
 An event belongs to the task that its own time falls in; histories reach back; a key's first event is no target. Floors are
-fitted on all earlier tasks and scored on the next; tasks 1 to 9 are pooled. ``--keys`` takes that many keys, evenly spread, for
-all rows of a table. Types of Wikipedia (editors) beyond the nineteen most frequent of the first task count as one.
+fitted on all earlier tasks and scored on the next; tasks 1 to 9 are pooled. All schemes begin with a network that has learned
+the first task of all keys; the stream, and so what they learn from then on, is of ``--keys`` keys, as are all rows of a table
+but for the floors of all keys, which stand beside them. Nothing was tuned on these streams. Types of Wikipedia (editors) beyond
+the nineteen most frequent of the first task count as one.
 
     python -m benchmarks.prompttpp_tables --data ../shared/data/tpp
 """
@@ -17,10 +19,16 @@ import numpy as np
 import torch
 
 from benchmarks.machine import RESULTS, write
-from benchmarks.prompttpp_protocols import Outcome, Setting, pretrained_network, run_scheme
+from benchmarks.prompttpp_protocols import SCHEMES, Outcome, Setting, pretrained_network, run_scheme
 from models.prompttpp.events import EventSet, read_table
+from models.prompttpp.process import PointProcess
 
 DAY_S = 86_400.0
+SETS = ("stackoverflow", "wikipedia")
+NETWORK = {"backbone": "s2p2", "hidden": 32, "state": 8, "pool": 16, "top_k": 2, "query_events": 12}
+LEARNING = {"learn_batch": 256, "learn_history": 16}
+ONLINE: dict[str, Any] = {"learn": "all", "network_rate": 3e-3}
+PROMPT: dict[str, Any] = {"learn": "prompts+head", "learning_rate": 0.02, "network_rate": 3e-3}
 
 
 def subset(events: EventSet, keys: int) -> EventSet:
@@ -92,57 +100,74 @@ def judge(found: Outcome, unit_s: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run and write results/prompttpp_tables.json."""
-    parser = argparse.ArgumentParser()
+    """Run and write results/prompttpp_tables.json after each scheme."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", nargs="*", default=["stackoverflow", "wikipedia"])
-    parser.add_argument("--schemes", nargs="*", default=["pretrained", "online", "prompt"])
-    parser.add_argument("--keys", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--sets", nargs="*", default=list(SETS), choices=SETS)
+    parser.add_argument("--schemes", nargs="*", default=list(SCHEMES), choices=SCHEMES)
+    parser.add_argument("--keys", type=int, default=100, help="of each stream, evenly spread; 0: all")
+    parser.add_argument("--steps", type=int, default=100, help="updates of each pre-training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {
+        "settings": {"keys": arguments.keys, "steps": arguments.steps, "seed": arguments.seed}
+        | {"network": NETWORK, "online": ONLINE, "prompt": PROMPT},
+        "unit": "days",
+        "sets": {},
+    }
     for name in arguments.sets:
-        if name == "stackoverflow":
-            events = read_table(arguments.data / "stackoverflow_badges_fold1.parquet")
-            edges = np.linspace(1325376000, 1388534400, 11)
-        else:
-            events = read_table(arguments.data / "wikipedia_edits.parquet")
-            edges = np.linspace(0, float(events.time_E.max()) + 1, 11)
-            events = bucketed(events, edges[1], 20)
-        result[name] = {"floors, all keys": floors(events, edges, DAY_S)} if arguments.keys < len(events) else {}
-        events = subset(events, arguments.keys)
-        result[name] |= {"keys": len(events), "events": len(events.time_E), "floors": floors(events, edges, DAY_S)}
-        print(name, result[name], flush=True)
-        setting = Setting(
-            edges=edges.tolist(),
-            pretrain=1,
-            time_scale=events.mean_gap(),
-            network={"backbone": "s2p2", "hidden": 32, "state": 8, "pool": 16, "top_k": 2, "query_events": 12},
-            steps=arguments.steps,
-            learn="prompts+head",
-            options={"learn_batch": 256, "learn_history": 16, "learning_rate": 0.02, "network_rate": 3e-3},
-            predict=True,
-        )
-        models = {
-            prompts: pretrained_network(events, setting, [0], arguments.seed, prompts=prompts) for prompts in (False, True)
+        whole, edges = read_set(name, arguments.data)
+        events = subset(whole, arguments.keys or len(whole))
+        found = result["sets"][name] = {
+            "keys": len(events),
+            "events": len(events.time_E),
+            "floors": floors(events, edges, DAY_S),
+            "floors, all keys": floors(whole, edges, DAY_S),
+            "schemes": {},
         }
+        print(name, found, flush=True)
+        models: dict[bool, PointProcess] = {}
         for scheme in arguments.schemes:
+            prompts = scheme == "prompt"
+            setting = setting_of(whole, edges, arguments.steps, PROMPT if prompts else ONLINE)
+            if prompts not in models:
+                models[prompts] = pretrained_network(whole, setting, [0], arguments.seed, prompts=prompts)
             outcome = run_scheme(events, setting, scheme, arguments.seed, models)
-            result[name][scheme] = judge(outcome, DAY_S) | {
+            judged = judge(outcome, DAY_S)
+            found["schemes"][scheme] = judged | {
                 "prequential_by_task": [outcome.prequential(task) + float(np.log(DAY_S)) for task in range(len(edges) - 1)],
                 "after_the_last_task": (outcome.score_TT[-1] + float(np.log(DAY_S))).tolist(),
                 "forgetting": outcome.forgetting().tolist(),
             }
-            print(
-                name,
-                scheme,
-                {key: value for key, value in result[name][scheme].items() if isinstance(value, float)},
-                flush=True,
-            )
-    write("prompttpp_tables", {"days": True, "sets": result}, folder=arguments.out)
+            print(name, scheme, {key: round(value, 4) for key, value in judged.items()}, flush=True)
+            write("prompttpp_tables", result, folder=arguments.out)
+
+
+def read_set(name: str, data: Path) -> tuple[EventSet, np.ndarray]:
+    """Return the events of a stream and the edges of its ten tasks, seconds."""
+    if name == "stackoverflow":
+        return read_table(data / "stackoverflow_badges_fold1.parquet"), np.linspace(1325376000, 1388534400, 11)
+    events = read_table(data / "wikipedia_edits.parquet")
+    edges = np.linspace(0, float(events.time_E.max()) + 1, 11)
+    return bucketed(events, edges[1], 20), edges
+
+
+def setting_of(events: EventSet, edges: np.ndarray, steps: int, learning: dict[str, Any]) -> Setting:
+    """Return how a scheme is run. The unit of time is the mean gap of the first task."""
+    first = [(time[time < edges[1]], kind[time < edges[1]]) for time, kind in events.sequences()]
+    return Setting(
+        edges=edges.tolist(),
+        pretrain=1,
+        time_scale=EventSet.of([one for one in first if len(one[0])], events.types).mean_gap(),
+        network=NETWORK,
+        steps=steps,
+        learn=learning["learn"],
+        options=LEARNING | {name: value for name, value in learning.items() if name != "learn"},
+        predict=True,
+        held_out=0.2,
+    )
 
 
 if __name__ == "__main__":
