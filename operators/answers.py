@@ -52,8 +52,11 @@ S = TypeVar("S", bound=Stream)
 class Method(Protocol[View, Result]):
     """How one method answers."""
 
-    def view(self, question: Question) -> View:
-        """Return what a question sees now of its stream, which is there; held until ``release``."""
+    def views(self, questions: Sequence[Question]) -> list[View]:
+        """Return what each of some questions sees now of its stream, which is there; held until ``release``.
+
+        What several see alike they may share: they are answered together, and let go of together.
+        """
 
     def answer(self, questions: Sequence[Question], views: Sequence[View]) -> list[Result]:
         """Answer questions together, in this process."""
@@ -199,7 +202,7 @@ class Answers(Generic[View, Result]):
         rows: list[Row] = []
         for start in range(0, len(questions), self._batch):
             part = list(questions[start : start + self._batch])
-            job: _Job[View, Result] = _Job(part, [self._method.view(question) for question in part], time.perf_counter())
+            job: _Job[View, Result] = _Job(part, self._method.views(part), time.perf_counter())
             if self._pool is None:
                 rows += self._done(job, self._method.answer(job.questions, job.views))
             else:
@@ -216,6 +219,7 @@ class Answers(Generic[View, Result]):
             row = self._method.row(question, view, result) | {"lag_s": self._lag_s}
             # The same answer; whose question it is, and since when, differs.
             rows += [row, *(row | {"question_id": one.question_id, "asked_at": one.asked_us} for one in question.also)]
+        for view in job.views:
             self._method.release(view)
         return rows
 

@@ -77,11 +77,11 @@ def retrieve(decoder: TextDecoder, config: ReKVConfig, requests: Sequence[Reques
     context = Context(requests, max(room, most), text=[0] * len(requests))
     inner = [row for row, request in enumerate(requests) if request.frames is None]
     session = _Retrieval(decoder, config, context, inner)
+    given = _sharing(requests)
     for layer in range(decoder.layers):
         session.open_layer()
-        for row, request in enumerate(requests):
-            if request.frames is not None:
-                session.load(layer, row, request.frames.to(decoder.device), None)
+        for rows, frames in given:
+            session.load(layer, rows, frames.to(decoder.device), None)
     hidden = [decoder.embed(request.question_ids_n[:0]) for request in requests]
     if inner:
         ids_n = torch.cat([requests[row].question_ids_n for row in inner])
@@ -89,6 +89,16 @@ def retrieve(decoder: TextDecoder, config: ReKVConfig, requests: Sequence[Reques
         for row, part in zip(inner, torch.split(hidden_nC, list(session.counts)), strict=True):
             hidden[row] = part
     return context, hidden
+
+
+def _sharing(requests: Sequence[Request]) -> list[tuple[list[int], Tensor]]:
+    """Return the rows that were given the same frames of the same reader, which are loaded once, and these frames."""
+    groups: dict[Hashable, list[int]] = {}
+    for row, request in enumerate(requests):
+        if request.frames is not None:
+            key = (id(request.stream.blocks), id(request.stream.prefix), tuple(request.frames.tolist()))
+            groups.setdefault(key, []).append(row)
+    return [(rows, frames) for rows in groups.values() if (frames := requests[rows[0]].frames) is not None]
 
 
 @torch.inference_mode()
@@ -124,34 +134,55 @@ class _Text:
         single = len(self.rows) == len(self.context.requests) and set(self.counts) == {1}
         if single and max(starts) < self.config.window_tokens:
             return self._one_token(index, starts, query_HnD, key_GnD, value_GnD, scale)
-        counts = list(self.counts)
-        queries, keys, values = (torch.split(x, counts, dim=1) for x in (query_HnD, key_GnD, value_GnD))
-        steps = zip(self.rows, starts, queries, keys, values, strict=True)
-        return torch.cat([self._row(index, *step, scale) for step in steps], dim=1)
+        runs = self._runs(index, starts)
+        lengths = [sum(self.counts[i] for i in run) for run in runs]
+        queries, keys, values = (torch.split(x, lengths, dim=1) for x in (query_HnD, key_GnD, value_GnD))
+        parts = [
+            self._some(index, self.rows[run.start], len(run), starts[run.start], query, key, value, scale)
+            for run, query, key, value in zip(runs, queries, keys, values, strict=True)
+        ]
+        return _cat(parts, dim=1)
 
     def prepare(self, index: int, query_HnD: Tensor) -> None:
         """Get the layer's context ready before its text is read."""
 
-    def _row(
-        self, index: int, row: int, start: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float
+    def _runs(self, index: int, starts: Sequence[int]) -> list[range]:
+        """Return which neighbors attend together: those with as much context and text, all of which they see."""
+        ends, window, runs = self.context.ends[index], self.config.window_tokens, [range(1)]
+        for i in range(1, len(self.rows)):
+            row, before = self.rows[i], self.rows[i - 1]
+            alike = (starts[i], self.counts[i], ends[row]) == (starts[i - 1], self.counts[i - 1], ends[before])
+            if alike and row == before + 1 and starts[i] + self.counts[i] <= window:
+                runs[-1] = range(runs[-1].start, i + 1)
+            else:
+                runs.append(range(i, i + 1))
+        return runs
+
+    def _some(
+        self, index: int, row: int, count: int, start: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float
     ) -> Tensor:
-        """Attend with n tokens of one question."""
-        n, stream, window = query_HnD.shape[1], self.context.requests[row].stream, self.config.window_tokens
+        """Attend with the tokens of ``count`` questions from ``row`` on, n of each behind each other; each sees its own."""
+        stream, window = self.context.requests[row].stream, self.config.window_tokens
+        n = query_HnD.shape[1] // count
         stop = start + n
         turn = self._turn(index, row, n)
-        keys_GMD, values_GMD = self.context.keys[index][row], self.context.values[index][row]
-        keys_GMD[:, start:stop] = turn(key_GnD)
-        values_GMD[:, start:stop] = value_GnD
+        held = (self.context.keys[index], self.context.values[index])
+        keys_BGMD, values_BGMD = (every[row : row + count, :, :stop] for every in held)
+        keys_BGMD[:, :, start:] = turn(_apart(key_GnD, count)).transpose(0, 1)
+        values_BGMD[:, :, start:] = _apart(value_GnD, count).transpose(0, 1)
         sinks, visible = None, stream.prefix.tokens if stop > window else 0
         if visible:
             prefix = stream.prefix
             if self._sink_turn is None:
                 self._sink_turn = self.decoder.rotary.turn(torch.tensor([[window - 1]]))
-            sinks = Sinks(self._sink_turn(query_HnD), prefix.keys_LGSD[index], prefix.values_LGSD[index])
+            sinks = Sinks(self._sink_turn(query_HnD), prefix.keys_LGSD[index], prefix.values_LGSD[index])  # of one question
         key = (start, stop, visible)
         if key not in self._reaches:
             self._reaches[key] = Reach.of(start, n, stop, window, sinks=(visible,), device=query_HnD.device)
-        return attend(turn(query_HnD), keys_GMD[:, :stop], values_GMD[:, :stop], self._reaches[key], scale, sinks)
+        # Questions are further groups of heads, which the kernels keep apart.
+        query_XnD = turn(_apart(query_HnD, count)).transpose(0, 1).flatten(0, 1)
+        output_XnD = attend(query_XnD, keys_BGMD.flatten(0, 1), values_BGMD.flatten(0, 1), self._reaches[key], scale, sinks)
+        return output_XnD.reshape(count, -1, n, output_XnD.shape[-1]).transpose(0, 1).flatten(1, 2)
 
     def _one_token(
         self, index: int, starts: Sequence[int], query_HBD: Tensor, key_GBD: Tensor, value_GBD: Tensor, scale: float
@@ -221,8 +252,13 @@ class _Places:
         return _Places(torch.arange(len(starts), device=device), start_B, seen_BM[:, None, None])
 
 
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _apart(x_XnD: Tensor, count: int) -> Tensor:
+    """Return the tokens of ``count`` questions, behind each other, as [X, count, n, D]."""
+    return x_XnD.view(len(x_XnD), count, -1, x_XnD.shape[-1])
+
+
+def _cat(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 class _Retrieval(_Text):
@@ -266,16 +302,18 @@ class _Retrieval(_Text):
                     chosen = select(index, scores_N)
                 if index + 1 < self.decoder.layers:
                     blocks.prefetch(index + 1, chosen)
-            self.load(index, row, chosen, scores_N)
+            self.load(index, [row], chosen, scores_N)
 
-    def load(self, index: int, row: int, frames: Tensor, scores_N: Tensor | None) -> None:
-        """Write prefix and frames, rotated to their new places, into a layer's context."""
+    def load(self, index: int, rows: Sequence[int], frames: Tensor, scores_N: Tensor | None) -> None:
+        """Write prefix and frames, rotated to their new places, into a layer's context: that of questions which share it."""
+        row, *others = rows
         context, stream = self.context, self.context.requests[row].stream
         laid, turn = self._lay(row, frames)
         sinks = stream.prefix.tokens
         length = sinks + laid.positions_AM.shape[1]
-        context.frames[index][row], context.scores[index][row] = frames, scores_N
-        context.lengths[index][row], context.ends[index][row] = length, laid.end
+        for one in rows:
+            context.frames[index][one], context.scores[index][one] = frames, scores_N
+            context.lengths[index][one], context.ends[index][one] = length, laid.end
         keys_GMD, values_GMD = context.keys[index][row], context.values[index][row]
         keys_GMD[:, :sinks] = turn[:sinks](stream.prefix.keys_LGSD[index])
         values_GMD[:, :sinks] = stream.prefix.values_LGSD[index]
@@ -283,3 +321,6 @@ class _Retrieval(_Text):
             keys_KGTD, values_KGTD = stream.blocks.gather(index, frames)
             keys_GMD[:, sinks:length] = turn[sinks:](whole_tokens(keys_KGTD, laid))
             values_GMD[:, sinks:length] = whole_tokens(values_KGTD, laid)
+        if others:
+            for held_BGMD in (context.keys[index], context.values[index]):
+                held_BGMD[others, :, :length] = held_BGMD[row, :, :length]

@@ -68,6 +68,7 @@ def answer_questions(
     """Answer a batch of questions greedily, each as if it were alone. Streams are not changed."""
     answers = [TokenAnswer(status=_status(q, config), frames_seen=q.stream.blocks.below) for q in questions]
     good = [i for i, answer in enumerate(answers) if answer.status == "ok"]
+    good.sort(key=lambda i: _length(questions[i]))  # neighbors of one length attend together
     if not good:
         return answers
     asked = [questions[i] for i in good]
@@ -103,6 +104,12 @@ def read_answers(
 
     first_BC = torch.stack([part[-1] for part in read_text(decoder, config, context, prompts)])
     return greedy(decoder.logits(first_BC), read, limits, end_tokens, steps)
+
+
+def _length(question: TokenQuestion) -> tuple[int, ...]:
+    if question.frames is None:
+        return (1, len(question.question_ids_n), len(question.prompt_ids_n))
+    return (0, len(question.frames), len(question.prompt_ids_n))
 
 
 def _status(question: TokenQuestion, config: ReKVConfig) -> str:

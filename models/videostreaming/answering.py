@@ -54,11 +54,11 @@ def shown_embeds(model: VideoStreamingModel, shown: Sequence[Shown]) -> Tensor:
     return torch.cat(parts)
 
 
-def prompt_embeds(model: VideoStreamingModel, prompt: Prompt) -> Tensor:
-    """Return everything that the answering model reads before it answers, [n, C]."""
+def prompt_embeds(model: VideoStreamingModel, prompt: Prompt, shown_nC: Tensor | None = None) -> Tensor:
+    """Return everything that the answering model reads before it answers, [n, C]. ``shown_nC``: its memories, where known."""
     embed = model.language_model.get_input_embeddings()
     before, after = (embed(ids_n.to(model.device)) for ids_n in (prompt.prefix_ids_n, prompt.text_ids_n))
-    return torch.cat((before, shown_embeds(model, prompt.shown), after))
+    return torch.cat((before, shown_embeds(model, prompt.shown) if shown_nC is None else shown_nC, after))
 
 
 @torch.inference_mode()
@@ -70,7 +70,12 @@ def answer_prompts(
     steps: list[Tensor] | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Answer greedily; see :func:`models.greedy.greedy`."""
-    embeds = [prompt_embeds(model, prompt) for prompt in prompts]
+    shown: dict[tuple[int, ...], Tensor] = {}  # many may be shown the same
+    for prompt in prompts:
+        key = tuple(map(id, prompt.shown))
+        if key not in shown:
+            shown[key] = shown_embeds(model, prompt.shown)
+    embeds = [prompt_embeds(model, prompt, shown[tuple(map(id, prompt.shown))]) for prompt in prompts]
     reading = _Reading(model.language_model, [len(rows) for rows in embeds], model.device)
     longest = max(len(rows) for rows in embeds)
     padded_BnC = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])

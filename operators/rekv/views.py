@@ -49,8 +49,15 @@ class FramesOfStreams:
         self._first_sequence = 1 if alike else 2 + NOTED.index("first_sequence")
         self._frames = 2 + NOTED.index("frames")
 
-    def view(self, question: Question) -> FramesView:
-        """Open the blocks of the frames up to ``at``, or all that there are now."""
+    def views(self, questions: Sequence[Question]) -> list[FramesView]:
+        """Open for each question the blocks of the frames up to its ``at``, or all that there are now.
+
+        Those that are answered from given frames share what is open; others bring theirs near by themselves (``prefetch``).
+        """
+        readers: dict[tuple[int, int], BlockReader] = {}
+        return [self._view(question, readers) for question in questions]
+
+    def _view(self, question: Question, readers: dict[tuple[int, int], BlockReader]) -> FramesView:
         stream = self._streams.get(question.stream_id)
         assert stream is not None  # asked of streams that are there only
         first, written = self._encoding.first(stream.slot), stream.encoded.frames
@@ -63,7 +70,12 @@ class FramesOfStreams:
             frames = numbers_of(question.extra[FRAME_SEQUENCES], known_KW[:, 1], known_KW[:, self._first_sequence], first)
         numbers = None if self._answering.grid is not None else VideoNumbers(stream.times)
         asked = BlockQuestion(question.text, question.max_tokens, frames, numbers)
-        return FramesView(self._encoding.reader(stream.slot, below), stream.times, asked)
+        reader = readers.get((stream.slot, below))
+        if reader is None or frames is None:
+            reader = self._encoding.reader(stream.slot, below)
+        if frames is not None:
+            readers[stream.slot, below] = reader
+        return FramesView(reader, stream.times, asked)
 
     def answer(self, questions: Sequence[Question], views: Sequence[FramesView]) -> list[BlockAnswer]:
         """Answer here."""

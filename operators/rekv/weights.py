@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -70,8 +71,11 @@ def load_file_answering(
     answering = load_answering(options, name, device)
 
     def answer(asked: Sequence[tuple[BlockQuestion, SharedBlocks]]) -> list[BlockAnswer]:
-        readers = [FileReader(blocks, device=answering.model.decoder.device) for _, blocks in asked]
-        return answering([question for question, _ in asked], readers)
+        readers: dict[tuple[Path, int, int, int], FileReader] = {}
+        for _, blocks in asked:
+            if blocks.name not in readers:  # many may see the same
+                readers[blocks.name] = FileReader(blocks, device=answering.model.decoder.device)
+        return answering([question for question, _ in asked], [readers[blocks.name] for _, blocks in asked])
 
     return answer
 

@@ -100,11 +100,24 @@ class _Asked:
     asked_ids_n: Tensor
     prompt_ids_n: Tensor
     truncated: bool
-    newest_MD: Tensor | None = None
-    open_memory_MD: Tensor | None = None
-    open_indicator_D: Tensor | None = None
+    seen: _Seen
     chosen: list[ChosenClip] = field(default_factory=list)
     shown: list[Shown] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Seen:
+    """What a question sees; the same for all that see the same memories and open clip, so it is read and encoded once."""
+
+    clips: ReadableClips
+    open: OpenClip | None
+    newest_MD: Tensor | None
+    open_memory_MD: Tensor | None = None
+    open_indicator_D: Tensor | None = None
+    stored_KD: Tensor | None = None
+    """Indicators of all clips, the open one's last."""
+    rows: dict[tuple[int, ...], list[tuple[int, int, Shown]]] = field(default_factory=dict)
+    """Of chosen places: start, end and memory of each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,8 +134,12 @@ class Answering:
         """Answer questions together, ``questions[i]`` from ``clips[i]``."""
         answers: list[ClipAnswer | None] = [None] * len(questions)
         asked = []
+        seen: dict[tuple[int, int], _Seen] = {}
         for i, (question, reader) in enumerate(zip(questions, clips, strict=True)):
-            one = self._read(i, question, reader)
+            key = (id(reader), id(question.open))
+            if key not in seen:
+                seen[key] = _Seen(reader, question.open, memory_of(reader))
+            one = self._read(i, question, seen[key])
             if isinstance(one, _Asked):
                 asked.append(one)
             else:
@@ -134,20 +151,22 @@ class Answering:
                 answers[one.number] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _read(self, number: int, question: ClipQuestion, clips: ReadableClips) -> _Asked | ClipAnswer:
+    def _read(self, number: int, question: ClipQuestion, seen: _Seen) -> _Asked | ClipAnswer:
         """Return a question as tokens, or why it cannot be answered."""
+        clips = seen.clips
         ready, most = self.ready, self.max_question_tokens
         asked_ids, prompt_ids = ready.asked_ids(question.text), ready.prompt_ids(question.text)
         if not len(asked_ids):
             return ClipAnswer(status="bad_question")
         if clips.below == clips.first and question.open is None:
             return ClipAnswer(status="no_video")
-        longest = self.most_clips(len(prompt_ids[-most:]) + question.max_tokens)
-        if question.select is not None and not 1 <= question.select <= longest:
-            reason = f"select_clips is {question.select}; it must be 1 to {longest}, what the model can read"
-            return ClipAnswer(status="bad_question", error=reason)
+        if question.select is not None:
+            longest = self.most_clips(len(prompt_ids[-most:]) + question.max_tokens)
+            if not 1 <= question.select <= longest:
+                reason = f"select_clips is {question.select}; it must be 1 to {longest}, what the model can read"
+                return ClipAnswer(status="bad_question", error=reason)
         truncated = len(asked_ids) > most or len(prompt_ids) > most
-        return _Asked(number, question, clips, asked_ids[-most:], prompt_ids[-most:], truncated)
+        return _Asked(number, question, clips, asked_ids[-most:], prompt_ids[-most:], truncated, seen)
 
     def most_clips(self, text_tokens: int) -> int:
         """Return how many full memories the answering model can read beside so much text."""
@@ -160,38 +179,32 @@ class Answering:
         """Encode what is open of the clips that questions see, each behind the newest memory."""
         ready = self.ready
         clips: list[Clip] = []
-        groups: list[list[_Asked]] = []  # many may ask about one moment of one stream; its clip is encoded once
-        for one in asked:
-            one.newest_MD = memory_of(one.clips)
-            part = one.question.open
+        groups: list[list[_Seen]] = []  # those of other processes come one by one, however alike they are
+        for seen in {id(one.seen): one.seen for one in asked}.values():
+            part = seen.open
             if part is None:
                 continue
-            clip = Clip(
-                part.features_TNC,
-                ready.time_ids(part.start_us / 1e6, part.end_us / 1e6, first=one.clips.below == 0),
-                one.newest_MD,
-            )
+            time_ids = ready.time_ids(part.start_us / 1e6, part.end_us / 1e6, first=seen.clips.below == 0)
+            clip = Clip(part.features_TNC, time_ids, seen.newest_MD)
             same = next((place for place, other in enumerate(clips) if _equal(clip, other)), None)
             if same is None:
                 clips.append(clip)
-                groups.append([one])
+                groups.append([seen])
             else:
-                groups[same].append(one)
+                groups[same].append(seen)
         for group, encoded in zip(groups, encode_clips(ready.model, clips) if clips else [], strict=True):
             if bool(encoded.memory_MD.isfinite().all() & encoded.indicator_D.isfinite().all()):
                 indicator_D = stored_indicator(encoded.indicator_D, ready.config.similarity)
-                for one in group:
-                    one.open_memory_MD = one.newest_MD = encoded.memory_MD
-                    one.open_indicator_D = indicator_D
+                for seen in group:
+                    seen.open_memory_MD = seen.newest_MD = encoded.memory_MD
+                    seen.open_indicator_D = indicator_D
 
     def _select(self, asked: Sequence[_Asked]) -> None:
         """Compare all clips with each question and take up the best (paper section 3.2)."""
         model, config = self.ready.model, self.ready.config
-        indicators = encode_questions(model, [one.newest_MD for one in asked], [one.asked_ids_n for one in asked])
+        indicators = encode_questions(model, [one.seen.newest_MD for one in asked], [one.asked_ids_n for one in asked])
         for one, indicator_D in zip(asked, indicators, strict=True):
-            stored_KD = one.clips.representatives(0)[:, 0].to(model.device)
-            if one.open_indicator_D is not None:
-                stored_KD = torch.cat((stored_KD, one.open_indicator_D[None]))
+            stored_KD = self._stored(one.seen)
             scores_K = similarities(indicator_D, stored_KD, config.similarity)
             suspects = (scores_K == 0).nonzero().flatten()  # an indicator of zeros; looking at all of them costs a pass
             scores_K[suspects[(stored_KD[suspects] == 0).all(dim=1)]] = -torch.inf
@@ -202,29 +215,43 @@ class Answering:
             if config.include_newest and len(scores_K) - 1 not in places and bool(scores_K[-1] > -torch.inf):
                 places.append(len(scores_K) - 1)
             share_K = torch.softmax(model.sim_scale.float() * scores_K, dim=0)
-            self._take(one, places, scores_K[places].tolist(), share_K[places].tolist())
+            chosen = zip(places, scores_K[places].tolist(), share_K[places].tolist(), self._rows(one.seen, places), strict=True)
+            for place, score, share, (start, end, shown) in chosen:
+                one.chosen.append(ChosenClip(one.seen.clips.first + place, start, end, score, share))
+                one.shown.append(shown)
 
-    def _take(self, one: _Asked, places: Sequence[int], scores: Sequence[float], shares: Sequence[float]) -> None:
+    def _stored(self, seen: _Seen) -> Tensor:
+        """Return the indicators of all clips, [K, D]."""
+        if seen.stored_KD is None:
+            stored_KD = seen.clips.representatives(0)[:, 0].to(self.ready.model.device)
+            opened = [] if seen.open_indicator_D is None else [seen.open_indicator_D[None]]
+            seen.stored_KD = torch.cat((stored_KD, *opened))
+        return seen.stored_KD
+
+    def _rows(self, seen: _Seen, places: Sequence[int]) -> list[tuple[int, int, Shown]]:
         """Read the memories at these places, ascending; the one behind all that are stored is that of the open clip."""
-        first, stored = one.clips.first, one.clips.below - one.clips.first
-        kept = [first + place for place in places if place < stored]
-        memories_V1MD, facts_V3 = one.clips.gather(0, torch.tensor(kept, dtype=torch.int64))
-        rows: list[tuple[int, int, Tensor]] = [
-            (start, end, memory_1MD[0, :tokens])
-            for memory_1MD, (start, end, tokens) in zip(memories_V1MD, facts_V3.tolist(), strict=True)
-        ]
-        part = one.question.open
-        if len(kept) < len(places) and part is not None and one.open_memory_MD is not None:
-            rows.append((part.start_us, part.end_us, one.open_memory_MD))
-        for place, score, share, (start, end, memory_MD) in zip(places, scores, shares, rows, strict=True):
-            one.chosen.append(ChosenClip(first + place, start, end, score, share))
-            one.shown.append(Shown(self.ready.shown_ids(start / 1e6, end / 1e6), memory_MD))
+        key = tuple(places)
+        if key not in seen.rows:
+            first, stored = seen.clips.first, seen.clips.below - seen.clips.first
+            kept = [first + place for place in places if place < stored]
+            memories_V1MD, facts_V3 = seen.clips.gather(0, torch.tensor(kept, dtype=torch.int64))
+            rows: list[tuple[int, int, Tensor]] = [
+                (start, end, memory_1MD[0, :tokens])
+                for memory_1MD, (start, end, tokens) in zip(memories_V1MD, facts_V3.tolist(), strict=True)
+            ]
+            if len(kept) < len(places) and seen.open is not None and seen.open_memory_MD is not None:
+                rows.append((seen.open.start_us, seen.open.end_us, seen.open_memory_MD))
+            seen.rows[key] = [
+                (start, end, Shown(self.ready.shown_ids(start / 1e6, end / 1e6), memory_MD)) for start, end, memory_MD in rows
+            ]
+        return seen.rows[key]
 
     def _write(self, asked: Sequence[_Asked]) -> list[ClipAnswer]:
         """Let the answering model read memories and questions, and write."""
         ready = self.ready
         written = [one for one in asked if one.chosen]
-        prompts = [Prompt(ready.prefix_ids(), one.shown, one.prompt_ids_n) for one in written]
+        prefix_ids = ready.prefix_ids()
+        prompts = [Prompt(prefix_ids, one.shown, one.prompt_ids_n) for one in written]
         limits = [one.question.max_tokens for one in written]
         texts: dict[int, tuple[str, float]] = {}
         if written:

@@ -53,8 +53,18 @@ class ClipsOfStreams:
         self._answering, self._encoding, self._streams = answering, encoding, streams
         self._frame_us, self._include_open, self._unsure_below = frame_us, include_open, unsure_below
 
-    def view(self, question: Question) -> ClipsView:
-        """Open the memories of the clips that had ended at ``at``, or all that there are now."""
+    def views(self, questions: Sequence[Question]) -> list[ClipsView]:
+        """Open for each question the memories of the clips that had ended at its ``at``, or all that there are now.
+
+        Those that see the same share it.
+        """
+        readers: dict[tuple[int, int], BlockReader] = {}
+        opened: dict[tuple[int, int], OpenClip] = {}
+        return [self._view(question, readers, opened) for question in questions]
+
+    def _view(
+        self, question: Question, readers: dict[tuple[int, int], BlockReader], opened: dict[tuple[int, int], OpenClip]
+    ) -> ClipsView:
         stream = self._streams.get(question.stream_id)
         assert stream is not None  # asked of streams that are there only
         first, written = self._encoding.first(stream.slot), stream.encoded
@@ -62,13 +72,21 @@ class ClipsOfStreams:
         below = written if at_us is None else stream.clips.below(first, written, at_us)
         seen = [time_us for time_us in stream.open_times if at_us is None or time_us <= at_us] if below == written else []
         stands = question.asked_us is not None  # such a question is about what is there now
-        part = self._open(stream, seen) if seen and (self._include_open or below == first or stands) else None
+        part = None
+        if seen and (self._include_open or below == first or stands):
+            key = (stream.slot, len(seen))
+            if key not in opened:
+                opened[key] = self._open(stream, seen)
+            part = opened[key]
         as_of_us = seen[-1] if part is not None else None
         if as_of_us is None and below > first:
             as_of_us = int(stream.clips.at(np.array([below - 1]))[0, 2])
         newest = _NEWEST_CLIPS if stands else None
         asked = ClipQuestion(question.text, question.max_tokens, question.extra.get(SELECT_CLIPS), part, newest)
-        return ClipsView(self._encoding.reader(stream.slot, below), asked, stream.start_us, as_of_us)
+        key = (stream.slot, below)
+        if key not in readers:
+            readers[key] = self._encoding.reader(*key)
+        return ClipsView(readers[key], asked, stream.start_us, as_of_us)
 
     def _open(self, stream: VideoStream, times: Sequence[int]) -> OpenClip:
         features_TNC = self._encoding.open_frames(stream.slot, len(times))

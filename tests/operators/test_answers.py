@@ -47,11 +47,10 @@ class Counting:
     held: int = 0
     batches: list[int] = field(default_factory=list)
 
-    def view(self, question: Question) -> int:
-        stream = self.streams.get(question.stream_id)
-        assert stream is not None
-        self.held += 1
-        return stream.last_sequence + 1
+    def views(self, questions: Sequence[Question]) -> list[int]:
+        streams = [self.streams.get(question.stream_id) for question in questions]
+        self.held += len(streams)
+        return [stream.last_sequence + 1 for stream in streams if stream is not None]
 
     def answer(self, questions: Sequence[Question], views: Sequence[int]) -> list[str]:
         self.batches.append(len(questions))

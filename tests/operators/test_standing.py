@@ -14,6 +14,7 @@ import torch
 from video_streams import frames, question, questions
 
 from models.films import Film, make_film
+from operators.banks import BlockReader
 from operators.base import Context, Operator
 from operators.rekv import ReKVOperator, ReKVOptions
 from operators.standing import Edges
@@ -144,6 +145,40 @@ def test_the_same_question_of_many_is_answered_once(make: Make) -> None:
     assert sorted(row["question_id"] for row in rows) == sorted(f"q{i}" for i in range(300))
     assert len({(row["answer"], row["sequence"]) for row in rows}) == 1
     assert one.metrics()["answers"] == 1
+
+
+@BOTH
+def test_questions_that_rise_at_one_frame_share_what_they_see_and_are_answered_as_one_by_one(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = FILM.events[0]
+    texts = [f"{word} the {event.shape}{more}?" for word in ("was", "where was", "what colour was") for more in ("", " there")]
+    gathered: list[int] = []
+    gather = BlockReader.gather
+
+    def counted(reader: BlockReader, layer: int, *given: Any) -> Any:
+        gathered.append(layer)
+        return gather(reader, layer, *given)
+
+    monkeypatch.setattr(BlockReader, "gather", counted)
+    found, counts = [], []
+    for together, asked in ((1, texts), (16, texts), (16, texts[-1:])):
+        one = make(batch_questions=together)
+        one.process(film_rows(0, 1))
+        ask_all(one, asked)
+        gathered.clear()
+        found.append(rows_of(one.process(film_rows(1, event.stop))))
+        counts.append(len(gathered))
+    assert len({row["sequence"] for row in found[0]}) == 1 and len(found[0]) >= 4
+    assert len(found[2]) == 1 and counts[0] > counts[1] == counts[2]  # many read no more than one does
+    for row, other in zip(*found[:2], strict=True):
+        assert row.pop("confidence") == pytest.approx(other.pop("confidence"), abs=1e-5)
+        for each in (row, other):
+            for name in ("selected", "intervals"):
+                each[name] = [
+                    {k: v for k, v in one.items() if k not in ("similarity", "score")} for one in each.get(name) or []
+                ]
+        assert row == other
 
 
 @BOTH

@@ -41,6 +41,11 @@ class SharedBlocks:
     layout: SegmentLayout
     codec: BlockCodec
 
+    @property
+    def name(self) -> tuple[Path, int, int, int]:
+        """Equal where a bank shared the same blocks of the same stream."""
+        return self.folder, self.incarnation, self.first, self.below
+
 
 class BlockReader:
     """Blocks ``first..below-1`` of one stream. Made by ``BlockBank.reader``; close it, or use it in a ``with``.

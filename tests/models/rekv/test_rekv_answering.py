@@ -22,14 +22,14 @@ from rekv_models import (
 )
 from torch import Tensor
 
-from models.rekv.answering import Request, read_text, retrieve
+from models.rekv.answering import Request, _Text, read_text, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions, read_answers
 from models.rekv.layouts import Grid
 from models.rekv.session import StreamState, open_stream
-from models.rekv.store import TensorStore
+from models.rekv.store import TensorReader, TensorStore
 
 FRAMES = features(16)
 QUESTION, PROMPT = torch.tensor([21, 22, 23]), torch.tensor([31, 21, 22, 23, 33, 34])
@@ -301,3 +301,63 @@ def test_text_that_outgrows_the_window_is_answered_and_flagged() -> None:
     assert grown.tokens[: len(fits.tokens)] == fits.tokens
     endless = answer(decoder, SMALL, ask(stream, max_new_tokens=3 * SMALL.window_tokens))
     assert (endless.status, len(endless.tokens)) == ("ok", 3 * SMALL.window_tokens)
+
+
+@torch.inference_mode()
+def test_questions_that_attend_together_do_so_as_one_by_one() -> None:
+    """Contexts and texts of several lengths, some of them alike; with text that fits the window and text that outgrows it."""
+    decoder = tiny_decoder()
+    streams = [encoded(decoder, SMALL, features(n, seed)) for n, seed in ((16, 2), (9, 3))]
+    views = [seen(stream) for stream in streams]
+    numbers, counts = [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [2, 5], [2, 5], [0, 8]], [3, 3, 3, 3, 3, 12]
+    requests = [Request(views[row // 4], QUESTION, torch.tensor(frames)) for row, frames in enumerate(numbers)]
+    contexts = [retrieve(decoder, SMALL, requests, 60)[0] for _ in range(2)]
+    rng = torch.Generator().manual_seed(3)
+    for step in range(4):
+        together, *alone = [
+            _Text(decoder, SMALL, context, rows, [counts[row] for row in rows])
+            for context, rows in ((contexts[0], list(range(6))), *((contexts[1], [row]) for row in range(6)))
+        ]
+        for layer in range(decoder.layers):
+            total = sum(counts)
+            query, key, value = (torch.randn(heads, total, 8, generator=rng) for heads in (4, 2, 2))
+            starts = [contexts[0].lengths[layer][row] + contexts[0].text[row] for row in range(6)]
+            runs = [list(run) for run in together._runs(layer, starts)]
+            assert runs == ([[0, 1, 2], [3, 4], [5]] if step < 3 else [[0], [1], [2], [3, 4], [5]])
+            got = together.layer(layer, query, key, value, 0.4)
+            parts = [torch.split(x, counts, dim=1) for x in (query, key, value)]
+            one_by_one = [one.layer(layer, *(part[row].contiguous() for part in parts), 0.4) for row, one in enumerate(alone)]
+            # The last bit of an exponential depends on its place in a vector of the processor.
+            torch.testing.assert_close(got, torch.cat(one_by_one, dim=1), atol=1e-6, rtol=1e-6)
+            for name in ("keys", "values"):
+                for row in range(6):
+                    stop = starts[row] + counts[row]
+                    written = [getattr(context, name)[layer][row][:, :stop] for context in contexts]
+                    assert torch.equal(*written)
+        for context in contexts:
+            context.text = [text + count for text, count in zip(context.text, counts, strict=True)]
+
+
+def test_questions_that_were_given_the_same_frames_of_one_reader_load_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny_decoder()
+    view, other = seen(encoded(decoder, SMALL, FRAMES)), seen(encoded(decoder, SMALL, features(16, 9)))
+    given = [(view, [1, 4, 12]), (other, [1, 4, 12]), (view, [1, 4, 12]), (view, [2, 5])]
+    loads: list[list[int]] = []
+    gather = TensorReader.gather
+
+    def counted(reader: TensorReader, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        loads.append(blocks.tolist())
+        return gather(reader, layer, blocks)
+
+    monkeypatch.setattr(TensorReader, "gather", counted)
+    requests = [Request(stream, QUESTION + n, torch.tensor(frames)) for n, (stream, frames) in enumerate(given)]
+    together, _ = retrieve(decoder, SMALL, requests, 10)
+    assert loads == [[1, 4, 12], [1, 4, 12], [2, 5]] * decoder.layers
+    for row, request in enumerate(requests):
+        alone, _ = retrieve(decoder, SMALL, [request], 10)
+        for layer in range(decoder.layers):
+            length = alone.lengths[layer][0]
+            assert (together.lengths[layer][row], together.ends[layer][row]) == (length, alone.ends[layer][0])
+            assert together.frames[layer][row].tolist() == alone.frames[layer][0].tolist()
+            for got, wanted in ((together.keys, alone.keys), (together.values, alone.values)):
+                assert torch.equal(got[layer][row, :, :length], wanted[layer][0, :, :length])

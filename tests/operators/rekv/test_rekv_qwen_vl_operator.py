@@ -146,7 +146,7 @@ def test_processes_that_answer_get_the_places_of_blocks(qwen_folders: dict[str, 
     one.process(sized(14))
     method = one._answers._method
     asked = Question(stream_id="a", sequence=0, time_us=0, question_id="0", text=COLOR, at_us=None, max_tokens=4)
-    view = method.view(asked)
+    (view,) = method.views([asked])
     (here,) = method.answer([asked], [view])
     (there,) = load_file_answering(one.options, "watch", one.context.device)([method.portable(asked, view)])
     assert (there.text, there.confidence) == (here.text, here.confidence)
