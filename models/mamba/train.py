@@ -33,6 +33,7 @@ from models.mamba.config import MambaConfig
 from models.mamba.frames import FrameStore
 from models.mamba.losses import TrainingRules, Truth, training_step
 from models.mamba.model import Mamba
+from models.mamba.preview import preview
 from models.mamba.recipe import RECIPES, ShapesSchedule, run_recipe
 from models.mamba.rollout import rollout_losses
 from models.mamba.samples import Drawn, Sampler
@@ -40,6 +41,7 @@ from models.mamba.validation import validate
 from models.training import (
     After,
     OwnDataOptions,
+    PreviewOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -72,7 +74,7 @@ _FEW_RULES = TrainingRules(rpn_samples=64, roi_samples=32, reference_rois=12)  #
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnDataOptions):
+class Options(PreviewOptions, OwnDataOptions):
     """What can be set. Defaults are the published instance-level schedule (batch 8, 6 epochs)."""
 
     annotations: str = option(
@@ -131,7 +133,8 @@ def train(
     the same seed gives the same weights, bit for bit on the same kind of processor with the same PyTorch.
 
     Or ``annotations=FILE`` with any other field of :class:`Options`: fine-tuning on own videos; writes ``model.safetensors``:
-    the last weights, or those of the best validation where there is one.
+    the last weights, or those of the best validation where there is one; and ``previews``: what is found on frames of the
+    validation, or of the own videos where there is none.
 
     ``resume``: go on from the folder's checkpoint if there is one; a complete training is returned as it is. ``progress`` is
     called some times per minute. Raises ``ConfigError`` for what cannot be used, ``CheckpointMismatch`` for unusable weights,
@@ -140,7 +143,8 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
     if recipe is None:
         own = Options(seed=seed, **options)
-        return _finetune(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        return _finetune(own, Training(Path(out), resume=resume, progress=progress, **every))
     with one_thread():
         return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
 
@@ -213,6 +217,7 @@ def _finetune(options: Options, training: Training) -> TrainResult:
                 report_every=_FEW_REPORT_EVERY if few else _REPORT_EVERY,
                 state=state,
                 after=after,
+                preview=lambda: preview(model, store if validation is None else validation),
             )
         )
     metrics = {"iterations": float(iterations), "loss": training.last_loss}

@@ -8,12 +8,15 @@ from models.training.checksums import data_checksum, weights_checksum
 from models.training.folder import TrainResult
 from models.training.loop import After, Stage, Training, TrainingStopped
 from models.training.options import OwnDataOptions, check_choice, check_options, one_thread
+from models.training.previews import Picture, PreviewOptions
 from models.training.progress import Progress, ProgressCallback
 from models.training.rates import cosine, warm_up
 
 __all__ = [
     "After",
     "OwnDataOptions",
+    "Picture",
+    "PreviewOptions",
     "Progress",
     "ProgressCallback",
     "Stage",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ import torch
 
 from connectors import durable
 from connectors.errors import ConfigError, StreambankError
+from models.training.previews import PREVIEWS
 
 __all__ = ["TrainResult", "TrainingFolder"]
 
 _FORMAT = 2
+_PREVIEW = re.compile(r".+-[0-9]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class TrainResult:
     """As in ``training.json``."""
     seconds: float
     """Of all attempts up to their last checkpoint."""
+    previews: tuple[Path, ...] = ()
+    """Pictures of what was learned on the way, in its order."""
 
 
 class TrainingFolder:
@@ -72,7 +77,11 @@ class TrainingFolder:
             self._compare(content["settings"], self.checkpoint)
             self._began -= content["seconds"]
             return None, content
-        return self._read_result() if self._resume else None, None
+        complete = self._read_result() if self._resume else None
+        if complete is None:  # those of another training would be taken for this one's
+            for path in self._previews():
+                path.unlink()
+        return complete, None
 
     def save(self, content: Mapping[str, Any]) -> None:
         """Write the checkpoint, replacing the one before in one step."""
@@ -87,7 +96,7 @@ class TrainingFolder:
 
     def finish(self, weights: Path, metrics: Mapping[str, float], control: Path | None) -> TrainResult:
         """Write the report and remove the checkpoint."""
-        result = TrainResult(weights, control, dict(metrics), time.monotonic() - self._began)
+        result = TrainResult(weights, control, dict(metrics), time.monotonic() - self._began, self._previews())
         report = {
             "recipe": self._settings.get("recipe"),
             "seed": self._settings.get("seed"),
@@ -128,7 +137,11 @@ class TrainingFolder:
         control = None if report["control"] is None else self.path / report["control"]
         if not weights.exists() or (control is not None and not control.exists()):
             return None
-        return TrainResult(weights, control, report["metrics"], report["seconds"])
+        return TrainResult(weights, control, report["metrics"], report["seconds"], self._previews())
+
+    def _previews(self) -> tuple[Path, ...]:
+        found = [path for path in (self.path / PREVIEWS).glob("*.png") if _PREVIEW.fullmatch(path.stem)]
+        return tuple(sorted(found, key=lambda path: path.stat().st_mtime_ns))
 
     def _compare(self, theirs: Mapping[str, Any], file: Path) -> None:
         """Raise ``ConfigError`` that names every setting that differs."""

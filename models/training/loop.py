@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from connectors.errors import ConfigError, StreambankError
 from models.training.folder import TrainingFolder, TrainResult
+from models.training.previews import Picture, preview_steps, write_preview
 from models.training.progress import Progress, ProgressCallback, report
 
 __all__ = ["After", "Stage", "Training", "TrainingStopped"]
@@ -74,6 +75,8 @@ class Stage:
     """Further plain values and tensors that belong to the checkpoint; changed in place."""
     after: Callable[[int], After | None] | None = None
     """Called after each update with the number that are done; what it returns is reported at once."""
+    preview: Callable[[], Picture] | None = None
+    """Shows what has been learned so far; draws from no generator of the training, and leaves it in training mode."""
     hint: str = "lower learning_rate"
     """What to do when the loss is no longer finite."""
 
@@ -99,9 +102,14 @@ class Training:
         resume: bool = False,
         progress: ProgressCallback | None = None,
         checkpoint_every: int | None = None,
+        preview_every: int | None = None,
     ) -> None:
-        """``checkpoint_every``: updates; None: ``CHECKPOINT_EVERY``. Raises ``ConfigError`` where the folder cannot be made."""
+        """``checkpoint_every``: updates; None: ``CHECKPOINT_EVERY``. ``preview_every``: updates; None: four times per stage.
+
+        Raises ``ConfigError`` where the folder cannot be made.
+        """
         self.checkpoint_every = checkpoint_every or CHECKPOINT_EVERY
+        self.preview_every = preview_every
         self.first_loss = math.nan
         """As first reported for the current stage."""
         self.last_loss = math.nan
@@ -143,6 +151,7 @@ class Training:
         if position is None:
             return
         started, first = time.monotonic(), position.done
+        preview_every = preview_steps(self.preview_every, stage.steps) if stage.preview is not None and self._folder else 0
         with _stop_between_updates() as stopping:
             while position.done < stage.steps and not position.ended:
                 position.total += _update(stage, position.done)
@@ -150,6 +159,8 @@ class Training:
                 after = None if stage.after is None else stage.after(position.done)
                 position.ended = after is not None and after.last
                 last = position.ended or position.done == stage.steps
+                if preview_every and (last or position.done % preview_every == 0):
+                    self._preview(stage, position.done)
                 if last or after is not None or position.since >= stage.report_every:
                     pace_s = (time.monotonic() - started) / (position.done - first)
                     eta_s = 0.0 if last else pace_s * (stage.steps - position.done)
@@ -193,6 +204,14 @@ class Training:
             self.first_loss = self.last_loss
         position.total, position.since = 0.0, 0
         report(Progress(stage.name, position.done, stage.steps, self.last_loss, note, eta_s), self._progress)
+
+    def _preview(self, stage: Stage, done: int) -> None:
+        assert stage.preview is not None and self._folder is not None
+        try:
+            path = write_preview(self._folder.path, stage.name, done, stage.preview())
+        except OSError as error:
+            raise StreambankError(f"{error.filename}: a preview cannot be written: {error.strerror}; make room") from error
+        logger.info("preview=%s", path)
 
     def _save(self, stage: Stage, position: _Position) -> None:
         if self._folder is None:

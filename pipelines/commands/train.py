@@ -51,6 +51,7 @@ def train_method(method: str, arguments: Sequence[str], *, live: bool, quiet: bo
         return f"{method}: {stop}"
     lines = [f"{method}: trained in {result.seconds:.0f} s", f"  weights  {result.weights}"]
     lines += [f"  control  {result.control}"] if result.control is not None else []
+    lines += [f"  previews {result.previews[-1].parent} ({len(result.previews)})"] if result.previews else []
     lines += [f"  {name}  {value:.4g}" for name, value in result.metrics.items()]
     return "\n".join(lines)
 

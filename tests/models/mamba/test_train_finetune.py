@@ -72,6 +72,35 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(clips: Path, tmp_path: Path)
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_previews_show_what_is_found_on_frames_and_leave_the_weights_as_they_are(
+    held_out: bool, clips: Path, tmp_path: Path
+) -> None:
+    other = render_clips(tmp_path / "other", config=ShapesConfig(frames=4, degraded=0.0), seeds=[7], scale=1)
+    options: dict[str, Any] = {"annotations": str(clips), "init": str(SHIPPED), "iterations": 2, "batch": 1, "device": "cpu"}
+    options |= {"validation": str(other)} if held_out else {}
+    shown, plain = train(tmp_path / "a", preview_every=1, **options), train(tmp_path / "b", preview_every=0, **options)
+    assert [path.name for path in shown.previews] == ["finetune-00000001.png", "finetune-00000002.png"]
+    assert plain.previews == () and not (tmp_path / "b" / "previews").exists()
+    one, two = (checkpoint.load(run.weights).state_dict() for run in (shown, plain))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+    # White frames of the annotated boxes, and boxes of the shipped weights in other colors, over the frames of the file.
+    videos = read_annotations(str(other if held_out else clips), None)
+    picture = cv2.imread(str(shown.previews[-1]))[..., ::-1]
+    tiles = min(len(videos), 6)
+    height, width = videos.size_I2[0]
+    side = round(height * 320 / width)
+    assert picture.shape == (2 * side, 960, 3)
+    store = FrameStore(videos, tmp_path / "cache")
+    store.extract()
+    first = cv2.resize(store.read(0), (320, side), interpolation=cv2.INTER_AREA)
+    changed = (picture[:side, :320] != first).any(axis=2)
+    assert 0.002 < changed.mean() < 0.3
+    assert (picture[:side, :320][changed] == 255).all(axis=1).any()
+    assert (picture[side:, (tiles - 3) * 320 :] == 0).all() if tiles < 6 else True
+
+
 def test_a_folder_of_another_run_is_refused_with_the_difference(clips: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"annotations": str(clips), "init": str(SHIPPED), "iterations": 1, "batch": 1, "device": "cpu"}
     done = train(tmp_path / "run", **options)

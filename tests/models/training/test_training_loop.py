@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -191,3 +192,38 @@ def test_a_complete_training_whose_weights_were_taken_away_is_made_again(tmp_pat
 def test_rates_rise_and_fall_between_their_ends() -> None:
     assert [warm_up(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert [cosine(step, 4, 0.2) for step in (0, 2, 4, 9)] == [1.0, pytest.approx(0.6), 0.2, 0.2]
+
+
+def painted(value: int) -> np.ndarray:
+    return np.full((3, 5, 3), value, np.uint8) + np.arange(15, dtype=np.uint8).reshape(3, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("every", "wanted"), [(None, [3, 6, 9, 10]), (4, [4, 8, 10]), (0, []), (100, [10])], ids=["four", "4", "none", "last"]
+)
+def test_previews_lie_beside_the_checkpoint_and_change_nothing(every: int | None, wanted: list[int], tmp_path: Path) -> None:
+    (tmp_path / "previews").mkdir()
+    for name in ("line-00000099.png", "mine.png"):  # of a training before, and somebody's own
+        (tmp_path / "previews" / name).write_bytes(b"")
+    counts = iter(range(100))
+    shown = stage(preview=lambda: painted(next(counts)))
+    training = Training(tmp_path, preview_every=every)
+    training.open({})
+    training.run(shown)
+    (tmp_path / "model").touch()
+    result = training.finish(tmp_path / "model", {})
+    assert [path.name for path in result.previews] == [f"line-{done:08d}.png" for done in wanted]
+    assert (tmp_path / "previews" / "mine.png").exists() and not (tmp_path / "previews" / "line-00000099.png").exists()
+    for number, path in enumerate(result.previews):
+        assert (cv2.imread(str(path))[..., ::-1] == painted(number)).all()
+    plain = stage()
+    Training().run(plain)
+    assert torch.equal(plain.trained.weight, shown.trained.weight)  # type: ignore[arg-type]
+
+
+def test_a_preview_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "previews").write_text("a file is in the way")
+    training = Training(tmp_path)
+    training.open({})
+    with pytest.raises(StreambankError, match=r"previews.*a preview cannot be written"):
+        training.run(stage(preview=lambda: painted(0)))
