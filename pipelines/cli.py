@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 import streambank
 from connectors.errors import ConfigError, StreambankError, nearest
@@ -62,13 +63,57 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _files(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a pipeline: files by their usual endings and ready pipelines, else any path."""
+    from pipelines.registry import ready_pipelines
+
+    folder, _, begun = incomplete.rpartition("/")
+    there = Path(incomplete[: len(incomplete) - len(begun)] or ".")
+    files = there.iterdir() if there.is_dir() else ()
+    found = sorted(
+        f"{folder}/{path.name}" if "/" in incomplete else path.name
+        for path in files
+        if path.suffix in (".yaml", ".yml") and path.name.startswith(begun)
+    )
+    found += [name for name in ready_pipelines() if incomplete and name.startswith(incomplete)]
+    return [CompletionItem(name) for name in found] or [CompletionItem(incomplete, type="file")]
+
+
+def _names(known: Callable[[], Iterable[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Complete one of the names that ``known`` returns, which is asked only then."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in known() if name.startswith(incomplete)]
+
+    return complete
+
+
+def _types() -> list[str]:
+    from pipelines.registry import entries
+
+    return sorted({entry.name for entry in entries()} | {"pipeline"})
+
+
+def _demos() -> list[str]:
+    from pipelines.demos.runner import DEMOS
+
+    return list(DEMOS)
+
+
+def _methods() -> list[str]:
+    from pipelines.commands.train import methods
+
+    return methods()
+
+
+_file = click.argument("file", shell_complete=_files)
 _sets = click.option("--set", "sets", multiple=True, metavar="KEY.PATH=VALUE", help="Change one key of the file; repeatable.")
 
 
 def _pipeline_file(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the argument and options that name a pipeline and change it."""
     decorators = [
-        click.argument("file"),
+        _file,
         _sets,
         click.option("--runner", type=click.Choice(["local", "ray"]), help="Where to run; wins over the file."),
     ]
@@ -153,7 +198,7 @@ def check(file: str, sets: tuple[str, ...], runner: str | None, print_resolved: 
 
 
 @cli.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names(_demos))
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @_common
 def demo(name: str | None, folder: Path | None) -> None:
@@ -218,7 +263,7 @@ def list_() -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", shell_complete=_names(_types))
 @_common
 def describe(name: str) -> None:
     """Show schemas and options of the type NAME, or the keys of a pipeline file for the name 'pipeline'."""
@@ -312,7 +357,7 @@ def _tell(answers: Sequence[Answer], spec: PipelineSpec, request: Request, *, as
 
 
 @cli.command()
-@click.argument("file")
+@_file
 @click.argument("text")
 @_asking("now")
 @click.option("--standing", is_flag=True, help="Answer it each time that what it asks about comes into view; wait for none.")
@@ -334,7 +379,7 @@ def ask(file: str, text: str, sets: tuple[str, ...], streams: tuple[str, ...], a
 
 
 @cli.command()
-@click.argument("file")
+@_file
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others than loopback need a token.")
 @click.option("--port", type=int, default=8800, show_default=True, help="0: any that is free.")
 @click.option("--token", envvar="STREAMBANK_TOKEN", help="Who bears it may look and ask. Better set by STREAMBANK_TOKEN.")
@@ -368,7 +413,7 @@ def serve(file: str, sets: tuple[str, ...], **how: Any) -> None:
 
 
 @cli.command()
-@click.argument("file")
+@_file
 @click.argument("kind", metavar="KIND")
 @click.argument("value", required=False)
 @_asking("the newest row")
@@ -399,7 +444,7 @@ def prompt(
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
-@click.argument("method", required=False)
+@click.argument("method", required=False, shell_complete=_names(_methods))
 @click.option("--help", "-h", "wants_help", is_flag=True, help="Show the options of METHOD.")
 @click.option("--quiet", "-q", is_flag=True, help="Nothing but errors.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
