@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.errors import ConfigError, nearest
 from connectors.extras import need
+from connectors.notebook import in_notebook
 from pipelines.file import load_spec, spec_from_dict
 from pipelines.spec import PipelineSpec, SinkSpec
 
@@ -83,8 +85,8 @@ class Pipeline:
         """Run to the end of the sources, or until ``stop`` is set or SIGINT or SIGTERM arrives.
 
         ``runner`` wins over the pipeline's own; ``resume`` goes on from the last committed epoch; ``fresh`` first deletes what
-        earlier runs have left (``leftovers`` lists it). Raise a ``StreambankError`` where the run fails; what was committed
-        before stays committed.
+        earlier runs have left (``leftovers`` lists it). ``on_progress`` gets readings on the way; without it a notebook shows
+        them in a line with a bar. Raise a ``StreambankError`` where the run fails; what was committed before stays committed.
         """
         from pipelines import runners
 
@@ -95,7 +97,12 @@ class Pipeline:
             from pipelines.fresh import start_over
 
             start_over(spec)
-        report = runners.run(spec, runner=spec.runner, resume=resume, on_progress=on_progress, stop=stop)
+        with contextlib.ExitStack() as shown:
+            if on_progress is None and in_notebook():
+                from pipelines.commands.progress import STARTING_RAY, notebook_progress
+
+                on_progress = shown.enter_context(notebook_progress(STARTING_RAY if spec.runner == "ray" else "starting"))
+            report = runners.run(spec, runner=spec.runner, resume=resume, on_progress=on_progress, stop=stop)
         return Result(spec, report)
 
     def ask(

@@ -149,7 +149,7 @@ def run(
     if live:
         click.echo(f"checking {file}", err=True)  # at once: what is imported from here on takes seconds
     from pipelines.api import Pipeline
-    from pipelines.commands.progress import run_progress
+    from pipelines.commands.progress import STARTING_RAY, run_progress
     from pipelines.commands.summary import leftover_text, problem_text, report_text
 
     if resume and fresh:
@@ -164,7 +164,7 @@ def run(
         if not yes and _in_terminal() and not click.confirm("Delete them?", err=True):
             raise ConfigError("nothing was deleted, and nothing was run")
     if live and pipeline.spec.runner == "ray":
-        click.echo("starting Ray (about 10 s)", err=True)
+        click.echo(STARTING_RAY, err=True)
     with run_progress(live=live, quiet=quiet) as on_progress:
         result = pipeline.run(resume=resume, fresh=fresh, on_progress=on_progress)
     if not quiet:

@@ -322,5 +322,6 @@ class _Retrieval(_Text):
             keys_GMD[:, sinks:length] = turn[sinks:](whole_tokens(keys_KGTD, laid))
             values_GMD[:, sinks:length] = whole_tokens(values_KGTD, laid)
         if others:
+            places = upload(torch.tensor(others), self.decoder.device)
             for held_BGMD in (context.keys[index], context.values[index]):
-                held_BGMD[others, :, :length] = held_BGMD[row, :, :length]
+                held_BGMD[places, :, :length] = held_BGMD[row, :, :length]

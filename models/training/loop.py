@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from connectors.errors import ConfigError, StreambankError
 from models.training.folder import TrainingFolder, TrainResult
 from models.training.previews import Picture, preview_steps, write_preview
-from models.training.progress import Progress, ProgressCallback, report
+from models.training.progress import Progress, ProgressCallback, notebook_progress, report
 
 __all__ = ["After", "Stage", "Training", "TrainingStopped"]
 
@@ -114,7 +114,7 @@ class Training:
         """As first reported for the current stage."""
         self.last_loss = math.nan
         """As last reported for the current stage."""
-        self._progress = progress
+        self._progress = progress or notebook_progress()
         self._folder = None if folder is None else TrainingFolder(folder, resume=resume)
         self._resumed: dict[str, Any] | None = None
         self._number = -1  # of the current stage

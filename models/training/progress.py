@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Progress", "ProgressCallback", "report"]
+from connectors.notebook import NotebookLine, in_notebook
+
+__all__ = ["Progress", "ProgressCallback", "notebook_progress", "report"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,12 @@ class Progress:
     eta_s: float = 0.0
     """Seconds to the end of the stage at the pace so far."""
 
+    def __str__(self) -> str:
+        """Return it in one line."""
+        minutes, seconds = divmod(round(self.eta_s), 60)
+        eta = f" ETA {minutes}:{seconds:02d}" if self.step < self.steps else ""
+        return f"{self.stage} {self.step}/{self.steps} loss {self.loss:.3f}{eta} {self.note}".rstrip()
+
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -39,3 +47,16 @@ def report(progress: Progress, callback: ProgressCallback | None) -> None:
     )
     if callback is not None:
         callback(progress)
+
+
+def notebook_progress() -> ProgressCallback | None:
+    """Return what shows a line per stage, with a bar, where this runs in a notebook; None elsewhere."""
+    if not in_notebook():
+        return None
+    lines: dict[str, NotebookLine] = {}
+
+    def show(progress: Progress) -> None:
+        line = lines.setdefault(progress.stage, NotebookLine())
+        line.show(str(progress), progress.step / progress.steps)
+
+    return show

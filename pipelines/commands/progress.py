@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from connectors.notebook import NotebookLine
 from pipelines.commands.summary import duration, facts
 
 if TYPE_CHECKING:
     from pipelines.runners.report import Progress
 
-__all__ = ["RateMeter", "run_progress", "training_progress"]
+__all__ = ["STARTING_RAY", "RateMeter", "notebook_progress", "run_progress", "training_progress"]
 
 logger = logging.getLogger(__name__)
 
+STARTING_RAY = "starting Ray (about 10 s)"
 _LOG_EVERY_S = 30.0
 _WINDOW_S = 10.0
 
@@ -84,6 +86,20 @@ def run_progress(*, live: bool, quiet: bool = True) -> Iterator[Callable[[Progre
         yield show
 
 
+@contextmanager
+def notebook_progress(starting: str = "starting") -> Iterator[Callable[[Progress], None]]:
+    """Yield a function for ``on_progress`` that rewrites a line with a bar in the output of a notebook's cell."""
+    meter, line = RateMeter(), NotebookLine()
+    line.show(starting, None)
+
+    def show(progress: Progress) -> None:
+        meter.add(progress.seconds, progress.rows_read)
+        left = progress.rows_left
+        line.show(live_line(progress, meter), None if left is None else progress.rows_read / max(progress.rows_read + left, 1))
+
+    yield show
+
+
 class _NowAndThen:
     """True once every half minute."""
 
@@ -112,8 +128,7 @@ def training_progress(*, live: bool, quiet: bool = True) -> Iterator[Callable[[A
 
         def tell(progress: Any) -> None:
             if now_and_then.is_due():
-                said = f"{progress.stage} {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.note}"
-                click.echo(said.rstrip(), err=True)
+                click.echo(str(progress), err=True)
 
         yield tell
         return

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from ports import free_ports
 
 from connectors import records
 from connectors.errors import ConfigError
@@ -147,6 +153,55 @@ def test_files_of_all_epochs_and_attempts_are_one_recording(tmp_path: Path) -> N
         [entry] = RrdReader(path).recordings()
         ids.add((entry.application_id, entry.recording_id))
     assert len(ids) == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore:RRD file has no footer")  # of a file that is being written
+def test_a_live_viewer_gets_rows_before_their_epoch_is_committed(tmp_path: Path) -> None:
+    """In place of a window: Rerun's own receiver, which writes what reaches it to a file."""
+    (port,), seen = free_ports(), tmp_path / "seen.rrd"
+    program = Path(find_spec("rerun_cli").origin).parent / "rerun"  # type: ignore[union-attr, arg-type]
+    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--save", str(seen)]
+    env = os.environ | {"HOME": str(tmp_path)}
+    receiver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    try:
+        wait_for(lambda: _listens(port))
+        folder = tmp_path / "rows"
+        sink = RerunSink(RerunOptions(path=folder, viewer=f"rerun+http://127.0.0.1:{port}/proxy"))
+        detections = rows(detection_schema(["cat", "dog"], "x"), {"detections": [box(1, 0.9)], "status": "ok"})
+        sink.open({"clips": records.FRAME, "detect": detections.schema}, attempt=1, shard=0)
+        sink.write("clips", rows(records.FRAME, frame(9), frame(90)))
+        sink.write("detect", detections)
+        wait_for(lambda: "/gate/detect" in _reached(seen) and "/gate/clips" in _reached(seen))
+        assert not list(folder.glob("*.rrd"))
+        sink.commit(0, sink.prepare(0))
+        sink.close()
+    finally:
+        receiver.kill()
+        receiver.wait()
+    found, [committed] = read(seen), folder.glob("*.rrd")
+    for entity, name in (("/gate/clips", "EncodedImage:blob"), ("/gate/detect", "Boxes2D:labels")):
+        assert component(found, entity, name) == component(read(committed), entity, name)
+    assert seconds(found, "/gate/clips") == [0.0, 1.0] and component(found, "/gate/detect", "Boxes2D:labels") == [["dog 0.90"]]
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 240.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _reached(seen: Path) -> set[str]:
+    try:
+        return set(read(seen)) if seen.exists() else set()
+    except (OSError, RuntimeError, ValueError):  # not begun yet
+        return set()
 
 
 @pytest.mark.slow  # ten seconds until Rerun gives up

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from models import hub
+from models.hub import shipped_names
 from pipelines.cli import cli
+from pipelines.commands.train import methods
 from pipelines.file import load_spec
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -69,3 +72,19 @@ def test_set_examples_of_the_docs_work(folder: Path) -> None:
     assert (spec.node("detect").max_batch, spec.epoch_s) == (8, 2.0)  # type: ignore[union-attr]
     [node] = re.findall(r"`--set '(sinks\.more=.*?)'`", text)
     assert load_spec(name, sets=[node]).node("more").type == "jsonl"
+
+
+def test_each_method_names_the_public_weights_that_load() -> None:
+    for method in methods():
+        assert "**Public weights" in (DOCS / "operators" / f"{method}.md").read_text(encoding="utf-8"), method
+
+
+def test_every_address_of_weights_in_the_docs_is_one() -> None:
+    pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
+    found = {
+        address for page in pages for address in re.findall(r"\b(?:hf|package)://[\w./@-]+", page.read_text(encoding="utf-8"))
+    }
+    form = {"hf://ORG/NAME", "hf://ORG/NAME@REVISION", "hf://ORG/NAME/FILE", "package://METHOD/NAME"}
+    named = {address for address in found - form if address.startswith("package://")}
+    assert named and named <= shipped_names().keys()
+    assert all(hub._ADDRESS.fullmatch(address) for address in found - form - named)

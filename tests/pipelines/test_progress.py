@@ -78,11 +78,11 @@ def test_in_a_pipe_a_line_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatc
         for second in range(31):
             now_s = float(second)
             show(progress(now_s, 100 * second, left=10_000))
-            told(Trained("finetune", second, 120, 0.5))
+            told(Trained("finetune", second, 120, 0.5, eta_s=75.0))
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.splitlines() == [
         "30.0 s · 3,000 rows · 100 rows/s · lag 10,000 · ETA 1:40 · 2,990 written · epoch 3",
-        "finetune 30/120 loss 0.500",
+        "finetune 30/120 loss 0.500 ETA 1:15",
     ]
     with training_progress(live=False) as told:
         assert told is None

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -129,6 +130,22 @@ def test_detections_of_each_frame_are_those_of_supervision(monkeypatch: pytest.M
     assert frames[0]["data"]["class_name"].tolist() == ["cat", ""]
     assert frames[2]["xyxy"].shape == (0, 4)
     assert frames[3]["data"]["class_name"].tolist() == ["dog"]
+
+
+def test_the_package_itself_draws_and_filters_them() -> None:
+    sv = pytest.importorskip("supervision")  # no dependency of anything here: pip install supervision
+    found = rows([box(0, 0.9), box(1, 0.4, x1=3.0)], None, [])
+    frames = {sequence: frame for _, sequence, frame in supervision(found)}
+    assert list(frames) == [0, 2] and all(isinstance(frame, sv.Detections) for frame in frames.values())
+    assert [len(frame) for frame in frames.values()] == [2, 0]
+    (sure,) = frames[0][frames[0].confidence > 0.5].data["class_name"]
+    assert sure == "cat" and frames[0].area.tolist() == [12.0, 12.0]
+    for frame in frames.values():
+        plain = np.zeros((64, 64, 3), np.uint8)
+        drawn = sv.LabelAnnotator().annotate(sv.BoxAnnotator().annotate(plain.copy(), frame), frame)
+        assert (drawn != plain).any() == (len(frame) > 0)
+    merged = sv.Detections.merge(list(frames.values()))
+    assert merged.data["class_name"].tolist() == ["cat", "dog"]
 
 
 def test_supervision_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
