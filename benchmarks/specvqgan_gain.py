@@ -9,7 +9,7 @@ is drawn. Modes: `frames`; `none` (features of 0); `other` (frames of another cl
 measured on the waveform. A bounce counts as right in pitch only where its onset is found. 0.52 is what a reduced autoencoder
 reached on five real clips (0.139 against 0.268). Three sets of clips, each with its own draws; the claim must hold on each.
 
-    python -m benchmarks.specvqgan_gain [--clips 20] [--temperature 1] [--folder FOLDER | --train 0,1,2]
+    python -m benchmarks.specvqgan_gain [--clips 20] [--temperature 1] [--folder FOLDER... | --train 0,1,2]
 """
 
 # M pieces, H bands, T mel frames, L labels, B clips
@@ -133,7 +133,8 @@ def report(name: str, rows: list[dict[str, Any]]) -> list[str]:
 def choose(arguments: argparse.Namespace, scratch: Path) -> Iterator[tuple[str, Path, float | None]]:
     """Give name, folder and processor seconds of the training (None: not trained now) of each model."""
     if not arguments.train:
-        yield "package" if arguments.folder == SMALL_WEIGHTS else "folder", arguments.folder, None
+        for folder in arguments.folder or [SMALL_WEIGHTS]:
+            yield "package" if folder == SMALL_WEIGHTS else folder.resolve().parent.name, folder, None
         return
     for seed in (int(text) for text in arguments.train.split(",")):
         began = time.process_time()
@@ -146,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=20, help="of each set, six seconds each")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the draws; 0: the most likely tokens")
-    parser.add_argument("--folder", type=Path, default=SMALL_WEIGHTS, help="networks; default: those in the package")
+    parser.add_argument("--folder", type=Path, nargs="+", help="networks of one training each; default: those in the package")
     parser.add_argument("--train", metavar="SEEDS", help="train the recipe from nothing with each of these seeds instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

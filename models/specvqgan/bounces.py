@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 
 from connectors.errors import ConfigError
 from models.films import COLORS, SIDE, coverage
-from models.specvqgan.config import RATE
+from models.specvqgan.config import HOP, RATE
 
 __all__ = ["PITCHES_HZ", "SHAPES", "Bounce", "Clip", "make_clip"]
 
-PITCHES_HZ: dict[str, float] = {"red": 392.0, "green": 587.3, "blue": 880.0, "yellow": 1318.5}
-"""Color → pitch: G4, D5, A5, E6."""
+PITCHES_HZ: dict[str, float] = {
+    color: number * RATE / HOP for color, number in {"red": 5, "green": 7, "blue": 11, "yellow": 16}.items()
+}
+"""Color → pitch, near A4, D5, B5 and F6: multiples of the rate of mel frames, 86 Hz. What convolutions make of a spectrogram
+that stands still repeats from frame to frame, so that a small vocoder has no other pitches. No partial of one is another one.
+"""
 SHAPES = ("circle", "square")
 """A circle sounds nearly pure, a square has odd partials."""
 

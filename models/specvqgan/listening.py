@@ -24,7 +24,7 @@ __all__ = ["Heard", "Match", "listen", "match"]
 WITHIN_S = 0.1
 """How far an onset may be from its bounce."""
 
-_RISE, _RISE_FRAMES, _APART_FRAMES = 0.06, 3, 17
+_RISE, _RISE_FRAMES, _APART_FRAMES, _AT_END_FRAMES = 0.06, 3, 17, 2
 _NOTE_S = (0.01, 0.15)
 _DETUNED = np.linspace(0.97, 1.03, 7)
 
@@ -73,6 +73,7 @@ def listen(samples_N: Tensor) -> list[Heard]:
     notes: list[Heard] = []
     # The strongest rise first; what is near one that was taken belongs to it.
     free_T = rise_T >= _RISE
+    free_T[-_AT_END_FRAMES:] = False  # half of what they hold is the reflection of a sound that may be cut off in a note
     while free_T.any():
         t = int(np.argmax(np.where(free_T, rise_T, -1.0)))
         free_T[max(0, t - _APART_FRAMES) : t + _APART_FRAMES + 1] = False

@@ -26,8 +26,8 @@ __all__ = [
 Seen = Sequence[Sequence[Tensor]]
 """What a :class:`~models.specvqgan.wave_discriminator.WaveDiscriminator` says: scales, layers, logits last."""
 
-_RESOLUTIONS = (256, 512, 1024)
-_LEAST_SPECTRUM = 10.0
+_RESOLUTIONS = (256, 512, 1024, 2048)
+_LEAST_SPECTRUM, _LEAST_LEVEL = 0.3, 0.005
 
 
 class AutoencoderLoss(NamedTuple):
@@ -109,7 +109,7 @@ def feature_matching(real: Seen, made: Seen) -> Tensor:
 
 
 def spectral_distance(real_BN: Tensor, made_BN: Tensor) -> Tensor:
-    """Return how far spectra are apart at three resolutions: relative distance and L1 of logarithms. Not of the paper.
+    """Return how far spectra are apart at four resolutions: relative distance and L1 of logarithms. Not of the paper.
 
     What a vocoder begins with here: discriminators teach nothing about pitch in the minutes that a small training takes.
     """
@@ -117,9 +117,11 @@ def spectral_distance(real_BN: Tensor, made_BN: Tensor) -> Tensor:
     for size in _RESOLUTIONS:
         window = torch.hann_window(size, device=real_BN.device)
         real, made = (
-            torch.stft(x_BN, size, size // 4, window=window, return_complex=True).abs().clamp_min(1e-5)
+            torch.stft(x_BN, size, size // 4, window=window, return_complex=True).abs() / size**0.5
             for x_BN in (real_BN, made_BN)
         )
-        # Silence has no spectrum to be compared with: it counts by its logarithms alone.
-        total = total + (real - made).norm() / real.norm().clamp_min(_LEAST_SPECTRUM) + F.l1_loss(made.log(), real.log())
+        # Logarithms count what is heard: with what is far below it, silence would be nearer to a note than the note a bit off.
+        apart = F.l1_loss(made.clamp_min(_LEAST_LEVEL).log(), real.clamp_min(_LEAST_LEVEL).log())
+        # Silence has no spectrum to be compared with.
+        total = total + (real - made).norm() / real.norm().clamp_min(_LEAST_SPECTRUM) + apart
     return total / len(_RESOLUTIONS)

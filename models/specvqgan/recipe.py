@@ -77,9 +77,9 @@ class BouncesSchedule:
 
     clips: int = 200
     """Whose sounds codebook and vocoder learn."""
-    seen_clips: int = 160
+    seen_clips: int = 440
     """Whose windows the transformer learns, but for a tenth that is held out."""
-    windows: int = 10
+    windows: int = 12
     """Of each clip."""
     autoencoder: AutoencoderSchedule = field(default_factory=AutoencoderSchedule)
     transformer: TransformerSchedule = field(default_factory=TransformerSchedule)

@@ -84,10 +84,10 @@ class AutoencoderSchedule:
 class TransformerSchedule:
     """Updates, batch and rate of the transformer, and when it stops."""
 
-    steps: int = 450
+    steps: int = 2000
     batch: int = 16
     rate: float = 2e-3
-    check_every: int = 50
+    check_every: int = 100
     """Updates between looks at clips that are held out; the weights that did best there are kept."""
     patience: int = 3
     """Looks without a better one before the stage ends; published: 2 epochs."""
@@ -98,14 +98,14 @@ class VocoderSchedule:
     """Updates, batch and rate of the vocoder, and when its discriminators come in."""
 
     steps: int = 900
-    disc_start: int = 820
+    disc_start: int = 840
     """Before that, spectra are compared, which the paper does not do; 0: as published."""
     spectral: float = 1.0
     """Weight of the distance of spectra from then on; 0: as published."""
-    batch: int = 2
+    batch: int = 4
     samples: int = 8192
     """Of a piece."""
-    rate: float = 2e-3
+    rate: float = 1e-3
     disc_channels: int = 4
     """Of the discriminators' first layer; published: 16."""
     disc_rate: float = 1e-4

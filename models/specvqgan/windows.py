@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.bounces import Clip
-from models.specvqgan.config import COLUMN_FRAMES, FEATURE_FRAMES, HOP, RATE
+from models.specvqgan.config import COLUMN_FRAMES, FEATURE_FRAMES, HOP, RATE, ROWS
 from models.specvqgan.mel import one_shot_mel
 from models.specvqgan.tokens import sequence_of
 from models.specvqgan.vision import PixelFeatures, slots_of
@@ -73,28 +73,31 @@ class WindowSet:
         columns: int,
         generator: torch.Generator,
         *,
-        windows: int = 10,
+        windows: int = 12,
     ) -> WindowSet:
-        """Cut so many windows out of each clip, at drawn rows and at its beginning, and encode their sound.
+        """Cut so many windows out of the tokens of each clip: from its beginning, and at drawn columns.
 
-        Rows are finer than columns, so that a bounce stands at many places of a column. Mean and deviation of ``features``
-        become those of the clips if they are still 0 and 1.
+        A clip is encoded whole, from its beginning and from a drawn row on, so that a bounce stands at many places of a column.
+        The tokens of a window of its own depend on where it begins: what one window leaves to the next would be unlike what the
+        network has learned to go on from. Mean and deviation of ``features`` become those of the clips if they are still 0, 1.
         """
         rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
-        pixels, mels = [], []
+        pixels, tokens = [], []
         for clip in clips:
             total = int(clip.seconds * ROW_RATE)
             rows_R3HW = clip_rows_at(clip, total, features, frame_rate=float(rng.choice(_FRAME_RATES)))
-            mel_HT = one_shot_mel(torch.from_numpy(clip.samples()))
-            count = columns * COLUMN_ROWS
-            for start in (0, *rng.integers(total - count + 1, size=windows - 1).tolist()):
-                pixels.append(rows_R3HW[start : start + count])
-                mels.append(mel_HT[:, start * FEATURE_FRAMES : (start + count) * FEATURE_FRAMES])
+            mel_HT = one_shot_mel(torch.from_numpy(clip.samples()))[:, : total * FEATURE_FRAMES]
+            for first, share in ((0, windows - windows // 2), (int(rng.integers(COLUMN_ROWS)), windows // 2)):
+                (tokens_N,) = sequence_of(model.encode(2 * mel_HT[None, None, :, first * FEATURE_FRAMES :] - 1))
+                places = rng.integers(len(tokens_N) // ROWS - columns + 1, size=share)
+                places[: 1 if first == 0 else 0] = 0
+                for column in places.tolist():
+                    row = first + column * COLUMN_ROWS
+                    pixels.append(rows_R3HW[row : row + columns * COLUMN_ROWS])
+                    tokens.append(tokens_N[column * ROWS : (column + columns) * ROWS])
         if not features.mean.any():
             fit_pixels(features, pixels)
-        held = torch.stack([features(part).half() for part in pixels])
-        tokens = [sequence_of(model.encode(2 * mel_HT[None, None] - 1)) for mel_HT in mels]
-        return cls(held, torch.cat(tokens))
+        return cls(torch.stack([features(part).half() for part in pixels]), torch.stack(tokens))
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return features [B, E, F] and tokens [B, N] of drawn windows."""

@@ -14,6 +14,7 @@ from videostreaming_streams import COLOR, operator
 
 from connectors.errors import CheckpointMismatch, ConfigError, RecoveryError
 from models.videostreaming.encoding import EncodedClip
+from models.videostreaming.model import VideoStreamingModel
 from operators.base import Context
 from operators.videostreaming import VideoStreamingOperator, VideoStreamingOptions, encoder
 from operators.videostreaming import answering as answering_module
@@ -192,14 +193,14 @@ def test_frames_of_other_sizes_and_corrupt_ones_do_not_disturb_a_clip(tiny_video
 
 
 def test_a_frame_whose_features_are_not_finite_is_skipped(tiny_videostreaming: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = operator(tiny_videostreaming)
-    see = type(made._answering.ready.model).frame_tokens
+    see = VideoStreamingModel.frame_tokens
 
     def broken(model: Any, frames_FHW3: torch.Tensor) -> torch.Tensor:
         found = see(model, frames_FHW3)
         return found * torch.nan if torch.equal(frames_FHW3[0], torch.from_numpy(image("a", 2))) else found
 
-    monkeypatch.setattr(type(made._answering.ready.model), "frame_tokens", broken)
+    monkeypatch.setattr(VideoStreamingModel, "frame_tokens", broken)
+    made = operator(tiny_videostreaming)
     rows = rows_of(made.process(frames(interleaved("a", CLIP + 1))))
     assert [(row["sequence"], row["status"]) for row in rows] == [(2, "rejected_corrupt")] and "not finite" in rows[0]["error"]
     assert made.metrics()["frames"] == CLIP and made.metrics()["clips"] == 1
