@@ -655,8 +655,8 @@ CLAIMS: tuple[Claim, ...] = (
         "--data tpp/ --sets stackoverflow",
     ),
     Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),
-    Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 2 --temperature 0.3"),
-    Claim(_SOUND, "specvqgan_gain", "sound from frames on unseen rendered clips", _sound_gain, "--clips 2 --temperature 0.3"),
+    Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 8 --train 0,1,2"),
+    Claim(_SOUND, "specvqgan_gain", "sound from frames on unseen rendered clips", _sound_gain, "--clips 8 --train 0,1,2"),
     Claim(
         _SOUND,
         "specvqgan_speed",
