@@ -31,7 +31,11 @@ from models.training import Training
 CLIPS = sorted((REAL_DATA / "av").glob("*.npz"))
 COLUMNS, CODES = 53, 64
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(len(CLIPS) != 5, reason="the five real clips are not here")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(len(CLIPS) != 5, reason="the five real clips are not here"),
+]
 
 
 def test_five_real_clips_are_learned_by_codebook_and_transformer() -> None:
