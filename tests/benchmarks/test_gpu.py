@@ -55,7 +55,7 @@ def test_every_part_is_measured_where_ray_kafka_decord_and_open3d_are_missing(fo
     assert found["left_out"] == []
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_golden_vectors_hold_on_a_device_that_is_not_there() -> None:
     """Every tensor lies where a GPU needs it, and the numbers are those of the CPU."""
     with on_device() as launches:
