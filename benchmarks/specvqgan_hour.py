@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,9 @@ _SAMPLES = 12
 
 
 def second(clip: Clip, number: int) -> pa.RecordBatch:
-    """Return the frames of one second of a film."""
+    """Return the frames of one second of a film of clips of a minute, of which ``clip`` is shown."""
     at = range(number * _FPS, (number + 1) * _FPS)
-    pixels = [clip.frame(n / _FPS) for n in at]
+    pixels = [clip.frame(n / _FPS % 60) for n in at]
     columns = {
         "stream_id": pa.array(["film"] * _FPS),
         "sequence": pa.array(at, pa.int64()),
@@ -58,26 +57,16 @@ def second(clip: Clip, number: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([columns[field.name] for field in FRAME], schema=FRAME)
 
 
-def clips(seconds: int) -> Iterator[tuple[Clip, int]]:
-    """Yield for each second of the film the clip that it shows, minutes long each, and the second within it."""
-    for number in range(seconds):
-        if number % 60 == 0:
-            clip = make_clip(_CLIP + number // 60, 60.0)
-        yield clip, number % 60
-
-
 def measure(seconds: int) -> dict[str, Any]:
     """Make the sound of a film; return what it took."""
     operator = SpecVQGANOperator(SpecVQGANOptions(max_streams=1, **OPTIONS), Context(name="sound"))
     process, spent_s, memory = psutil.Process(), 0.0, list[int]()
     parts: list[np.ndarray] = []
     statuses: set[str] = set()
-    for number, (clip, within) in enumerate(clips(seconds)):
-        batch = second(clip, within)
-        times = batch.column("event_time").cast(pa.int64()).to_numpy() + 1_000_000 * (number - within)
-        numbers = batch.column("sequence").to_numpy() + _FPS * (number - within)
-        batch = batch.set_column(1, FRAME.field("sequence"), pa.array(numbers))
-        batch = batch.set_column(2, FRAME.field("event_time"), pa.array(times).cast(TIME_TYPE))
+    for number in range(seconds):
+        if number % 60 == 0:
+            clip = make_clip(_CLIP + number // 60, 60.0)
+        batch = second(clip, number)
         began = time.process_time()
         out = operator.process(batch)
         spent_s += time.process_time() - began

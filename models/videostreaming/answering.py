@@ -71,11 +71,12 @@ def answer_prompts(
 ) -> tuple[list[list[int]], list[float]]:
     """Answer greedily; see :func:`models.greedy.greedy`."""
     shown: dict[tuple[int, ...], Tensor] = {}  # many may be shown the same
+    embeds = []
     for prompt in prompts:
         key = tuple(map(id, prompt.shown))
         if key not in shown:
             shown[key] = shown_embeds(model, prompt.shown)
-    embeds = [prompt_embeds(model, prompt, shown[tuple(map(id, prompt.shown))]) for prompt in prompts]
+        embeds.append(prompt_embeds(model, prompt, shown[key]))
     reading = _Reading(model.language_model, [len(rows) for rows in embeds], model.device)
     longest = max(len(rows) for rows in embeds)
     padded_BnC = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])
