@@ -272,8 +272,8 @@ class _Retrieval(_Text):
             for stream, number in zip(streams, given, strict=True)
         )
         shape = (len(streams), decoder.groups, rows + context.room, decoder.dim)
-        context.keys.append(torch.empty(shape, dtype=decoder.dtype, device=decoder.device))
-        # Rows that a question has not reached are multiplied by a weight of zero, and must be numbers for that.
+        # A mask is added to the scores of rows that a question has not reached: what stands there must be a number.
+        context.keys.append(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
         context.values.append(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
         none = torch.empty(0, dtype=torch.long, device=decoder.device)
         context.frames.append([none] * len(streams))
