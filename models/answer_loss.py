@@ -40,6 +40,8 @@ class AnswerLoss:
     """Whether every token of an answer was the most likely one."""
     hidden_states: tuple[Tensor, ...]
     """The input of each layer, and the last one's output, [B, n, C]; empty unless asked for."""
+    said: tuple[Tensor, ...]
+    """Of each answer its tokens as the most likely ones, each behind the right ones before it, [A of the answer]."""
 
 
 def pack(
@@ -69,5 +71,7 @@ def answer_loss(decoder: Any, head: nn.Module, batch: Packed, *, hidden_states: 
     logits_AV = head(output.last_hidden_state[asked_Bn]).float()
     wanted_A = batch.targets_Bn[asked_Bn]
     wrong_Bn = torch.zeros_like(asked_Bn)
-    wrong_Bn[asked_Bn] = logits_AV.detach().argmax(dim=-1) != wanted_A
-    return AnswerLoss(cross_entropy(logits_AV, wanted_A), ~wrong_Bn.any(dim=1), output.hidden_states or ())
+    said_A = logits_AV.detach().argmax(dim=-1)
+    wrong_Bn[asked_Bn] = said_A != wanted_A
+    said = torch.split(said_A, asked_Bn.sum(dim=1).tolist())
+    return AnswerLoss(cross_entropy(logits_AV, wanted_A), ~wrong_Bn.any(dim=1), output.hidden_states or (), said)

@@ -22,7 +22,7 @@ from connectors.errors import ConfigError, SourceError
 from connectors.extras import optional
 from connectors.options import REQUIRED, option
 from models.tokenizers import Tokenizer, WordTokenizer
-from models.training import OwnDataOptions, data_checksum
+from models.training import OwnDataOptions, PreviewOptions, data_checksum
 
 cv2 = optional("cv2")
 
@@ -42,7 +42,7 @@ OWN_VIDEOS = ("annotations", "own videos with questions and answers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnVideoOptions(OwnDataOptions):
+class OwnVideoOptions(PreviewOptions, OwnDataOptions):
     """What every training on own videos is asked for."""
 
     annotations: str = option(

@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("connectors", "models", "operators", "pipelines")
-BOTTOM = {f"connectors.{name}" for name in ("durable", "errors", "extras", "notebook", "options", "records")}
+BOTTOM = {
+    f"connectors.{name}" for name in ("canvas", "charts", "durable", "errors", "extras", "notebook", "options", "records")
+}
 FORBIDDEN = {
     "connectors": {"torch", "ray", "models", "operators", "pipelines"},
     "models": {"av", "ray", "kafka", "decord", "open3d", "pydantic", "operators", "pipelines"},

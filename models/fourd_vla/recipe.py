@@ -22,10 +22,11 @@ from models.fourd_vla.config import ActionScale, DecoderConfig, FourDVLAConfig, 
 from models.fourd_vla.encoders import ColorGrid
 from models.fourd_vla.losses import action_losses
 from models.fourd_vla.model import Actions, FourDVLA
+from models.fourd_vla.preview import SHOWN, show_answers
 from models.fourd_vla.sampling import last_k, likeness, uniform, window
 from models.fourd_vla.tasks import TASKS, WORDS, Samples, Task
 from models.tokenizers import WordTokenizer
-from models.training import Stage, Training, TrainResult, cosine, warm_up
+from models.training import Picture, Stage, Training, TrainResult, cosine, warm_up
 
 __all__ = ["RECIPES", "SmallSchedule", "measure", "run_recipe", "small_policy", "train_task"]
 
@@ -129,6 +130,12 @@ def train_task(
             direction_weight=model.config.direction_weight,
         )
 
+    def preview() -> Picture:
+        samples = task.make(SHOWN, torch.Generator().manual_seed(_FRESH))
+        scale_3 = torch.tensor(model.config.action_scale.translation)
+        age_SK = _kept(samples, task, sampling)
+        return show_answers(model, lambda: _act(policy, samples, task, sampling), samples, age_SK, task, scale_3)
+
     stage = Stage(
         name=f"{recipe} {'' if coordinates else 'without coordinates, '}{sampling}",
         steps=steps,
@@ -139,6 +146,7 @@ def train_task(
         gradient_norm=_GRADIENT_NORM,
         report_every=max(1, steps // _REPORTS),
         generators=(generator,),
+        preview=preview,
     )
     (training or Training()).run(stage)
     model.eval().requires_grad_(False)

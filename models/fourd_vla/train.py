@@ -27,11 +27,14 @@ from models.fourd_vla.demonstrations import Demonstrations, read_demonstrations
 from models.fourd_vla.encoders import ColorGrid
 from models.fourd_vla.losses import action_losses
 from models.fourd_vla.model import Actions, FourDVLA
+from models.fourd_vla.preview import show_path
 from models.fourd_vla.recipe import RECIPES, SmallSchedule, run_recipe
 from models.fourd_vla.sampling import last_k, likeness, uniform, window
 from models.tokenizers import WordTokenizer
 from models.training import (
     OwnDataOptions,
+    Picture,
+    PreviewOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -49,12 +52,15 @@ __all__ = ["OWN_DATA", "RECIPES", "Options", "Progress", "SmallSchedule", "Train
 OWN_DATA = ("data", "own demonstrations")
 """The option that brings one's own data, and what it is called in the help."""
 
+_FREE = ("data", "preview_every")
+"""Options that may change before a training goes on."""
+_SHOWN = 200  # moves of an episode in a preview
 _GRADIENT_NORM = 1.0
 _WARMUP, _LAST_FACTOR = 50, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnDataOptions):
+class Options(PreviewOptions, OwnDataOptions):
     """What can be set for one's own data."""
 
     data: str = option(
@@ -105,7 +111,8 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
     if recipe is None:
         own = Options(seed=seed, **options)
-        return _train(own, rows, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        return _train(own, rows, Training(Path(out), resume=resume, progress=progress, **every))
     with one_thread():
         return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
 
@@ -116,7 +123,7 @@ def _train(options: Options, rows: Iterable[pa.RecordBatch] | None, training: Tr
     config = start.model.config if start is not None else _config(options)
     data = read_demonstrations(options.data, config, rows)
     train_R, held_R = _split(data, options.validation)
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name != "data"}
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name not in _FREE}
     fingerprint = data_checksum([data.action_R7.numpy(), data.share_RP.numpy()])
     if (complete := training.open({"method": "fourd_vla", **settings, "fingerprint": fingerprint})) is not None:
         return complete
@@ -137,6 +144,16 @@ def _train(options: Options, rows: Iterable[pa.RecordBatch] | None, training: Tr
         rows_B = train_R[torch.randint(len(train_R), (options.batch,), generator=generator)]
         yield _losses(policy, data, rows_B, _act(policy, data, feature_RD, rows_B, options, device), device)
 
+    def preview() -> Picture:
+        rows_R = held_R if len(held_R) else train_R
+        rows_R = rows_R[data.first_R[rows_R] == data.first_R[rows_R[0]]][:_SHOWN]
+
+        def said() -> Tensor:
+            parts = [_act(policy, data, feature_RD, part, options, device) for part in torch.split(rows_R, 64)]
+            return torch.cat([actions.scaled(model.config).cpu() for actions in parts])
+
+        return show_path(model, said, data.action_R7[rows_R])
+
     training.run(
         Stage(
             name="policy",
@@ -148,6 +165,7 @@ def _train(options: Options, rows: Iterable[pa.RecordBatch] | None, training: Tr
             gradient_norm=_GRADIENT_NORM,
             report_every=max(1, options.steps // 20),
             generators=(generator,),
+            preview=preview,
         )
     )
     model.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from connectors.extras import optional
 from models.mamba.frames import FrameStore
 from models.mamba.model import Mamba
 from models.mamba.validation import detect_with_references
-from models.training import Picture
+from models.training import Picture, at_rest
 
 cv2 = optional("cv2")
 
@@ -34,9 +34,8 @@ def preview(model: Mamba, store: FrameStore) -> Picture:
     Frames are spread evenly; each sees three others of its video, as in :func:`models.mamba.validation.validate`. Draws nothing
     at random, and leaves the model in training mode.
     """
-    model.eval()
-    tiles = [_tile(model, store, int(i)) for i in _spread(range(len(store.videos)), _FRAMES)]
-    model.train()
+    with at_rest(model):
+        tiles = [_tile(model, store, int(i)) for i in _spread(range(len(store.videos)), _FRAMES)]
     height = max(len(tile) for tile in tiles)
     across = min(_ACROSS, len(tiles))
     tiles += [np.zeros((0, _WIDTH, 3), np.uint8)] * (-len(tiles) % across)

@@ -45,12 +45,12 @@ def label_prompts(
     model: MemPromptTSS, x_LC: Tensor, state_L: Tensor, count: int, seed: int, *, incorrect: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Tell the state at ``count`` random places (or with ``incorrect`` one that it is not); return the bank, and the places."""
-    generator, config = torch.Generator().manual_seed(seed), model.config
+    generator, config, device = torch.Generator().manual_seed(seed), model.config, next(model.parameters()).device
     mix = PromptMix(labels=1.0, incorrect=float(incorrect), near_boundaries=0.0)
     center_1P = random_centers(state_L[None], count, config.context, mix, generator)
     prompts = draw_prompts(state_L[None], center_1P, config.classes, mix, generator)
-    flat = Prompts(*(part[0] for part in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
-    around = contexts(standardize(model, x_LC)[None], center_1P, config.context)[0]
+    flat = Prompts(*(part[0].to(device) for part in (prompts.kind, prompts.state, prompts.boundary, prompts.incorrect)))
+    around = contexts(standardize(model, x_LC)[None], center_1P, config.context)[0].to(device)
     return model.remember(flat, around, alone=True), center_1P[0]
 
 
@@ -70,11 +70,12 @@ def segment(
     batch: int = 64,
     standardized: bool = False,
 ) -> Segmented:
-    """Segment a series of at least one window with a bank (None: an empty one). States of samples are the mean of votes.
+    """Segment a series of at least one window with a bank (None: an empty one), on the model's device.
 
+    States of samples are the mean of votes, on the CPU.
     ``standardized``: mean and deviation of the training data are already taken out.
     """
-    config = model.config
+    config, x_LC = model.config, x_LC.to(next(model.parameters()).device)
     step = stride or config.stride
     starts = window_starts(len(x_LC), config.window, step)
     if not starts:
@@ -87,12 +88,13 @@ def segment(
     last, settled = regular * step + 1, (regular + 1) * step
     total_LK, votes_L = x_LC.new_zeros(len(x_LC), config.classes), x_LC.new_zeros(len(x_LC))
     for chosen in torch.split(torch.tensor(starts), batch):
-        at_WT = chosen[:, None] + torch.arange(config.window)
-        of_W = torch.zeros(len(chosen), dtype=torch.int64)
+        chosen = chosen.to(x_LC.device)
+        at_WT = chosen[:, None] + torch.arange(config.window, device=x_LC.device)
+        of_W = torch.zeros(len(chosen), dtype=torch.int64, device=x_LC.device)
         tokens = model.ts_encoder(x_LC[at_WT], alone=True)
         said_WTK = model.decode(tokens, m_1ND, None, of_W).softmax(2)
         counts_WT = (at_WT >= settled) | (chosen < last)[:, None]
         total_LK.index_add_(0, at_WT[counts_WT], said_WTK[counts_WT])
         votes_L.index_add_(0, at_WT[counts_WT], torch.ones_like(said_WTK[:, :, 0])[counts_WT])
     confidence_L, state_L = (total_LK / votes_L[:, None]).max(1)
-    return Segmented(state_L, confidence_L, votes_L.long())
+    return Segmented(state_L.cpu(), confidence_L.cpu(), votes_L.long().cpu())

@@ -18,6 +18,7 @@ from models.memprompttss.checkpoint import save_network
 from models.memprompttss.config import MemPromptTSSConfig
 from models.memprompttss.learning import Episodes, LoopSettings, remember
 from models.memprompttss.model import LABEL, MemPromptTSS, Prompts
+from models.memprompttss.preview import show_states
 from models.memprompttss.sampling import PromptMix
 from models.memprompttss.two_frequencies import two_frequencies
 from models.training import Stage, Training, TrainResult, cosine, warm_up
@@ -32,6 +33,7 @@ _WARMUP, _LAST_FACTOR = 20, 0.05
 _REPORTS = 10
 _FRESH = 1 << 20
 """Seed of fresh sequences."""
+_SHOWN = 512  # samples
 
 FREQUENCY_CONFIG = MemPromptTSSConfig(
     channels=1,
@@ -81,6 +83,7 @@ def run_recipe(training: Training, seed: int, schedule: SmallSchedule | None = N
     loop = LoopSettings(iterations=2, few=0.25, mix=PromptMix(labels=1.0, near_boundaries=0.0))
     state: dict[str, object] = {}
     episodes = Episodes(model, lambda g: two_frequencies(schedule.batch, 128, g), loop, generator, state)
+    x_1LC, state_1L = two_frequencies(1, _SHOWN, torch.Generator().manual_seed(_FRESH))
     training.run(
         Stage(
             name="two_frequencies",
@@ -93,6 +96,7 @@ def run_recipe(training: Training, seed: int, schedule: SmallSchedule | None = N
             report_every=max(1, schedule.steps // _REPORTS),
             generators=(generator,),
             state=state,
+            preview=lambda: show_states(model, x_1LC[0], state_1L[0], FREQUENCY_CONFIG.channel_names),
         )
     )
     model.eval().requires_grad_(False)

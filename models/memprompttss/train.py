@@ -28,12 +28,15 @@ from models.memprompttss.learning import Episodes, LoopSettings
 from models.memprompttss.metrics import scores
 from models.memprompttss.model import MemPromptTSS
 from models.memprompttss.offline import label_prompts, remote, segment
+from models.memprompttss.preview import show_states
 from models.memprompttss.recipe import RECIPES, SmallSchedule, fresh_network, run_recipe
 from models.memprompttss.sampling import PromptMix
-from models.memprompttss.series import Series, SplitBy, downsampled, read_series, regions, split, statistics, vary
+from models.memprompttss.series import Series, Split, SplitBy, downsampled, read_series, regions, split, statistics, vary
 from models.training import (
     After,
     OwnDataOptions,
+    Picture,
+    PreviewOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -51,6 +54,8 @@ __all__ = ["OWN_DATA", "RECIPES", "Options", "Progress", "SmallSchedule", "Train
 OWN_DATA = ("data", "own series")
 """The option that brings one's own data, and what it is called in the help."""
 
+_FREE = ("data", "preview_every")
+"""Options that may change before a training goes on."""
 _GRADIENT_NORM = 1.0
 _WARMUP = 50
 _PROMPTS = 12  # of a test file
@@ -58,7 +63,7 @@ _DRAWS = 5  # of their places
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnDataOptions):
+class Options(PreviewOptions, OwnDataOptions):
     """What can be set for one's own data."""
 
     data: str = option(
@@ -177,7 +182,8 @@ def train(
         if recipe is not None:
             return run_recipe(Training(Path(out), resume=resume, progress=progress), seed, schedule)
         own = Options(seed=seed, **options)
-        return _train(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        return _train(own, Training(Path(out), resume=resume, progress=progress, **every))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +200,7 @@ def _train(options: Options, training: Training) -> TrainResult:
     length = (options.windows - 1) * options.stride + options.window
     data = _read(options, length)
     parts = split(data.series, length, options.split, options.validation, options.test)
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name != "data"}
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name not in _FREE}
     fingerprint = data_checksum([part for one in data.series for part in (one.x_LC.numpy(), one.label_L.numpy())])
     if (complete := training.open({"method": "memprompttss", **settings, "fingerprint": fingerprint})) is not None:
         return complete
@@ -260,6 +266,7 @@ def _train(options: Options, training: Training) -> TrainResult:
             generators=(generator,),
             state=state,
             after=after,
+            preview=lambda: _preview(model, data, parts, length),
         )
     )
     if state["weights"]:
@@ -313,6 +320,15 @@ def _config(options: Options, data: _Data, mean_C: Tensor, std_C: Tensor) -> Mem
         std=tuple(std_C.tolist()),
         rate_hz=options.rate_hz,
     )
+
+
+def _preview(model: MemPromptTSS, data: _Data, parts: Split, length: int) -> Picture:
+    """Show the beginning of the part that is held out, or of what is learned where nothing is."""
+    pieces = parts.validation or parts.test or parts.train
+    chosen, start = pieces[0]
+    stop = max(first for number, first in pieces if number == chosen) + length
+    one = data.series[chosen]
+    return show_states(model, one.x_LC[start:stop], data.states[chosen][start:stop], one.channels)
 
 
 @torch.no_grad()

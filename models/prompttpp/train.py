@@ -28,12 +28,14 @@ from models.prompttpp.config import TppConfig
 from models.prompttpp.events import EventSet, read_table
 from models.prompttpp.losses import log_likelihood, training_loss
 from models.prompttpp.model import build_model
+from models.prompttpp.preview import show_rates
 from models.prompttpp.process import PointProcess
 from models.prompttpp.recipe import RECIPES, Recipe, write_data
 from models.prompttpp.seeding import seed_prompts
 from models.training import (
     After,
     OwnDataOptions,
+    PreviewOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -75,7 +77,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Schedule, OwnDataOptions):
+class Options(Schedule, PreviewOptions, OwnDataOptions):
     """What can be set for one's own data."""
 
     data: str = option(REQUIRED, "Parquet file or folder: one row per event.", path=True)
@@ -127,7 +129,8 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("world", world))
     if recipe is None:
         own = Options(seed=seed, **options)
-        training = Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every)
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        training = Training(Path(out), resume=resume, progress=progress, **every)
         return _train(own, "model.safetensors", None, training)
     with one_thread():
         training = Training(Path(out), resume=resume, progress=progress)
@@ -199,6 +202,7 @@ def fit(
         generators=(generator,),
         state=state,
         after=after,
+        preview=lambda: show_rates(model, validation),
         hint="lower learning_rate, check that time_scale is about the mean gap",
     )
     training.run(stage)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from connectors.errors import ConfigError
 from connectors.options import option
 from models.answer_loss import AnswerLoss, answer_loss, pack
+from models.answer_sheet import SHOWN, answer_sheet
 from models.devices import resolve_device
 from models.prompts import PromptTemplate
 from models.rekv.checkpoint import load_checkpoint
@@ -33,11 +34,13 @@ from models.rekv.small import SmallModel, load_small, save_small
 from models.rekv.vision import FrameEncoder
 from models.tokenizers import FolderTokenizer, Tokenizer
 from models.training import (
+    Picture,
     Progress,
     ProgressCallback,
     Stage,
     Training,
     TrainResult,
+    at_rest,
     check_choice,
     cosine,
     one_thread,
@@ -106,7 +109,8 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
     if recipe is None:
         own = Options(seed=seed, **options)
-        return _finetune(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        return _finetune(own, Training(Path(out), resume=resume, progress=progress, **every))
     with one_thread():
         return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
 
@@ -144,6 +148,13 @@ def _finetune(options: Options, training: Training) -> TrainResult:
         chosen = [shown[i] for i in rng.integers(len(shown), size=options.batch)]
         yield {"answers": _loss(learner, chosen, options.frames).loss}
 
+    asked = (validation or shown)[:SHOWN]
+
+    def preview() -> Picture:
+        with at_rest(trained):
+            said = _loss(learner, asked, options.frames).said
+        return answer_sheet(asked, [learner.tokenizer.decode(tokens.tolist()[:-1]) for tokens in said])  # the end token
+
     warm = max(1, round(_WARMUP * steps))
     training.run(
         Stage(
@@ -156,6 +167,7 @@ def _finetune(options: Options, training: Training) -> TrainResult:
             gradient_norm=_GRADIENT_NORM,
             report_every=max(1, steps // _REPORTS),
             generators=(rng,),
+            preview=preview,
         )
     )
     learner.model.eval().requires_grad_(False)

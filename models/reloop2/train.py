@@ -31,10 +31,12 @@ from models.reloop2.examples import Examples, encode_examples, fit_feature_map, 
 from models.reloop2.losses import click_loss, weight_groups
 from models.reloop2.model import build_model
 from models.reloop2.predict import measure_hidden_mean, predict
+from models.reloop2.preview import show_rates
 from models.reloop2.recipe import RECIPES, write_data
 from models.training import (
     After,
     OwnDataOptions,
+    PreviewOptions,
     Progress,
     ProgressCallback,
     Stage,
@@ -84,7 +86,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Schedule, OwnDataOptions):
+class Options(Schedule, PreviewOptions, OwnDataOptions):
     """What can be set for one's own data."""
 
     data: str = option(REQUIRED, "Parquet file or folder: one row per impression with its label.", path=True)
@@ -150,7 +152,8 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("world", world))
     if recipe is None:
         own = Options(seed=seed, **options)
-        training = Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every)
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        training = Training(Path(out), resume=resume, progress=progress, **every)
         return _train(own, "model.safetensors", None, training)
     with one_thread():
         training = Training(Path(out), resume=resume, progress=progress)
@@ -217,6 +220,7 @@ def fit(
             generators=(generator, *_dropout_generators(model)),
             state=state,
             after=after,
+            preview=lambda: show_rates(model, validation),
             hint="lower learning_rate, check the numeric columns for outliers",
         )
         training.run(stage)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from models.specvqgan.config import COLUMN_FRAMES, AutoencoderConfig, Transforme
 from models.specvqgan.discriminator import Discriminator
 from models.specvqgan.evaluate import measure, sounds_in
 from models.specvqgan.loaders import load_networks
+from models.specvqgan.preview import PIECES, pieces_of, show_codec, show_seen, show_waves
 from models.specvqgan.sounds import SoundSet
 from models.specvqgan.stages import (
     AutoencoderSchedule,
@@ -133,6 +135,7 @@ def train_autoencoder(
     """Learn spectrograms, then the codebook."""
     generator = torch.Generator().manual_seed(seed)
     model, frames = networks.autoencoder, schedule.columns * COLUMN_FRAMES
+    shown = pieces_of(sounds.mels, frames)
 
     def stage(coded: bool) -> None:
         training.run(
@@ -144,6 +147,7 @@ def train_autoencoder(
                 generator,
                 networks,
                 coded=coded,
+                preview=partial(show_codec, model, shown, coded=coded),
             )
         )
 
@@ -171,6 +175,10 @@ def train_transformer(networks: Networks, schedule: BouncesSchedule, training: T
         generator,
         networks,
         held_out=lambda: unseen.rows(torch.arange(len(unseen.tokens_MN))),
+        # The first window of some clips.
+        preview=lambda: show_seen(
+            networks.transformer, networks.autoencoder, *unseen.rows(torch.arange(min(held, PIECES)) * schedule.windows)
+        ),
     )
     training.run(stage)
     if (best := stage.state["best"]) is not None:  # else it was complete before a stop, and the weights are in the checkpoint
@@ -181,6 +189,7 @@ def train_transformer(networks: Networks, schedule: BouncesSchedule, training: T
 def train_vocoder(networks: Networks, sounds: SoundSet, schedule: VocoderSchedule, training: Training, seed: int) -> None:
     """Learn waveforms."""
     generator = torch.Generator().manual_seed(seed + 2)
+    shown = pieces_of(sounds.mels, COLUMNS * COLUMN_FRAMES)
     training.run(
         vocoder_stage(
             networks.vocoder,
@@ -189,6 +198,7 @@ def train_vocoder(networks: Networks, sounds: SoundSet, schedule: VocoderSchedul
             schedule,
             generator,
             networks,
+            preview=partial(show_waves, networks.vocoder, shown),
         )
     )
     networks.vocoder.eval()

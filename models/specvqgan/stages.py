@@ -35,7 +35,7 @@ from models.specvqgan.transformer import SoundTransformer
 from models.specvqgan.vision import picked_rows
 from models.specvqgan.vocoder import Vocoder
 from models.specvqgan.wave_discriminator import WaveDiscriminator
-from models.training import After, Stage, cosine, warm_up
+from models.training import After, Picture, Stage, cosine, warm_up
 
 __all__ = [
     "AutoencoderSchedule",
@@ -59,6 +59,7 @@ _FEATURE_MATCHING = 10.0
 _EMBEDDED = 0.5
 
 Draw = Callable[[], Tensor]
+Show = Callable[[], Picture]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +165,7 @@ def autoencoder_stage(
     *,
     coded: bool,
     perceptual: PerceptualDistance | None = None,
+    preview: Show | None = None,
 ) -> Stage:
     """Return the stage that learns spectrograms: first without (``coded=False``), then with the codebook.
 
@@ -211,6 +213,7 @@ def autoencoder_stage(
         ),
         losses=losses,
         rate=lambda step: schedule.rate * warm_up(step, _WARMUP) * cosine(done + step, total, _LAST_FACTOR),
+        preview=preview,
         gradient_norm=math.inf,
         report_every=max(1, steps // _REPORTS),
         generators=(generator,),
@@ -225,6 +228,7 @@ def transformer_stage(
     kept: nn.Module,
     *,
     held_out: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    preview: Show | None = None,
 ) -> Stage:
     """Return the stage that learns tokens. ``draw`` gives features [B, E, F] and tokens [B, N] of windows.
 
@@ -267,6 +271,7 @@ def transformer_stage(
         ),
         losses=losses,
         rate=lambda step: schedule.rate * warm_up(step, 5 * _WARMUP) * cosine(step, schedule.steps, _LAST_FACTOR),
+        preview=preview,
         gradient_norm=1.0,
         report_every=max(1, schedule.steps // _REPORTS),
         generators=(generator,),
@@ -298,6 +303,8 @@ def vocoder_stage(
     schedule: VocoderSchedule,
     generator: torch.Generator,
     kept: nn.Module,
+    *,
+    preview: Show | None = None,
 ) -> Stage:
     """Return the stage that learns waveforms. ``draw`` gives spectrograms [B, 80, T] in [0, 1] and their samples [B, 256 T]."""
 
@@ -333,6 +340,7 @@ def vocoder_stage(
         ),
         losses=losses,
         rate=rate,
+        preview=preview,
         gradient_norm=math.inf,
         report_every=max(1, schedule.steps // _REPORTS),
         generators=(generator,),

@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from models.specvqgan.config import COLUMN_FRAMES, HOP, AutoencoderConfig, Vocod
 from models.specvqgan.discriminator import Discriminator
 from models.specvqgan.evaluate import codec_quality
 from models.specvqgan.loaders import load_networks
+from models.specvqgan.preview import pieces_of, show_codec, show_waves
 from models.specvqgan.recipe import RECIPES, BouncesSchedule, run_recipe
 from models.specvqgan.resample import ResampleStream, mono
 from models.specvqgan.sounds import SoundSet
@@ -46,6 +48,7 @@ from models.specvqgan.vocoder import Vocoder
 from models.specvqgan.wave_discriminator import WaveDiscriminator
 from models.training import (
     OwnDataOptions,
+    PreviewOptions,
     Progress,
     ProgressCallback,
     Training,
@@ -61,10 +64,12 @@ OWN_DATA = ("data", "own sound: codebook and vocoder")
 """The option that brings one's own data, and what it is called in the help."""
 ROWS_FROM = "audio"
 """The source that reads ``data`` where it is a path."""
+_FREE = ("data", "preview_every")
+"""Options that may change before a training goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(OwnDataOptions):
+class Options(PreviewOptions, OwnDataOptions):
     """What can be set for one's own sound."""
 
     data: str = option(
@@ -121,7 +126,8 @@ def train(
         own = Options(seed=seed, **options)
         if rows is None:
             raise ConfigError("data is a name only: give rows, batches of the schema pcm (the command line reads the files)")
-        return _train(own, rows, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        return _train(own, rows, Training(Path(out), resume=resume, progress=progress, **every))
 
 
 def read_sounds(rows: Iterable[pa.RecordBatch]) -> list[Tensor]:
@@ -203,12 +209,13 @@ def _train(options: Options, rows: Iterable[pa.RecordBatch], training: Training)
     frames = options.columns * COLUMN_FRAMES
     least = max(frames, vocoder.samples // HOP)
     sounds, held = SoundSet.of(read_sounds(rows), least, normalize=True).split(options.validation, least)
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name != "data"}
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options) if field.name not in _FREE}
     fingerprint = data_checksum(sound_N.numpy() for sound_N in sounds.samples)
     if (complete := training.open({"method": "specvqgan", "recipe": None, **settings, "fingerprint": fingerprint})) is not None:
         return complete
     networks = _Networks(options).to(device)
     generator = torch.Generator().manual_seed(options.seed)
+    shown = pieces_of(held.mels, frames)
 
     def mels(batch: int) -> Tensor:
         return sounds.draw_mels(batch, frames, generator).to(device)
@@ -230,6 +237,7 @@ def _train(options: Options, rows: Iterable[pa.RecordBatch], training: Training)
                 generator,
                 networks,
                 coded=coded,
+                preview=partial(show_codec, networks.autoencoder, shown, coded=coded),
             )
         )
     metrics = {"seconds_of_sound": sounds.seconds, "sounds": float(len(sounds.samples)), "codec_loss": training.last_loss}
@@ -239,7 +247,17 @@ def _train(options: Options, rows: Iterable[pa.RecordBatch], training: Training)
             mel_BHT, real_BN = sounds.draw_waves(vocoder.batch, vocoder.samples, generator, gain=True)
             return mel_BHT.to(device), real_BN.to(device)
 
-        training.run(vocoder_stage(networks.vocoder, networks.wave_judge, waves, vocoder, generator, networks))
+        training.run(
+            vocoder_stage(
+                networks.vocoder,
+                networks.wave_judge,
+                waves,
+                vocoder,
+                generator,
+                networks,
+                preview=partial(show_waves, networks.vocoder, shown),
+            )
+        )
         metrics["vocoder_loss"] = training.last_loss
     networks.eval().requires_grad_(False).cpu()
     folder = training.path / "model"

@@ -8,7 +8,7 @@ from models.training.checksums import data_checksum, weights_checksum
 from models.training.folder import TrainResult
 from models.training.loop import After, Stage, Training, TrainingStopped
 from models.training.options import OwnDataOptions, check_choice, check_options, one_thread
-from models.training.previews import Picture, PreviewOptions
+from models.training.previews import Picture, PreviewOptions, at_rest
 from models.training.progress import Progress, ProgressCallback
 from models.training.rates import cosine, warm_up
 
@@ -23,6 +23,7 @@ __all__ = [
     "TrainResult",
     "Training",
     "TrainingStopped",
+    "at_rest",
     "check_choice",
     "check_options",
     "cosine",

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import nn
 
-from connectors import durable
-from connectors.extras import optional
+from connectors.charts import Picture, write_picture
+from connectors.errors import ConfigError
+from connectors.extras import missing
 from connectors.options import option
 
-cv2 = optional("cv2")
-
-__all__ = ["PREVIEWS", "Picture", "PreviewOptions", "preview_steps", "write_preview"]
+__all__ = ["PREVIEWS", "Picture", "PreviewOptions", "at_rest", "preview_steps", "write_preview"]
 
 PREVIEWS = "previews"
 """The folder's name. A picture is called by its stage and the updates made: ``finetune-00000060.png``."""
-
-Picture = NDArray[np.uint8]
-"""[H, W, 3], red, green, blue."""
 
 _PER_STAGE = 4
 
@@ -38,7 +36,16 @@ class PreviewOptions:
 
 
 def preview_steps(every: int | None, steps: int) -> int:
-    """Return after how many updates each a stage of ``steps`` is to be shown; 0: never."""
+    """Return after how many updates each a stage of ``steps`` is to be shown; 0: never.
+
+    Without OpenCV, which draws, there are none; raises ``ConfigError`` where ``every`` asks for them all the same.
+    """
+    if every == 0:
+        return 0
+    if (told := missing(["cv2"])) is not None:
+        if every is None:
+            return 0
+        raise ConfigError(f"preview_every is {every}: {told}; or leave it out")
     return max(1, -(-steps // _PER_STAGE)) if every is None else every
 
 
@@ -46,6 +53,16 @@ def write_preview(folder: Path, stage: str, done: int, picture: Picture) -> Path
     """Write a picture of a stage after so many updates, in one step; return where."""
     path = folder / PREVIEWS / f"{stage}-{done:08d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _, data = cv2.imencode(".png", picture[..., ::-1])  # OpenCV takes blue first
-    durable.write(path, data.tobytes())
+    write_picture(path, picture)
     return path
+
+
+@contextlib.contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Let the block use a model as it is used later, without dropout and gradients; behind it the training goes on."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()

@@ -20,13 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from connectors.options import option
+from models.answer_sheet import SHOWN, answer_sheet
 from models.devices import resolve_device
 from models.training import (
+    Picture,
     Progress,
     ProgressCallback,
     Stage,
     Training,
     TrainResult,
+    at_rest,
     check_choice,
     cosine,
     one_thread,
@@ -43,6 +46,9 @@ from models.video_samples import (
     sample_frames,
     stream_frames,
 )
+from models.videostreaming.answering import Prompt, Shown, answer_prompts
+from models.videostreaming.encoding import EncodedClip
+from models.videostreaming.evaluate import select
 from models.videostreaming.header import SMALL_WEIGHTS
 from models.videostreaming.loaders import VideoStreaming, load_model, save_folder, save_model
 from models.videostreaming.losses import Asked, Selecting, encode_streams, prefix_loss, stream_loss
@@ -55,6 +61,7 @@ OWN_DATA = OWN_VIDEOS
 _WARMUP = 0.03  # of all iterations
 _GRADIENT_NORM = 1.0
 _REPORTS = 50
+_MAX_NEW_TOKENS = 32  # of an answer in a preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,8 @@ def train(
     check_choice(recipe, options, recipes=RECIPES, options_type=Options, own_data=OWN_DATA[0], trial=("schedule", schedule))
     if recipe is None:
         own = Options(seed=seed, **options)
-        return _finetune(own, Training(Path(out), resume=resume, progress=progress, checkpoint_every=own.checkpoint_every))
+        every = {"checkpoint_every": own.checkpoint_every, "preview_every": own.preview_every}
+        return _finetune(own, Training(Path(out), resume=resume, progress=progress, **every))
     with one_thread():
         return run_recipe(Training(Path(out), resume=resume, progress=progress), recipe, seed, schedule)
 
@@ -157,6 +165,10 @@ def _finetune(options: Options, training: Training) -> TrainResult:
         keys = found[0].keys()
         yield {key: torch.stack([parts[key] for parts in found]).mean() for key in keys}
 
+    def preview() -> Picture:
+        with at_rest(trained):
+            return answer_sheet(samples[:SHOWN], [_answer(ready, one, options.most_clips) for one in samples[:SHOWN]])
+
     training.run(
         Stage(
             name=options.stage,
@@ -168,6 +180,7 @@ def _finetune(options: Options, training: Training) -> TrainResult:
             gradient_norm=_GRADIENT_NORM,
             report_every=max(1, steps // _REPORTS),
             generators=(rng, draws),
+            preview=None if clips_only else preview,
         )
     )
     model.eval().requires_grad_(False)
@@ -190,11 +203,8 @@ def _stream_parts(
     ready: VideoStreaming, sample: Sample, options: Options, supervised: bool, draws: torch.Generator
 ) -> dict[str, Tensor]:
     """Return the losses of stage 2 for one question about a whole video."""
-    config = ready.config
-    frames, length = config.frames_per_clip, config.clip_seconds
-    pictures = stream_frames(sample.video, frames / length, options.most_clips * frames)
-    clips = list(torch.split(_features(ready, pictures), frames))
-    times = [(k * length, k * length + len(clip) * length / frames) for k, clip in enumerate(clips)]
+    length = ready.config.clip_seconds
+    clips, times = _clips(ready, sample, options.most_clips)
     relevant_K = torch.zeros(len(clips), dtype=torch.bool)
     if sample.end_s is not None:
         first, stop = math.floor(sample.start_s / length), math.ceil(sample.end_s / length)
@@ -204,6 +214,29 @@ def _stream_parts(
     asked = Asked(0, sample.question, sample.answer, relevant_K)
     parts = stream_loss(ready, encoded, [times], [asked], selecting, draws).parts
     return parts | {"selection": parts["selection"] if supervised else torch.zeros((), device=ready.model.device)}
+
+
+def _clips(ready: VideoStreaming, sample: Sample, most: int) -> tuple[list[Tensor], list[tuple[float, float]]]:
+    """Return the features of the clips of a whole video, and when each begins and ends."""
+    frames, length = ready.config.frames_per_clip, ready.config.clip_seconds
+    pictures = stream_frames(sample.video, frames / length, most * frames)
+    clips = list(torch.split(_features(ready, pictures), frames))
+    return clips, [(k * length, k * length + len(clip) * length / frames) for k, clip in enumerate(clips)]
+
+
+def _answer(ready: VideoStreaming, sample: Sample, most: int) -> str:
+    """Answer a question at the end of its video, from the clips that it selects."""
+    clips, times = _clips(ready, sample, most)
+    encoded = encode_streams(ready, [clips], [times])
+    every = [
+        EncodedClip(memory[0], indicator_BD[0])
+        for memory, indicator_BD in zip(encoded.memories, encoded.indicators, strict=True)
+    ]
+    ((places, _),) = select(ready, every, [sample.question])
+    shown = [Shown(ready.shown_ids(*times[k]), every[k].memory_MD) for k in places]
+    prompt = Prompt(ready.prefix_ids(), shown, ready.prompt_ids(sample.question))
+    ((tokens,), _) = answer_prompts(ready.model, [prompt], [_MAX_NEW_TOKENS], ready.end_tokens)
+    return ready.tokenizer.decode(tokens)
 
 
 def _save(ready: VideoStreaming, start: Path, folder: Path) -> Path:

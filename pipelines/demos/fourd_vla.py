@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from connectors.charts import sheet, write_picture
 from connectors.extras import optional
-from pipelines.demos.charts import write_sheet
 from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
@@ -38,11 +38,11 @@ def show(out: Path, say: Say) -> Shown:
         say(f"Acting on 4 frames: {'the newest' if name == 'without' else f'chosen among the last {window}'}")
         last[name] = _last_rows(out / name, out / "scans", window)
     right = {name: _right(rows, answers) for name, rows in last.items()}
-    sheet = []
+    shown = []
     for stream in sorted(last["with"])[:_SHOWN]:
         for name in last:
-            sheet.append(_seen(out / "scans" / stream, last[name][stream], f"{name} memory"))
-    write_sheet(out / "picture.png", sheet, height=110)
+            shown.append(_seen(out / "scans" / stream, last[name][stream], f"{name} memory"))
+    write_picture(out / "picture.png", sheet(shown, height=110))
     return Shown(
         title=f"Recordings of {_RECORDINGS} in which the robot points the right way (chance is about a quarter)",
         columns=("acts on", "right"),

@@ -7,9 +7,8 @@ committed rows with the ground truth. ``make demo`` runs it.
 from __future__ import annotations
 
 import json
-import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors.charts import Worded, sheet, write_picture
 from connectors.extras import optional
 from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 cv2 = optional("cv2")
 
-__all__ = ["map50", "show"]
+__all__ = ["again", "map50", "show", "told_apart"]
 
 _PIPELINE = CONFIGS / "shapes_demo.yaml"
 _SEEDS = range(900_000, 900_004)  # scenes that no training run draws
 _FRAMES = 96
 _DETECTORS = {"single_frame": "one frame at a time", "memory": "with memory of the past"}
-_PICTURE = 40  # the frame that is shown
+_SHOWN, _SURE = 4, 0.5
+"""Frames in the picture, and the score from which a box is drawn."""
 
 
 def show(out: Path, say: Say) -> Shown:
@@ -52,8 +53,10 @@ def show(out: Path, say: Say) -> Shown:
     rows = sum(table.num_rows for table in tables.values())
     bank_bytes = sum(task.gauges.get("bank_bytes", 0.0) for task in result.report.tasks if task.task.node == "memory")
     video = min((out / "video").rglob("*.mp4"))
-    _write_frame(video, out / "picture.png")
-    sets = " ".join(f"--set {key}={shlex.quote(value)}" for key, value in _places(out, "again").items())
+    frames = _frames(out / "video", truth, told_apart(truth, tables)[:_SHOWN])
+    rows_of_two = [("", frames[first : first + 2]) for first in range(0, len(frames), 2)]
+    write_picture(out / "picture.png", sheet(rows_of_two, height=300, left=1))
+    (out / "again.yaml").write_text(again(), encoding="utf-8")
     return Shown(
         title="Average precision at IoU 0.5 (mAP50), over all frames",
         columns=("detector", "mAP50"),
@@ -79,21 +82,71 @@ def show(out: Path, say: Say) -> Shown:
             f"view {out / 'rows' / 'memory'}",
             f"inspect {out / 'state'}",
             "describe mamba",
-            f"run {_PIPELINE.stem} --runner local {sets}",
+            f"run {out / 'again.yaml'}    (the same without Ray)",
         ],
     )
 
 
-def _write_frame(video: Path, picture: Path) -> None:
-    capture = cv2.VideoCapture(str(video))
-    try:
-        for _ in range(_PICTURE):
-            capture.grab()
-        there, frame = capture.read()
-    finally:
-        capture.release()
-    if there:
-        cv2.imwrite(str(picture), frame)
+def told_apart(truth: Path, tables: Mapping[str, pa.Table]) -> list[tuple[str, int]]:
+    """Return frames by how many more of their objects the memory gets right, one of each video first."""
+    document, image_of = _truth(truth)
+    objects = _objects(document)
+    right = {name: _right(objects, _found(table, image_of), len(image_of)) for name, table in tables.items()}
+    gained_I = right["memory"] - right["single_frame"]
+    ordered = sorted(image_of, key=lambda key: -gained_I[image_of[key]])
+    best = {name: next(key for key in ordered if key[0] == name) for name in sorted({name for name, _ in ordered})}
+    return [*best.values(), *(key for key in ordered if key not in best.values())]
+
+
+def _right(truth: Objects, found: Found, images: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Count in each image the objects that a sure box of their class covers by half, less the sure boxes of another one."""
+    right_I = np.zeros(images, np.int64)
+    for image in range(images):
+        boxes_N4, label_N = truth.boxes_N4[truth.image_N == image], truth.labels_N[truth.image_N == image]
+        sure_D = (found.image_D == image) & (found.scores_D >= _SURE)
+        for box, label in zip(found.boxes_D4[sure_D], found.labels_D[sure_D], strict=True):
+            corner = np.minimum(box[2:], boxes_N4[:, 2:]) - np.maximum(box[:2], boxes_N4[:, :2])
+            shared_N = corner.clip(0).prod(1)
+            either_N = (box[2:] - box[:2]).prod() + (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1) - shared_N
+            covered_N = shared_N >= 0.5 * either_N
+            right_I[image] += 1 if bool((covered_N & (label_N == label)).any()) else -1
+    return right_I
+
+
+def _frames(folder: Path, truth: Path, chosen: Sequence[tuple[str, int]]) -> list[Worded]:
+    """Return frames of annotated films, by video and number, with the true classes of their objects."""
+    document, image_of = _truth(truth)
+    objects, names = _objects(document), [category["name"] for category in document["categories"]]
+    pictures = []
+    for name, number in chosen:
+        true = [names[label] for label in objects.labels_N[objects.image_N == image_of[name, number]]]
+        capture = cv2.VideoCapture(str(folder / f"{name}.mp4"))
+        try:
+            for _ in range(number):
+                capture.grab()
+            there, frame = capture.read()
+        finally:
+            capture.release()
+        if there:
+            pictures.append((frame[..., ::-1], f"in truth: {', '.join(true) or 'nothing'}"))
+    return pictures
+
+
+def again() -> str:
+    """Return the pipeline as a file of the demo's folder, which runs in one process and writes into ``again``."""
+    import yaml
+
+    document = yaml.safe_load(_PIPELINE.read_text(encoding="utf-8"))
+    document |= {"name": "again", "runner": "local"}
+    for operator in document["operators"].values():
+        operator["checkpoint"] = f"package://mamba/{Path(operator['checkpoint']).stem}"
+    for key, value in _places(Path(), "again").items():
+        *parents, last = key.split(".")
+        part = document
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+    return yaml.safe_dump(document, sort_keys=False)
 
 
 def _places(out: Path, again: str = "") -> dict[str, str]:
@@ -112,11 +165,16 @@ def map50(truth: Path, rows: pa.Table) -> float:
     """Return mAP at IoU 0.5 of detection rows against a COCO-VID file; stream ids are the videos' names."""
     from models.mamba.evaluate import mean_average_precision
 
-    document = json.loads(truth.read_text(encoding="utf-8"))
-    names = {video["id"]: video["name"] for video in document["videos"]}
-    image_of = {(names[image["video_id"]], image["frame_id"]): i for i, image in enumerate(document["images"])}
+    document, image_of = _truth(truth)
     classes = len(document["categories"])
     return mean_average_precision(_objects(document), _found(rows, image_of), classes=classes).mean
+
+
+def _truth(file: Path) -> tuple[Mapping[str, Any], dict[tuple[str, int], int]]:
+    """Return a COCO-VID document, and the number of each image by video and frame."""
+    document = json.loads(file.read_text(encoding="utf-8"))
+    names = {video["id"]: video["name"] for video in document["videos"]}
+    return document, {(names[image["video_id"]], image["frame_id"]): i for i, image in enumerate(document["images"])}
 
 
 def _objects(document: Mapping[str, Any]) -> Objects:

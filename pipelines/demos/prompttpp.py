@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.demos.charts import line_chart
+from connectors.charts import line_chart, write_picture
 from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
@@ -77,7 +77,7 @@ def show(out: Path, say: Say) -> Shown:
         parts = np.array_split(order, _POINTS)
         lines[_LEARN[learn]] = ([(times[p].mean() - start) / 60 for p in parts], [np.nanmean(loglik[p]) for p in parts])
     marks = {_PHASE_S / 60 * (n + 1): "new" if _PHASES[n + 1] >= _FIRST_NEW else "" for n in range(len(changes))}
-    line_chart(out / "picture.png", "log-likelihood of events, nats", lines, x="minutes", marks=marks)
+    write_picture(out / "picture.png", line_chart("log-likelihood of events, nats", lines, x="minutes", marks=marks))
     new = [number for number, regime in enumerate(_PHASES) if regime >= _FIRST_NEW]
     table, worse = [], []
     for kind, is_new in (("habits of the training", False), ("new habits", True)):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.demos.charts import film_frames, write_sheet
+from connectors.charts import sheet, write_picture
+from pipelines.demos.film_frames import film_frames
 from pipelines.demos.runner import Say, Shown, Worth
 
 __all__ = ["show"]
@@ -50,8 +51,8 @@ def show(out: Path, say: Say) -> Shown:
         said = model.tokenizer.decode(answer.tokens) if model.tokenizer else ""
         score_N = torch.stack([scores for scores in answer.scores if scores is not None]).mean(0)
         best = sorted(score_N.topk(_EACH).indices.tolist())
-        rows.append((f"{one.text}  {said}", film_frames(film, best)))
-    write_sheet(out / "picture.png", rows, height=72, left=360)
+        rows.append((f"{one.text}\nsays: {said}", film_frames(film, best)))
+    write_picture(out / "picture.png", sheet(rows, height=72, left=260))
     accuracy = quality.accuracy
     return Shown(
         title=f"Right answers to {quality.questions} questions, from {config.retrieve_frames} frames each",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.demos.charts import line_chart
+from connectors.charts import line_chart, write_picture
 from pipelines.demos.runner import Say, Shown, Worth, run
 from pipelines.registry import CONFIGS
 
@@ -79,4 +79,4 @@ def _draw(path: Path, loss: dict[str, Any], phase_R: Any) -> None:
     named = {"y_base": "frozen network", "y_pred": "with its memory"}
     lines = {named[name]: (middle, [float(values[part].mean()) for part in parts]) for name, values in loss.items()}
     marks = {float(np.argmax(phase_R == phase)) / 1000: f"phase {phase}" for phase in range(1, len(_PHASES))}
-    line_chart(path, "logloss of click predictions", lines, x="thousand impressions", marks=marks)
+    write_picture(path, line_chart("logloss of click predictions", lines, x="thousand impressions", marks=marks))

@@ -35,7 +35,7 @@ _MARK = ".streambank-demo"
 _WRITTEN = frozenset(
     (
         f"{_MARK} picture.png rows state video videos film.mp4 impressions.parquet labels.parquet training.parquet network "
-        "predictions windows events.parquet off prompts sensors with without scans seen dark again states segments "
+        "predictions windows events.parquet off prompts sensors with without scans seen dark again again.yaml states segments "
         "prompts_done signals said _report.html _states _states.html _sounds _sounds.html"
     ).split()
 )
@@ -55,7 +55,7 @@ DEMOS: Mapping[str, Demo] = {
     "mamba": Demo("objects whose class only earlier frames can tell, on Ray", ("cv2", "torchvision", "ray")),
     "rekv": Demo("questions about a film, from the few frames that match them", ("cv2", "transformers")),
     "videostreaming": Demo("questions about a film, from a few memories of clips", ("cv2", "transformers")),
-    "reloop2": Demo("clicks that shift, predicted with a memory of errors"),
+    "reloop2": Demo("clicks that shift, predicted with a memory of errors", ("cv2",)),
     "prompttpp": Demo("events of users whose habits drift, learned on by prompts", ("cv2",)),
     "memprompttss": Demo("states of a signal, told apart by one remark", ("cv2",)),
     "fourd_vla": Demo("a robot that must remember what it saw", ("cv2",)),
@@ -165,7 +165,7 @@ def _print(console: Console, shown: Shown, seconds: float) -> None:
 
 def command() -> str:
     """Return how to call ``streambank`` from here: by its name where that finds this installation, else by its path."""
-    here = Path(sys.executable).parent / "streambank"
-    if Path(shutil.which("streambank") or "") == here:
+    here, found = Path(sys.executable).parent / "streambank", shutil.which("streambank")
+    if found is not None and Path(found).resolve() == here.resolve():  # an environment may be reached by a link
         return "streambank"
     return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)

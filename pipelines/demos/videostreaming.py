@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.demos.charts import film_frames, write_sheet
+from connectors.charts import sheet, write_picture
+from pipelines.demos.film_frames import film_frames
 from pipelines.demos.runner import Say, Shown, Worth
 
 __all__ = ["show"]
@@ -20,14 +21,14 @@ _MODES = {
     "uniform": "memories of clips spread evenly",
     "memory": "memories that match the question",
 }
-_SHOWN = 4
-"""Questions in the picture."""
+_SHOWN, _EACH = 4, 4
+"""Questions in the picture, and frames of each clip."""
 
 
 def show(out: Path, say: Say) -> Shown:
     """Run the demo in a folder."""
     from models.films import make_film, questions, write_mp4
-    from models.videostreaming.evaluate import encode_film, film_features, film_quality, select
+    from models.videostreaming.evaluate import ask_film, encode_film, film_features, film_quality, select
     from models.videostreaming.header import SMALL_WEIGHTS
     from models.videostreaming.loaders import load_model
 
@@ -44,10 +45,13 @@ def show(out: Path, say: Say) -> Shown:
     asked = questions(film, np.random.default_rng([film.seed, 3]))[:: max(1, 20 // _SHOWN)][:_SHOWN]
     encoded = encode_film(ready, film_features(ready, film))
     rows = []
-    for one, (places, _) in zip(asked, select(ready, encoded, [one.text for one in asked]), strict=True):
-        middles = [min(k * length + length // 2, film.length - 1) for k in places]
-        rows.append((f"{one.text}  {one.answer}", film_frames(film, middles)))
-    write_sheet(out / "picture.png", rows, height=72, left=360)
+    texts = [one.text for one in asked]
+    said = ask_film(ready, film, texts)
+    for text, (places, _), (answer, _) in zip(texts, select(ready, encoded, texts), said, strict=True):
+        spread = (np.arange(_EACH) * length // _EACH).tolist()
+        seen = [min(k * length + place, film.length - 1) for k in places for place in spread]
+        rows.append((f"{text}\nsays: {answer}", film_frames(film, seen)))
+    write_picture(out / "picture.png", sheet(rows, height=72, left=260))
     accuracy = quality.accuracy
     return Shown(
         title=f"Right answers to questions about one event ({quality.questions} questions, with those about order)",
@@ -62,7 +66,7 @@ def show(out: Path, say: Say) -> Shown:
             f"{accuracy['memory']:.0%} from the {count} that match",
         ),
         look=[
-            (f"{out / 'picture.png'}", "questions, right answers, and the middle of each selected clip"),
+            (f"{out / 'picture.png'}", "questions, answers, and four frames of each clip that was selected"),
             (f"{out / 'film.mp4'}", "the film"),
         ],
         next=[

@@ -8,7 +8,6 @@ states of samples (``state``), samples (``values``), prompts (``kind``, ``prompt
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from connectors.canvas import Canvas, Color, color_of
 from connectors.records import channels_of
-from pipelines.viewing.canvas import Canvas, Color
 
 __all__ = ["Band", "StreamPicture", "Track", "draw", "has_states", "needed", "pictures"]
 
@@ -31,7 +30,6 @@ _MOST_CHANNELS = 16
 _TICKS = 5
 _INK: Color = (59, 110, 168)
 _MARK: Color = (200, 40, 40)
-_NO_STATE: Color = (225, 225, 225)
 
 _COLUMNS = frozenset(
     {
@@ -152,7 +150,7 @@ def draw(picture: StreamPicture, canvas: Canvas) -> None:
             for band in bands:
                 left, right = across(band.start_us), across(band.end_us)
                 told = f"state {band.state}, {_clock(band.start_us)} to {_clock(band.end_us)}"
-                canvas.rect(left, y, max(1.0, right - left), _BAND, _color(band.state), told)
+                canvas.rect(left, y, max(1.0, right - left), _BAND, color_of(band.state), told)
                 if right - left > 8 * len(str(band.state)) + 4:
                     canvas.text(left + 3, y + 14, str(band.state))
             y += _BAND + _GAP
@@ -284,14 +282,6 @@ def _numbers(table: pa.Table, name: str) -> Ints:
         return np.zeros(table.num_rows, np.int64)
     numbers: Ints = table.column(name).combine_chunks().cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
     return numbers
-
-
-def _color(state: int) -> Color:
-    """Return one color per state, neighbors far apart; gray for none."""
-    if state < 0:
-        return _NO_STATE
-    red, green, blue = colorsys.hls_to_rgb(state * 0.61803398875 % 1.0, 0.72 if state % 2 else 0.62, 0.55)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _clock(time_us: int) -> str:

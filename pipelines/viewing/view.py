@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from connectors.canvas import PngCanvas, SvgCanvas
 from connectors.errors import SourceError
 from connectors.extras import MissingExtra, missing, optional
 from connectors.sinks.read import read_committed
 from connectors.sinks.staged import encode_name
 from pipelines.spec import PipelineSpec
-from pipelines.viewing.canvas import PngCanvas, SvgCanvas
 from pipelines.viewing.onto_video import draw_onto, videos_of
 from pipelines.viewing.page import document, page
 from pipelines.viewing.sounds import draw_sound, has_sound, sounds_of, videos_below

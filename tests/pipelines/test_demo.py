@@ -16,11 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from connectors.errors import ConfigError
+from models.hub import weights_file
 from models.mamba.shapes import ShapesConfig, render_clips
 from pipelines import Pipeline, registry
 from pipelines.cli import cli
 from pipelines.demos import runner
-from pipelines.demos.mamba import map50
+from pipelines.demos.mamba import again, map50, told_apart
 from pipelines.demos.runner import DEMOS, Shown, Worth, run_demo
 
 EDGES = ("x1", "y1", "x2", "y2")
@@ -163,3 +164,26 @@ def test_a_ready_pipeline_writes_where_the_user_is_and_finds_the_weights_of_the_
     assert spec.state == tmp_path / "demo" / "state"
     assert all(sink.options.path.is_relative_to(tmp_path / "demo") for sink in spec.sinks)
     assert all(Path(operator.options.checkpoint).is_file() for operator in spec.operators)
+
+
+def test_the_picture_of_the_detectors_shows_first_what_only_the_memory_gets_right(truth: Path) -> None:
+    right, wrong = rows(truth), rows(truth, wrong_class=True)
+    order = [(name, number) for name in ("clip0001", "clip0002") for number in range(4)]
+    names = sorted({key for key in right.column("stream_id").to_pylist()})
+    at = next(i for i, found in enumerate(right.column("detections").to_pylist()) if found)
+    mixed = right.to_pylist()
+    mixed[at] = wrong.to_pylist()[at]
+    single = pa.Table.from_pylist(mixed, schema=right.schema)
+    best = told_apart(truth, {"memory": right, "single_frame": single})
+    key = (mixed[at]["stream_id"], mixed[at]["sequence"])
+    assert len(best) == len(order) and key in best[: len(names)]
+    assert {name for name, _ in best[: len(names)]} == set(names), "one frame of each film first"
+
+
+def test_the_pipeline_of_the_demo_can_be_run_again_from_its_folder_without_ray(tmp_path: Path) -> None:
+    (tmp_path / "again.yaml").write_text(again())
+    spec = Pipeline.load(tmp_path / "again.yaml").spec
+    assert spec.runner == "local" and spec.state == tmp_path / "again" / "state"
+    assert all(weights_file(operator.options.checkpoint).is_file() for operator in spec.operators)
+    assert all(sink.options.path.is_relative_to(tmp_path / "again") for sink in spec.sinks)
+    assert "again.yaml" in runner._WRITTEN and "again" in runner._WRITTEN, "the demo itself can be run again"

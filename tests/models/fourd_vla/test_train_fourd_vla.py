@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training_previews import check_previews
 
 from connectors.errors import ConfigError, SourceError
 from connectors.sources.lerobot import LeRobotOptions, LeRobotSource
@@ -33,6 +34,7 @@ def test_a_short_recipe_lowers_the_loss_and_is_a_function_of_its_seed(tmp_path: 
     assert set(first.metrics) == {"right", "right_control"}
     for name, tensor in load_policy(first.weights).model.state_dict().items():
         assert tensor.equal(again.model.state_dict()[name])
+    check_previews(first, {"past window": 4, "past last_k": 4})
     assert first.control is not None and load_policy(first.control).model.config.coordinates
 
 
@@ -87,6 +89,7 @@ def test_own_demonstrations_are_learned_and_measured_on_held_out_episodes(demons
     sizes = {"width": 32, "height": 32, "patch": 8, "hidden": 16, "layers": 1, "steps": 30, "batch": 4, "window": 4, "keep": 2}
     result = train(tmp_path, data=str(demonstrations), state_dim=2, validation=0.34, device="cpu", **sizes)
     assert result.metrics["rows"] == 18
+    check_previews(result, {"policy": 4}, size=(340, 900))
     assert result.metrics["rows_bad"] == 0
     assert 0 <= result.metrics["held_out_gripper"] <= 1
     policy = load_policy(result.weights)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training_previews import check_previews
 
 from connectors.errors import ConfigError
 from models.memprompttss.checkpoint import load_network
@@ -45,6 +46,7 @@ def test_a_recipe_is_a_function_of_its_seed_and_can_be_stopped_and_resumed(tmp_p
     again = train(folder, recipe="two_frequencies", seed=3, schedule=SHORT, resume=True)
     first, second = (load_network(result.weights).state_dict() for result in (whole, again))
     assert all(tensor.equal(second[name]) for name, tensor in first.items())
+    check_previews(whole, {"two_frequencies": 4})
     assert {"remote_0_prompts", "remote_1_prompts", "remote_8_not_prompts"} <= set(whole.metrics)
 
 
@@ -71,6 +73,9 @@ def test_own_series_are_learned_with_the_statistics_of_their_training_part(tmp_p
     rows = np.concatenate([s.x_LC.numpy()[:240] for s in read_series(str(tmp_path))[:2]])
     np.testing.assert_allclose(config.mean, rows.mean(0), atol=1e-2)
     assert {"acc", "prompted_acc", "remote_acc", "boundary_f1", "covering", "mf1", "ari", "nmi"} <= set(result.metrics)
+    (picture,) = check_previews(result, {"states": 3}, size=(198, 900))  # two signals; true, without and with prompts
+    for lane in range(3):
+        assert len(np.unique(picture[135 + 24 * lane, 172:878].reshape(-1, 3), axis=0)) >= 2, "colors of two states"
     assert result.metrics["subsequences"] == 10  # of 48 samples in two files of 240
 
 

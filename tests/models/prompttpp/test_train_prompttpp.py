@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training_previews import check_previews
 
 from connectors.errors import ConfigError
 from models.prompttpp.checkpoint import load
@@ -45,6 +46,9 @@ def test_own_events_are_learned_and_bad_ones_named(tmp_path: Path) -> None:
     config = load(result.weights).config
     assert (config.types, config.type_names[3], config.pool) == (4, "other", 3)
     assert 30 < config.time_scale < 120  # seconds: the mean gap
+    (picture,) = check_previews(result, {"fit": 4})
+    red_H = (picture[..., 0] == 200) & (picture[..., 1] == 40)
+    assert red_H.any(0).sum() >= 10, "events stand on the curves"
     with pytest.raises(ConfigError, match="cannot be read"):
         train(tmp_path / "x", data=str(tmp_path / "events.parquet"), kind="what")
     with pytest.raises(ConfigError, match="nothing to learn from"):

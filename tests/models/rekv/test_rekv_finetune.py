@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_rekv_loaders import checkpoint
+from training_previews import check_previews
 
 from connectors.errors import ConfigError, SourceError
 from models.answer_loss import answer_loss, pack
@@ -54,6 +55,7 @@ def test_a_small_model_learns_from_own_videos_and_runs_afterwards(annotations: P
     done = train(
         tmp_path / "out", annotations=str(annotations), checkpoint=str(small_file), iterations=30, learning_rate=3e-3, frames=4
     )
+    check_previews(done, {"finetune": 4})
     assert done.metrics["loss_last"] < 0.5 * done.metrics["loss_first"]
     assert 0 <= done.metrics["validation_accuracy"] <= 1
     before, after = load_model(small_file, SMALL_REKV), load_model(done.weights, SMALL_REKV)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training_previews import check_previews
 
 from connectors.errors import ConfigError, DeviceError, StreambankError
 from models.reloop2 import checkpoint
@@ -216,6 +217,7 @@ def test_own_data_of_every_kind_is_learned(tmp_path: Path):
     model = checkpoint.load(result.weights)
     assert model.feature_map.names == ["item", "age", "seen"]
     assert model.feature_map["seen"].share_embedding == "item" and model.feature_map["seen"].max_len == 3
+    check_previews(result, {"fit": 4}, size=(340, 900))
     assert result.metrics["rows_bad"] == 1 and result.metrics["rows"] in (539, 540)
     assert result.weights == tmp_path / "out" / "model.safetensors"
 

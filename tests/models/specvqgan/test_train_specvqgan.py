@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_previews import check_previews
 
 from connectors.errors import ConfigError
 from connectors.records import PCM
@@ -207,6 +208,7 @@ def test_a_short_recipe_is_a_function_of_its_seed_and_writes_what_operators_load
     first = train(tmp_path / "a", recipe="bounces", seed=3, schedule=SHORT, progress=seen.append)
     train(tmp_path / "b", recipe="bounces", seed=3, schedule=SHORT)
     assert [one.stage for one in seen if one.step == one.steps] == ["spectrograms", "codebook", "tokens", "waveforms"]
+    check_previews(first, {one.stage: one.steps for one in seen})  # four at most, and they have fewer updates
     for name in PARTS:
         one, other = (load_file(tmp_path / folder / "bounces" / f"{name}.safetensors") for folder in "ab")
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
@@ -238,6 +240,7 @@ def test_own_sound_files_are_learned_from_the_command_line(tmp_path: Path) -> No
         live=False,
     )
     assert "seconds_of_sound  3.576" in said and "sounds  2" in said, said
+    assert f"previews {tmp_path / 'run' / 'previews'} (6)" in said, said
     networks = load_networks(tmp_path / "run" / "model", ("autoencoder", "vocoder"))
     assert networks.autoencoder is not None and networks.autoencoder.config.codes == 16
     again = ["--data", str(tmp_path / "0.wav"), "--start", str(tmp_path / "run" / "model"), "--columns", "2", "--steps", "1"]

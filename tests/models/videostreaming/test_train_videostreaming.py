@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training_previews import check_previews
 from videostreaming_models import publish
 
 from connectors.errors import ConfigError
@@ -225,6 +226,7 @@ def test_each_stage_learns_from_own_videos_and_leaves_the_rest(stage: str, annot
     (folder / "videostreaming.json").write_text(json.dumps(said))
     given = {"annotations": str(annotations), "checkpoint": str(folder), "iterations": 3, "batch": 2, "model_rate": 1e-3}
     done = train(tmp_path / "out", stage=stage, supervised=0.5, most_clips=4, device="cpu", **given)
+    check_previews(done, {"streaming": 3} if stage == "streaming" else {})
     assert set(done.metrics) == {"loss_first", "loss_last"}
     again = load_model(done.weights)
     before = load_model(folder, new_projectors=True)

@@ -1,9 +1,10 @@
-"""A drawing surface with rectangles, lines and texts, as SVG for a page or as a PNG picture. Knows nothing of what is drawn."""
+"""A drawing surface with rectangles, lines and texts, as SVG for a page or as pixels. Knows nothing of what is drawn."""
 
 # H height, W width
 
 from __future__ import annotations
 
+import colorsys
 import html
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -16,10 +17,20 @@ from connectors.extras import optional
 
 cv2 = optional("cv2")
 
-__all__ = ["Canvas", "Color", "PngCanvas", "SvgCanvas"]
+__all__ = ["Canvas", "Color", "PngCanvas", "SvgCanvas", "color_of"]
 
 Color = tuple[int, int, int]
 """Red, green, blue, 0 to 255."""
+
+_NONE: Color = (225, 225, 225)
+
+
+def color_of(number: int) -> Color:
+    """Return one light color per state or class, neighbors far apart; gray for none (below 0)."""
+    if number < 0:
+        return _NONE
+    red, green, blue = colorsys.hls_to_rgb(number * 0.61803398875 % 1.0, 0.72 if number % 2 else 0.62, 0.55)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 class Canvas(ABC):
@@ -95,6 +106,10 @@ class PngCanvas(Canvas):
         """See the base. OpenCV's letters are ASCII; others are question marks."""
         plain = text.encode("ascii", "replace").decode()
         cv2.putText(self._picture_HW3, plain, (round(x), round(y)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, color[::-1], 1, cv2.LINE_AA)
+
+    def picture(self) -> npt.NDArray[np.uint8]:
+        """Return what is drawn so far, [H, W, 3], red, green, blue."""
+        return np.ascontiguousarray(self._picture_HW3[..., ::-1])
 
     def save(self, path: Path) -> None:
         """Write the picture. Raise ``SinkError`` where it cannot be written."""
