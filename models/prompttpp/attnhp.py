@@ -23,6 +23,8 @@ from models.prompttpp.rates import RateHead, encode_time
 
 __all__ = ["AttentionLayer", "PromptAttNHP", "PromptTokens"]
 
+_RECENCY = 1.5  # the best of 0.6, 1, 1.5, 3 and 6 after 80 updates on a Hawkes process, other seeds than those of the test
+
 
 class PromptTokens(NamedTuple):
     """Projected prompt tokens of one layer."""
@@ -42,6 +44,23 @@ class AttentionLayer(nn.Module):
         self.query = nn.Linear(token_dim, hidden)
         self.key = nn.Linear(token_dim, hidden)
         self.value = nn.Linear(token_dim, hidden)
+        self._begin_with_recent_events()
+
+    @torch.no_grad()
+    def _begin_with_recent_events(self) -> None:
+        """Set the weights of the time codes so that an event that lies s back gets _RECENCY · Σ cos(ω s) more in its score.
+
+        As drawn they add next to nothing, all events weigh alike, and finding the recent ones takes most of a training: on a
+        Hawkes process some 120 updates ended 0.16 to 0.22 nats per event from the truth, like this 0.02.
+        """
+        if self.query.weight.is_meta:  # only shapes are wanted
+            return
+        hidden = self.query.out_features
+        number = min(hidden, self.query.in_features - hidden) // 2 * 2  # the sine and the cosine of a frequency go together
+        for linear in (self.query, self.key):
+            time_DT = linear.weight[:, hidden:]
+            time_DT.zero_()
+            time_DT[:number, :number].fill_diagonal_((_RECENCY * math.sqrt(hidden)) ** 0.5)
 
     def prompt_tokens(self, number: int, query: Tensor, tau: Tensor, prompts: PromptReader | None) -> PromptTokens:
         """Return the prompts for queries [..., Q], each token with the time prompt ``tau`` [..., T] beside it.

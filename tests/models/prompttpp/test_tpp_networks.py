@@ -1,11 +1,15 @@
 """All networks: causal, blind to padding and neighbors, and the same step by step as over whole sequences."""
 
+import math
+
 import pytest
 import torch
 from tpp_models import BACKBONES, events, small
 
+from models.prompttpp.attnhp import AttentionLayer
 from models.prompttpp.process import PointProcess
 from models.prompttpp.prompts import PromptPools
+from models.prompttpp.rates import encode_time
 
 LAG = torch.tensor([0.0, 0.1, 1.0, 7.0], dtype=torch.float64)
 
@@ -104,3 +108,18 @@ def test_keys_that_take_no_event_stay_as_they_are(backbone: str) -> None:
     assert torch.equal(before[1:], after[1:])
     assert not torch.equal(before[0], after[0])
     assert key.ordinal_B.tolist() == [6, 5, 5]
+
+
+@pytest.mark.parametrize(("hidden", "time_dim"), [(6, 8), (7, 8), (12, 4)])
+def test_attention_begins_with_recent_events(hidden: int, time_dim: int) -> None:
+    layer = AttentionLayer(hidden + time_dim, hidden)
+    time_L = torch.tensor([100.0, 99.5, 98.0, 96.0, 60.0], dtype=torch.float64)
+    token_LQ = torch.cat([torch.zeros(5, hidden), encode_time(time_L, time_dim, torch.float32)], dim=1)
+    query_LD, key_LD = (torch.nn.functional.linear(token_LQ, part.weight) for part in (layer.query, layer.key))
+    score_L = query_LD[0] @ key_LD.T / math.sqrt(hidden)
+    wanted = [
+        1.5 * sum(math.cos(10_000 ** (-2 * m / time_dim) * (100.0 - time)) for m in range(min(hidden, time_dim) // 2))
+        for time in time_L.tolist()
+    ]
+    assert score_L.tolist() == pytest.approx(wanted, abs=1e-4)
+    assert score_L.argmax() == 0

@@ -80,7 +80,7 @@ def test_a_prompt_that_strays_have_read_moves_less_than_the_one_that_most_have(p
     assert len(set(read.tolist())) > 2
 
 
-@pytest.mark.parametrize("query_events", [0, 3])
+@pytest.mark.parametrize("query_events", [0, 5])
 @pytest.mark.parametrize("backbone", ["s2p2", "nhp", "attnhp"])
 def test_what_is_learned_from_reads_the_prompts_that_the_stream_has_read(
     backbone: str, query_events: int, tmp_path: Path
