@@ -34,7 +34,6 @@ from models.specvqgan.config import (
     TransformerConfig,
     VocoderConfig,
 )
-from models.specvqgan.packing import pack_linears
 from models.specvqgan.sampling import choose
 from models.specvqgan.tokens import grid_of
 from models.specvqgan.transformer import SoundTransformer
@@ -146,7 +145,7 @@ def measure(streams: Sequence[int], *, quick: bool, passes: int = 5) -> dict[str
     print(f"a window: {config.tokens} tokens, {seconds:.2f} s of sound")
     print(f"published sampler      {published_s:9.2f} s ({token_s:.3f} s for each token)", flush=True)
     rows = []
-    pack_linears(model)  # as the operator does
+    model.pack()  # as the operator does
     for count in streams:
         own_s = drawn_window(model, count)
         rows.append({"streams": count, "window_s": own_s, "stream_s": own_s / count, "faster": published_s * count / own_s})

@@ -1,38 +1,40 @@
 """Linear layers laid out for a step of one token: on a CPU that reads all weights, and how they lie decides how fast.
 
-One or two rows are multiplied with the transposed weights, more with weights packed by oneDNN where this build of PyTorch has
-it. Both are float32 products; they round differently in the last bits, as products of batches of different sizes do anyway.
-The weights stand in memory twice.
+One or two rows are multiplied with weights of which the longer side lies together, more with weights packed by oneDNN where
+this build of PyTorch has it. Both are float32 products; they round differently in the last bits, as products of batches of
+different sizes do anyway. The weights stand in memory twice.
 """
 
 # R rows, K inputs, N outputs
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PackedLinear", "pack_linears"]
+__all__ = ["PackedLinear", "can_pack", "pack_linears"]
 
 _FEW = 2
 """Rows up to which the transposed weights are faster."""
 
 
 class PackedLinear(nn.Module):
-    """``x @ weight.T + bias`` for inference on a CPU in float32."""
+    """``x @ weight.T + bias`` for inference on a CPU in float32; of several layers of the same ``x``, their outputs in turn."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
-        self.weight_KN = linear.weight.detach().T.contiguous()
-        bias: Any = linear.bias
-        self.bias_N: Tensor | None = None if bias is None else bias.detach()
+        weight_NK = torch.cat([linear.weight.detach() for linear in linears])
+        biases: list[Any] = [linear.bias for linear in linears]
+        self.bias_N = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        outputs, inputs = weight_NK.shape
+        self.weight_KN = weight_NK.T.contiguous() if outputs >= inputs else weight_NK.contiguous().T
         self._packed: Any = None
         mkldnn: Any = torch.ops.mkldnn
         backend: Any = torch.backends.mkldnn
         if backend.is_available() and hasattr(mkldnn, "_reorder_linear_weight"):
-            self._packed = mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), 16)
+            self._packed = mkldnn._reorder_linear_weight(weight_NK.contiguous(), 16)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., N] of [..., K]."""
@@ -46,9 +48,14 @@ class PackedLinear(nn.Module):
         return out_RN.view(*x.shape[:-1], -1)
 
 
+def can_pack(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Tell whether a layer is a linear one on the CPU in float32; others are left as they are."""
+    return isinstance(linear, nn.Linear) and linear.weight.dtype == torch.float32 and linear.weight.device.type == "cpu"
+
+
 def pack_linears(network: nn.Module) -> None:
-    """Replace the linear layers of a network on the CPU, in place; one in another type or place is left as it is."""
+    """Replace the linear layers of a network that can be packed, in place."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child.weight.dtype == torch.float32 and child.weight.device.type == "cpu":
+            if can_pack(child):
                 setattr(module, name, PackedLinear(child))

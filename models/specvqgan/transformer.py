@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.specvqgan.config import TransformerConfig
+from models.specvqgan.packing import PackedLinear, can_pack, pack_linears
 from models.uploads import upload
 
 __all__ = ["KVCache", "SoundTransformer"]
@@ -47,7 +48,10 @@ class KVCache:
         """
         found = []
         for held_SHPD, new_BHND in ((self.keys_LSHPD[layer], keys_BHND), (self.values_LSHPD[layer], values_BHND)):
-            held_SHPD[new.slots_B1, :, new.at_BN] = new_BHND.transpose(1, 2).to(held_SHPD.dtype)
+            if new.level:
+                held_SHPD[new.chosen, :, new.to - 1] = new_BHND[:, :, 0].to(held_SHPD.dtype)
+            else:
+                held_SHPD[new.slots_B1, :, new.at_BN] = new_BHND.transpose(1, 2).to(held_SHPD.dtype)
             found.append(held_SHPD[new.chosen, :, : new.to].to(new_BHND.dtype))
         return found[0], found[1]
 
@@ -62,6 +66,8 @@ class _Places:
     """The slots; a slice where they stand side by side."""
     to: int
     """Behind the furthest position."""
+    level: bool
+    """One new position each, the same for all slots: nothing that is held is hidden from any."""
 
     @classmethod
     def of(cls, slots_B: Tensor, at_BN: Tensor, device: torch.device) -> _Places:
@@ -70,7 +76,8 @@ class _Places:
         there_B = upload(slots_B, device)
         beside = torch.equal(slots_B, torch.arange(first, first + count))
         chosen = slice(first, first + count) if beside else there_B
-        return cls(there_B[:, None], upload(at_BN, device), chosen, int(at_BN.max()) + 1)
+        to, level = int(at_BN.max()) + 1, at_BN.shape[1] == 1 and bool((at_BN == at_BN[0]).all())
+        return cls(there_B[:, None], upload(at_BN, device), chosen, to, level)
 
 
 class CausalAttention(nn.Module):
@@ -80,10 +87,22 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.key, self.query, self.value, self.proj = (nn.Linear(config.width, config.width) for _ in range(4))
+        self.packed: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """Compute query, key and value by one layer from now on."""
+        parts = [self.query, self.key, self.value]
+        if all(map(can_pack, parts)):
+            self.packed = PackedLinear(*parts)
+            del self.query, self.key, self.value
 
     def split(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, [B, H, N, D] each."""
-        q, k, v = (part(x_BNC).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        if self.packed is not None:
+            parts = self.packed(x_BNC).chunk(3, dim=-1)
+        else:
+            parts = (self.query(x_BNC), self.key(x_BNC), self.value(x_BNC))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v
 
     def join(self, read_BHND: Tensor) -> Tensor:
@@ -125,6 +144,12 @@ class SoundTransformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def pack(self) -> None:
+        """Lay out the weights for steps of one token on a CPU, in place: for inference only, there is no way back."""
+        for block in self._blocks():
+            block.attn.pack()
+        pack_linears(self)
+
     def embed(self, feats_BEF: Tensor | None, tokens_BN: Tensor | None) -> Tensor:
         """Return the rows [B, F + N, C] of features, of tokens, or of both, without positions."""
         parts = []
@@ -162,11 +187,11 @@ class SoundTransformer(nn.Module):
         at_BN = at_BN.clamp_max(self.config.positions - 1) if last_B is not None else at_BN
         new = _Places.of(slots_B, at_BN, x_BNC.device)
         x_BNC = x_BNC + self.pos_emb[0, new.at_BN]
-        seen_BNP = torch.arange(new.to, device=x_BNC.device) <= new.at_BN[..., None]
+        seen_B1NP = None if new.level else (torch.arange(new.to, device=x_BNC.device) <= new.at_BN[..., None])[:, None]
         for layer, block in enumerate(self._blocks()):
             q, k, v = block.attn.split(block.ln1(x_BNC))
             keys_BHPD, values_BHPD = cache.extend(layer, new, k, v)
-            read_BHND = F.scaled_dot_product_attention(q, keys_BHPD, values_BHPD, attn_mask=seen_BNP[:, None])
+            read_BHND = F.scaled_dot_product_attention(q, keys_BHPD, values_BHPD, attn_mask=seen_B1NP)
             x_BNC = x_BNC + block.attn.join(read_BHND)
             x_BNC = x_BNC + block.mlp(block.ln2(x_BNC))
         if last_B is None:

@@ -23,7 +23,6 @@ from models.hub import weights_folder
 from models.specvqgan.codec import bits_of, pack_tokens
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE, TransformerConfig
 from models.specvqgan.loaders import SoundNetworks, load_networks
-from models.specvqgan.packing import pack_linears
 from models.specvqgan.parts import SMALL_WEIGHTS
 from models.specvqgan.transformer import KVCache
 from models.uploads import download
@@ -80,7 +79,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         if options.double(sum(part.numel() for part in transformer.parameters())):
             transformer = transformer.double()
         dtype = next(transformer.parameters()).dtype
-        pack_linears(transformer)
+        transformer.pack()
         config = transformer.config
         self.geometry = geometry = Geometry.of(options, config, context.name)
         top_k = config.codes // 2 if options.top_k is None else options.top_k

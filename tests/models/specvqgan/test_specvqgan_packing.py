@@ -30,7 +30,7 @@ def test_a_packed_transformer_says_the_same_and_a_double_one_is_left_alone() -> 
     ).eval()
     feats, tokens = torch.randn(2, 5, 2), torch.randint(9, (2, 7))
     wanted = network(feats, tokens)
-    pack_linears(network)
+    network.pack()
     assert not any(isinstance(module, nn.Linear) for module in network.modules())
     torch.testing.assert_close(network(feats, tokens), wanted, atol=1e-5, rtol=1e-5)
     double = nn.Sequential(nn.Linear(3, 3).double())
