@@ -7,6 +7,7 @@ Every function returns a picture, red, green, blue; nothing here knows what is s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +71,12 @@ def line_chart(
     def place(at_P: npt.NDArray[np.float64], value_P: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.stack([_LEFT + (at_P - x0) / (x1 - x0) * inner_w, _TOP + (y1 - value_P) / (y1 - y0) * inner_h], 1)
 
-    for number in range(_TICKS + 1):
-        height = y0 + (y1 - y0) * number / _TICKS
+    for height in _round_numbers(y0, y1):
         here = place(np.array([x0, x1]), np.array([height, height]))
         canvas.line(here, _GRID)
-        canvas.text(6, here[0, 1] + 4, f"{height:.3g}")
-        along = x0 + (x1 - x0) * number / _TICKS
-        canvas.text(_LEFT + inner_w * number / _TICKS - 10, _HEIGHT - 22, f"{along:.3g}")
+        canvas.text(6, here[0, 1] + 4, f"{height:.6g}")
+    for along in _round_numbers(x0, x1):
+        canvas.text(place(np.array([along]), np.array([y0]))[0, 0] - 10, _HEIGHT - 22, f"{along:.6g}")
     for mark, words in marks.items():
         canvas.line(place(np.array([mark, mark]), np.array([y0, y1])), (180, 180, 200))
         canvas.text(place(np.array([mark]), np.array([y1]))[0, 0] + 3, _TOP + 12, words, (120, 120, 150))
@@ -87,6 +87,13 @@ def line_chart(
         canvas.line(place(at, value), color)
         canvas.text(_LEFT + 220 * number, 34, name, color)
     return canvas.picture()
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Return four to ten numbers from ``low`` to ``high`` that are easy to read: steps of 1, 2 or 5 times a power of ten."""
+    size = 10.0 ** math.floor(math.log10((high - low) / _TICKS))
+    step = max(size * factor for factor in (1, 2, 5) if size * factor <= (high - low) / _TICKS)
+    return [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def strip_chart(title: str, lanes: Sequence[Lane]) -> Picture:

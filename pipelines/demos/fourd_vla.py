@@ -91,4 +91,6 @@ def _right(rows: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]) 
 def _seen(folder: Path, row: dict[str, Any], words: str) -> tuple[str, list[tuple[Any, str]]]:
     pictures = [cv2.imread(str(folder / f"frame-{sequence:06}.color.png"))[..., ::-1] for sequence in row["selected_sequences"]]
     ago = [f"{-offset}" if offset < 0 else f"{offset}" for offset in row["offsets"]]
-    return words, [(picture, f"{when} frames ago") for picture, when in zip(pictures, ago, strict=True)]
+    return words, [
+        (picture, "now" if when == "0" else f"{when} frames ago") for picture, when in zip(pictures, ago, strict=True)
+    ]

@@ -76,7 +76,10 @@ def show(out: Path, say: Say) -> Shown:
         order = np.argsort(times)
         parts = np.array_split(order, _POINTS)
         lines[_LEARN[learn]] = ([(times[p].mean() - start) / 60 for p in parts], [np.nanmean(loglik[p]) for p in parts])
-    marks = {_PHASE_S / 60 * (n + 1): "new" if _PHASES[n + 1] >= _FIRST_NEW else "" for n in range(len(changes))}
+    marks = {
+        _PHASE_S / 60 * (n + 1): "new habits" if _PHASES[n + 1] >= _FIRST_NEW else "those of the training"
+        for n in range(len(changes))
+    }
     write_picture(out / "picture.png", line_chart("log-likelihood of events, nats", lines, x="minutes", marks=marks))
     new = [number for number, regime in enumerate(_PHASES) if regime >= _FIRST_NEW]
     table, worse = [], []

@@ -21,6 +21,8 @@ __all__ = ["show"]
 
 _SEED = 7
 _POINTS = 50
+_WINDOWS = {"window_s": 60.0, "label_timeout_s": 150.0}
+"""Of the metrics: the stream is 17 minutes long, and the labels end 134 s behind it."""
 _PHASES = ("as trained", "a third of the categories changed", "and clicks more common", "all as before")
 
 
@@ -41,6 +43,7 @@ def show(out: Path, say: Say) -> Shown:
         "sources.shown.path": f"{out / 'impressions.parquet'}",
         "sources.labels.path": f"{out / 'labels.parquet'}",
         "operators.predict.checkpoint": f"{weights}",
+        **{f"operators.quality.{name}": value for name, value in _WINDOWS.items()},
         "sinks.predictions.path": f"{out / 'predictions'}",
         "sinks.windows.path": f"{out / 'windows'}",
     }
@@ -78,5 +81,5 @@ def _draw(path: Path, loss: dict[str, Any], phase_R: Any) -> None:
     middle = [float(part.mean()) / 1000 for part in parts]
     named = {"y_base": "frozen network", "y_pred": "with its memory"}
     lines = {named[name]: (middle, [float(values[part].mean()) for part in parts]) for name, values in loss.items()}
-    marks = {float(np.argmax(phase_R == phase)) / 1000: f"phase {phase}" for phase in range(1, len(_PHASES))}
+    marks = {float(np.argmax(phase_R == phase)) / 1000: _PHASES[phase] for phase in range(1, len(_PHASES))}
     write_picture(path, line_chart("logloss of click predictions", lines, x="thousand impressions", marks=marks))

@@ -23,6 +23,7 @@ from pipelines.cli import cli
 from pipelines.demos import runner
 from pipelines.demos.mamba import again, map50, told_apart
 from pipelines.demos.runner import DEMOS, Shown, Worth, run_demo
+from pipelines.viewing.view import view
 
 EDGES = ("x1", "y1", "x2", "y2")
 DETECTION = pa.struct([(edge, pa.float32()) for edge in EDGES] + [("score", pa.float32()), ("label", pa.int16())])
@@ -153,6 +154,8 @@ def test_a_demo_shows_what_the_memory_is_worth(name: str, tmp_path: Path, capsys
     (gained,) = re.findall(r"│ [^│]*gained\s*│(.*)│", said)
     better = re.findall(r"\(([-+]\d[\d.]*)\)", gained) or re.findall(r"[-+]\d[\d.]*", gained)
     assert runner._is_ours(tmp_path / "out"), "it can be run again"
+    for folder in re.findall(r"streambank view (\S+)", said):
+        assert view(Path(folder)), "what is told to be typed next works"
     assert better and all(float(number) * (-1 if name == "reloop2" else 1) > 0 for number in better), said
 
 

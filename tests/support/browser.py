@@ -69,17 +69,20 @@ class Tab:
 
     def value(self, script: str) -> Any:
         """Return what an expression of JavaScript is, awaited."""
-        result = self._call("Runtime.evaluate", self._session, expression=script, awaitPromise=True, returnByValue=True)
+        result = self._evaluate(script)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
     def wait(self, script: str, *, patience_s: float = 240.0) -> Any:
-        """Return the value of an expression once it is true."""
+        """Return the value of an expression once it is true; one that fails is not: what it reads may not be there yet."""
         until_s = time.monotonic() + patience_s
-        while not (value := self.value(script)):
-            assert time.monotonic() < until_s, f"not true within {patience_s:g} s: {script}; the page: {self.text()}"
+        while True:
+            result = self._evaluate(script)
+            value = None if "exceptionDetails" in result else result["result"].get("value")
+            if value:
+                return value
+            assert time.monotonic() < until_s, f"not true within {patience_s:g} s: {script}; the page: {self.text()}; {result}"
             time.sleep(0.1)
-        return value
 
     def text(self) -> str:
         """Return the words of the page."""
@@ -95,6 +98,9 @@ class Tab:
         self._browser.wait(60)
         os.close(self._out)
         os.close(self._in)
+
+    def _evaluate(self, script: str) -> dict[str, Any]:
+        return self._call("Runtime.evaluate", self._session, expression=script, awaitPromise=True, returnByValue=True)
 
     def _call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         self._number += 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launches import DEVICE, on_device
 from training_previews import check_previews
 
 from connectors.errors import ConfigError
@@ -16,6 +17,8 @@ from models.memprompttss.config import MemPromptTSSConfig
 from models.memprompttss.header import SMALL_WEIGHTS
 from models.memprompttss.learning import Episodes, LoopSettings
 from models.memprompttss.losses import agreement
+from models.memprompttss.offline import label_prompts, segment
+from models.memprompttss.preview import show_states
 from models.memprompttss.recipe import FREQUENCY_CONFIG, SmallSchedule, fresh_network, measure_frequencies
 from models.memprompttss.sampling import PromptMix, draw_prompts, random_centers
 from models.memprompttss.series import read_series, regions, split, vary
@@ -214,3 +217,22 @@ def test_with_a_pool_renamed_subsequences_share_names_and_learn_those_that_a_pro
         if bool(permuted_B.any()):
             circles.add(int((renamed_BL != truth)[permuted_B][0].view(6, 24)[:, 0].sum()))
     assert min(circles) == 2 and max(circles) == 6
+
+
+@pytest.mark.heavy
+@torch.no_grad()
+def test_a_series_is_segmented_where_the_model_lies_with_what_it_says_on_the_host() -> None:
+    model = fresh_network(FREQUENCY_CONFIG, 0).eval()
+    x_BLC, state_BL = two_frequencies(1, 200, torch.Generator().manual_seed(1))
+    plain_ND, center_P = label_prompts(model, x_BLC[0], state_BL[0], 3, 5)
+    wanted = segment(model, x_BLC[0], plain_ND)
+    with on_device():
+        model.to(DEVICE)
+        bank_ND, again_P = label_prompts(model, x_BLC[0], state_BL[0], 3, 5)
+        found = segment(model, x_BLC[0], bank_ND)
+        picture = show_states(model, x_BLC[0], state_BL[0], ("wave",))
+    assert bank_ND.device == DEVICE and torch.equal(again_P, center_P)
+    assert all(part.device.type == "cpu" for part in found)
+    assert torch.equal(found.state_L, wanted.state_L) and torch.equal(found.votes_L, wanted.votes_L)
+    torch.testing.assert_close(found.confidence_L, wanted.confidence_L)
+    assert picture.shape == (148, 900, 3)
