@@ -34,6 +34,7 @@ __all__ = [
     "field",
     "is_optional",
     "key_schema",
+    "may_be_infinite",
     "output_schema",
     "require",
     "sample_schema",
@@ -63,15 +64,33 @@ STATUS_FIELDS: tuple[pa.Field, ...] = (
 """``status`` is ``ok`` or the operator's own word; ``error`` says what was wrong with the row, null when fine."""
 
 
-def field(name: str, kind: pa.DataType, *, unit: str | None = None, nullable: bool = True, optional: bool = False) -> pa.Field:
-    """Make a field that carries its physical unit in the metadata. ``optional``: rows may come without this column."""
-    metadata = {**({"unit": unit} if unit else {}), **({"optional": "yes"} if optional else {})}
+def field(
+    name: str,
+    kind: pa.DataType,
+    *,
+    unit: str | None = None,
+    nullable: bool = True,
+    optional: bool = False,
+    infinite: bool = False,
+) -> pa.Field:
+    """Make a field that carries its physical unit in the metadata.
+
+    ``optional``: rows may come without this column. ``infinite``: infinity is a value that it may have, as of a time that may
+    never come; else a row of an operator that holds it gets the status ``not_finite``.
+    """
+    words = {"unit": unit, "optional": "yes" if optional else None, "infinite": "yes" if infinite else None}
+    metadata = {key: word for key, word in words.items() if word}
     return pa.field(name, kind, nullable=nullable, metadata=metadata or None)
 
 
 def is_optional(wanted: pa.Field) -> bool:
     """Tell whether rows may come without this column; it is null then."""
     return b"optional" in (wanted.metadata or {})
+
+
+def may_be_infinite(wanted: pa.Field) -> bool:
+    """Tell whether infinity is a value that this column may have."""
+    return b"infinite" in (wanted.metadata or {})
 
 
 def key_schema(name: str, version: int, fields: Iterable[pa.Field] = ()) -> pa.Schema:

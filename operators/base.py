@@ -9,6 +9,7 @@ Promises that the conformance suite (``pipelines.testing.conformance``) checks f
   never raises.
 * Rows are admitted in one order: schema, error of the source, late or duplicate, no free slot, decoding, the method.
 * Every status it emits is declared in ``statuses``.
+* No number that it emits is NaN, nor infinite where its field does not say so (``records.field(..., infinite=True)``).
 * ``advance`` may come in any steps: answers depend on the rows and the final event time only.
 * ``restore(snapshot())`` is bit for bit; nothing grows with the length of a stream.
 * After ``close`` no thread, process or file descriptor of the operator is left.

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import Emitted, Output
+from operators.finite import NOT_FINITE, finite_rows
 from operators.output import OutputRows, status_column
 from operators.pcm import sound_column
 
@@ -61,4 +62,5 @@ class MadeRows:
                 arrays.append(sound_column(values))
             else:
                 arrays.append(pa.array(values, field.type))
-        return [Output(self._output, pa.RecordBatch.from_arrays(arrays, schema=self.schema))]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return [Output(self._output, finite_rows(batch) if NOT_FINITE in self._codes else batch)]

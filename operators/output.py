@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from operators.base import Emitted, Output
+from operators.finite import NOT_FINITE, finite_rows
 
 __all__ = ["OutputRows", "status_column"]
 
@@ -85,7 +86,7 @@ class OutputRows:
         """Return the output rows as one batch, or none if every row was dropped.
 
         ``columns`` have one entry per row of the input batch; a column of the schema that is not among them is copied from the
-        keys of the input, or null.
+        keys of the input, or null. Where ``not_finite`` is declared, rows with NaN or infinity get it.
         """
         rows = self._batch.num_rows
         made = {name: self._batch.column(name) for name in self.schema.names[:3]} | dict(columns)
@@ -94,6 +95,8 @@ class OutputRows:
         made["error"] = pa.nulls(rows, pa.string()) if errors is None else pa.array(errors, pa.string())
         arrays = [made[field.name] if field.name in made else pa.nulls(rows, field.type) for field in self.schema]
         batch = pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        if NOT_FINITE in self._codes:
+            batch = finite_rows(batch)
         if not self._kept_B.all():
             batch = batch.filter(pa.array(self._kept_B))
         return [Output(self._output, batch) if self._output else batch] if batch.num_rows else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from connectors import records
 from connectors.errors import SchemaError
+from operators.finite import NOT_FINITE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["HIGHEST_RATE", "LOWEST_RATE", "SOUND_KEYS", "PcmRow", "PcmRows", "sound_column", "to_pcm"]
+__all__ = ["HIGHEST_RATE", "LOWEST_RATE", "NO_SOUND", "SOUND_KEYS", "PcmRow", "PcmRows", "sound_cells", "sound_column"]
 
 LOWEST_RATE = 4_000
 """Samples per second that are taken, at least."""
@@ -30,6 +31,8 @@ HIGHEST_RATE = 192_000
 
 SOUND_KEYS = pa.schema([f for f in records.PCM if f.name != "samples"], metadata=records.PCM.metadata)
 """What a row of sound has beside its samples, whose type may differ."""
+
+NO_SOUND = "the decoder gave NaN or infinity for this sound; check the checkpoint and its precision"
 
 _SCALE = {pa.int16(): 1 / 2**15, pa.int32(): 1 / 2**31, pa.float32(): 1.0, pa.float64(): 1.0}
 
@@ -101,6 +104,9 @@ def sound_column(parts: Sequence[npt.NDArray[np.int16] | None]) -> pa.Array:
     )
 
 
-def to_pcm(samples_N: Tensor) -> npt.NDArray[np.int16]:
-    """Return samples in [-1, 1] as 16-bit ones."""
-    return (samples_N.double() * 2**15).round().clamp(-(2**15), 2**15 - 1).short().cpu().numpy()
+def sound_cells(samples_N: Tensor) -> dict[str, Any]:
+    """Return what a row of sound made of samples in [-1, 1] holds: 16-bit ``samples``, or that they are no numbers."""
+    samples_N = samples_N.cpu()
+    if not bool(samples_N.isfinite().all()):
+        return {"samples": None, "status": NOT_FINITE, "error": NO_SOUND}
+    return {"samples": (samples_N.double() * 2**15).round().clamp(-(2**15), 2**15 - 1).short().numpy()}

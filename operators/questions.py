@@ -17,6 +17,7 @@ from connectors import records
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.options import option
 from models.standing.header import read_matcher
+from operators.finite import finite_rows
 from operators.streams import Refusal
 
 __all__ = [
@@ -282,11 +283,11 @@ def answered_row(
 
 
 def answer_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
-    """Return output rows as a batch."""
+    """Return output rows as a batch; those with NaN or infinity get the status ``not_finite``."""
     columns = [
         pa.array([row.get(field.name) for row in rows], pa.string()).dictionary_encode().cast(field.type)
         if pa.types.is_dictionary(field.type)
         else pa.array([row.get(field.name) for row in rows], field.type)
         for field in schema
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return finite_rows(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -25,6 +25,7 @@ from connectors.errors import RecoveryError
 from connectors.options import option
 from connectors.records import NEVER_US, encode_streams
 from operators.counters import Counters
+from operators.finite import NOT_FINITE_STATUS
 
 if TYPE_CHECKING:
     from operators.state import State
@@ -51,6 +52,7 @@ STREAM_STATUSES: Mapping[str, str] = {
     "rejected_corrupt": "the row's content cannot be used; `error` says why",
     "rejected_full": "a new stream, all slots are taken, and `on_streams_full` is `reject`",
     "reset": "the first row after the stream's memory was forgotten; `error` says why",
+    **NOT_FINITE_STATUS,
 }
 """What every operator with a memory per stream can say of a row besides ``ok`` and its own."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from unwritten import fill_unwritten
 
 HERE = Path(__file__).resolve().parent
 
@@ -93,7 +94,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seed the shared generators, so that no test draws on where its neighbors left them."""
+    """Seed the shared generators, so that no test draws on where its neighbors left them; mark unwritten memory."""
+    fill_unwritten()
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)

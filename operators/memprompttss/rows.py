@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from operators.base import Emitted, Output
+from operators.finite import finite_rows
 from operators.memprompttss.schemas import BANK, SEGMENTS, STATES, STATUSES
 from operators.output import status_column
 
@@ -131,7 +132,7 @@ class Rows:
                 column = pa.array(np.concatenate(parts) if parts else np.zeros(0)).cast(field.type)
                 made[field.name] = pa.concat_arrays([column, pa.nulls(len(refused), field.type)]).take(take)
         arrays = [made[field.name].cast(field.type) for field in STATES]
-        return pa.RecordBatch.from_arrays(arrays, schema=STATES)
+        return finite_rows(pa.RecordBatch.from_arrays(arrays, schema=STATES))
 
     def _segment_batch(self) -> pa.RecordBatch:
         parts = [_Part.of(part) for part in self._segments]
@@ -146,7 +147,7 @@ class Rows:
             else:
                 column = pa.concat_arrays([part.column(field.name, field.type) for part in parts])
                 arrays.append(column.take(take))
-        return pa.RecordBatch.from_arrays(arrays, schema=SEGMENTS)
+        return finite_rows(pa.RecordBatch.from_arrays(arrays, schema=SEGMENTS))
 
     def _causes(self, refused: int) -> pa.Array:
         kinds: list[Sequence[str]] = []
@@ -189,4 +190,4 @@ def _batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
             arrays.append(status_column(np.array([_CODES[str(value)] for value in values], np.int8), _NAMES))
         else:
             arrays.append(pa.array(values, field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return finite_rows(pa.RecordBatch.from_arrays(arrays, schema=schema))

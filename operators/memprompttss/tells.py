@@ -89,9 +89,9 @@ class Tells:
                     continue
                 begins = not row["final"] and row["revision"] == 0
                 if begins and begins_us - one["last_us"] > one["debounce_us"]:
-                    keys = ("stream_id", "sequence", "granularity", "state", "segment_id", "mean_confidence")
+                    keys = ("stream_id", "sequence", "granularity", "state", "segment_id", "mean_confidence", "status", "error")
                     rows.append({name: row[name] for name in keys} | {"event_time": begins_us, "known_at": ends_us})
-                    rows[-1] |= {"prompt_id": one["prompt_id"], "status": "ok"}
+                    rows[-1]["prompt_id"] = one["prompt_id"]
                 one["last_us"] = max(one["last_us"], ends_us)
         return rows
 

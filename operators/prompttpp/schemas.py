@@ -57,7 +57,7 @@ def score_schema(config: TppConfig, model_id: str = "") -> pa.Schema:
         pa.field("loglik", pa.float32()),
         pa.field("pit", pa.float32()),
         pa.field("type_rank", pa.int16()),
-        *(records.field(f"next_dt_{name}", pa.float64(), unit="s") for name in ("mean", "p10", "median", "p90")),
+        *(records.field(f"next_dt_{name}", pa.float64(), unit="s", infinite=True) for name in ("mean", "p10", "median", "p90")),
         pa.field("next_t", records.TIME_TYPE),
         pa.field("next_type", pa.int32()),
         pa.field("type_probs", pa.list_(pa.float32(), config.types)),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors import records
+from operators.finite import NOT_FINITE_STATUS
 from operators.reloop2.ids import ID_TYPES
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 
@@ -49,6 +50,7 @@ STATUSES: Mapping[str, str] = {
     "rejected_full": STREAM_STATUSES["rejected_full"] + ": `y_pred` is `y_base`, and the impression is not remembered",
     "reset": "the first impression after the stream's memory was evicted, predicted with an empty one",
     "base_only": "no usable id, or a hidden vector that is not finite: `y_pred` is `y_base`, the impression is not remembered",
+    **NOT_FINITE_STATUS,
     "invalid_label": "answers a label that is null, out of range or without id; the impression goes on waiting",
     "model_swapped": "answers a control row with a `checkpoint`: the operator goes on with that model",
     "swap_failed": "answers a control row with a `checkpoint` that cannot be used; the model stays",

@@ -20,6 +20,7 @@ from connectors import records
 from operators.base import Context, Emitted, Output
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
+from operators.finite import finite_rows
 from operators.output import status_column
 from operators.resample.config import ResampleOptions
 from operators.resample.declaration import OUTPUTS, ResampleDeclaration
@@ -184,7 +185,7 @@ class ResampleOperator(ResampleDeclaration):
         order = pa.array(np.argsort(key_R, kind="stable"))
         arrays = [column.take(order) for column in (*columns, status_column(codes_R, list(self.statuses)), errors)]
         arrays = [array.cast(field.type) for array, field in zip(arrays, OUTPUTS["samples"], strict=True)]
-        return [Output("samples", pa.RecordBatch.from_arrays(arrays, schema=OUTPUTS["samples"]))]
+        return [Output("samples", finite_rows(pa.RecordBatch.from_arrays(arrays, schema=OUTPUTS["samples"])))]
 
     # Ends and snapshots
 

@@ -36,7 +36,7 @@ from operators.event_time import microseconds
 from operators.frames import decode_row
 from operators.made_rows import MadeRows
 from operators.output import OutputRows
-from operators.pcm import to_pcm
+from operators.pcm import sound_cells
 from operators.specvqgan.config import ROWS_PER_COLUMN, Geometry, SpecVQGANOptions
 from operators.specvqgan.declaration import SpecVQGANDeclaration, parts_of
 from operators.specvqgan.drawing import Drawing, Turn
@@ -382,7 +382,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         """Bring sound and tokens of rows to the host, all at once."""
         later, self._later = self._later, []
         for (row, name, _), made_N in zip(later, download(*(made_N for *_, made_N in later)), strict=True):
-            row[name] = to_pcm(made_N) if name == "samples" else pack_tokens(made_N, self._codes)
+            row |= sound_cells(made_N) if name == "samples" else {name: pack_tokens(made_N, self._codes)}
 
     def _place(self, stream: FrameStream, sample: int) -> tuple[int, int]:
         """Return number and event time of a sample of a take."""

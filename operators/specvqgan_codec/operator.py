@@ -22,9 +22,10 @@ from operators.banks import PoolBank, TailBank
 from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
+from operators.finite import NOT_FINITE
 from operators.made_rows import MadeRows
 from operators.output import OutputRows
-from operators.pcm import PcmRow, PcmRows, to_pcm
+from operators.pcm import PcmRow, PcmRows, sound_cells
 from operators.specvqgan_codec.config import SpecVQGANCodecOptions
 from operators.specvqgan_codec.declaration import OUTPUT_OF, SpecVQGANCodecDeclaration, folder_of, parts_of
 from operators.specvqgan_codec.decoding import MOST_COLUMNS, DecodeStream, MadeSound, SoundMaker
@@ -34,6 +35,8 @@ from operators.state import State
 from operators.streams import Stream, StreamTable
 
 __all__ = ["SpecVQGANCodecOperator"]
+
+_NO_TOKENS = "the encoder gave NaN or infinity for this block; check the checkpoint and its precision"
 
 
 class SpecVQGANCodecOperator(SpecVQGANCodecDeclaration):
@@ -115,6 +118,8 @@ class SpecVQGANCodecOperator(SpecVQGANCodecDeclaration):
         codes = self._autoencoder.config.codes
         for piece, tokens_N in zip(pieces, encode_blocks(self._autoencoder, mels, self.codebook.nearest), strict=True):
             self._counters.add("blocks")
+            tokens_N = tokens_N.cpu()
+            there = bool((tokens_N >= 0).all())  # what is no number is near no code
             rows.add(
                 key,
                 stream_id=stream_id,
@@ -124,8 +129,9 @@ class SpecVQGANCodecOperator(SpecVQGANCodecDeclaration):
                 n_samples=piece.block.samples,
                 n_cols=len(tokens_N) // 5,
                 bits=bits_of(codes),
-                payload=pack_tokens(tokens_N, codes),
-                status=piece.status,
+                payload=pack_tokens(tokens_N, codes) if there else None,
+                status=piece.status if there else NOT_FINITE,
+                error=None if there else _NO_TOKENS,
             )
 
     def _decode(self, batch: pa.RecordBatch, out: OutputRows) -> None:
@@ -178,8 +184,7 @@ class SpecVQGANCodecOperator(SpecVQGANCodecDeclaration):
                 event_time=sound.time_us,
                 sample_rate=RATE,
                 channels=1,
-                samples=to_pcm(sound.samples_N),
-                status=sound.status,
+                **{"status": sound.status, **sound_cells(sound.samples_N)},
             )
 
     # Ends

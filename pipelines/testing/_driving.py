@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from connectors.errors import ContractError
 from operators.base import Emitted, Operator
+from operators.finite import not_finite_columns
 from operators.state import State
 from pipelines.runtime.contracts import OperatorContract
 from pipelines.testing._compare import ColumnCompare, clone_state, state_difference, table_difference
@@ -83,7 +84,7 @@ def control_rows(operator: Operator, batch: pa.RecordBatch) -> list[Emitted]:
 
 
 def checked(operator: Operator, method: str, given: Sequence[Emitted]) -> list[Emitted]:
-    """Return output rows; raise where they are of an output, a schema or a status that the operator does not declare."""
+    """Return output rows; raise where an output, a schema or a status is not declared, or a number is NaN or infinite."""
     try:
         emitted = list(OperatorContract("operator", operator).outputs(method, given))
     except ContractError as error:
@@ -91,6 +92,12 @@ def checked(operator: Operator, method: str, given: Sequence[Emitted]) -> list[E
     unknown = statuses_of(emitted) - set(operator.statuses)
     if unknown:
         raise ConformanceError(f"statuses: {sorted(unknown)} emitted, declared are {sorted(operator.statuses)}")
+    for _, batch in map(named, emitted):
+        for column, bad_R in not_finite_columns(batch).items():
+            raise ConformanceError(
+                f"numbers: {column!r} of row {int(bad_R.argmax())} from {method} is NaN or infinite; give null and a status "
+                "that says why, or declare the field with records.field(..., infinite=True)"
+            )
     return emitted
 
 

@@ -390,6 +390,12 @@ class GrowsTheBank(WindowMean):
         return {"bank_bytes": float(self.bank.bytes()["device"] + int(self.bank.written(torch.tensor([0]))))}
 
 
+class GivesNoNumber(WindowMean):
+    def process(self, batch):
+        (rows,) = super().process(batch)
+        return [rows.set_column(3, OUTPUT.field(3), pc.sqrt(rows.column(3)))]
+
+
 BROKEN = {
     "outputs": [GivesAnUndeclaredOutput, GivesAnotherSchema],
     "interleaving": [SharesBetweenStreams, DependsOnCuts, SharesBetweenStreamsOfOneOutput],
@@ -397,6 +403,7 @@ BROKEN = {
     "resharding": [CountsForAllStreams],
     "bad rows": [RaisesOnBadRows, StoresBadRows, HidesBadRows, AnswersBadRowsTwice],
     "statuses": [EmitsAnUndeclaredStatus],
+    "numbers": [GivesNoNumber],
     "admission": [LooksAtContentBeforeTime],
     "advance": [ClosesWindowsByStepsOfAdvance],
     "close": [LeavesAThread, LeavesAFile, LeavesAProcess],

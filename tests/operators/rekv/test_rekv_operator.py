@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 from rekv_streams import STEP_US, frames, interleaved, operator, question, questions, rows_of
 
 from connectors.errors import ConfigError, RecoveryError, StreambankError
@@ -49,6 +50,17 @@ def test_a_question_about_a_past_time_sees_exactly_the_frames_up_to_it(tiny_rekv
     at, just_before = answer(made, question("a", COLOR, at_us=5 * STEP_US), question("a", COLOR, at_us=5 * STEP_US - 1))
     assert content(at) == content(seen_by(tiny_rekv, 6))
     assert content(just_before) == content(seen_by(tiny_rekv, 5))
+
+
+def test_an_answer_from_a_memory_that_holds_no_numbers_is_told_as_such(tiny_rekv: str) -> None:
+    made = operator(tiny_rekv)
+    made.process(frames(interleaved("ab", 8)))
+    pool = made._encoding.bank.tiers.home
+    assert pool is not None
+    pool.rows["values"][:] = torch.nan
+    row = answer(made, question("a", COLOR))[0]
+    assert (row["status"], row["confidence"]) == ("not_finite", None)
+    assert "confidence holds nan, which is no result" in row["error"]
 
 
 def test_a_time_is_counted_from_the_first_frame_or_back_from_the_newest(tiny_rekv: str) -> None:

@@ -90,6 +90,17 @@ def test_prediction_that_is_not_finite_rejects_the_row(tmp_path: Path):
     assert "not finite" in first["error"]
 
 
+def test_prediction_from_a_memory_that_holds_no_numbers_is_told_as_such(ctr_model: str):
+    operator = make(ctr_model, mode="ring", capacity=16, micro_batch=1)
+    operator.process(impressions([1, 2]))
+    operator.control(labels([1, 2], [0, 1]))
+    operator.process(impressions([3]))
+    operator._memory._ring._values_CV[:] = torch.nan
+    (row,) = rows_of(operator.process(impressions([4])))
+    assert row["status"] == "not_finite" and row["y_pred"] is None and 0 < row["y_base"] < 1
+    assert "y_pred holds nan, which is no result" in row["error"]
+
+
 @pytest.mark.parametrize("mode", ["sketch", "knn"])
 def test_zero_vector_is_legal(ctr_model: str, mode: str):
     operator = make(ctr_model, mode=mode, center="none")

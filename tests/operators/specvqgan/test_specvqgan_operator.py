@@ -291,6 +291,16 @@ def test_given_features_are_taken_and_broken_numbers_become_zero(folder: Path) -
     assert row["error"] == "the row has 1 numbers; the transformer takes features of 12"
 
 
+def test_sound_that_is_no_number_is_told_as_such(folder: Path) -> None:
+    made = operator(folder)
+    with torch.no_grad():
+        next(made._voicing.vocoder.parameters()).fill_(torch.nan)
+    out = ended(made, made.process(clip("a", 1, 40)), "a")
+    rows = rows_of(out, "sound").to_pylist()
+    assert rows and {(row["status"], row["samples"]) for row in rows} == {("not_finite", None)}
+    assert all("NaN or infinity" in row["error"] for row in rows)
+
+
 def test_a_transformer_without_a_number_fails_its_stream_only(folder: Path) -> None:
     made, plain = (operator(folder, given_features=True, precision="float32", batch_streams=1) for _ in range(2))
     rows = np.random.default_rng(1).normal(size=(60, 12)).tolist()

@@ -243,6 +243,17 @@ def test_a_clip_whose_memory_is_not_finite_cannot_be_selected(
     assert [clip["clip"] for clip in picked["selected"]] == [1, 3] and made.metrics()["clips_unusable"] == 2
 
 
+def test_an_answer_from_a_memory_that_holds_no_numbers_is_told_as_such(tiny_videostreaming: str) -> None:
+    made = operator(tiny_videostreaming)
+    made.process(frames(interleaved("a", 2 * CLIP)))
+    pool = made._encoding.bank.tiers.home
+    assert pool is not None
+    pool.rows["memory"][:, 0] = torch.nan  # of the first clip; the newest one is also asked which clips to read
+    row = answer(made, question("a", COLOR))[0]
+    assert (row["status"], row["confidence"]) == ("not_finite", None)
+    assert "confidence holds nan, which is no result" in row["error"]
+
+
 def test_where_no_clip_is_usable_there_is_no_answer(tiny_videostreaming: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = encoder.encode_clips
     monkeypatch.setattr(
