@@ -9,11 +9,12 @@ stays as it is. Final states that differ get a row with the next revision and th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from models.uploads import download
 from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Tick
 from operators.memprompttss.memory import PromptBank
@@ -24,9 +25,28 @@ from operators.memprompttss.timeline import Timeline
 from operators.memprompttss.voting import Decided, decide, sum_votes
 from operators.memprompttss.weights import Network
 
-__all__ = ["Reviser"]
+__all__ = ["Reviser", "Revision"]
 
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Revision:
+    """Remembered windows of a stream that are being run again."""
+
+    level: int
+    tick: Tick
+    settled: int
+    """Samples that have final states."""
+    causes: Sequence[str]
+    first: int
+    """Number of the first window."""
+    number_W: Ints
+    """Of those that can be run."""
+    windows: int
+    """Number behind the last one."""
+    probability_WTK: Tensor
+    """What they say, on the device."""
 
 
 class Reviser:
@@ -44,19 +64,23 @@ class Reviser:
         self._network, self._timeline, self._banks = network, timeline, banks
         self._settler, self._geometry, self._granularities = settler, geometry, granularities
 
-    def revise(self, out: Rows, level: int, tick: Tick, windows: int, settled: int, causes: Sequence[str]) -> int:
-        """Run the first ``windows`` windows of a stream again, as far as they are remembered; return how many states changed.
+    def run(self, level: int, tick: Tick, windows: int, settled: int, causes: Sequence[str]) -> Revision:
+        """Run the first ``windows`` windows of a stream again, as far as they are remembered; the host waits for nothing.
 
-        The first ``settled`` samples have final states, which are revised; the votes of all others are replaced.
+        The first ``settled`` samples have final states, which ``revise`` changes.
         """
-        timeline, window, stride = self._timeline, self._geometry.window, self._geometry.stride
-        slot = tick.job.slot
-        first, number_W, tokens_WPD = timeline.cached(slot, windows)
-        start, end = first * stride, (windows - 1) * stride + window
-        tokens_BND, valid_BN = self._banks[level].read(np.array([slot]))
+        first, number_W, tokens_WPD = self._timeline.cached(tick.job.slot, windows)
+        tokens_BND, valid_BN = self._banks[level].read(np.array([tick.job.slot]))
         of_W = np.zeros(len(number_W), np.int64)
-        (probability_WTK,) = download(self._network.states(tokens_WPD, tokens_BND, valid_BN, of_W))
-        sum_NK, count_N = sum_votes(number_W * stride, probability_WTK.numpy(), start, end - start)
+        said_WTK = self._network.states(tokens_WPD, tokens_BND, valid_BN, of_W)
+        return Revision(level, tick, settled, causes, first, number_W, windows, said_WTK)
+
+    def revise(self, out: Rows, one: Revision, probability_WTK: npt.NDArray[np.float32]) -> int:
+        """Revise final states by what windows say; the votes of all other samples are replaced. Return how many changed."""
+        timeline, window, stride = self._timeline, self._geometry.window, self._geometry.stride
+        level, tick, settled, first, causes = one.level, one.tick, one.settled, one.first, one.causes
+        slot, start, end = tick.job.slot, first * stride, (one.windows - 1) * stride + window
+        sum_NK, count_N = sum_votes(one.number_W * stride, probability_WTK, start, end - start)
         # Samples before have windows that are forgotten.
         revised = 0 if first == 0 else start + window - stride
         changed = 0

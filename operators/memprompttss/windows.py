@@ -18,7 +18,7 @@ from operators.memprompttss.config import Geometry
 from operators.memprompttss.jobs import Job, Tick
 from operators.memprompttss.memory import PromptBank
 from operators.memprompttss.quality import MISSING
-from operators.memprompttss.revising import Reviser
+from operators.memprompttss.revising import Reviser, Revision
 from operators.memprompttss.rows import Rows
 from operators.memprompttss.settling import Settler
 from operators.memprompttss.timeline import Timeline
@@ -58,16 +58,15 @@ class WindowRunner:
         waiting = [tick for tick in ticks if self._applier.waits(tick.job.stream_id, tick.job.slot)]
         causes = self._applier.apply(out, waiting) if waiting else {}
         touched = {(waiting[number].job.slot, level) for number, level in causes}
-        for (number, level), names in causes.items():
-            tick = waiting[number]
-            settled = tick.window * self._geometry.stride
-            changed = self._reviser.revise(out, level, tick, tick.window + 1, settled, names)
-            self._counters.add("revisions", changed)
+        revisions = [
+            self._reviser.run(level, tick := waiting[number], tick.window + 1, tick.window * self._geometry.stride, names)
+            for (number, level), names in causes.items()
+        ]
         self._counters.add("windows", len(ticks))
         rank_W = np.array([tick.window - tick.job.stream.windows for tick in ticks])
         made = [self._decode(level, tokens_WPD, valid_W, slots_W, touched) for level in range(len(self._banks))]
-        on_host = download(*(probability_VTK for _, probability_VTK in made))
-        said = [(row_W, probability_VTK.numpy()) for (row_W, _), probability_VTK in zip(made, on_host, strict=True)]
+        on_host = self._revise(out, revisions, [probability_VTK for _, probability_VTK in made])
+        said = [(row_W, probability_VTK) for (row_W, _), probability_VTK in zip(made, on_host, strict=True)]
         for rank in range(int(rank_W.max()) + 1):
             members = np.flatnonzero(rank_W == rank)
             some = [ticks[w] for w in members.tolist()]
@@ -80,13 +79,21 @@ class WindowRunner:
         for tick in ticks:
             tick.job.stream.windows = tick.window + 1
 
+    def _revise(self, out: Rows, revisions: Sequence[Revision], others: Sequence[Tensor] = ()) -> list[Floats]:
+        """Bring what windows say to the host, all at once, and revise by it; return ``others`` on the host."""
+        on_host = [found.numpy() for found in download(*(one.probability_WTK for one in revisions), *others)]
+        for one, probability_WTK in zip(revisions, on_host, strict=False):
+            self._counters.add("revisions", self._reviser.revise(out, one, probability_WTK))
+        return on_host[len(revisions) :]
+
     def apply_late(self, out: Rows, job: Job) -> None:
         """Apply the prompts that wait, between two ticks; what is not final is told again."""
         tick, settled = Tick(job, job.stream.windows, 0), job.stream.windows * self._geometry.stride
         causes = self._applier.apply(out, [tick])
-        for (_, level), names in causes.items():
-            self._counters.add("revisions", self._reviser.revise(out, level, tick, job.stream.windows, settled, names))
-            self._settler.tell_open(out, level, tick, settled, names)
+        revisions = [self._reviser.run(level, tick, job.stream.windows, settled, names) for (_, level), names in causes.items()]
+        for one, found in zip(revisions, download(*(one.probability_WTK for one in revisions)), strict=True):
+            self._counters.add("revisions", self._reviser.revise(out, one, found.numpy()))
+            self._settler.tell_open(out, one.level, tick, settled, one.causes)
 
     def finish(self, out: Rows, job: Job, key: int) -> None:
         """Settle all samples of a stream that goes on no more, with a window that ends with the last one."""
@@ -97,9 +104,10 @@ class WindowRunner:
             return
         tick = Tick(job, stream.windows, key)
         causes = {} if padded else self._applier.apply(out, [tick])
-        for (_, level), names in causes.items():
-            changed = self._reviser.revise(out, level, tick, stream.windows, stream.windows * stride, names)
-            self._counters.add("revisions", changed)
+        settled = stream.windows * stride
+        self._revise(
+            out, [self._reviser.run(level, tick, stream.windows, settled, names) for (_, level), names in causes.items()]
+        )
         first = stream.windows * stride if stream.windows else 0
         covered = 0 if not stream.windows else (stream.windows - 1) * stride + window
         slots_W, status = np.array([job.slot]), "padded" if padded else None

@@ -38,6 +38,8 @@ def check_memory(options: ReLoop2Options, name: str, hidden_dim: int) -> None:
     """Raise ``ConfigError`` unless the memory and the tables of waiting rows fit into ``bank_gib``."""
     per_slot = memory_bytes(options, hidden_dim)
     per_slot += join_bytes(options.pending_capacity, options.micro_batch, key_bytes(options, hidden_dim))
+    if options.sigma > 0:  # the host keeps base predictions, too
+        per_slot += 4 * join_rows(options.pending_capacity, options.micro_batch)
     per_slot += early_bytes(options.early_capacity)
     check_budget(
         name,

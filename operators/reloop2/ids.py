@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from connectors.errors import SchemaError
 
-__all__ = ["BAD_ID", "ID_TYPES", "MAX_ID_BYTES", "Bools", "IdIndex", "Ints", "first_of_each", "id_keys", "row_ids"]
+__all__ = ["BAD_ID", "ID_TYPES", "MAX_ID_BYTES", "Bools", "Floats", "IdIndex", "Ints", "first_of_each", "id_keys", "row_ids"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 

@@ -64,8 +64,17 @@ class JoinTable:
     """Rings of ``capacity`` rows for each of ``slots`` slots, and room for ``slack`` rows between two calls of ``free``."""
 
     def __init__(
-        self, slots: int, capacity: int, slack: int, *, key_width: int, key_dtype: torch.dtype, device: torch.device
+        self,
+        slots: int,
+        capacity: int,
+        slack: int,
+        *,
+        key_width: int,
+        key_dtype: torch.dtype,
+        device: torch.device,
+        known_base: bool = False,
     ) -> None:
+        """``known_base``: the host keeps base predictions, too, once it has come to know them."""
         self.slots, self.capacity, self.slack = slots, capacity, slack
         self.rows = join_rows(capacity, slack)
         total = slots * self.rows
@@ -77,6 +86,8 @@ class JoinTable:
         self.written = np.zeros(total, np.int64)
         """Where the row stands in the memory, for corrections: what ``ErrorMemory.write`` returned."""
         self.base_R = torch.zeros(total, device=device)
+        self.known_base_R = np.full(total if known_base else 0, np.nan, np.float32)
+        """The same on the host; NaN where it does not know it yet."""
         self.keys_RW = torch.zeros((total, key_width), dtype=key_dtype, device=device)
         self._head_S = np.zeros(slots, np.int64)
         self._staged_SR = np.zeros((slots, self.rows), np.int32)
@@ -107,6 +118,8 @@ class JoinTable:
         self.label[row_B] = 0.0
         self.model[row_B] = new.model
         self.written[row_B] = 0
+        if len(self.known_base_R):
+            self.known_base_R[row_B] = np.nan
         to_B, from_B = self._on_device(row_B), self._on_device(fresh_B)
         self.keys_RW[to_B] = new.keys_BW[from_B].to(self.keys_RW.dtype)
         self.base_R[to_B] = new.base_B[from_B]
@@ -116,6 +129,10 @@ class JoinTable:
         rows_B = np.full(len(new.ids_B), -1, np.int64)
         rows_B[fresh_B] = row_B
         return rows_B, duplicate_B
+
+    def note_base(self, row_B: Ints, base_B: npt.NDArray[np.float32]) -> None:
+        """Note base predictions that have come to the host; of equal rows the last one counts, and of those below 0 none."""
+        self.known_base_R[row_B[row_B >= 0]] = base_B[row_B >= 0]
 
     def stage(self, row_B: Ints, label_B: np.ndarray) -> None:
         """Note the labels of rows, all different: of pending ones to be written, of negative ones to be corrected."""
@@ -215,6 +232,8 @@ class JoinTable:
         there_R = self._on_device(row_R)
         self.keys_RW[there_R] = keys.values_R.to(self.keys_RW)
         self.base_R[there_R] = upload_values(base_R, self.base_R.device)
+        if len(self.known_base_R):
+            self.known_base_R[row_R] = base_R
         count_N = staged.count_N.numpy()
         self._staged_count_S[slots_N] = count_N
         self._staged_SR[np.repeat(slots_N, count_N), staged.index_R.numpy()] = staged.values_R.numpy()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.reloop2.base import CtrModel
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.ids import Bools, Ints
+from operators.reloop2.ids import Bools, Floats, Ints
 from operators.reloop2.row_memory import RowMemory
 from operators.reloop2.rules import Recollection
 from operators.reloop2.sketch_memory import SketchMemory
@@ -31,6 +31,8 @@ class ErrorMemory(Protocol):
 
     key_width: int
     key_dtype: torch.dtype
+    needs_base: bool
+    """The host has to know base predictions when it writes."""
 
     def keys(self, hidden_BD: Tensor) -> Tensor:
         """Return the keys of hidden vectors, [B, W]."""
@@ -40,8 +42,11 @@ class ErrorMemory(Protocol):
         """Return what is known about rows like these."""
         ...
 
-    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
-        """Take rows, in order; return for each where it stands, for ``holds``. Only labels lie on the CPU."""
+    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints, known_B: Floats | None = None) -> Ints:
+        """Take rows, in order; return for each where it stands, for ``holds``. Only labels lie on the CPU.
+
+        ``known_B``: base predictions as far as the host knows them, else NaN; only where ``needs_base``.
+        """
         ...
 
     def holds(self, written_B: Ints, slots_B: Ints) -> Bools:

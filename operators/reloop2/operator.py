@@ -101,6 +101,7 @@ class ReLoop2Operator(ReLoop2Declaration):
             key_width=self._memory.key_width,
             key_dtype=self._memory.key_dtype,
             device=context.device,
+            known_base=self._memory.needs_base,
         )
         self._early = EarlyLabels(slots, options.early_capacity)
         self._times = EventTime(
@@ -258,6 +259,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         if duplicate_B.any():
             out.set_rows(rows_B[duplicate_B], "duplicate", [DUPLICATE] * int(duplicate_B.sum()))
             made.flag(rows_B[duplicate_B], Flag.DUPLICATE)
+        if self._memory.needs_base:  # comes to the host with the predictions, before most labels do
+            self._deferred.add(self._join.note_base, placed_B, base_B)
         fresh_B = np.flatnonzero(~duplicate_B)
         early_B, label_B = self._early.take(ids_B[fresh_B])
         if early_B.any():
@@ -304,7 +307,8 @@ class ReLoop2Operator(ReLoop2Declaration):
         keys_BW, base_B = join.keys_RW[there_B], join.base_R[there_B]
         label_B = torch.from_numpy(join.label[rows_B])
         self._version_S[np.unique(slots_B)] += 1
-        return self._memory.write(keys_BW, label_B, base_B, slots_B)
+        known_B = join.known_base_R[rows_B] if self._memory.needs_base else None
+        return self._memory.write(keys_BW, label_B, base_B, slots_B, known_B)
 
     def _correct(self, rows_B: Ints) -> None:
         """Make rows that were written as negatives what their late labels say."""

@@ -21,7 +21,7 @@ from models.uploads import download, upload
 from operators.banks import LshTable, Neighbors, PostingLists, PostingRules, RowRing, SignHash, random_numbers
 from operators.reloop2.budget import SLICES, TAIL_ROWS, slice_rows
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.ids import Bools, Ints
+from operators.reloop2.ids import Bools, Floats, Ints
 from operators.reloop2.rules import Recollection, softmax_weights
 from operators.state import State
 
@@ -40,6 +40,7 @@ class RowMemory:
 
     def __init__(self, options: ReLoop2Options, model: CtrModel, device: torch.device) -> None:
         self._options = options
+        self.needs_base = options.sigma > 0
         self._device = device
         self._dim = model.hidden_dim
         self._hash = self._table = None
@@ -78,13 +79,15 @@ class RowMemory:
         rows_B = weight_Bk.sum(1) / weight_Bk.square().sum(1).clamp_min(1e-300)  # effective sample size (Kish)
         return Recollection(weight_Bk, values_BkV[..., 0], values_BkV[..., 1], found.valid_Bk, rows_B)
 
-    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
+    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints, known_B: Floats | None = None) -> Ints:
         """Take the rows that ``sigma`` and ``keep_rate`` leave; a row over the capacity takes the place of the oldest."""
         number_B = torch.arange(self._offered, self._offered + len(label_B))
         self._offered += len(label_B)
         keep_B = torch.ones_like(number_B, dtype=torch.bool)
         if self._options.sigma > 0:
-            keep_B &= (label_B - download(base_B)[0]).abs() > self._options.sigma
+            if known_B is None or np.isnan(known_B).any():  # of this very call: the label was there before the impression
+                known_B = download(base_B)[0].numpy()
+            keep_B &= (label_B - torch.from_numpy(known_B)).abs() > self._options.sigma
         if self._options.keep_rate < 1:
             drawn_B = random_numbers(torch.full_like(number_B, self._options.seed), number_B, 0, 1)[:, 0]
             keep_B &= drawn_B.double() < self._options.keep_rate * 2.0**63

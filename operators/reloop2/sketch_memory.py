@@ -18,7 +18,7 @@ from models.uploads import upload, upload_values
 from operators.banks import Forgetting, HalfLife, Never, ResetEvery, SignHash, SketchBank, Slices
 from operators.reloop2.budget import COLUMNS, SLICES
 from operators.reloop2.config import ReLoop2Options
-from operators.reloop2.ids import Bools, Ints
+from operators.reloop2.ids import Bools, Floats, Ints
 from operators.reloop2.rules import Recollection, count_weights, softmax_weights
 from operators.rounds import rank_within
 from operators.state import State
@@ -32,6 +32,7 @@ class SketchMemory:
     """Sketches of ``slots`` slots."""
 
     key_dtype = torch.int32
+    needs_base = False
 
     def __init__(self, options: ReLoop2Options, model: CtrModel, slots: int, device: torch.device) -> None:
         self._options = options
@@ -74,7 +75,7 @@ class SketchMemory:
         rows_B = (weight_BK * count_BK).sum(1)  # the arrays hold the same rows, so their counts do not add up
         return Recollection(weight_BK, means_BKV[..., 0], means_BKV[..., 1], valid_BK, rows_B)
 
-    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints) -> Ints:
+    def write(self, keys_BW: Tensor, label_B: Tensor, base_B: Tensor, slots_B: Ints, known_B: Floats | None = None) -> Ints:
         """Add rows to their buckets; return how often their slot had been emptied by then."""
         number_B = self._rows_S[slots_B] + rank_within(slots_B)
         values_BV = torch.stack([upload(label_B, base_B.device), base_B], dim=1)

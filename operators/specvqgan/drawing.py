@@ -23,14 +23,13 @@ from models.specvqgan.sampling import choose
 from models.specvqgan.transformer import KVCache, SoundTransformer
 from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, random_numbers, ring
+from operators.specvqgan.looking import LARGEST
 from operators.specvqgan.streams import FrameStream
 from operators.state import State
 
 __all__ = ["Drawing", "Turn", "token_noise"]
 
 _NOTHING = -1
-_LARGEST = 1e6
-"""Of features for which the transformer is proved to give numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +114,7 @@ class Drawing:
 
         On a device it is not asked for that where it is proved to give numbers: for features of up to ``largest``.
         """
-        proved = self._device.type != "cpu" and largest <= _LARGEST and self._gives_numbers()
+        proved = self._device.type != "cpu" and largest <= LARGEST and self._gives_numbers()
         made = [False] * len(turns)
         order = sorted(range(len(turns)), key=lambda i: turns[i].stream.slot)  # slots side by side are read without a copy
         for start in range(0, len(turns), self._batch):
@@ -133,7 +132,7 @@ class Drawing:
             network, config = self._network, self._network.config
             feats_1EF = torch.zeros(1, config.feature_width, config.features, dtype=self._dtype, device=self._device)
             tokens_1N = torch.zeros(1, config.positions - config.features, dtype=torch.int64, device=self._device)
-            self._proved = math.isfinite(largest_of(network, (feats_1EF, _LARGEST), (tokens_1N, 0.0)))
+            self._proved = math.isfinite(largest_of(network, (feats_1EF, LARGEST), (tokens_1N, 0.0)))
         return self._proved
 
     def _draw(self, turns: Sequence[Turn], proved: bool) -> list[bool]:

@@ -17,17 +17,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.bounds import AlwaysFinite
 from models.compiled import per_frame
 from models.specvqgan.vision import FrameNetwork, picked_rows
 from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, TailBank, ring
-from operators.frame_features import PIXEL
 from operators.specvqgan.config import ROWS_PER_COLUMN, Geometry
 from operators.specvqgan.streams import FrameStream
 from operators.state import State
 
-__all__ = ["FeatureRing", "Look"]
+__all__ = ["LARGEST", "FeatureRing", "Look"]
+
+LARGEST = 1e6
+"""Of a feature of the frame network: what is larger is as wrong as infinity, and is cut."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +56,11 @@ class FeatureRing:
     ) -> None:
         self._network, self.width, self._geometry, self._batch = network, width, geometry, batch_frames
         self._device = device
-        self._repaired = 0
         self._picked = frozenset(picked_rows(geometry.rows, geometry.features))
         self._newest = TailBank("newest", self.newest_spec(network, width), slots=slots, capacity=1)
         self._rows = SlotBank("features", self.row_specs(width), slots=slots, capacity=geometry.ring, device=device)
         self._there_SC = np.zeros((slots, geometry.ring), np.bool_)
         """Which rows were looked at: what the bank holds of it, for the host."""
-        self._finite = None if network is None else AlwaysFinite(self._features, PIXEL)
         self._run = None if network is None else per_frame(network, device, compiled=compiled)
 
     @staticmethod
@@ -137,23 +136,22 @@ class FeatureRing:
         oldest = max(0, -(-(row - self._geometry.rows + 1) // step))
         return any(row - window * step in self._picked for window in range(oldest, newest + 1))
 
-    def write(self, looks: Sequence[Look]) -> int:
-        """Look at frames, those of all streams together, and keep their features. Return how many went through the network."""
+    def write(self, looks: Sequence[Look]) -> list[tuple[FrameStream, Tensor]]:
+        """Look at frames, those of all streams together, and keep their features.
+
+        Return for each that went through the network its stream, and whether its feature was good as it was: a bool that
+        stays on the device. What was not good is repaired there.
+        """
         seen = [look for look in looks if look.pixels is not None]
-        found = dict(zip(map(id, seen), self._encode([look.pixels for look in seen if look.pixels is not None]), strict=True))
-        doubtful = [look for look in seen if not self._known_finite(look)]
-        looks_at = torch.stack([found[id(look)].isfinite().all() for look in doubtful]).tolist() if doubtful else []
-        for look, finite in zip(doubtful, looks_at, strict=True):
-            if not finite:
-                found[id(look)] = found[id(look)].nan_to_num(0.0, 0.0, 0.0)
-                look.stream.repaired = True
-                self._repaired += 1
+        features = self._encode([look.pixels for look in seen if look.pixels is not None])
+        good = [self._is_good(feature_E) for feature_E in features]
+        found = {id(look): self._repaired(feature_E) for look, feature_E in zip(seen, features, strict=True)}
         by_slot: dict[int, list[Look]] = {}
         for look in looks:
             by_slot.setdefault(look.stream.slot, []).append(look)
         longest = max((sum(len(look.rows) for look in mine) for mine in by_slot.values()), default=0)
         if not longest:
-            return 0
+            return []
         feature_BRE = torch.zeros(len(by_slot), longest, self.width, device=self._device)
         there_BR = torch.zeros(len(by_slot), longest, dtype=torch.bool, device=self._device)
         counts = []
@@ -171,28 +169,19 @@ class FeatureRing:
         slots = self._slots(list(by_slot))
         counts_B = upload_values(counts, self._device)
         self._rows.write(slots, {"feature": feature_BRE, "there": there_BR}, counts_B, ring)
-        return len(seen)
-
-    def take_repaired(self) -> int:
-        """Return how many features held NaN or infinity since the last call."""
-        count, self._repaired = self._repaired, 0
-        return count
+        return list(zip([look.stream for look in seen], good, strict=True))
 
     @property
     def largest(self) -> float:
-        """What no feature on the device exceeds; infinite where nothing is proved of the network."""
-        return math.inf if self._finite is None else self._finite.worst
+        """What no feature in the ring exceeds; those that somebody else has made may be any number."""
+        return math.inf if self._network is None else LARGEST
 
-    def _known_finite(self, look: Look) -> bool:
-        """Tell whether the features of a look need no look at them: they are proved to be finite, and lie on a device."""
-        if self._finite is None or look.pixels is None or self._device.type == "cpu":
-            return False
-        return self._finite(look.pixels[None])
+    def _is_good(self, feature_E: Tensor) -> Tensor:
+        return feature_E.isfinite().all() if self._network is None else (feature_E.abs() <= LARGEST).all()
 
-    def _features(self, pixels_B: Tensor) -> Tensor:
-        assert self._network is not None
-        features_BE: Tensor = self._network(upload(pixels_B, self._device))
-        return features_BE.float()
+    def _repaired(self, feature_E: Tensor) -> Tensor:
+        feature_E = feature_E.nan_to_num(0.0, 0.0, 0.0)
+        return feature_E if self._network is None else feature_E.clamp(-LARGEST, LARGEST)
 
     @torch.inference_mode()
     def _encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:

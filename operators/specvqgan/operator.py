@@ -122,6 +122,12 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         """Of streams that were closed, up to the next ``flush``."""
         self._later: list[tuple[dict[str, Any], str, Tensor]] = []
         """Rows, their column, and what it is made of, until the call ends."""
+        self._seen: list[tuple[FrameStream, Tensor]] = []
+        """Streams whose frames were looked at, and whether the feature was good, until the call ends."""
+        self._fresh: dict[int, list[int]] = {}
+        """Slot → places in ``_seen`` of features that no row of sound tells of yet."""
+        self._told: list[tuple[dict[str, Any], list[int]]] = []
+        """Rows, and places in ``_seen`` of the features that they are the first to tell of."""
         self._key: int | None = None
         self._streams = StreamTable(
             context.name, self._open, options, kind=FrameStream, counters=self._counters, ended=self._end
@@ -265,11 +271,18 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         self._waiting.clear()
         if not looks:
             return
-        self._counters.add("frames_seen", self._looking.write(looks))
-        self._counters.add("features_repaired", self._looking.take_repaired())
+        self._look(looks)
         streams = list({look.stream.slot: look.stream for look in looks}.values())
         while turns := [turn for stream in streams if (turn := self._turn(stream, None)) is not None]:
             self._make(turns, self._rows, None)
+
+    def _look(self, looks: Sequence[Look]) -> None:
+        """Look at frames. Whether their features are good comes to the host with the sound."""
+        seen = self._looking.write(looks)
+        self._counters.add("frames_seen", len(seen))
+        for one in seen:
+            self._fresh.setdefault(one[0].slot, []).append(len(self._seen))
+            self._seen.append(one)
 
     def _turn(self, stream: FrameStream, total: int | None) -> Turn | None:
         """Return how the next column of a stream is made; None where it is not due. ``total``: all columns, at the end."""
@@ -317,7 +330,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         """Make what is left of a take: its newest frame is its last one."""
         if not stream.open:
             return
-        self._looking.write([self._looking.look(stream, range(stream.row, stream.row + 1))])
+        self._look([self._looking.look(stream, range(stream.row, stream.row + 1))])
         count = stream.row + 1
         total = columns_of(count, self.geometry)
         while stream.open and (turn := self._turn(stream, total)) is not None:
@@ -329,6 +342,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         """Begin a take with the next frame."""
         stream.restart()
         stream.gap = True
+        self._fresh.pop(stream.slot, None)
         self._looking.restart(stream.slot)
         self._drawing.restart(stream.slot)
         self._voicing.release(stream.slot)
@@ -346,6 +360,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         sound_N = self._voicing.voice(stream, tokens_N, last=last)[: samples - stream.made]
         status = "repaired" if stream.repaired else "gap" if stream.gap else "ok"
         stream.gap = stream.repaired = False
+        looks = self._fresh.pop(stream.slot, [])
         stream_id = self._ids[stream.slot]
         if stream.column > stream.told and samples > _COLUMN * stream.told:
             fresh = stream.column - stream.told
@@ -362,6 +377,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
                 status=status,
             )
             self._later.append((row, "payload", tokens_N[len(tokens_N) - 5 * fresh :]))
+            self._told.append((row, looks))
             stream.told = stream.column
         if len(sound_N):
             sequence, time_us = self._place(stream, stream.made)
@@ -376,12 +392,24 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
                 status=status,
             )
             self._later.append((row, "samples", sound_N))
+            self._told.append((row, looks))
             stream.made += len(sound_N)
 
     def _take_sound(self) -> None:
-        """Bring sound and tokens of rows to the host, all at once."""
-        later, self._later = self._later, []
-        for (row, name, _), made_N in zip(later, download(*(made_N for *_, made_N in later)), strict=True):
+        """Bring sound and tokens of rows to the host, all at once, and which features were repaired."""
+        later, seen, told, fresh = self._later, self._seen, self._told, self._fresh
+        self._later, self._seen, self._told, self._fresh = [], [], [], {}
+        flags = [torch.stack([good for _, good in seen])] if seen else []
+        on_host = download(*(made_N for *_, made_N in later), *flags)
+        bad = {place for good_L in on_host[len(later) :] for place in np.flatnonzero(~good_L.numpy()).tolist()}
+        self._counters.add("features_repaired", len(bad))
+        for row, places in told:
+            if bad.intersection(places):
+                row["status"] = "repaired"
+        for places in fresh.values():
+            for place in bad.intersection(places):
+                seen[place][0].repaired = True
+        for (row, name, _), made_N in zip(later, on_host, strict=False):
             row |= sound_cells(made_N) if name == "samples" else {name: pack_tokens(made_N, self._codes)}
 
     def _place(self, stream: FrameStream, sample: int) -> tuple[int, int]:
@@ -400,6 +428,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
         assert isinstance(stream, FrameStream)
         rows, key = (self._left, 0) if self._key is None else (self._rows, self._key)
         self._finish(stream, key, rows)
+        self._fresh.pop(stream.slot, None)
         self._looking.release(stream.slot)
         self._drawing.release(stream.slot)
         self._voicing.release(stream.slot)

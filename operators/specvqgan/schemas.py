@@ -32,7 +32,7 @@ OUTPUTS: Mapping[str, pa.Schema] = {"sound": SOUND, "tokens": TOKENS}
 STATUSES: Mapping[str, str] = {
     "ok": "a piece of sound, or its tokens",
     "gap": "as ok, and the first after a pause of more than `max_gap_s`, or after sound was left out",
-    "repaired": "as ok, but a feature that it was made from held NaN or infinity, which were replaced by 0",
+    "repaired": "as ok, but a feature that it was made from held NaN, infinity or more than a million, which were replaced",
     **STREAM_STATUSES,
     "too_long": "with `exact`: the frame comes later than `exact_max_s`; the sound ends before it",
     "behind": "with `on_behind` drop: sound up to here was left out, because the clock was too far ahead",
