@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.base import Emitted, Output
-from operators.finite import NOT_FINITE, finite_rows
-from operators.output import OutputRows, status_column
+from operators.output import NOT_FINITE, OutputRows, finite_rows, status_column
 from operators.pcm import sound_column
 
 __all__ = ["MadeRows"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from connectors import records
 from connectors.errors import SchemaError
-from operators.finite import NOT_FINITE
+from operators.output import NOT_FINITE
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from connectors import records
 from connectors.errors import CheckpointMismatch, ConfigError
 from connectors.options import option
 from models.standing.header import read_matcher
-from operators.finite import finite_rows
+from operators.output import finite_rows
 from operators.streams import Refusal
 
 __all__ = [

@@ -25,7 +25,7 @@ from connectors.errors import RecoveryError
 from connectors.options import option
 from connectors.records import NEVER_US, encode_streams
 from operators.counters import Counters
-from operators.finite import NOT_FINITE_STATUS
+from operators.output import NOT_FINITE_STATUS
 
 if TYPE_CHECKING:
     from operators.state import State

@@ -18,3 +18,8 @@ def test_so_does_that_of_the_simulated_device_at_no_kernel():
     with on_device() as launches:
         made = torch.empty(3, device=DEVICE)
     assert on_host(made).isnan().all() and launches.kernels == 0
+
+
+def test_a_default_device_is_that_of_new_memory_as_ever():
+    with torch.device("meta"):
+        assert torch.empty(3).is_meta and torch.nn.Linear(2, 3).weight.is_meta

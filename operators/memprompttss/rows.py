@@ -15,9 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from operators.base import Emitted, Output
-from operators.finite import finite_rows
 from operators.memprompttss.schemas import BANK, SEGMENTS, STATES, STATUSES
-from operators.output import status_column
+from operators.output import finite_rows, status_column
 
 __all__ = ["Rows", "SegmentBlock", "StateBlock"]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from connectors import records
-from operators.finite import NOT_FINITE_STATUS
+from operators.output import NOT_FINITE_STATUS
 from operators.reloop2.ids import ID_TYPES
 from operators.streams import STREAM_LOSSES, STREAM_STATUSES
 

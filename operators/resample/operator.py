@@ -20,8 +20,7 @@ from connectors import records
 from operators.base import Context, Emitted, Output
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
-from operators.finite import finite_rows
-from operators.output import status_column
+from operators.output import finite_rows, status_column
 from operators.resample.config import ResampleOptions
 from operators.resample.declaration import OUTPUTS, ResampleDeclaration
 from operators.resample.grid import interval_of, lines, means, time_of

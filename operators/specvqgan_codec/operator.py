@@ -22,9 +22,8 @@ from operators.banks import PoolBank, TailBank
 from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
-from operators.finite import NOT_FINITE
 from operators.made_rows import MadeRows
-from operators.output import OutputRows
+from operators.output import NOT_FINITE, OutputRows
 from operators.pcm import PcmRow, PcmRows, sound_cells
 from operators.specvqgan_codec.config import SpecVQGANCodecOptions
 from operators.specvqgan_codec.declaration import OUTPUT_OF, SpecVQGANCodecDeclaration, folder_of, parts_of

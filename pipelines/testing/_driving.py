@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from connectors.errors import ContractError
 from operators.base import Emitted, Operator
-from operators.finite import not_finite_columns
+from operators.output import not_finite_columns
 from operators.state import State
 from pipelines.runtime.contracts import OperatorContract
 from pipelines.testing._compare import ColumnCompare, clone_state, state_difference, table_difference

@@ -13,8 +13,10 @@ from typing import Any
 __all__ = ["fill_unwritten"]
 
 _DONE: set[str] = set()
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 16 << 20
 """Of what is filled: a larger reserve is memory that the machine may not have."""
+_LAYERS = ("torch.nn.", "transformers.")
+"""Modules that reserve weights: large networks are built without a value, and given those of a file."""
 
 
 def fill_unwritten() -> None:
@@ -40,6 +42,10 @@ def _fill_numpy(np: Any) -> None:
 
 
 def _fill_torch(torch: Any) -> None:
+    from torch.utils._device import _device_constructors
+
+    _device_constructors()  # notes, once, which functions ``with torch.device(...)`` is for: those that are replaced below, too
+
     def mark(tensor: Any) -> Any:
         inner = tensor.inner if type(tensor).__name__ == "DeviceTensor" else tensor  # of tests/support/launches.py
         if inner.device.type != "cpu" or inner.dtype == torch.bool or inner.nbytes > _MOST_BYTES:
@@ -65,6 +71,8 @@ def _wrap(owner: Any, name: str, mark: Callable[[Any], Any]) -> None:
     @wraps(plain)
     def filled(*args: Any, **kwargs: Any) -> Any:
         made = plain(*args, **kwargs)
-        return made if kwargs.get("out") is not None else mark(made)
+        if kwargs.get("out") is not None or sys._getframe(1).f_globals.get("__name__", "").startswith(_LAYERS):
+            return made
+        return mark(made)
 
     setattr(owner, name, filled)

@@ -5,9 +5,8 @@ import math
 import pyarrow as pa
 
 from connectors import records
-from operators.finite import NOT_FINITE_STATUS, finite_rows
 from operators.made_rows import MadeRows
-from operators.output import OutputRows
+from operators.output import NOT_FINITE_STATUS, OutputRows, finite_rows
 from operators.streams import STREAM_STATUSES
 
 _SCORED = pa.struct([pa.field("sequence", pa.int64()), pa.field("score", pa.float32())])
