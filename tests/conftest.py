@@ -54,9 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if "train" in item.path.stem or "finetune" in item.path.stem:
             item.add_marker("training")
-        if folder in ("benchmarks", "faults") or item.path.stem == "test_wheel" or item.path.stem.endswith("_launches"):
+        if folder in ("benchmarks", "faults", "real") or item.path.stem in ("test_wheel", "test_operators_on_a_device"):
             item.add_marker("heavy")
-        if item.path.stem.endswith("_conformance") or "_conforms" in item.name:
+        if item.path.stem.endswith(("_launches", "_conformance", "_other_sizes")) or "_conforms" in item.name:
             item.add_marker("heavy")
         if "ray_address" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")

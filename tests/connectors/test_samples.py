@@ -299,6 +299,7 @@ def test_any_long_file_is_gathered_as_by_hand(write: Any, own: list[Any], tmp_pa
     assert got == [(stream, time, values) for stream, time, values in wanted]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("write", [write_csv, write_jsonl, write_parquet])
 def test_every_restart_within_a_long_file_is_exact(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "_BLOCK_BYTES", 256)

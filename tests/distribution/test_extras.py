@@ -66,6 +66,7 @@ def test_every_requirement_has_a_pin() -> None:
     assert {name.lower() for name in wanted} - {"streambank"} <= pinned
 
 
+@pytest.mark.heavy
 def test_no_module_of_the_packages_imports_an_extra_when_it_is_imported() -> None:
     """Read from the syntax trees; the runner on Ray is reached only behind ``need("ray", ...)``."""
     wrong = []

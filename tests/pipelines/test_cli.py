@@ -285,7 +285,7 @@ def test_a_training_that_a_signal_stopped_says_where_and_goes_on(tmp_path: Path)
     assert "is of another training: patience was 2, is 5" in differing.stderr
     done = call("train", "reloop2", *arguments, "--resume")
     assert done.exit_code == 0 and "validation_logloss" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors", "training.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors", "previews", "training.json"]
 
 
 # Start-up

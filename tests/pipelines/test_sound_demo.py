@@ -11,6 +11,7 @@ from pipelines.demos.specvqgan import make_sound
 from pipelines.viewing.view import view
 
 
+@pytest.mark.heavy
 def test_the_demo_gives_films_with_sound_and_pictures(tmp_path: Path) -> None:
     model, out = write_model(tmp_path / "model", columns=8), tmp_path / "out"
     said: list[str] = []

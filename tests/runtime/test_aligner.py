@@ -145,6 +145,7 @@ def test_rows_come_in_one_order_whatever_their_arrival_cuts_and_restarts(
     assert late == 0
 
 
+@pytest.mark.heavy
 @given(data=st.data(), span_us=st.sampled_from([1, 10]))
 @settings(max_examples=80, deadline=None)
 def test_late_rows_have_their_place_too_and_are_counted(
@@ -204,6 +205,7 @@ def test_a_stream_ends_after_its_last_row_and_the_control_rows_of_that_time() ->
     ]
 
 
+@pytest.mark.heavy
 def test_an_input_that_is_ahead_is_paused_and_none_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AHEAD_ROWS", 50)
     aligner = make(10, [LEFT, LABELS])

@@ -52,6 +52,7 @@ def test_reference_repeats_the_networks(path: Path):
     assert_close(torch.from_numpy(probability), arrays["out/y_base"].reshape(-1), "y_base", scale=1.0)
 
 
+@pytest.mark.heavy
 @pytest.mark.golden
 def test_memories_networks_and_hashes_of_other_sizes(tmp_path: Path):
     modules = (test_golden_reloop2_memory, test_golden_reloop2_models, test_golden_reloop2_sketch)

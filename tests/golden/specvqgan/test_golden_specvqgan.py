@@ -115,6 +115,7 @@ def test_tokens_of_one_window_are_the_recorded_ones(path: Path) -> None:
         assert torch.equal(made, wanted), f"{name}: first difference at {int((made != wanted).any(0).int().argmax())}"
 
 
+@pytest.mark.heavy
 @golden("specvqgan", ".npz", *cases.LONG)
 def test_tokens_of_a_sliding_window_are_the_recorded_ones(path: Path) -> None:
     case, model = tensors(path), sound_model(sound_file(path, "longsample"))
@@ -203,6 +204,7 @@ def test_band_statistics_fit_the_judges(path: Path) -> None:
     assert distance(x_B1HW, x_B1HW + 0.1).min() > 0
 
 
+@pytest.mark.heavy
 @golden("specvqgan", ".json", *cases.KEYS)
 def test_published_models_fit_the_networks(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = read_json(path)

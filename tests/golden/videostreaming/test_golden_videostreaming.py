@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from golden_cases import assert_complete, golden, read_json
@@ -19,6 +20,7 @@ def test_every_file_is_checked() -> None:
     assert_complete("videostreaming", KINDS)
 
 
+@pytest.mark.heavy
 @golden("videostreaming", ".npz", *CASE)
 def test_recorded_clips_and_question_are_reproduced(path: Path) -> None:
     sizes, weights, case = read_case(path)

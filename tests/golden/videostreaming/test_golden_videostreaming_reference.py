@@ -23,6 +23,7 @@ def test_reference_repeats_the_recorded_case(path: Path) -> None:
             assert torch.equal(tensor, case[name]), name
 
 
+@pytest.mark.heavy
 @pytest.mark.golden
 @pytest.mark.parametrize("label", made.SETTINGS)
 def test_cases_of_other_sizes(label: str, tmp_path: Path) -> None:

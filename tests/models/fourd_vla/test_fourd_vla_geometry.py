@@ -160,6 +160,7 @@ def test_a_camera_matrix_must_be_a_pinhole_stored_by_rows() -> None:
         assert camera_problem(bad.ravel().tolist())
 
 
+@pytest.mark.heavy
 def test_unprojection_equals_open3d() -> None:
     o3d = pytest.importorskip("open3d")
     depth, valid = scene(seed=9, height=60, width=80)

@@ -35,6 +35,7 @@ def test_building_for_shapes_alone_draws_nothing(backbone: str) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
+@pytest.mark.heavy
 def test_networks_are_built_for_shapes_in_many_threads_while_others_are_filled() -> None:
     wanted = {backbone: shapes(small(backbone)) for backbone in BACKBONES}
     jobs = [backbone for backbone in BACKBONES for _ in range(12)]

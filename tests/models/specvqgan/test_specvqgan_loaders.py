@@ -76,6 +76,7 @@ def test_colors_of_a_frame_are_averaged_over_a_grid_and_standardized(tmp_path: P
         PixelConfig(side=0)
 
 
+@pytest.mark.heavy
 def test_features_of_torchvision_load_and_others_are_refused(tmp_path: Path) -> None:
     network = FrameFeatures()
     torch.save(network.net.state_dict() | {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}, tmp_path / "resnet.pth")

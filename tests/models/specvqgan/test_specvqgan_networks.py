@@ -246,6 +246,7 @@ def test_frames_are_prepared_as_torchvision_prepares_images() -> None:
         assert got.shape == (3, 224, 224) and (got - wanted).abs().max() < 0.02, (rows, columns)
 
 
+@pytest.mark.heavy
 def test_visual_features_are_those_of_torchvision() -> None:
     from torchvision.models import resnet50
 

@@ -30,6 +30,7 @@ def reference(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.array(out)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000, 96000])
 def test_resampling_in_chunks_equals_its_definition(rate: int) -> None:
     random = np.random.default_rng(rate)

@@ -32,6 +32,7 @@ def test_texts_are_of_words_that_the_films_know_and_name_what_they_are_about() -
     assert not About(shape="ring").holds(None)
 
 
+@pytest.mark.heavy
 def test_a_few_steps_learn_from_colors_alone(tmp_path: Path) -> None:
     """With an encoder that sees the mean color only, questions about colors can be learned, and those about shapes cannot."""
     tokenizer = film_tokenizer()

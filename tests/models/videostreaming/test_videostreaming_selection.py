@@ -72,6 +72,7 @@ def test_the_selection_loss_is_zero_at_its_target_and_pulls_the_relevant_clip_up
     assert float(selection_loss(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool))) == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("clips", [2, 4, 20])
 def test_the_answering_model_reads_equally_much_of_a_video_of_any_length(clips: int) -> None:
     model = tiny_model()

@@ -14,16 +14,19 @@ def quality():  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.heavy
+@pytest.mark.heavy
 def test_the_right_clip_of_a_film_of_ten_minutes_is_selected(quality) -> None:  # type: ignore[no-untyped-def]
     assert quality.recall["memory"] >= 0.8 > 0.3 > quality.recall["uniform"]
 
 
+@pytest.mark.heavy
 def test_selected_memories_answer_more_than_as_many_tokens_of_a_uniform_sample(quality) -> None:  # type: ignore[no-untyped-def]
     accuracy = quality.accuracy
     assert accuracy["memory"] >= 1.5 * accuracy["uniform"] and accuracy["memory"] >= 1.5 * accuracy["last"]
     assert accuracy["memory"] > 1.5 * quality.guess
 
 
+@pytest.mark.heavy
 def test_what_came_before_an_event_is_known_where_memories_are_handed_on_only(quality) -> None:  # type: ignore[no-untyped-def]
     right = quality.accuracy_by_kind["before"]
     assert right["memory"] >= right["no_propagation"] + 0.2

@@ -115,6 +115,7 @@ def test_blocks_come_back_bit_for_bit_from_every_tier(tiers):
     bank.close()
 
 
+@pytest.mark.heavy
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_tiers_of_any_size_change_nothing(data, tmp_path_factory):
@@ -559,6 +560,7 @@ def test_after_kill_minus_9_the_snapshot_restores_and_what_came_later_is_overwri
 # Other threads, other processes
 
 
+@pytest.mark.heavy
 def test_readers_in_threads_see_their_moment_while_blocks_are_appended(tiers):
     bank = BlockBank(SPEC, slots=1, blocks_per_stream=25, on_full="drop_oldest", **tiers)
     bank.open([0], [7])

@@ -130,6 +130,7 @@ def test_what_was_chosen_becomes_a_lerobot_data_set(tmp_path: Path) -> None:
     assert rows[5]["history.sequences"][-1] == 5
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not KITCHEN.is_dir(), reason=f"no recording in {KITCHEN}; set STREAMBANK_DATA")
 def test_in_the_real_kitchen_sampling_drops_views_that_repeat(tmp_path: Path) -> None:
     rows = run(tmp_path / "mbs", KITCHEN)

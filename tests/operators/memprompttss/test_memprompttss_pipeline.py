@@ -25,6 +25,7 @@ def places(out: Path, *sinks: str) -> list[str]:
 SINKS = ("states", "segments", "prompts_done", "signals", "said")
 
 
+@pytest.mark.heavy
 def test_the_ready_pipeline_follows_a_prompt_and_draws_signals_with_states_before_and_after_it(
     tmp_path: Path,
 ) -> None:
@@ -47,6 +48,7 @@ def test_the_ready_pipeline_follows_a_prompt_and_draws_signals_with_states_befor
     assert all(word in page for word in ("pressure", "before", "after", f"{said['state']}, 1970-01-01 00:00:07"))
 
 
+@pytest.mark.heavy
 def test_the_live_pipeline_tells_states_of_this_machine_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = itertools.count()
     # A row at every second look, however busy the machine is: by the wall clock too few came for a window now and then.

@@ -122,6 +122,7 @@ def test_a_prompt_about_what_will_come_waits_for_it(tmp_path: Path) -> None:
     assert final_states(found["states"]) == dict(enumerate(wanted.tolist()))
 
 
+@pytest.mark.heavy
 def test_the_newest_sample_and_seconds_can_be_named_in_place_of_a_time(tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(120)
     given = [{"state": 1, "prompt_id": "newest"}, {"at": 59, "state": 1, "prompt_id": "newest"}]
@@ -176,6 +177,7 @@ def test_more_prompts_than_rows_keep_the_last_ones_and_those_with_a_pin(tmp_path
     assert final_states(found["states"]) == final_states(only["states"])
 
 
+@pytest.mark.heavy
 def test_of_300_prompts_in_256_rows_the_last_256_are_read(tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(440)
     given = [{"at": 20 + n, "state": n % 4, "prompt_id": f"p{n}"} for n in range(300)]

@@ -76,6 +76,7 @@ def test_states_of_several_streams_are_those_of_each_alone(tmp_path: Path) -> No
         assert final_states(found, name) == dict(enumerate(wanted.tolist()))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 64, 997])
 def test_cuts_change_no_row(cut: int, tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(1100)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from memprompttss_streams import STEP_US, closed, network, operator, prompts, samples, tables, wave
 
 STATES = range(4)
@@ -38,6 +39,7 @@ def test_an_alert_comes_with_each_segment_of_a_state_that_is_waited_for(tmp_path
         assert row["known_at"] == segments[row["segment_id"]]["end_time"] and 0 < row["mean_confidence"] <= 1
 
 
+@pytest.mark.heavy
 def test_alerts_are_the_same_however_rows_are_cut_and_the_operator_restored(tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(300)
     one = operator(checkpoint)

@@ -117,6 +117,7 @@ def test_unknown_types_are_refused_or_other(path: str) -> None:
     assert [row["type"] for row in found] == [1, 2]
 
 
+@pytest.mark.heavy
 def test_a_long_pause_is_integrated_in_pieces(path: str) -> None:
     found = run(operator(path), *REGULAR, ("a", 8, 1420.0 + 60 * 5000, 1))
     assert found[-1]["status"] == "long_gap"
@@ -128,6 +129,7 @@ def test_a_long_pause_is_integrated_in_pieces(path: str) -> None:
     assert coarse[-1]["loglik"] == pytest.approx(fine[-1]["loglik"], rel=2e-2)
 
 
+@pytest.mark.heavy
 def test_more_keys_than_slots_evict_the_one_idle_longest_one_by_one_or_in_one_batch(path: str) -> None:
     batch = stream(9, 6)
     whole, single = operator(path, max_streams=4), operator(path, max_streams=4)

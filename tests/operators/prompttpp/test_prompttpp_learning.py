@@ -130,6 +130,7 @@ def test_only_what_is_to_be_learned_moves_and_it_moves_at_every_step(path: str, 
     assert not (last[1][0, ~unread] == frozen["prompts.value"][0, ~unread]).all((1, 2)).any()
 
 
+@pytest.mark.heavy
 def test_steps_go_by_event_time_where_events_are_few(path: str) -> None:
     batch, every_s = stream(4, 16), 70.0
     times = [time.timestamp() for time in batch.column("event_time").to_pylist()]
@@ -182,6 +183,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(path: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, prompts_of(one), strict=True))
 
 
+@pytest.mark.heavy
 def test_interleaved_cut_and_restored_runs_end_with_the_same_bits(path: str) -> None:
     batch = stream(5, 14)
     whole = operator(path, learn="prompts", learn_batch=7, refresh_lag=2)

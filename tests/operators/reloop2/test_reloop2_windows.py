@@ -30,6 +30,7 @@ def predicted(model: str, count: int = 200, **options: Any) -> Events:
     return Events(out.combine_chunks().to_batches()[0], events.labels, events.order)
 
 
+@pytest.mark.heavy
 def test_window_agrees_with_a_plain_computation(ctr_model: str):
     events = predicted(ctr_model, streams=4, delay=3)
     rows = rows_of(events.run(windows(group="stream_id")).to_batches())
@@ -105,6 +106,7 @@ def test_cuts_and_restores_change_nothing(ctr_model: str, options: dict[str, Any
         assert state_difference(whole.snapshot(), second.snapshot()) is None
 
 
+@pytest.mark.heavy
 def test_predictions_beyond_the_capacity_are_counted(ctr_model: str):
     rows = rows_of(predicted(ctr_model).run(windows(capacity=30)).to_batches())
     assert sum(row["dropped"] for row in rows) > 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from connectors.sinks.read import read_committed
@@ -29,6 +30,7 @@ sinks:
 """
 
 
+@pytest.mark.heavy
 def test_a_network_of_one_rate_segments_files_of_four_times_that_rate(tmp_path: Path) -> None:
     x_BLC, state_BL = two_frequencies(1, 1200, torch.Generator().manual_seed(3))
     four = x_BLC[0].repeat_interleave(4, 0) + 0.2 * torch.tensor([1.0, -1.0, -1.0, 1.0]).repeat(1200)[:, None]

@@ -62,6 +62,7 @@ def tokens_of(out: list[Emitted], name: str = "a") -> list[int]:
     return [int(t) for r in rows for t in unpack_tokens(r["payload"], r["n_cols"], 16)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("count", "features"), [(1, 24), (7, 24), (30, 24), (34, 24), (55, 24), (110, 24), (55, 4)])
 def test_sound_is_that_of_the_slow_way(tmp_path: Path, count: int, features: int) -> None:
     model = write_model(tmp_path / "other", features=features)
@@ -82,6 +83,7 @@ def test_sound_is_that_of_the_slow_way(tmp_path: Path, count: int, features: int
     assert sum(rows_of(out, "tokens").column("n_samples").to_pylist()) == len(sound)
 
 
+@pytest.mark.heavy
 def test_windows_may_each_begin_anew(tmp_path: Path) -> None:
     model = write_model(tmp_path / "anew", features=24)
     made = operator(model, window_hop=6)
@@ -98,6 +100,7 @@ def test_rows_of_a_whole_stream_in_one_batch_come_in_order(folder: Path) -> None
         assert len(at) > 5 and at == sorted(at)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("lookahead", [0, 2, 6])
 def test_live_windows_repeat_the_newest_frame(folder: Path, tmp_path: Path, lookahead: int) -> None:
     model = write_model(tmp_path / "live", features=24)
@@ -229,6 +232,7 @@ def test_frames_of_one_slot_and_frames_that_are_missing_follow_the_clock(folder:
     assert len(chosen) < len(times)
 
 
+@pytest.mark.heavy
 def test_late_and_duplicate_frames_are_answered_and_change_nothing(folder: Path) -> None:
     rows = clip("a", 4, 60)
     made, plain = operator(folder), operator(folder)
@@ -239,6 +243,7 @@ def test_late_and_duplicate_frames_are_answered_and_change_nothing(folder: Path)
     assert np.array_equal(samples_of(out), samples_of(ended(plain, plain.process(rows), "a")))
 
 
+@pytest.mark.heavy
 def test_a_long_pause_begins_sound_of_its_own(folder: Path) -> None:
     first, second = clip("a", 6, 50), clip("a", 7, 50, start=50, start_us=5_000_000)
     made = operator(folder)
@@ -253,6 +258,7 @@ def test_a_long_pause_begins_sound_of_its_own(folder: Path) -> None:
     assert {row["status"] for row in rows} == {"ok", "gap"}
 
 
+@pytest.mark.heavy
 def test_frames_may_change_their_size_and_colors(folder: Path) -> None:
     big = [np.repeat(np.repeat(image, 4, 0), 3, 1) for image in pictures(8, 60)]
     times = [round(i * 1e6 / 30) for i in range(60)]

@@ -56,6 +56,7 @@ def test_an_answer_names_its_clips_with_times_and_scores(tiny_videostreaming: st
     assert row["intervals"][-1]["end"] == row["selected"][-1]["end"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("files", [False, True])
 def test_selection_over_all_tiers_is_that_of_all_indicators(files: bool, tiny_videostreaming: str, tmp_path: Path) -> None:
     """The device has room for two memories and all indicators; clip rows give the indicators to compare by hand."""
