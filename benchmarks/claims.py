@@ -652,7 +652,15 @@ CLAIMS: tuple[Claim, ...] = (
         "badges of StackOverflow, 100 keys, ten slices of time, each scored before it is learned, nothing tuned on them, "
         "against trivial floors",
         _tpp_tables("stackoverflow"),
-        "--data tpp/ --sets stackoverflow",
+        "--data tpp/",
+    ),
+    Claim(
+        _TPP,
+        "prompttpp_tables",
+        "the same on edits of 100 pages of Wikipedia; types are the nineteen most frequent editors of the first slice, and the "
+        "others, who make nearly all edits of these pages",
+        _tpp_tables("wikipedia"),
+        "--data tpp/",
     ),
     Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),
     Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 8 --train 0,1,2"),
