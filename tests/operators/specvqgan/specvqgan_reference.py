@@ -31,14 +31,12 @@ def reference(
     lookahead: int | None = None,
     rate: float = 22050 / 1024,
 ) -> tuple[list[int], np.ndarray]:
-    """Return the tokens and the 16-bit samples of a whole stream."""
+    """Return the tokens and the 16-bit samples of a whole stream, computed in float64."""
     networks = load_networks(folder, PARTS)
-    transformer, autoencoder, vocoder, eyes = (
-        networks.transformer.double(),
-        networks.autoencoder,
-        networks.vocoder,
-        networks.features,
+    transformer, autoencoder, vocoder = (
+        network.double() for network in (networks.transformer, networks.autoencoder, networks.vocoder)
     )
+    eyes = networks.features
     config = transformer.config
     window, rows = config.columns, 4 * config.columns
     slots = slots_of([t - times_s[0] for t in times_s], rate)
@@ -88,7 +86,7 @@ def first(transformer: torch.nn.Module, feats_BEF: Tensor) -> Tensor:
 def mel_of(autoencoder: torch.nn.Module, tokens: Sequence[int], window: int, emit: int, fade: int, *, whole: bool) -> Tensor:
     """Decode the newest window after every ``emit`` columns, and fade each into the one before."""
     columns = len(tokens) // 5
-    mel = torch.zeros(80, 0)
+    mel = torch.zeros(80, 0, dtype=torch.float64)
     voiced = 0
     for column in range(1, columns + 1):
         last = column == columns
@@ -98,7 +96,7 @@ def mel_of(autoencoder: torch.nn.Module, tokens: Sequence[int], window: int, emi
         begin = max(0, column - window)
         made = (autoencoder.decode(grid_of(torch.tensor([tokens[5 * begin : 5 * column]])))[0, 0] + 1) / 2
         held = min(16 * fade, mel.shape[1] - 16 * max(0, voiced - fade)) if voiced else 0
-        weight = torch.arange(1, held + 1) / (held + 1)
+        weight = torch.arange(1, held + 1, dtype=torch.float64) / (held + 1)
         fresh = made[:, 16 * voiced - held - 16 * begin :]
         fresh = torch.cat([(1 - weight) * mel[:, mel.shape[1] - held :] + weight * fresh[:, :held], fresh[:, held:]], 1)
         mel = torch.cat([mel[:, : mel.shape[1] - held], fresh], 1)
