@@ -1,6 +1,6 @@
 """One device, one command, at most eight minutes: what each method reaches, beside what the device can do.
 
-First the golden vectors of seven methods are computed on the device and compared with what is recorded; a difference beyond
+First the golden vectors of eight methods are computed on the device and compared with what is recorded; a difference beyond
 what the tests allow a CPU is said, and the exit code is 1. Then random weights at published sizes in half precision. The peak
 of the device itself is measured (a large product, a large copy), and its results are compared with those of the CPU; then ReKV
 0.5B and 7B (encoding, first token, 128 tokens), MAMBA R101 over streams, the tokens of SpecVQGAN, the sketch of ReLoop2, and

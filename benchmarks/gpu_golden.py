@@ -9,6 +9,7 @@ here, not in TensorFloat-32. Needs no pytest. Part of ``python -m benchmarks.gpu
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -205,6 +206,48 @@ def _specvqgan(device: torch.device) -> Iterator[Found]:
         yield "samples of the vocoder", vocoder(case["mel"].to(device)), case["wav"], 1e-5
 
 
+def _fourd_vla(device: torch.device) -> Iterator[Found]:
+    from models.fourd_vla.geometry import depth_meters, unproject
+    from models.fourd_vla.losses import action_losses
+    from models.fourd_vla.sampling import likeness, window
+
+    cases, golden = importlib.import_module("fourd_vla_cases"), importlib.import_module("golden_cases")
+    for path in _cases("fourd_vla", ".npz", *cases.GEOMETRY):
+        arrays, config = golden.read_npz(path), golden.read_json(golden.sibling(path, "case", "config", ".json"))
+        name = next(name for name in arrays if re.fullmatch(r"depth_stride\d+", name))
+        stride = int(name.removeprefix("depth_stride"))
+        camera_B33, pose_B44 = (torch.from_numpy(arrays[matrix])[None].to(device) for matrix in ("K", "T_wc"))
+        camera_B33[:, :2] /= stride  # pixel (u, v) of what is given is pixel (stride u, stride v)
+        depth_BHW = torch.from_numpy(arrays[name].astype(np.int32))[None].to(device)
+        scale_B = torch.tensor([float(config["depth_scale"])], device=device)
+        depth_BHW, valid_BHW = depth_meters(depth_BHW, scale_B, config["depth_trunc"])
+        points_BHW3 = unproject(depth_BHW, camera_B33, pose_B44)
+        yield f"{path.stem} points", points_BHW3[valid_BHW], arrays[f"points_stride{stride}"], 1e-5
+    for path in _cases("fourd_vla", ".npz", *cases.SAMPLING):
+        arrays = golden.read_npz(path)
+        for mode, name, n, k in cases.traces(arrays):
+            if mode != "window":  # those go step by step by the same function
+                continue
+            alike_TT = likeness(torch.from_numpy(arrays[f"feat_{name}"])[None].to(device))[0]
+            at_TN = (torch.arange(len(alike_TT))[:, None] - torch.arange(min(n, len(alike_TT)))).clamp_min(0)
+            there_TN = at_TN.to(device)
+            alike_TNN, count_T = alike_TT[there_TN[:, :, None], there_TN[:, None, :]], torch.arange(1, len(alike_TT) + 1)
+            kept_TN = window(alike_TNN, count_T.clamp_max(n).to(device), k).cpu()
+            wanted = arrays[f"{mode}_{name}_n{n}_k{k}"]
+            kept_TT = torch.zeros(len(alike_TT), len(alike_TT) + 1)  # the last column stands for what is no frame
+            wanted_TT = kept_TT.clone()
+            kept_TT.scatter_(1, torch.where(kept_TN, at_TN, len(alike_TT)), 1.0)
+            wanted_TT.scatter_(1, torch.from_numpy(np.where(wanted < 0, len(alike_TT), wanted)).long(), 1.0)
+            yield f"{path.stem} frames kept of {name}, n={n}, k={k}", kept_TT[:, :-1], wanted_TT[:, :-1], 0.0
+    for path in _cases("fourd_vla", ".npz", *cases.LOSSES):
+        arrays = golden.read_npz(path)
+        names = ("dx_pred", "dr_pred", "grip_logit", "dx", "dr", "grip")
+        terms = action_losses(*(torch.from_numpy(arrays[f"loss_{name}"]).to(device) for name in names))
+        found = torch.stack([terms[name] for name in ("translation", "rotation", "gripper", "direction")])
+        wanted = arrays["loss_terms"]
+        yield f"{path.stem} losses", found, wanted, 1e-9 + 1e-7 * float(np.abs(wanted).min())
+
+
 _METHODS: dict[str, Callable[[torch.device], Iterator[Found]]] = {
     "mamba": _mamba,
     "rekv": _rekv,
@@ -213,4 +256,5 @@ _METHODS: dict[str, Callable[[torch.device], Iterator[Found]]] = {
     "prompttpp": _prompttpp,
     "reloop2": _reloop2,
     "specvqgan": _specvqgan,
+    "fourd_vla": _fourd_vla,
 }

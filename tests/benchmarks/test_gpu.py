@@ -61,7 +61,7 @@ def test_golden_vectors_hold_on_a_device_that_is_not_there() -> None:
     with on_device() as launches:
         rows = check_golden(DEVICE)
     assert {row["method"] for row in rows} == {
-        "mamba", "memprompttss", "prompttpp", "rekv", "reloop2", "specvqgan", "videostreaming"
+        "fourd_vla", "mamba", "memprompttss", "prompttpp", "rekv", "reloop2", "specvqgan", "videostreaming"
     }  # fmt: skip
     assert all(row["holds"] and row["comparisons"] > 2 for row in rows), rows
     assert launches.kernels > 1000
