@@ -115,8 +115,9 @@ def serve(spec: PipelineSpec, options: ServeOptions, *, say: Callable[[str], Non
     except SystemExit:
         raise ConfigError(f"--port {options.port}: cannot be listened on at {options.host}; is it taken?") from None
     port = listening.getsockname()[1]
-    say(f"http{'s' if tls else ''}://{f'[{options.host}]' if ':' in options.host else options.host}:{port}")
-    server.run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn closes all, and then raises the signal that it was stopped by again
+        say(f"http{'s' if tls else ''}://{f'[{options.host}]' if ':' in options.host else options.host}:{port}")
+        server.run(sockets=[listening])
 
 
 def _file(name: str, media_type: str) -> Any:

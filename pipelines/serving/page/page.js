@@ -49,11 +49,12 @@ function box(stream) {
 
 function show(stream) {
   const one = box(stream);
-  const rates = Object.entries(stream.rates).map(([node, rate]) => `${node} ${number(rate)}/s`).join("  ");
-  const lag = stream.lag_s === null ? "" : `lag ${number(stream.lag_s)} s  `;
-  const behind = stream.behind_s ? `boxes ${number(stream.behind_s)} s behind  ` : "";
-  const state = stream.state === null ? "" : `state ${stream.state}  `;
-  one.facts.textContent = `${state}${lag}${behind}${rates}  ${clock(stream.event_time)}`;
+  const facts = [];
+  if (stream.state !== null) facts.push(`state ${stream.state}`);
+  if (stream.lag_s !== null) facts.push(`lag ${number(stream.lag_s)} s`);
+  if (stream.behind_s) facts.push(`boxes ${number(stream.behind_s)} s behind`);
+  for (const [node, rate] of Object.entries(stream.rates)) facts.push(`${node} ${number(rate)}/s`);
+  one.facts.textContent = [...facts, clock(stream.event_time)].join(" · ");
   const wrong = Object.entries(stream.status).map(([node, { status, error }]) => `${node}: ${status}${error ? ` (${error})` : ""}`);
   one.facts.classList.toggle("bad", wrong.length > 0);
   one.facts.title = wrong.join("\n");
@@ -173,8 +174,8 @@ async function look() {
     if (reply.status === 401) { location.reload(); return; }
     const state = await reply.json();
     document.title = $("pipeline").textContent = state.pipeline;
-    const epoch = state.committed === null ? "" : `epoch ${state.committed} committed  `;
-    $("facts").textContent = `${epoch}${state.streams.length} streams  ${state.questions.inside} questions at work`;
+    const epoch = state.committed === null ? "" : `epoch ${state.committed} committed · `;
+    $("facts").textContent = `${epoch}${state.streams.length} ${state.streams.length === 1 ? "stream" : "streams"} · ${state.questions.inside} questions at work`;
     const notice = state.advice ?? (state.problem ? `the pipeline cannot be seen: ${state.problem}` : null);
     $("notice").hidden = !notice;
     $("notice").textContent = notice ?? "";

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -137,6 +140,29 @@ def test_a_name_of_another_site_is_refused_without_a_token(server: Server) -> No
     assert status(server.url + "/api/ask", {"stream": "cam1"}, **{"Content-Type": "text/plain"}) == 415
     with pytest.raises(ConfigError, match="set a token"):
         ServeOptions(host="0.0.0.0")
+
+
+PLANT = """\
+name: plant
+state: state
+sources:
+  rows: {type: csv, path: rows.csv}
+operators:
+  keys: {type: "null", input: rows}
+sinks:
+  live: {type: flight, inputs: [rows, keys], port: 8815}
+"""
+
+
+def test_ctrl_c_ends_the_server_as_it_should(tmp_path: Path) -> None:
+    (tmp_path / "plant.yaml").write_text(PLANT)
+    command = [sys.executable, "-m", "pipelines.cli", "serve", "plant.yaml", "--port", "0"]
+    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline().startswith("http://127.0.0.1:")
+    server.send_signal(signal.SIGINT)
+    said, _ = server.communicate(timeout=240)
+    assert (server.returncode, said) == (0, "")
 
 
 def test_the_openai_client_lists_streams_and_gets_answers_with_evidence(server: Server) -> None:
