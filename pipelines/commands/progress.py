@@ -154,7 +154,7 @@ def live_line(progress: Progress, meter: RateMeter) -> str:
     eta_s = meter.eta_s(progress.rows_left)
     parts = [
         f"{progress.rows_read:,} rows",
-        f"{meter.rate:,.0f} rows/s",
+        f"{meter.rate:,.0f} rows/s" if meter.rate >= 10 or not meter.rate else f"{meter.rate:.2g} rows/s",
         *([] if progress.rows_left is None else [f"lag {progress.rows_left:,}"]),
         *([] if eta_s is None else [f"ETA {duration(eta_s)}"]),
         f"{progress.rows_written:,} written",

@@ -55,6 +55,13 @@ def test_the_live_line_shows_rows_rate_lag_and_time_left() -> None:
     assert line == "10.0 s · 5,000 rows · 500 rows/s · lag 60,000 · ETA 2:00 · 4,990 written · epoch 3 · attempt 2"
 
 
+def test_a_slow_run_does_not_look_as_if_it_stood_still() -> None:
+    meter = RateMeter()
+    meter.add(0.0, 0)
+    meter.add(10.0, 4)
+    assert " · 0.4 rows/s · " in live_line(progress(10.0, 4, left=60), meter)
+
+
 def test_without_a_terminal_progress_is_logged_now_and_then(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
