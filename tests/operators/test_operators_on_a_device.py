@@ -169,3 +169,24 @@ def test_between_upload_and_download_a_step_waits_for_nothing_but_what_the_host_
             assert len(found) <= most, found
             assert not [event for event in launches.events if event.waits], launches.places("upload")
         assert kernels > 50
+
+
+@pytest.mark.parametrize(("method", "make"), [("rekv", rekv), ("videostreaming", videostreaming)])
+def test_the_pixels_of_a_frame_cross_to_the_device_once_as_bytes_and_nothing_of_them_comes_back(
+    method: str, make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = streams_of(method, monkeypatch)
+    with on_device() as launches:
+        operator, steps = make(module, tmp_path)
+        for number, (kind, batch) in enumerate(steps):
+            launches.clear()
+            getattr(operator, kind)(batch)
+            if number < FIRST[method]:
+                continue
+            pixels = sum(len(image.as_py()) for image in batch.column("image"))
+            large = [event.bytes for event in launches.of("upload") if event.bytes >= pixels // batch.num_rows]
+            assert large == [pixels], launches.places("upload")  # all frames of a call in one piece, one byte per color
+            # The rest are places and counts.
+            assert (
+                launches.uploaded() - pixels < pixels // 4 and sum(event.bytes for event in launches.of("read")) < pixels // 8
+            )
