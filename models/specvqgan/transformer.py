@@ -19,7 +19,7 @@ from models.specvqgan.config import TransformerConfig
 from models.specvqgan.packing import PackedLinear, can_pack, pack_linears
 from models.uploads import upload
 
-__all__ = ["KVCache", "SoundTransformer"]
+__all__ = ["Block", "KVCache", "SoundTransformer"]
 
 
 @dataclass(slots=True)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.specvqgan_speed import failures_of, main, measure
+from benchmarks.specvqgan_speed import failures_of, main, measure, published_logits
+from models.specvqgan.config import TransformerConfig
+from models.specvqgan.transformer import SoundTransformer
 
 
 def test_the_quick_form_draws_windows_and_counts_frames(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,6 +20,15 @@ def test_the_quick_form_draws_windows_and_counts_frames(capsys: pytest.CaptureFi
     assert "published sampler" in said and "3 streams together" in said
     assert result["rows"][0]["faster"] > 1 and result["stages_s"].keys() == {"encode", "decode", "vocode"}
     assert 0 < result["frames_looked_at"] < 0.3 * result["frames"]
+
+
+@torch.inference_mode()
+def test_the_published_pass_gives_the_logits_of_the_network() -> None:
+    model = SoundTransformer(
+        TransformerConfig(codes=9, layers=2, heads=2, width=16, features=2, feature_width=5, columns=3)
+    ).eval()
+    feats, tokens = torch.randn(2, 5, 2), torch.randint(9, (2, 7))
+    torch.testing.assert_close(published_logits(model, feats, tokens), model(feats, tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_claims_that_do_not_hold_are_named() -> None:
