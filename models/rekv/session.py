@@ -23,6 +23,8 @@ from models.rekv.store import ReadableBlocks, WritableBlocks, whole_tokens
 __all__ = ["Prefix", "StreamState", "StreamView", "Window", "open_stream", "rebuild_window"]
 
 _SPARE = 4  # the window buffer has 1/4 more rows than the window, so that rows move to its front only every W/4 tokens
+_AT_ONCE = 16
+"""Frames for which the buffer has spare rows at least where calls cost more than what they compute: on a GPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +114,8 @@ def open_stream(decoder: TextDecoder, config: ReKVConfig, prefix: Prefix, grid: 
             f"rekv: the prompt prefix has {prefix.tokens} tokens, more than window_tokens={config.window_tokens}; "
             "shorten the prefix or enlarge the window"
         )
-    rows = config.window_tokens + max(config.window_tokens // _SPARE, grid.tokens)
+    frames = 1 if decoder.device.type == "cpu" else min(config.encode_frames, _AT_ONCE)
+    rows = config.window_tokens + max(config.window_tokens // _SPARE, frames * grid.tokens)
     shape = (decoder.layers, decoder.groups, rows, decoder.dim)
     keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
     stream = StreamState(prefix, grid, blocks, Window(keys, torch.zeros_like(keys)))

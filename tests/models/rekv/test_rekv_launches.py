@@ -10,6 +10,7 @@ from models.rekv.decoder import TextDecoder
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.session import StreamState, StreamView, open_stream
+from models.rekv.store import TensorStore
 from operators.banks import BlockBank
 from operators.banks.blocks.spec import BlockSpec
 
@@ -49,7 +50,11 @@ def require(launches: Launches, kernels: float, bound: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("streams", "frames", "window"), [(1, 16, 400), (16, 1, 40)], ids=["one stream", "16 streams"])
+@pytest.mark.parametrize(
+    ("streams", "frames", "window"),
+    [(1, 16, 400), (1, 16, 40), (16, 1, 40)],
+    ids=["one stream", "a window smaller than the step", "16 streams"],
+)
 def test_encoding_16_frames_takes_at_most_20_kernels_per_frame_and_layer(
     dtype: torch.dtype, streams: int, frames: int, window: int
 ) -> None:
@@ -61,6 +66,21 @@ def test_encoding_16_frames_takes_at_most_20_kernels_per_frame_and_layer(
             launches.clear()
             encode_frames(decoder, config, opened, films, together=slots)
             require(launches, launches.kernels / FRAMES / LAYERS, 20)
+
+
+def test_frames_of_a_step_that_is_larger_than_the_window_are_encoded_as_on_the_cpu() -> None:
+    config = ReKVConfig(window_tokens=40, retrieve_frames=4)
+    films = [features(FRAMES, seed) for seed in range(3)]
+    with on_device(), torch.inference_mode():
+        decoder, slots, (stream,) = on_the_device(torch.float32, 1, config)
+        got = [encode_frames(decoder, config, [stream], [film.to(DEVICE)], outputs=True, together=slots)[0] for film in films]
+        rows = stream.window.rows
+    here = TextDecoder.of(*text_model(layers=LAYERS), config)
+    store = TensorStore(LAYERS)
+    other = open_stream(here, config, encode_prefix(here, PREFIX), here.grid(TOKENS), store)
+    wanted = [encode_frames(here, config, [other], [film], outputs=True)[0] for film in films]
+    assert rows == 40 + FRAMES * TOKENS > other.window.rows  # all frames of a step share an attention there, one or two here
+    torch.testing.assert_close(on_host(torch.cat(got)), torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
