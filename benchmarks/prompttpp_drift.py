@@ -56,6 +56,9 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"network_rate": 0.01},
         {"network_rate": 0.02},
         {"network_rate": 0.006, "learn_steps": 2},
+        {"network_rate": 0.01, "learn_steps": 2},
+        {"network_rate": 0.003, "learn_steps": 2},
+        {"network_rate": 0.003, "learn_steps": 3},
     ],
     "prompt": [
         {"learning_rate": 0.04},
@@ -63,6 +66,9 @@ TRIED: dict[str, list[dict[str, Any]]] = {
         {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006},
         {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.012},
         {"learn": "all", "learning_rate": 0.03, "network_rate": 0.004},
+        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006, "learn_steps": 2},
+        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006, "learn_steps": 3},
+        {"learn": "all", "learning_rate": 0.03, "network_rate": 0.001, "learn_steps": 2},
     ],
 }
 
