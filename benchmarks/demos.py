@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import resource
 import subprocess
@@ -22,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from pipelines.demos.runner import DEMOS, Shown
+from pipelines.demos import runner
+from pipelines.demos.runner import DEMOS
 
 ALLOWED_S = 120.0
 
 
 def show(name: str, folder: Path) -> dict[str, Any]:
     """Run a demo here; return what it shows, without files."""
-    shown: Shown = importlib.import_module(f"pipelines.demos.{name}").show(folder, lambda text: None)
+    shown = runner.show(name, folder, lambda text: None)
     return {"title": shown.title, "columns": list(shown.columns), "rows": [list(row) for row in shown.rows]} | {
         "worth": dataclasses.asdict(shown.worth)
     }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines import Pipeline
     from pipelines.api import Result
 
-__all__ = ["DEMOS", "Demo", "Say", "Shown", "Worth", "command", "run", "run_demo"]
+__all__ = ["DEMOS", "Demo", "Say", "Shown", "Worth", "command", "run", "run_demo", "show"]
 
 Say = Callable[[str], None]
 """Tells the user what happens now."""
@@ -107,12 +107,21 @@ def run_demo(name: str, out: Path | None = None) -> int:
         console.print(f"{next(steps)}. {text}")
 
     try:
-        shown: Shown = importlib.import_module(f"pipelines.demos.{name}").show(folder, say)
+        shown = show(name, folder, say)
     except KeyboardInterrupt:
         console.print("\nstopped; what is there so far lies in", str(folder))
         return 130
     _print(console, shown, time.monotonic() - began)
     return 0
+
+
+def show(name: str, folder: Path, say: Say) -> Shown:
+    """Let a demo do its work. Its networks are small: a second thread gains next to nothing, and waits on a busy machine."""
+    from models.training import one_thread
+
+    with one_thread():
+        shown: Shown = importlib.import_module(f"pipelines.demos.{name}").show(folder, say)
+    return shown
 
 
 def run(pipeline: Pipeline, *, runner: str | None = None) -> Result:

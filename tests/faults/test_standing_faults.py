@@ -98,6 +98,7 @@ def test_a_kill_while_one_is_answered_changes_no_row(
     indirect=["undisturbed"],
 )
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 21 processes, one after the other
 def test_twenty_kills_change_no_row(method: str, films: Path, undisturbed: list[dict[str, Any]], tmp_path: Path) -> None:
     values = watching(method, films, tmp_path)
     values["sources"]["films"]["pace"] = 6.0  # 15 s, so that there are epochs enough
