@@ -35,6 +35,9 @@ hypothesis.settings.register_profile("random", deadline=None, database=None, pri
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
+_HEAVY = re.compile(
+    r"^(benchmarks|faults|real)/|_(conformance|launches|on_a_device|other_sizes|qwen_vl\w*)\.py|test_wheel\.py|_conforms"
+)
 _ON_RAY = re.compile(r"(?<![a-z])ray(?![a-z])")
 
 
@@ -54,9 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if "train" in item.path.stem or "finetune" in item.path.stem:
             item.add_marker("training")
-        if folder in ("benchmarks", "faults", "real") or item.path.stem in ("test_wheel", "test_operators_on_a_device"):
-            item.add_marker("heavy")
-        if item.path.stem.endswith(("_launches", "_conformance", "_other_sizes")) or "_conforms" in item.name:
+        if _HEAVY.search(f"{item.path.relative_to(HERE)}::{item.name}"):
             item.add_marker("heavy")
         if "ray_address" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")

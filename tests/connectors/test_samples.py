@@ -289,6 +289,7 @@ def write_parquet(folder: Path, own: list[Any]) -> Callable[[], ParquetSource]:
     return lambda: ParquetSource(options)
 
 
+@pytest.mark.heavy
 @settings(max_examples=40)
 @given(own=LINES.filter(bool))
 @pytest.mark.parametrize("write", [write_csv, write_parquet])

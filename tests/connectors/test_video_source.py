@@ -92,6 +92,7 @@ def test_variable_frame_rate_times_are_the_container_times(tmp_path):
     assert [number_of(image) for image in images(table)] == list(range(30))
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not REAL_CLIPS, reason="the shared folder with real clips is not there")
 @pytest.mark.parametrize("path", REAL_CLIPS, ids=lambda path: path.stem)
 def test_real_clips_give_one_row_per_frame_at_the_container_times(path):

@@ -92,6 +92,7 @@ def network_of(names: list[str], seed: int) -> nn.Sequential:
     return network.eval()
 
 
+@pytest.mark.heavy
 @given(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from([0.1, 3.0, 1e3]))
 @settings(max_examples=60, deadline=None)
 def test_no_result_exceeds_the_bound(names: list[str], seed: int, size: float) -> None:

@@ -147,6 +147,7 @@ def test_the_same_question_of_many_is_answered_once(make: Make) -> None:
     assert one.metrics()["answers"] == 1
 
 
+@pytest.mark.heavy
 @BOTH
 def test_questions_that_rise_at_one_frame_share_what_they_see_and_are_answered_as_one_by_one(
     make: Make, monkeypatch: pytest.MonkeyPatch

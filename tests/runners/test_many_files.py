@@ -63,6 +63,7 @@ def rows(root: Path) -> list[tuple[Any, ...]]:
 EXPECTED = [(f"f{file:03d}", row, file * ROWS + row, None) for file in range(FILES) for row in range(ROWS)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("point", ["before_manifest", "after_manifest"])
 def test_runs_that_end_again_and_again_read_every_file_once(
     tmp_path: Path, folder: Path, point: str, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,7 @@ def require_all(values: Values, run: Path) -> None:
         assert mean == pytest.approx(sum(own) / len(own))
 
 
+@pytest.mark.heavy
 def test_each_output_comes_out_where_the_file_says_and_is_counted_by_itself(
     folder: Path, values: Values, tmp_path: Path
 ) -> None:

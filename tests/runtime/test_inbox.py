@@ -26,6 +26,7 @@ def drain(inbox: Inbox) -> list[tuple[Edge | None, Body]]:
     return taken
 
 
+@pytest.mark.heavy
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_any_order_of_deliveries_within_the_credit_is_taken_once_and_in_order(data: st.DataObject) -> None:

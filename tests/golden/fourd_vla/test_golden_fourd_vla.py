@@ -77,6 +77,7 @@ def kept_step_by_step(feature_TD: torch.Tensor, n: int, k: int) -> list[list[int
     return out
 
 
+@pytest.mark.heavy
 @golden("fourd_vla", ".npz", *fourd_vla_cases.SAMPLING)
 def test_sampling_reproduces_the_traces(path: Path) -> None:
     arrays = read_npz(path)

@@ -37,6 +37,7 @@ def test_mel_spectrograms_are_the_recorded_ones(path: Path) -> None:
         close(one_shot_mel(samples_N), case[name], name, 2e-5)
 
 
+@pytest.mark.heavy
 @golden("specvqgan", ".npz", *cases.AUTOENCODER)
 def test_autoencoder_makes_the_recorded_tokens_and_spectrograms(path: Path) -> None:
     case, model = tensors(path), sound_model(sound_file(path, "vqmodel")).autoencoder

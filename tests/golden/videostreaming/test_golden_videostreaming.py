@@ -50,6 +50,7 @@ def test_recorded_clips_and_question_are_reproduced(path: Path) -> None:
     assert_close(steps[0][0], case["llm_last_logits"], "logits")
 
 
+@pytest.mark.heavy
 @golden("videostreaming", ".npz", *CASE)
 def test_recorded_prefix_task_is_reproduced(path: Path) -> None:
     sizes, weights, case = read_case(path)

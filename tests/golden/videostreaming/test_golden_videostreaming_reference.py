@@ -11,6 +11,7 @@ from videostreaming_cases import CASE, assert_close, read_case
 from videostreaming_reference import INPUTS, replay
 
 
+@pytest.mark.heavy
 @golden("videostreaming", ".npz", *CASE)
 def test_reference_repeats_the_recorded_case(path: Path) -> None:
     sizes, weights, case = read_case(path)

@@ -181,6 +181,7 @@ def test_motion_is_the_mean_overlap_with_nearby_frames_of_the_same_track():
     assert motion_iou(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), np.zeros((1, 4))).tolist() == [1.0]
 
 
+@pytest.mark.heavy
 def test_many_detections_are_fast():
     rng = np.random.default_rng(0)
     images, number = 20_000, 600_000

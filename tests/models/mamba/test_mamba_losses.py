@@ -231,6 +231,7 @@ def test_uneven_references_are_refused():
         training_step(small_model(), keys, three, truth, generator(), RULES)
 
 
+@pytest.mark.heavy
 def test_steps_with_the_same_generator_repeat_and_training_lowers_the_loss():
     keys, references, truth = batch(2, 2)
 

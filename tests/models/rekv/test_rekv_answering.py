@@ -62,6 +62,7 @@ def everything(stream: StreamState) -> list[Tensor]:
     return [window.keys_LGCD.clone(), window.values_LGCD.clone(), counters, *blocks, *reps]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("family", "settings"),
     [

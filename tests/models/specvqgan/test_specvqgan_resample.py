@@ -66,6 +66,7 @@ def test_opposite_channels_are_silence_and_one_sided_sound_is_half() -> None:
     assert mono(torch.full((3, 2), -32768, dtype=torch.int16)).tolist() == [-1.0] * 3
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not CLIPS, reason="the shared folder with real clips is not there")
 @pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
 def test_mels_of_real_clips_are_within_the_table(path) -> None:

@@ -113,6 +113,7 @@ def test_of_equal_rows_the_newest_come_first_however_many(coarse: str, capacity:
 small = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
 
 
+@pytest.mark.heavy
 @given(
     writes=st.lists(st.lists(small, max_size=9), max_size=8),
     queries=st.lists(small, min_size=1, max_size=4),

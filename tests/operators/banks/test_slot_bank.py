@@ -87,6 +87,7 @@ def test_ring_keeps_the_last_rows(plan: list[dict[int, int]]):
         assert sorted(held(bank, slot)) == sorted(lists[slot])
 
 
+@pytest.mark.heavy
 @given(writes_of_streams, st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_random_replacement_obeys_the_size_law_and_keeps_all_new_rows(plan: list[dict[int, int]], overshoot: bool):

@@ -42,6 +42,7 @@ def test_the_ready_pipeline_chooses_frames_of_every_recording_and_a_paced_replay
     assert paced == rows
 
 
+@pytest.mark.heavy
 def test_the_ready_pipeline_that_acts_points_where_a_cube_of_the_past_told(tmp_path: Path) -> None:
     answers = write_recordings(tmp_path / "rendered", "past", count=8)
     assert json.loads((tmp_path / "rendered" / ANSWERS).read_text()) == answers
@@ -57,6 +58,7 @@ def test_the_ready_pipeline_that_acts_points_where_a_cube_of_the_past_told(tmp_p
         assert len(last[name]["offsets"]) == 4
 
 
+@pytest.mark.heavy
 def test_a_tour_for_the_figure_is_a_recording_with_pauses(tmp_path: Path) -> None:
     write_tour(tmp_path / "tour", 24)
     rows = run(tmp_path, tmp_path / "tour")

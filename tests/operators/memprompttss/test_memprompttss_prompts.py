@@ -74,6 +74,7 @@ def test_a_prompt_changes_what_comes_and_the_past_that_is_remembered_and_names_i
     assert events(found) == [("write", "p", 1)]
 
 
+@pytest.mark.heavy
 def test_segments_after_a_revision_are_those_of_the_states_that_count(tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(400)
     for history in (400, 90):
@@ -315,6 +316,7 @@ def test_a_prompt_about_a_stream_that_has_not_come_waits_for_it_but_not_forever(
     assert "all slots are taken" in rejections(tables(full.control(prompts({"at": 20, "state": 2, "prompt_id": "p"}))))["p"]
 
 
+@pytest.mark.heavy
 def test_prompts_of_one_stream_and_level_leave_the_others_alone(tmp_path: Path) -> None:
     checkpoint = network(tmp_path, granularities=(0, 1))
     waves = together(samples("a", wave(100)), samples("b", wave(100, 1)))

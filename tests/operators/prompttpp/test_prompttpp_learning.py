@@ -106,6 +106,7 @@ def test_what_is_learned_from_reads_the_prompts_that_the_stream_has_read(
     assert differs
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scope", ["prompts", "prompts+head", "all"])
 def test_only_what_is_to_be_learned_moves_and_it_moves_at_every_step(path: str, scope: str) -> None:
     one, frozen = operator(path, learn=scope, learn_batch=10), load(path).state_dict()
@@ -202,6 +203,7 @@ def test_interleaved_cut_and_restored_runs_end_with_the_same_bits(path: str) -> 
     assert all(torch.equal(a, b) for a, b in zip(prompts_of(one), prompts_of(whole), strict=True))
 
 
+@pytest.mark.heavy
 def test_with_refresh_lag_zero_states_are_those_of_the_present_weights(path: str) -> None:
     one = operator(path, learn="all", learn_batch=6, refresh_lag=0, window=20)
     batch = stream(3, 10)

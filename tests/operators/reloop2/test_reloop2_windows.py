@@ -68,6 +68,7 @@ def test_window_of_one_class_has_no_auc(ctr_model: str):
         assert row["logloss_pred"] is not None
 
 
+@pytest.mark.heavy
 def test_dropped_timeouts_leave_the_labeled_rows(ctr_model: str):
     events = predicted(ctr_model)
     kept = rows_of(events.run(windows(on_timeout="drop")).to_batches())

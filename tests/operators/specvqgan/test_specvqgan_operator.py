@@ -92,6 +92,7 @@ def test_windows_may_each_begin_anew(tmp_path: Path) -> None:
     assert tokens_of(out) == tokens
 
 
+@pytest.mark.heavy
 def test_rows_of_a_whole_stream_in_one_batch_come_in_order(folder: Path) -> None:
     made = operator(folder, emit_cols=1)
     out = made.process(clip("a", 2, 110))
@@ -206,6 +207,7 @@ def test_a_stream_without_a_good_frame_gives_no_sound(folder: Path) -> None:
     assert ended(made, made.process(clip("a", 1, 5).slice(0, 0)), "a") == []
 
 
+@pytest.mark.heavy
 def test_a_first_frame_that_cannot_be_decoded_is_left_out(folder: Path) -> None:
     broken, good = frames([("a", 0)], images=[None], times_us=[0]), clip("a", 2, 60, start=1, start_us=40_000)
     first, second = operator(folder), operator(folder)
@@ -213,6 +215,7 @@ def test_a_first_frame_that_cannot_be_decoded_is_left_out(folder: Path) -> None:
     assert np.array_equal(samples_of(out), samples_of(ended(second, second.process(good), "a")))
 
 
+@pytest.mark.heavy
 def test_frames_of_one_slot_and_frames_that_are_missing_follow_the_clock(folder: Path) -> None:
     times = [0, 10_000, 20_000, 30_000, 400_000, 420_000, *range(500_000, 2_500_000, 50_000)]
     images = pictures(9, len(times))

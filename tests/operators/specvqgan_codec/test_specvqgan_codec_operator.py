@@ -90,6 +90,7 @@ def test_sound_comes_back_at_its_length(folder: Path, count: int) -> None:
     assert sound.column("sample_rate").unique().to_pylist() == [RATE]
 
 
+@pytest.mark.heavy
 def test_sound_of_blocks_one_by_one_is_that_of_all_at_once(folder: Path) -> None:
     rows = encoded(folder, [pcm("a", tone(30_000, 5))]).select(BLOCK.names).combine_chunks().to_batches()[0]
     made = codec(folder, "decode")
@@ -130,6 +131,7 @@ def test_samples_that_are_no_numbers_are_silence_and_marked(folder: Path) -> Non
     assert encoded(folder, [pcm("a", sound * 9, kind=pa.float64())]).column("payload").equals(loud.column("payload"))
 
 
+@pytest.mark.heavy
 def test_a_short_pause_is_silence_and_a_long_one_ends_the_piece(folder: Path) -> None:
     first, second = tone(6000, 9), tone(6000, 10)
     for pause_s in (0.5, 3.0):
