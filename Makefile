@@ -1,5 +1,5 @@
 # Every target does its own set-up: virtual environment, packages, system libraries (scripts/setup.sh).
-.PHONY: help setup demo kafka test test-fast suite test-slow test-random lint types format bench clean
+.PHONY: help setup browser demo kafka test test-fast suite test-slow test-random lint types format bench clean
 
 BIN := .venv/bin
 export PYTHONWARNINGS ?= ignore
@@ -11,13 +11,16 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo       replay four videos through Ray, detect with memory, write Parquet and an annotated MP4"
 	@echo "make kafka      a Kafka broker on 127.0.0.1:9092 for a first try"
-	@echo "make test-fast  the tests that need no Ray, no Kafka and no training: about 4 minutes on two cores"
+	@echo "make test-fast  the tests that need no Ray, no Kafka and no training: about 3 minutes on two cores"
 	@echo "make test       lint, types and tests (what CI runs): about 10 minutes on two cores"
 	@echo "make test-slow  the soaks and minutes-long checks"
 	@echo "make bench      every benchmark of benchmarks/; results as JSON in benchmarks/results/"
 
 setup:
 	@scripts/setup.sh
+
+browser:
+	@scripts/browser.sh
 
 demo: setup
 	@$(BIN)/streambank demo mamba
@@ -45,7 +48,7 @@ test-fast: setup
 	$(PYTEST) $(SPREAD) -m "not slow and not ray and not kafka and not training and not heavy"
 
 # The types are checked beside the tests, which do not keep both cores busy all the time.
-test: lint
+test: lint browser
 	@$(MAKE) --no-print-directory --jobs=2 types suite
 
 suite:

@@ -1,7 +1,7 @@
 """Linear layers laid out for a step of one token: on a CPU that reads all weights, and how they lie decides how fast.
 
-One or two rows are multiplied with weights of which the longer side lies together, more with weights packed by oneDNN where
-this build of PyTorch has it. Both are float32 products; they round differently in the last bits, as products of batches of
+One or two rows are multiplied with weights as ``models.weight_order`` lays them, more with weights packed by oneDNN where this
+build of PyTorch has it. Both are float32 products; they round differently in the last bits, as products of batches of
 different sizes do anyway. The weights stand in memory twice.
 """
 
@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from models.weight_order import laid_for_one_row
 
 __all__ = ["PackedLinear", "can_pack", "pack_linears"]
 
@@ -28,8 +30,7 @@ class PackedLinear(nn.Module):
         weight_NK = torch.cat([linear.weight.detach() for linear in linears])
         biases: list[Any] = [linear.bias for linear in linears]
         self.bias_N = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        outputs, inputs = weight_NK.shape
-        self.weight_KN = weight_NK.T.contiguous() if outputs >= inputs else weight_NK.contiguous().T
+        self.weight_KN = laid_for_one_row(weight_NK).T
         self._packed: Any = None
         mkldnn: Any = torch.ops.mkldnn
         backend: Any = torch.backends.mkldnn

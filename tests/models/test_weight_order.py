@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import mmap
+
+import pytest
 import torch
 from torch import nn
 
-from models.weight_order import order_for_one_row
+from models.weight_order import laid_for_one_row, order_for_one_row
 
 
 def test_wide_layers_are_transposed_in_memory_and_compute_the_same() -> None:
@@ -29,6 +34,26 @@ def test_embeddings_that_share_weights_with_the_head_read_the_same() -> None:
     before = words(ids)
     order_for_one_row(head)
     assert torch.equal(words(ids), before)
+
+
+@pytest.mark.parametrize("shape", [(700, 800), (900, 800), (3, 5)])
+def test_weights_of_any_size_keep_every_bit_and_outlive_what_they_were_made_of(shape: tuple[int, int]) -> None:
+    weight_NK = torch.randn(shape)
+    laid_NK = laid_for_one_row(weight_NK)
+    wanted = weight_NK.clone()
+    del weight_NK
+    gc.collect()
+    assert torch.equal(laid_NK, wanted)
+    assert min(laid_NK.stride()) == 1 and max(laid_NK.stride()) == max(shape)
+
+
+def test_a_system_without_large_pages_gives_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: mmap.mmap, option: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", type("NoAdvice", (mmap.mmap,), {"madvise": refuse}))
+    weight_NK = torch.randn(800, 700)
+    assert torch.equal(laid_for_one_row(weight_NK), weight_NK)
 
 
 def test_other_types_stay_as_they_are() -> None:
