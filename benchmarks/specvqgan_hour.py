@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,15 +55,14 @@ def second(clip: Clip, number: int) -> pa.RecordBatch:
         "width": pa.array([pixels[0].shape[1]] * _FPS, pa.int32()),
         "error": pa.nulls(_FPS, pa.string()),
     }
-    return pa.RecordBatch.from_arrays([columns[field.name] for field in FRAME], schema=FRAME)
+    return pa.RecordBatch.from_arrays([columns[one.name] for one in FRAME], schema=FRAME)
 
 
 def measure(seconds: int) -> dict[str, Any]:
     """Make the sound of a film; return what it took."""
     operator = SpecVQGANOperator(SpecVQGANOptions(max_streams=1, **OPTIONS), Context(name="sound"))
     process, spent_s, memory = psutil.Process(), 0.0, list[int]()
-    parts: list[np.ndarray] = []
-    statuses: set[str] = set()
+    sound = Sound.of(seconds)
     for number in range(seconds):
         if number % 60 == 0:
             clip = make_clip(_CLIP + number // 60, 60.0)
@@ -70,15 +70,15 @@ def measure(seconds: int) -> dict[str, Any]:
         began = time.process_time()
         out = operator.process(batch)
         spent_s += time.process_time() - began
-        keep(out, parts, statuses)
+        sound.keep(out)
         if (number + 1) % max(1, seconds // _SAMPLES) == 0:
-            memory.append(process.memory_info().rss - sum(part.nbytes for part in parts))
+            memory.append(process.memory_info().rss)
             print(f"{number + 1:5d} s of film: {spent_s:7.1f} s, {memory[-1] / 2**20:.0f} MiB", flush=True)
     began = time.process_time()
     operator.close_stream("film")
     out = operator.flush()
     spent_s += time.process_time() - began
-    keep(out, parts, statuses)
+    sound.keep(out)
     operator.close()
     return {
         "seconds": seconds,
@@ -87,25 +87,44 @@ def measure(seconds: int) -> dict[str, Any]:
         "pace": seconds / spent_s,
         "memory_bytes": memory,
         "grown_bytes": memory[-1] - memory[0],
-        "statuses": sorted(statuses),
-        "sound_s": sum(len(part) for part in parts) / RATE,
-        **jumps(parts),
+        "statuses": sorted(sound.statuses),
+        "sound_s": sound.count / RATE,
+        **jumps(sound.samples_N[: sound.count].astype(np.float64), np.array(sound.borders[:-1])),
     }
 
 
-def keep(out: list[Any], parts: list[np.ndarray], statuses: set[str]) -> None:
-    """Take the sound out of what an operator gave."""
-    for one in out:
-        if one.name == "sound":
-            statuses |= set(one.batch.column("status").to_pylist())
-            parts += [np.array(samples, np.int16) for samples in one.batch.column("samples").to_pylist() if samples]
+@dataclass(slots=True)
+class Sound:
+    """What an operator has made so far, in memory that is there from the beginning."""
+
+    samples_N: np.ndarray
+    count: int = 0
+    borders: list[int] = field(default_factory=list)
+    """Ends of rows."""
+    statuses: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, seconds: int) -> Sound:
+        """Make room for so many seconds."""
+        return cls(np.full((seconds + 1) * RATE, 1, np.int16))  # not zeros, whose memory comes with the first use
+
+    def keep(self, out: list[Any]) -> None:
+        """Take the sound out of what an operator gave."""
+        for one in out:
+            if one.name != "sound":
+                continue
+            self.statuses |= set(one.batch.column("status").to_pylist())
+            for number in range(one.batch.num_rows):
+                samples = one.batch.column("samples")[number].values
+                if samples is not None and len(samples):
+                    self.samples_N[self.count : self.count + len(samples)] = samples.to_numpy()
+                    self.count += len(samples)
+                    self.borders.append(self.count)
 
 
-def jumps(parts: list[np.ndarray]) -> dict[str, float]:
+def jumps(sound_N: np.ndarray, borders: np.ndarray) -> dict[str, float]:
     """Return the share of borders between rows with a second difference above the 99th percentile of other frame borders."""
-    sound_N = np.concatenate(parts).astype(np.float64)
     bent_N = np.abs(np.diff(sound_N, 2))
-    borders = np.cumsum([len(part) for part in parts])[:-1]
     frames = np.arange(HOP, len(sound_N) - HOP, HOP)
     others = np.setdiff1d(frames, borders)
     # The two second differences that reach over a border.
