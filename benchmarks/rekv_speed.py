@@ -1,4 +1,4 @@
-"""Claim: one frame and one answer each take at most a quarter of the time of the published procedure taken literally.
+"""Claim: one frame and one answer each take at most a fifth of the time of the published procedure taken literally.
 
 8 layers, hidden 256, 196 tokens per frame, window 5,000, 16 retrieved frames, one thread, random weights; the same decoder and
 the same rules on both sides, so both give the same numbers (checked first). The plain side (spec: sections 3 and 4) keeps
@@ -33,7 +33,7 @@ from models.rekv.session import StreamView, open_stream
 from models.rekv.store import TensorStore
 from models.weight_order import order_for_one_row
 
-NEEDED = 4.0
+NEEDED = 5.0
 TOKENS, HIDDEN, LAYERS = 196, 256, 8
 VOCABULARY = 12_000  # a head of 0.4 of the decoder's linear layers, as that of the 0.5B model is
 CONFIG = ReKVConfig(window_tokens=5000, retrieve_frames=16, encode_frames=1)
