@@ -1,14 +1,14 @@
-"""What docs/benchmarks.md says: each claim with the function that takes its figure from the result of a benchmark."""
+"""What docs/benchmarks.md and the README say: each claim with the benchmark that measures it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-__all__ = ["CLAIMS", "README_CLAIMS", "Claim", "Result"]
+from benchmarks import result_words as words
+from benchmarks.result_words import Result
 
-Result = Mapping[str, Any]
+__all__ = ["CLAIMS", "README_CLAIMS", "Claim"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,427 +32,6 @@ class Claim:
         return f"python -m benchmarks.{self.result} {self.arguments}".strip()
 
 
-# How figures are written
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _per_s(rate: float) -> str:
-    return f"{rate:,.0f}"
-
-
-def _span(values: Iterable[float], digits: int = 2) -> str:
-    """``0.12`` where all are the same, else ``0.12–0.34``."""
-    texts = [f"{value:.{digits}f}" for value in sorted(values)]
-    return texts[0] if texts[0] == texts[-1] else f"{texts[0]}–{texts[-1]}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    given = list(values)
-    return sum(given) / len(given)
-
-
-# The figures, one function per result where a line is too short
-
-
-def _mamba_gain(r: Result) -> str:
-    mean = r["mean"]
-    return (
-        f"mAP50 {mean['causal']:.3f} with memory; {mean['control']:.3f} the same detector, trained as long, without; "
-        f"{mean['wrong']:.3f} with another clip's bank"
-    )
-
-
-def _mamba_fps(r: Result) -> str:
-    def rates(levels: str) -> str:
-        return ", ".join(f"{row['frames_per_s']:.2f}" for row in r["rows"] if row["levels"] == levels)
-
-    def share(row: Result) -> float:
-        stages = row["stages_ms_per_frame"]
-        return sum(ms for stage, ms in stages.items() if "bank" in stage) / row["ms_per_frame"]
-
-    most = max(share(row) for row in r["rows"])
-    return (
-        f"{rates('instance')} frames/s with the instance level; {rates('all')} with both; "
-        f"bank reads and writes take at most {100 * most:.1f} %"
-    )
-
-
-def _decode(r: Result) -> str:
-    def ratios(runner: str) -> str:
-        return " and ".join(f"{row['ratio']:.2f}" for row in r["rows"] if row["runner"] == runner)
-
-    clips = ", ".join(dict.fromkeys(row["clip"] for row in r["rows"]))
-    return f"local {ratios('local')}, ray {ratios('ray')} of its frames/s ({clips})"
-
-
-def _keyed(r: Result) -> str:
-    local, ray = (r["sides"][side]["ratio_to_bytewax"] for side in ("local", "ray"))
-    return f"local {local:.1f} times, ray {ray:.1f} times its events/s"
-
-
-def _soak(r: Result) -> str:
-    runs = r["runners"].values()
-    lost, doubled, left = (sum(run[name] for run in runs) for name in ("lost", "doubled", "staged_files_left"))
-    rows = " and ".join(f"{run['rows']:,}" for run in runs)
-    return f"{rows} rows of {r['rows']:,} ({', '.join(r['runners'])}), {lost} lost, {doubled} twice, {left} staged files left"
-
-
-def _kafka_soak(r: Result) -> str:
-    runs = r["runners"].values()
-    frames = sum(run["frames"] for run in runs)
-    lost, doubled, changed = (sum(run["kafka"][n] + run["parquet"][n] for run in runs) for n in ("lost", "doubled", "changed"))
-    kills = ", ".join(f"{name} {count}" for name, count in r["kills"].items())
-    return f"{sum(r['kills'].values())} kills ({kills}): of {frames:,} frames {lost} lost, {doubled} twice, {changed} changed"
-
-
-def _kafka(r: Result) -> str:
-    def ratios(side: str) -> str:
-        return ", ".join(f"{case[side]:.2f}" for case in r["cases"].values())
-
-    return f"source {ratios('source_ratio')} of its messages/s (JSON, Arrow, frames); sink {ratios('sink_ratio')}"
-
-
-def _flat(r: Result) -> str:
-    table, video = r["table"]["growth_bytes"], r["video"]["growth_bytes"]
-    return f"grows by {table / 1e6:.1f} MB; by {video / 1e6:.0f} MB"
-
-
-def _many_files(r: Result) -> str:
-    return ", ".join(f"{row['ms_per_file']:.1f} ms a file ({row['format']})" for row in r["formats"])
-
-
-def _sinks(r: Result) -> str:
-    return "; ".join(f"{name}: {_per_s(rates['rows_per_s'])}" for name, rates in r["sinks"].items()) + " rows/s"
-
-
-def _real_clips(r: Result) -> str:
-    rows, frames = sum(row["rows"] for row in r["rows"]), sum(row["frames"] for row in r["rows"])
-    worst = max(row["worst_time_difference_us"] for row in r["rows"])
-    return f"{rows:,} rows of {frames:,} frames, times within {worst} µs of the container's"
-
-
-def _reloop2_drift(r: Result) -> str:
-    mean = r["streams"]["synthetic_drift"]["mean"]
-    ways = [mean["memory (knn)"], mean["memory (sketch)"]]
-
-    def recovered(phase: str) -> str:
-        return _span((100 * way[phase]["recovered"] for way in ways), 0)
-
-    return (
-        f"of the excess logloss the memory recovers {recovered('phase1')} % after a drift of concepts and "
-        f"{recovered('phase2')} % after a shift of the base rate; before, it changes logloss by "
-        f"{_span((way['phase0']['cost'] for way in ways), 4)}"
-    )
-
-
-def _movielens(r: Result) -> str:
-    mean = r["streams"]["ml100k"]["mean"]
-
-    def gain(way: str) -> float:
-        return 100 * (mean[way]["auc"] - mean["frozen"]["auc"])
-
-    return (
-        f"AUC +{gain('memory (knn)'):.2f} points (nearest rows), +{gain('memory (sketch)'):.2f} (sketch) over the frozen model"
-    )
-
-
-def _reloop2_soak(r: Result) -> str:
-    memory, kills = r["memory"], r["kills"]
-    same = "the same bits" if kills["rows_equal"] and kills["bank_difference"] is None else "NOT the same"
-    return (
-        f"{_per_s(memory['impressions_per_s'])} a second, peak memory of the second half "
-        f"{memory['growth_bytes'] / 1e6:.1f} MB over the first's; predictions and bank after {kills['kills']} kills {same}"
-    )
-
-
-def _sketch(r: Result) -> str:
-    def rate(width: str, side: str) -> float:
-        return float(r["rows_per_s"][width][side]["hash, read and write"])
-
-    both = [(width, rate(width, "streambank"), rate(width, "plain")) for width in r["rows_per_s"]]
-    return "; ".join(f"{width} numbers: {_per_s(ours)} rows/s, {ours / plain:.2f} times it" for width, ours, plain in both)
-
-
-def _faiss(r: Result) -> str:
-    def against(kind: str) -> str:
-        useful = r["useful_recall"]
-        rows = [
-            row for case in r["cases"] for row in case["comparison"] if f" {kind}" in row["faiss"] and row["recall"] >= useful
-        ]
-        return f"{_span(row['ratio'] for row in rows)} times {kind}"
-
-    counted, behind = r["comparisons_at_useful_recall"], r["faiss_ahead_at_useful_recall"]
-    return (
-        f"{against('Flat')}, {against('IVF')}, {against('HNSW')}; ahead in {counted - behind} of {counted} comparisons "
-        f"at a recall of {r['useful_recall']} or more"
-    )
-
-
-def _rekv_gain(r: Result) -> str:
-    right = r["accuracy"]
-    return (
-        f"{_percent(right['memory'])} right with memory, {_percent(right['uniform'])} from as many frames evenly spread, "
-        f"{_percent(right['blind'])} without frames; "
-        f"the event is among the retrieved frames in {100 * r['recall']['mean']:.1f} %"
-    )
-
-
-def _rekv_speed(r: Result) -> str:
-    same = "same tokens" if r["same_tokens"] else "OTHER tokens"
-    return f"{r['ratio']['frame']:.1f} times per encoded frame, {r['ratio']['answer']:.1f} times per answer, {same}"
-
-
-def _rekv_day(r: Result) -> str:
-    first, last, exact = r["bytes_first"], r["bytes_last"], r["checks"]["first_minute_answer_exact"]
-    flat = "flat" if first["device"] == last["device"] and first["host"] == last["host"] else "NOT flat"
-    return (
-        f"device and host {flat}, {last['disk'] / 1e6:.0f} MB on disk, {r['computed']['disk'] / 1e6:.0f} MB computed; "
-        f"the first minute {'still answered with the same bits' if exact else 'NOT answered with the same bits'}"
-    )
-
-
-def _policies(r: Result) -> str:
-    plain = r["policies"]["off"]
-    others = [policy for name, policy in r["policies"].items() if name != "off"]
-    bytes_ = _span((100 * policy["share"] for policy in others), 0)
-    right = _span((100 * policy["accuracy"] for policy in others), 1)
-    return f"{bytes_} % of the bytes at {right} % right ({100 * plain['accuracy']:.1f} % without a policy)"
-
-
-def _videostreaming_sets(r: Result) -> list[Result]:
-    return [one for model in r["models"].values() for one in model["sets"]]
-
-
-def _videostreaming_gain(r: Result) -> str:
-    sets = _videostreaming_sets(r)
-
-    def right(way: str) -> str:
-        return _percent(_mean(one["accuracy"][way] for one in sets))
-
-    most = max(one["accuracy"]["uniform"] for one in sets)
-    recall = _mean(one["recall"]["memory"] for one in sets)
-    rekv = _mean(one["accuracy"]["memory"] for one in r["rekv"])
-    return (
-        f"{right('memory')} right from the selected memories, at most {_percent(most)} from as many tokens evenly spread, "
-        f"{right('last')} from the newest, {right('blind')} without; the right clip is selected in {_percent(recall)}; "
-        f"ReKV with as many tokens {_percent(rekv)}"
-    )
-
-
-def _propagation(r: Result) -> str:
-    told = {name: f"{_percent(r['before'][name][0])} ± {100 * r['before'][name][1]:.0f}" for name in ("with", "without")}
-    gain, half_width = (round(100 * value) for value in r["before"]["gain"])
-    return f"{told['with']} right with it, {told['without']} without; film by film {gain} ± {half_width} points more"
-
-
-def _videostreaming_speed(r: Result) -> str:
-    first, last = r["rows"][0], r["rows"][-1]
-    costs = (
-        f"{1e3 * first['clip_s']:.1f} and {1e3 * last['clip_s']:.1f} ms a clip, {1e3 * first['answer_s']:.1f} and "
-        f"{1e3 * last['answer_s']:.1f} ms an answer"
-    )
-    shortest = min(row["hours"] for row in r["compared"])
-    compared = [row for row in r["compared"] if row["hours"] == shortest]
-
-    def times(way: str) -> str:
-        return ", ".join(f"{row['ratio'][way]:.1f}" for row in compared)
-
-    return (
-        f"{costs}; encoding the whole video again per question takes {times('without')} times as long at "
-        f"{', '.join(str(row['questions']) for row in compared)} questions about {60 * shortest:.0f} minutes, "
-        f"{times('without_in_batches')} times with many clips at once"
-    )
-
-
-def _fourd_coverage(r: Result) -> str:
-    def worst(case: str) -> str:
-        return " against ".join(f"{r['table'][case][way]['worst_coverage']:.3f}" for way in ("window", "uniform"))
-
-    return f"worst {worst('still_with_events')} of even spacing; {worst('redkitchen30')}, a tie"
-
-
-def _fourd_task(name: str) -> Callable[[Result], str]:
-    def figure(r: Result) -> str:
-        ways = r["tasks"][name]["outcomes"]
-        return (
-            f"{_span(ways['window'])} right with memory bank sampling, {_span(ways['uniform'])} from as many frames "
-            f"evenly spaced, {_span(ways['last_k'])} from the newest"
-        )
-
-    return figure
-
-
-def _fourd_point(r: Result) -> str:
-    ways = r["tasks"]["point"]["outcomes"]
-    return f"{100 * _mean(ways['with coordinates']):.0f} cm off with coordinates, {100 * _mean(ways['without']):.0f} cm without"
-
-
-def _fourd_memory(r: Result) -> str:
-    first, last = r["seen"][0], r["seen"][-1]
-    same = all(first[name] == last[name] for name in ("bank_bytes", "snapshot_bytes"))
-    grown = (last["resident_bytes"] - first["resident_bytes"]) / 1024
-    return f"bank and snapshot {'the same bytes' if same else 'GREW'}, resident memory grows by {grown:.0f} KiB"
-
-
-def _fourd_speed(r: Result) -> str:
-    same = "the same frames chosen" if r["same_choice"] == 1 else f"the same frames in {_percent(r['same_choice'])}"
-    return f"{r['times_plain']:.1f} ({r['times_k_again']:.1f}) times, {same}"
-
-
-def _confidence(r: Result) -> str:
-    return f"{_percent(r['caught'])} and {_percent(r['lost'])} at {r['default']}"
-
-
-def _standing(method: str) -> Callable[[Result], str]:
-    def figure(r: Result) -> str:
-        own = r["methods"][method]
-        one, several = own["single"], own["mixed"]
-        return (
-            f"recall {one['recall']:.3f} and {several['recall']:.3f}, {one['false_alarms_per_film_hour']:.1f} and "
-            f"{several['false_alarms_per_film_hour']:.1f} false alarms per film hour over all of them; a thousand cost "
-            f"{own['cost']['ratio']:.2f} times one, {own['cost']['ratio_watching']:.2f} times while nothing rises"
-        )
-
-    return figure
-
-
-def _tss_speed(r: Result) -> str:
-    return f"{_per_s(r['window_apart'])} and {_per_s(r['quarter'])} samples/s of final states"
-
-
-def _tss_again(r: Result) -> str:
-    return f"{r['released_ms'] / r['again_ms']:.1f} times faster, logits within {r['difference']:.0e}"
-
-
-def _tss_waves(r: Result) -> str:
-    nets = r["remote_accuracy"].values()
-    before, label, denied = (
-        _span(net[f"remote_{what}"] for net in nets) for what in ("0_prompts", "1_prompts", "1_not_prompts")
-    )
-    return f"{before} without, {label} with; {denied} with one that says what it is not"
-
-
-def _tss_people(r: Result) -> str:
-    seeds = r["usc_had"].values()
-    half, quarter = (_span((seed[stride]["without"] for seed in seeds), 3) for stride in ("T/2", "T/4"))
-    gains = [[seed[stride]["12_label"] for seed in seeds] for stride in ("T/2", "T/4")]
-    told = " and ".join(", ".join(f"{gain['all'][0]:+.3f} ± {gain['all'][1]:.3f}" for gain in each) for each in gains)
-    segments = _span((gain["over_segments"] for each in gains for gain in each), 3)
-    return (
-        f"{half} without prompts (windows a quarter of one apart: {quarter}); twelve labels add {told} over places of prompts "
-        f"(± {segments} over segments of the files)"
-    )
-
-
-def _tss_peers(group: str) -> Callable[[Result], str]:
-    def figure(r: Result) -> str:
-        told = {method: found["covering"] for method, found in r["table"][group].items()}
-        ours = [f"{told.pop(method):.3f}" for method in ("ours", "ours, told")]
-        return (
-            ", ".join(f"{method} {score:.3f}" for method, score in told.items()) + f"; memprompttss {' and, told, '.join(ours)}"
-        )
-
-    return figure
-
-
-def _tss_peers_speed(r: Result) -> str:
-    def spans(method: str) -> str:
-        return _span((one[method]["samples_per_s"] for one in r["table"].values() if method in one), 0)
-
-    run = [(name, method) for name, method in _TSS_METHODS.items() if any(method in one for one in r["table"].values())]
-    return ", ".join(f"{name} {spans(method)}" for name, method in run) + " samples/s"
-
-
-def _drift_current(r: Result) -> str:
-    difference, more = r["paired"]["current: prompt less online"]
-    return (
-        f"{_drift_both(r, 'current')} nats an event from the truth; prompts less online, paired {difference:+.3f} ± {more:.3f}"
-    )
-
-
-def _drift_forgotten(r: Result) -> str:
-    difference, more = r["paired"]["forgotten: half of online's less prompt's"]
-    return (
-        f"{_drift_both(r, 'forgotten')} nats an event forgotten while a regime was away, {_drift_both(r, 'lost_on_return')} "
-        f"lost when it returns; half of what online forgets less what prompts do, paired {difference:+.3f} ± {more:.3f}"
-    )
-
-
-def _drift_both(r: Result, what: str) -> str:
-    ways = r["nats_per_event_from_the_truth"]
-    both = " and ".join(f"{ways[way][what][0]:.2f} ± {ways[way][what][1]:.2f}" for way in ("prompt", "online"))
-    return (
-        both
-        if what == "lost_on_return"
-        else f"{len(r['each_seed']['prompt'][what])} seeds, prompts and online training: {both}"
-    )
-
-
-def _tpp_tables(name: str) -> Callable[[Result], str]:
-    def figure(r: Result) -> str:
-        found = r["sets"][name]
-        floors, schemes = found["floors"], found["schemes"]
-
-        def row(what: str, digits: int) -> str:
-            return ", ".join(f"{scheme} {scores[what]:.{digits}f}" for scheme, scores in schemes.items())
-
-        return (
-            f"nats an event (days): {row('nats', 3)}, floor {floors['nats_constant_rate_markov']:.3f}; type error: "
-            f"{row('type_error', 3)}, floors {floors['error_most_frequent']:.3f} and {floors['error_markov']:.3f} "
-            f"(most frequent, Markov); RMSE in days: {row('rmse', 2)}, floor {floors['rmse_mean_gap']:.2f}"
-        )
-
-    return figure
-
-
-def _tpp_speed(r: Result) -> str:
-    rates = r["events_per_second"]
-
-    def rate(name: str) -> float:
-        return float(rates[name]["by_processor_time"])
-
-    ours = {name: rate(f"{name}: scored and predicted") for name in ("s2p2", "nhp", "attnhp")}
-    published = rate("published procedure, length 100, 500 proposals: positions")
-    shown = ", ".join(f"{name} {_per_s(events)}" for name, events in ours.items())
-    keys = " and ".join(
-        _per_s(rate(name)) for name in rates if name.endswith(("events of 1000 keys", "events of 1000000 keys"))
-    )
-    return (
-        f"{shown} events/s of processor time (s2p2, 20,000 slots, 1,000 and 1,000,000 keys: {keys}); the default "
-        f"{ours['s2p2'] / published:.0f} times the published procedure"
-    )
-
-
-def _sound_codec(r: Result) -> str:
-    sets = [one for model in r["models"].values() for one in model["sets"]]
-    rate, bits = (_mean(one[name] for one in sets) for name in ("codec_bits_per_s", "codec_error"))
-    return f"{rate:.0f} bit/s at an error of {bits:.3f}, {_mean(one['mean_error'] for one in sets):.3f} of the mean predictor"
-
-
-def _sound_gain(r: Result) -> str:
-    sets = [one for model in r["models"].values() for one in model["sets"]]
-
-    def shares(what: str) -> str:
-        return " and ".join(_percent(_mean(one[f"{what}_{way}"] for one in sets)) for way in ("frames", "none"))
-
-    return f"onsets within 0.1 s {shares('onsets')} with and without frames, pitch classes {shares('pitches')}"
-
-
-def _sound_speed(r: Result) -> str:
-    return ", ".join(f"{row['faster']:.0f} times per stream at {row['streams']}" for row in r["rows"])
-
-
-def _sound_hour(r: Result) -> str:
-    return (
-        f"{r['pace']:.1f} times its own pace (processor time); memory grows by {r['grown_bytes'] / 2**20:.1f} MiB; "
-        f"{100 * r['share_of_jumps']:.1f} % of the borders between rows jump more than 1 % of all frame borders do"
-    )
-
-
-_TSS_METHODS = {"ClaSP": "ClaSP", "ClaSS": "ClaSS", "CLaP": "CLaP", "memprompttss": "ours"}
 _ENGINE, _MAMBA, _RELOOP2, _REKV = "Engine", "MAMBA", "ReLoop2", "ReKV"
 _VIDEO, _FOURD, _TSS, _TPP, _SOUND = "VideoStreaming", "4D-VLA", "MemPromptTSS", "PromptTPP", "SpecVQGAN"
 
@@ -461,32 +40,32 @@ CLAIMS: tuple[Claim, ...] = (
         _ENGINE,
         "keyed_stream",
         "keyed running mean, 500,000 JSON lines, a commit a second, against bytewax 0.21 with recovery",
-        _keyed,
+        words.keyed,
     ),
-    Claim(_ENGINE, "decode_throughput", "decode → null → Parquet, against a bare OpenCV loop", _decode),
-    Claim(_ENGINE, "fault_soak", "`kill -9` at 30 random moments per runner, then `--resume`", _soak),
+    Claim(_ENGINE, "decode_throughput", "decode → null → Parquet, against a bare OpenCV loop", words.decode),
+    Claim(_ENGINE, "fault_soak", "`kill -9` at 30 random moments per runner, then `--resume`", words.soak),
     Claim(
         _ENGINE,
         "kafka_soak",
         "`kill -9` of driver, actors, coordinator and broker under Kafka → MAMBA → Kafka and Parquet",
-        _kafka_soak,
+        words.kafka_soak,
     ),
     Claim(
         _ENGINE,
         "kafka_throughput",
         "Kafka source and transactional sink against a bare kafka-python poll loop and producer, one broker here",
-        _kafka,
+        words.kafka,
     ),
-    Claim(_ENGINE, "memory_flat", "1,000,000 rows of replay after warm-up; 2 minutes of 720p in real time", _flat),
-    Claim(_ENGINE, "many_files", "500,000 rows in 2,000 files, against one file", _many_files),
-    Claim(_ENGINE, "sink_throughput", "file sinks, 1,000,000 rows", _sinks),
+    Claim(_ENGINE, "memory_flat", "1,000,000 rows of replay after warm-up; 2 minutes of 720p in real time", words.flat),
+    Claim(_ENGINE, "many_files", "500,000 rows in 2,000 files, against one file", words.many_files),
+    Claim(_ENGINE, "sink_throughput", "file sinks, 1,000,000 rows", words.sinks),
     Claim(
         _ENGINE,
         "flight_subscriber",
         "a Flight subscriber that reads one batch a second",
         lambda r: f"{r['ratio']:.2f} times the rows/s without it",
     ),
-    Claim(_MAMBA, "mamba_memory_gain", "what the memory gains on fresh clips, 3 seeds", _mamba_gain),
+    Claim(_MAMBA, "mamba_memory_gain", "what the memory gains on fresh clips, 3 seeds", words.mamba_gain),
     Claim(
         _MAMBA,
         "memory_step",
@@ -497,124 +76,136 @@ CLAIMS: tuple[Claim, ...] = (
         _MAMBA,
         "real_clips",
         "five real clips, full-size model from an official-layout checkpoint",
-        _real_clips,
+        words.real_clips,
     ),
-    Claim(_MAMBA, "mamba_fps", "full size on the CPU (ResNet-101, short side 600) at 1, 4 and 16 streams", _mamba_fps),
-    Claim(_RELOOP2, "reloop2_drift", "clicks that drift, labels 1,000 impressions late, 3 seeds", _reloop2_drift),
-    Claim(_RELOOP2, "reloop2_drift", "40,000 MovieLens events", _movielens),
+    Claim(_MAMBA, "mamba_fps", "full size on the CPU (ResNet-101, short side 600) at 1, 4 and 16 streams", words.mamba_fps),
+    Claim(_RELOOP2, "reloop2_drift", "clicks that drift, labels 1,000 impressions late, 3 seeds", words.reloop2_drift),
+    Claim(_RELOOP2, "reloop2_drift", "40,000 MovieLens events", words.movielens),
     Claim(
         _RELOOP2,
         "reloop2_soak",
         "10,000,000 impressions with delayed labels through `streambank run`; kills",
-        _reloop2_soak,
+        words.reloop2_soak,
     ),
     Claim(
         _RELOOP2,
         "sketch_throughput",
         "sketch of 70 arrays × 2^16, hash, read and write, exact, one core, against the plain form, whose sums are not",
-        _sketch,
+        words.sketch,
     ),
-    Claim(_RELOOP2, "knn_faiss", "nearest rows, add and search as often, one core, against faiss 1.15", _faiss),
-    Claim(_REKV, "rekv_memory_gain", "the small model on 60 unseen films of ten minutes, 1,200 questions", _rekv_gain),
+    Claim(_RELOOP2, "knn_faiss", "nearest rows, add and search as often, one core, against faiss 1.15", words.faiss),
+    Claim(_REKV, "rekv_memory_gain", "the small model on 60 unseen films of ten minutes, 1,200 questions", words.rekv_gain),
     Claim(
         _REKV,
         "rekv_speed",
         "against the published procedure taken literally, 8 layers, hidden 256, window 5,000, one thread",
-        _rekv_speed,
+        words.rekv_speed,
     ),
     Claim(
-        _REKV, "rekv_day", "a day of video (43,200 frames, features given) through session and bank of three tiers", _rekv_day
+        _REKV,
+        "rekv_day",
+        "a day of video (43,200 frames, features given) through session and bank of three tiers",
+        words.rekv_day,
     ),
     Claim(
-        _REKV, "rekv_confidence", "the small model on 12 unseen films: nonsense called unsure, and right answers", _confidence
+        _REKV,
+        "rekv_confidence",
+        "the small model on 12 unseen films: nonsense called unsure, and right answers",
+        words.confidence,
     ),
     Claim(
         _REKV,
         "standing_questions",
         "12 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
-        _standing("rekv"),
+        words.standing("rekv"),
     ),
-    Claim(_REKV, "rekv_policies", "policies for the bank: bytes, accuracy on the films", _policies),
+    Claim(_REKV, "rekv_policies", "policies for the bank: bytes, accuracy on the films", words.policies),
     Claim(
         _VIDEO,
         "videostreaming_memory_gain",
         "the small model on unseen films of ten minutes at equal video tokens",
-        _videostreaming_gain,
+        words.videostreaming_gain,
         "--films 4",
     ),
     Claim(
         _VIDEO,
         "standing_questions",
         "12 unseen films of ten minutes, 11 standing questions about one thing and 20 about several",
-        _standing("videostreaming"),
+        words.standing("videostreaming"),
     ),
-    Claim(_VIDEO, "videostreaming_memory_gain", "a question that needs memory propagation", _propagation, "--films 4"),
+    Claim(_VIDEO, "videostreaming_memory_gain", "a question that needs memory propagation", words.propagation, "--films 4"),
     Claim(
         _VIDEO,
         "videostreaming_speed",
         "a clip and an answer after 1 minute and after 24 hours of video (small shape, features given, processor time)",
-        _videostreaming_speed,
+        words.videostreaming_speed,
     ),
     Claim(
         _FOURD,
         "fourd_vla_speed",
         "sampling, 16 streams, features of 432 numbers given, one core",
-        lambda r: f"{_per_s(r['given_features_frames_per_s'])} frames/s",
+        lambda r: f"{words.per_s(r['given_features_frames_per_s'])} frames/s",
     ),
     Claim(
         _FOURD,
         "fourd_vla_speed",
         "with an encoder, against a plain implementation that encodes the window (the frames kept) again at each step",
-        _fourd_speed,
+        words.fourd_speed,
     ),
     Claim(
         _FOURD,
         "fourd_vla_coverage",
         "coverage of the last 20 frames by 5: still view with events of one frame; a real kitchen",
-        _fourd_coverage,
+        words.fourd_coverage,
     ),
-    Claim(_FOURD, "fourd_vla_memory", "sampling of 100,352 frames of 16 streams", _fourd_memory),
+    Claim(_FOURD, "fourd_vla_memory", "sampling of 100,352 frames of 16 streams", words.fourd_memory),
     Claim(
         _FOURD,
         "fourd_vla_tasks",
         "a tiny policy told by a frame of the past (4 answers), 3 seeds",
-        _fourd_task("past"),
+        words.fourd_task("past"),
         "--tasks past",
     ),
-    Claim(_FOURD, "fourd_vla_tasks", "tiny policies count flashes (3 answers), 3 seeds", _fourd_task("count"), "--tasks count"),
+    Claim(
+        _FOURD,
+        "fourd_vla_tasks",
+        "tiny policies count flashes (3 answers), 3 seeds",
+        words.fourd_task("count"),
+        "--tasks count",
+    ),
     Claim(
         _FOURD,
         "fourd_vla_tasks",
         "tiny policies say whether a red cube was there (2 answers), 3 seeds",
-        _fourd_task("seen"),
+        words.fourd_task("seen"),
         "--tasks seen",
     ),
     Claim(
         _FOURD,
         "fourd_vla_tasks",
         "a tiny policy points at a cube seen from anywhere, 3 seeds",
-        _fourd_point,
+        words.fourd_point,
         "--tasks point",
     ),
     Claim(
         _TSS,
         "memprompttss_speed",
         "the size of the pump data, 100 streams, whole operator, one core: windows a window and a quarter of one apart",
-        _tss_speed,
+        words.tss_speed,
     ),
-    Claim(_TSS, "memprompttss_speed", "32 windows again after one prompt, against the released modules", _tss_again),
+    Claim(_TSS, "memprompttss_speed", "32 windows again after one prompt, against the released modules", words.tss_again),
     Claim(
         _TSS,
         "memprompttss_gain",
         "names drawn anew for each series: accuracy far from one label prompt",
-        _tss_waves,
+        words.tss_waves,
         goal="two_frequencies",
     ),
     Claim(
         _TSS,
         "memprompttss_gain",
         "USC-HAD, a subject that was not trained on, one network per seed: accuracy, and what prompts change",
-        _tss_people,
+        words.tss_people,
         "--data usc_had/",
         goal="usc_had",
     ),
@@ -623,7 +214,7 @@ CLAIMS: tuple[Claim, ...] = (
             _TSS,
             "memprompttss_peers",
             f"covering of {what}; without and with one prompt for each {unit}",
-            _tss_peers(group),
+            words.tss_peers(group),
             "--claspy DIR --peers ClaSP ClaSS --usc_had network.safetensors",
         )
         for group, what, unit in (
@@ -636,21 +227,21 @@ CLAIMS: tuple[Claim, ...] = (
         _TSS,
         "memprompttss_peers",
         "speed on the same series, one stream, one core (windows a quarter of one apart), means of the three data sets",
-        _tss_peers_speed,
+        words.tss_peers_speed,
         "--claspy DIR --peers ClaSP ClaSS --usc_had network.safetensors",
     ),
     Claim(
         _TPP,
         "prompttpp_drift",
         "simulated streams whose regimes change and return: the present regime, 95 % intervals over seeds",
-        _drift_current,
+        words.drift_current,
         goal="current",
     ),
     Claim(
         _TPP,
         "prompttpp_drift",
         "the same streams: what is forgotten of regimes that return",
-        _drift_forgotten,
+        words.drift_forgotten,
         goal="forgotten",
     ),
     Claim(
@@ -658,7 +249,7 @@ CLAIMS: tuple[Claim, ...] = (
         "prompttpp_tables",
         "badges of StackOverflow, 100 keys, ten slices of time, each scored before it is learned, nothing tuned on them, "
         "against trivial floors",
-        _tpp_tables("stackoverflow"),
+        words.tpp_tables("stackoverflow"),
         "--data tpp/",
     ),
     Claim(
@@ -666,27 +257,30 @@ CLAIMS: tuple[Claim, ...] = (
         "prompttpp_tables",
         "the same on edits of 100 pages of Wikipedia; types are the nineteen most frequent editors of the first slice, and the "
         "others, who make nearly all edits of these pages",
-        _tpp_tables("wikipedia"),
+        words.tpp_tables("wikipedia"),
         "--data tpp/",
     ),
-    Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", _tpp_speed),
-    Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", _sound_codec, "--clips 8 --train 0,1,2"),
-    Claim(_SOUND, "specvqgan_gain", "sound from frames on unseen rendered clips", _sound_gain, "--clips 8 --train 0,1,2"),
+    Claim(_TPP, "prompttpp_speed", "events scored and predicted, one core", words.tpp_speed),
+    Claim(_SOUND, "specvqgan_gain", "the small codec on unseen rendered clips", words.sound_codec, "--clips 8 --train 0,1,2"),
+    Claim(_SOUND, "specvqgan_gain", "sound from frames on unseen rendered clips", words.sound_gain, "--clips 8 --train 0,1,2"),
     Claim(
         _SOUND,
         "specvqgan_speed",
         "a window of sound at full size, against the published sampler taken literally (processor time)",
-        _sound_speed,
+        words.sound_speed,
     ),
     Claim(
-        _SOUND, "specvqgan_hour", "an hour of film, small networks, half a window of sound at a time, one thread", _sound_hour
+        _SOUND,
+        "specvqgan_hour",
+        "an hour of film, small networks, half a window of sound at a time, one thread",
+        words.sound_hour,
     ),
 )
 
 README_CLAIMS: tuple[tuple[str, str, Callable[[Result], str]], ...] = (
-    ("keyed_stream", "keyed running mean against bytewax, a commit a second", _keyed),
-    ("fault_soak", "`kill -9` at 30 random moments per runner", _soak),
-    ("mamba_memory_gain", "what MAMBA's memory gains on fresh clips", _mamba_gain),
-    ("rekv_memory_gain", "what ReKV's memory gains on films of ten minutes", _rekv_gain),
+    ("keyed_stream", "keyed running mean against bytewax, a commit a second", words.keyed),
+    ("fault_soak", "`kill -9` at 30 random moments per runner", words.soak),
+    ("mamba_memory_gain", "what MAMBA's memory gains on fresh clips", words.mamba_gain),
+    ("rekv_memory_gain", "what ReKV's memory gains on films of ten minutes", words.rekv_gain),
 )
 """Result, what was measured, figure."""

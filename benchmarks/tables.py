@@ -15,8 +15,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.claims import CLAIMS, README_CLAIMS, Result
+from benchmarks.claims import CLAIMS, README_CLAIMS
 from benchmarks.machine import RESULTS
+from benchmarks.result_words import Result
 
 __all__ = ["demo_table", "main", "page", "readme"]
 

@@ -7,12 +7,10 @@ from __future__ import annotations
 import colorsys
 import html
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from connectors.errors import SinkError
 from connectors.extras import optional
 
 cv2 = optional("cv2")
@@ -110,14 +108,6 @@ class PngCanvas(Canvas):
     def picture(self) -> npt.NDArray[np.uint8]:
         """Return what is drawn so far, [H, W, 3], red, green, blue."""
         return np.ascontiguousarray(self._picture_HW3[..., ::-1])
-
-    def save(self, path: Path) -> None:
-        """Write the picture. Raise ``SinkError`` where it cannot be written."""
-        _, data = cv2.imencode(".png", self._picture_HW3)
-        try:
-            path.write_bytes(data.tobytes())
-        except OSError as error:
-            raise SinkError(f"{path}: cannot write the picture: {error.strerror}") from error
 
 
 def _pieces(points_N2: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:

@@ -61,10 +61,7 @@ def line_chart(
 ) -> Picture:
     """Draw lines (name → x, y); ``marks`` are vertical lines with words."""
     series = {name: (np.asarray(at, np.float64), np.asarray(value, np.float64)) for name, (at, value) in lines.items()}
-    all_x = np.concatenate([at for at, _ in series.values()])
-    all_y = np.concatenate([value[np.isfinite(value)] for _, value in series.values()])
-    (x0, x1), (y0, y1) = (all_x.min(), all_x.max()), (all_y.min(), all_y.max())
-    x1, y1 = max(x1, x0 + 1e-9), max(y1, y0 + 1e-9)
+    (x0, x1), (y0, y1) = (_reach(np.concatenate(values)) for values in zip(*series.values(), strict=True))
     canvas = PngCanvas(_WIDTH, _HEIGHT)
     inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
@@ -87,6 +84,13 @@ def line_chart(
         canvas.line(place(at, value), color)
         canvas.text(_LEFT + 220 * number, 34, name, color)
     return canvas.picture()
+
+
+def _reach(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the least and the largest number, apart from each other also where there is one or none."""
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    return (low, high) if high > low else (low, low + max(1.0, abs(low)))
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
@@ -168,9 +172,9 @@ def _heading(words: str, height: int, left: int) -> Picture:
 
 def _tile(picture: Picture, words: str, height: int) -> Picture:
     width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    tile = np.full((height + 22, width, 3), 255, np.uint8)
+    canvas = PngCanvas(width, height + 22)
+    canvas.text(2, height + 15, words)
+    tile = canvas.picture()
     how = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
     tile[:height] = cv2.resize(picture, (width, height), interpolation=how)
-    plain = words.encode("ascii", "replace").decode()
-    cv2.putText(tile, plain, (2, height + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (40, 44, 52), 1, cv2.LINE_AA)
     return tile

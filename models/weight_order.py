@@ -11,6 +11,7 @@ as before, larger batches are as fast, and results differ by rounding.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 from collections.abc import Sequence
 
@@ -40,14 +41,12 @@ def laid_for_one_row(weight_NK: Tensor) -> Tensor:
 
 def _memory(shape: Sequence[int]) -> Tensor:
     """Return float32 memory for a shape, on large pages where it is large and there are any."""
-    plain = torch.empty(tuple(shape))
-    if plain.nbytes >= _LARGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+    count = math.prod(shape)
+    if 4 * count >= _LARGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
-            mapped = mmap.mmap(-1, plain.nbytes + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            mapped = mmap.mmap(-1, 4 * count + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             mapped.madvise(mmap.MADV_HUGEPAGE)
-            first = torch.frombuffer(mapped, dtype=torch.uint8, count=1).data_ptr()
+            start = -torch.frombuffer(mapped, dtype=torch.uint8, count=1).data_ptr() % _LARGE_PAGE
             # The tensor keeps the mapping.
-            return torch.frombuffer(mapped, dtype=torch.float32, count=plain.numel(), offset=-first % _LARGE_PAGE).view(
-                plain.shape
-            )
-    return plain
+            return torch.frombuffer(mapped, dtype=torch.float32, count=count, offset=start).view(*shape)
+    return torch.empty(*shape)

@@ -98,11 +98,11 @@ class CausalAttention(nn.Module):
 
     def split(self, x_BNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, [B, H, N, D] each."""
-        shape = (*x_BNC.shape[:2], -1, self.heads, x_BNC.shape[2] // self.heads)
         if self.packed is not None:
-            q, k, v = self.packed(x_BNC).view(shape).permute(2, 0, 3, 1, 4).unbind()
+            parts = self.packed(x_BNC).chunk(3, dim=2)
         else:
-            q, k, v = (part(x_BNC).view(shape)[:, :, 0].transpose(1, 2) for part in (self.query, self.key, self.value))
+            parts = (self.query(x_BNC), self.key(x_BNC), self.value(x_BNC))
+        q, k, v = (part.view(*x_BNC.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
         return q, k, v
 
     def join(self, read_BHND: Tensor) -> Tensor:

@@ -59,10 +59,12 @@ def write_preview(folder: Path, stage: str, done: int, picture: Picture) -> Path
 
 @contextlib.contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Let the block use a model as it is used later, without dropout and gradients; behind it the training goes on."""
+    """Let the block use a model as it is used later, without dropout and gradients; behind it all is as it was."""
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train()
+        for module, before in training.items():
+            module.training = before

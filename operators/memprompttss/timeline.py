@@ -65,8 +65,6 @@ class Timeline:
         self.windows = SlotBank("windows", _windows(tokens), slots=slots, capacity=geometry.cached, device=device)
         self._valid_SC = np.zeros((slots, geometry.cached), np.bool_)
         """Which windows can be run: what the bank holds of it, for the host."""
-        self._encoded_S = np.zeros(slots, np.int64)
-        """Windows that a slot was given."""
         self.states = [SlotBank(f"states{level}", _STATES, slots=slots, capacity=geometry.kept) for level in granularities]
         self.votes_SGTK = np.zeros((slots, levels, window, classes), np.float32)
         """Sum of the probabilities of samples that are not final, sample i in row i % T."""
@@ -112,13 +110,13 @@ class Timeline:
 
     # Windows
 
-    def keep_windows(self, slots_B: Ints, tokens_WPD: Tensor, valid_W: npt.NDArray[np.bool_], sizes_B: Ints) -> None:
-        """Remember encoded windows, those of each slot together and in order."""
+    def keep_windows(
+        self, slots_B: Ints, tokens_WPD: Tensor, valid_W: npt.NDArray[np.bool_], sizes_B: Ints, number_W: Ints
+    ) -> None:
+        """Remember encoded windows and their numbers in their streams, those of each slot together and in order."""
         _append(self.windows, slots_B, {"tokens": tokens_WPD, "valid": torch.from_numpy(valid_W)}, sizes_B)
-        of_W = np.repeat(np.arange(len(slots_B)), sizes_B)
-        number_W = self._encoded_S[slots_B][of_W] + np.arange(len(of_W)) - (sizes_B.cumsum() - sizes_B)[of_W]
-        self._valid_SC[slots_B[of_W], number_W % self.geometry.cached] = valid_W  # of equal places the last one counts
-        self._encoded_S[slots_B] += sizes_B
+        # Of equal places the last one counts.
+        self._valid_SC[np.repeat(slots_B, sizes_B), number_W % self.geometry.cached] = valid_W
 
     def cached(self, slot: int, windows: int) -> tuple[int, Ints, Tensor]:
         """Return of the windows of a slot that are remembered: the first one's number, those that are valid, their tokens."""
@@ -183,7 +181,6 @@ class Timeline:
             (self.last_SC, np.nan),
             (self.held_SC, 0),
             (self._valid_SC, False),
-            (self._encoded_S, 0),
         ):
             array[slot] = value
 
@@ -206,8 +203,8 @@ class Timeline:
             bank.mark_clean()
         for name, array in self._arrays().items():
             array[slots_N] = state.dense[name].numpy()
-        valid_SC, written_S = download(self.windows.rows["valid"], self.windows.written(chosen.to(self.windows.device)))
-        self._valid_SC[slots_N], self._encoded_S[slots_N] = valid_SC.numpy()[slots_N], written_S.numpy()
+        (valid_SC,) = download(self.windows.rows["valid"])
+        self._valid_SC[slots_N] = valid_SC.numpy()[slots_N]
 
     def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         return {

@@ -91,8 +91,8 @@ class WindowRunner:
         tick, settled = Tick(job, job.stream.windows, 0), job.stream.windows * self._geometry.stride
         causes = self._applier.apply(out, [tick])
         revisions = [self._reviser.run(level, tick, job.stream.windows, settled, names) for (_, level), names in causes.items()]
-        for one, found in zip(revisions, download(*(one.probability_WTK for one in revisions)), strict=True):
-            self._counters.add("revisions", self._reviser.revise(out, one, found.numpy()))
+        self._revise(out, revisions)
+        for one in revisions:
             self._settler.tell_open(out, one.level, tick, settled, one.causes)
 
     def finish(self, out: Rows, job: Job, key: int) -> None:
@@ -149,7 +149,8 @@ class WindowRunner:
                 tokens_WPD[rows] = self._network.encode(x_WTC[valid_W])
         first = np.concatenate([[True], slots_W[1:] != slots_W[:-1]])
         sizes_B = np.diff(np.concatenate([np.flatnonzero(first), [len(slots_W)]]))
-        self._timeline.keep_windows(slots_W[first], tokens_WPD, valid_W, sizes_B)
+        number_W = np.array([tick.window for tick in ticks])
+        self._timeline.keep_windows(slots_W[first], tokens_WPD, valid_W, sizes_B, number_W)
         return tokens_WPD, valid_W
 
     def _decode(

@@ -100,17 +100,16 @@ def told_apart(truth: Path, tables: Mapping[str, pa.Table]) -> list[tuple[str, i
 
 def _right(truth: Objects, found: Found, images: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Count in each image the objects that a sure box of their class covers by half, less the sure boxes of another one."""
-    right_I = np.zeros(images, np.int64)
-    for image in range(images):
-        boxes_N4, label_N = truth.boxes_N4[truth.image_N == image], truth.labels_N[truth.image_N == image]
-        sure_D = (found.image_D == image) & (found.scores_D >= _SURE)
-        for box, label in zip(found.boxes_D4[sure_D], found.labels_D[sure_D], strict=True):
-            corner = np.minimum(box[2:], boxes_N4[:, 2:]) - np.maximum(box[:2], boxes_N4[:, :2])
-            shared_N = corner.clip(0).prod(1)
-            either_N = (box[2:] - box[:2]).prod() + (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(1) - shared_N
-            covered_N = shared_N >= 0.5 * either_N
-            right_I[image] += 1 if bool((covered_N & (label_N == label)).any()) else -1
-    return right_I
+    import torch
+
+    from models.mamba.boxes import box_iou
+
+    sure_D = found.scores_D >= _SURE
+    image_D = found.image_D[sure_D]
+    iou_DN = box_iou(torch.from_numpy(found.boxes_D4[sure_D]), torch.from_numpy(truth.boxes_N4)).numpy()
+    same_DN = (image_D[:, None] == truth.image_N) & (found.labels_D[sure_D][:, None] == truth.labels_N)
+    right_D = ((iou_DN >= 0.5) & same_DN).any(1)
+    return np.bincount(image_D, weights=np.where(right_D, 1, -1), minlength=images).astype(np.int64)
 
 
 def _frames(folder: Path, truth: Path, chosen: Sequence[tuple[str, int]]) -> list[Worded]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from connectors.canvas import PngCanvas, SvgCanvas
-from connectors.errors import SourceError
+from connectors.charts import write_picture
+from connectors.errors import SinkError, SourceError
 from connectors.extras import MissingExtra, missing, optional
 from connectors.sinks.read import read_committed
 from connectors.sinks.staged import encode_name
@@ -138,10 +139,13 @@ def _draw_states(tables: Sequence[pa.Table], place: Path) -> list[Path]:
             drawn = PngCanvas(WIDTH, picture.height)
             draw(picture, drawn)
             folder.mkdir(parents=True, exist_ok=True)
-            drawn.save(folder / f"{encode_name(picture.stream)}.png")
-            written.append(folder / f"{encode_name(picture.stream)}.png")
+            target = folder / f"{encode_name(picture.stream)}.png"
+            write_picture(target, drawn.picture())
+            written.append(target)
         except MissingExtra as error:
             logger.warning("view no pictures beside the page: %s", error)
+        except OSError as error:
+            raise SinkError(f"{error.filename}: cannot write the picture: {error.strerror}") from error
     if len(found) > _MOST_STREAMS:
         parts.append(f"<p>and {len(found) - _MOST_STREAMS:,} more streams</p>")
     target_page.write_text(document("states", parts), encoding="utf-8")

@@ -60,3 +60,8 @@ def test_heat_has_its_first_row_at_the_bottom_and_clips() -> None:
     assert drawn.shape == (6, 6, 3)
     assert drawn[5, 5].sum() > 500, "the largest value, at the bottom right"
     assert (drawn[0] == drawn[5, 0]).all(), "low, below the range, and no number"
+
+
+@pytest.mark.parametrize("y", [[2e9, 2e9], [0.0, 0.0], [np.nan, np.nan]])
+def test_a_line_that_is_flat_or_not_there_is_drawn_all_the_same(y: list[float]) -> None:
+    assert line_chart("flat", {"one": ([5e9, 5e9], y)}, x="seconds").shape == (340, 900, 3)
