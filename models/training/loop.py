@@ -8,16 +8,13 @@ gets everything back. On the CPU the outcome is bit for bit that of a training t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from connectors.errors import ConfigError, StreambankError
+from connectors.signals import graceful
 from models.training.folder import TrainingFolder, TrainResult
 from models.training.previews import Picture, preview_steps, write_preview
 from models.training.progress import Progress, ProgressCallback, notebook_progress, report
@@ -152,7 +150,8 @@ class Training:
             return
         started, first = time.monotonic(), position.done
         preview_every = preview_steps(self.preview_every, stage.steps) if stage.preview is not None and self._folder else 0
-        with _stop_between_updates() as stopping:
+        stopping = threading.Event()
+        with graceful(stopping.set, "stopping after this update"):
             while position.done < stage.steps and not position.ended:
                 position.total += _update(stage, position.done)
                 position.done, position.since = position.done + 1, position.since + 1
@@ -267,30 +266,3 @@ def _set_state(generator: Generator, state: Any) -> None:
         generator.set_state(state)
     else:
         generator.bit_generator.state = state
-
-
-@contextlib.contextmanager
-def _stop_between_updates() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; the second one acts as usual. Only the main thread can do so."""
-    stopping = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    before: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            # None: installed outside of Python; it cannot be put back by us.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        logger.info("signal=%s stopping after this update; once more to stop at once", signal.Signals(number).name)
-        stopping.set()
-        restore()
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield stopping
-    finally:
-        restore()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
-from typing import Any
+from collections.abc import Callable
 
 from connectors import faults
 from connectors.errors import ConfigError
 from connectors.extras import need
+from connectors.signals import graceful
 from pipelines.runners.report import Progress, RunReport
 from pipelines.runtime.logs import about_process
 from pipelines.spec import PipelineSpec
@@ -45,7 +42,7 @@ def run(
     fault = os.environ.get(faults.VARIABLE) if fault is None else fault
     stop = stop or threading.Event()
     about_process(pipeline=spec.name)
-    with _graceful(stop):
+    with graceful(stop.set, "stopping after one more epoch"):
         if name == "local":
             from pipelines.runners.local import LocalRunner
 
@@ -57,30 +54,3 @@ def run(
 
             return RayRunner(spec, resume=resume, on_progress=on_progress, stop=stop, fault=fault).run()
     raise ConfigError(f"runner: {name!r} is not a runner; allowed: 'local', 'ray'")
-
-
-@contextlib.contextmanager
-def _graceful(stop: threading.Event) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into ``stop``; the second one acts as usual. Only the main thread can do so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        logger.info("signal=%s stopping after one more epoch; once more to stop at once", signal.Signals(number).name)
-        stop.set()
-        _restore(before)
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield
-    finally:
-        _restore(before)
-
-
-def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        # None: installed outside of Python; it cannot be put back by us.
-        signal.signal(number, signal.SIG_DFL if handler is None else handler)

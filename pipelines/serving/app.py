@@ -12,6 +12,7 @@ from typing import Any
 
 from connectors.errors import ConfigError, StreambankError
 from connectors.extras import need, optional
+from connectors.signals import graceful
 from pipelines.asking.putting import Answer
 from pipelines.serving.access import Access, is_loopback
 from pipelines.serving.desk import Busy, Desk
@@ -115,7 +116,8 @@ def serve(spec: PipelineSpec, options: ServeOptions, *, say: Callable[[str], Non
     except SystemExit:
         raise ConfigError(f"--port {options.port}: cannot be listened on at {options.host}; is it taken?") from None
     port = listening.getsockname()[1]
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn closes all, and then raises the signal that it was stopped by again
+    # uvicorn closes all at a signal and then raises it again; one that comes before uvicorn listens for them must count, too.
+    with graceful(lambda: setattr(server, "should_exit", True), "stopping"), contextlib.suppress(KeyboardInterrupt):
         say(f"http{'s' if tls else ''}://{f'[{options.host}]' if ':' in options.host else options.host}:{port}")
         server.run(sockets=[listening])
 

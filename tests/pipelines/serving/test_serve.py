@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +29,7 @@ from connectors.errors import ConfigError
 from models import films
 from pipelines import Pipeline
 from pipelines.asking.questions import ask, withdraw
-from pipelines.serving.app import ServeOptions
+from pipelines.serving.app import ServeOptions, serve
 from pipelines.serving.desk import Busy, Desk
 
 pytestmark = pytest.mark.heavy
@@ -163,6 +166,27 @@ def test_ctrl_c_ends_the_server_as_it_should(tmp_path: Path) -> None:
     server.send_signal(signal.SIGINT)
     said, _ = server.communicate(timeout=240)
     assert (server.returncode, said) == (0, "")
+
+
+def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(tmp_path: Path) -> None:
+    (tmp_path / "plant.yaml").write_text(PLANT.replace("rows.csv", str(tmp_path / "rows.csv")))
+    impatient = threading.Timer(30, os.kill, (os.getpid(), signal.SIGINT))
+
+    def signal_while_ignored(url: str) -> None:
+        impatient.start()
+        watched = Thing()
+        reference = weakref.ref(watched, lambda _: signal.raise_signal(signal.SIGINT))
+        del watched
+        assert reference() is None
+
+    serve(Pipeline.load(tmp_path / "plant.yaml").spec, ServeOptions(port=0), say=signal_while_ignored)
+    assert impatient.is_alive()
+    impatient.cancel()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Thing:
+    """Something that can be watched."""
 
 
 def test_the_openai_client_lists_streams_and_gets_answers_with_evidence(server: Server) -> None:
