@@ -94,6 +94,15 @@ class Source(ABC):
     listing_s: float = 30.0
     """How long ``splits`` may wait for a service that does not answer; ``check`` sets less."""
 
+    @classmethod
+    def keeps_frames(cls, options: Any) -> str | None:
+        """Return the device on which decoded frames stay with these options, None where rows carry their pixels.
+
+        Rows then name frames of the process that read them (``connectors.device_frames``). The engine hands them to one
+        operator there, and gives the frames back when it has processed them.
+        """
+        return None
+
     def __init__(self, options: Any) -> None:
         self.options = options
 

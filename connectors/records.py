@@ -120,8 +120,9 @@ FRAME = key_schema(
     ],
 )
 """One video frame. ``encoding``: jpeg, png, raw_rgb8 / raw_bgr8 / raw_gray8 (height·width·channels bytes, row-major), or
-raw_f32_rgb (little-endian float32 in 0..255).
-``error`` is set by a source that could not decode the frame; ``image`` is then null."""
+raw_f32_rgb (little-endian float32 in 0..255); or device, whose ``image`` is the handle of a frame that its source keeps
+(``connectors.device_frames``), an RGB image. ``error`` is set by a source that could not decode the frame; ``image`` is then
+null."""
 
 
 RGBD = key_schema(

@@ -92,6 +92,8 @@ class Operator(ABC):
     """Every value of the column ``status``, with its meaning; ``ok`` comes first. The same for all outputs that have it."""
     good_statuses: ClassVar[Collection[str]] = frozenset({"ok"})
     """Those by which nothing is wrong with a row. All others are told at the end of a run, and fail one with ``--strict``."""
+    takes_kept_frames: ClassVar[bool] = False
+    """Whether rows may name frames that their source keeps on a device: it takes them by ``operators.frames.admit_frames``."""
     losses: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Counters of ``metrics`` that tell of what was lost without a row whose status says so, with their meaning."""
 

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from models.bounds import AlwaysFinite
-from operators.frames import Image
+from operators.frames import Frame, stack_frames
 
 __all__ = ["PIXEL", "finite_frames", "frame_features"]
 
@@ -21,7 +19,7 @@ PIXEL = 255.0
 
 
 def frame_features(
-    images: Sequence[Image], encode: Callable[[Tensor], Tensor], batch_frames: int, finite: AlwaysFinite
+    images: Sequence[Frame], encode: Callable[[Tensor], Tensor], batch_frames: int, finite: AlwaysFinite
 ) -> list[Tensor | None]:
     """Return the tokens [T, C] of RGB images; None where they are not finite. ``encode``: uint8 [F, H, W, 3] to [F, T, C].
 
@@ -34,8 +32,7 @@ def frame_features(
     for members in sizes.values():
         for start in range(0, len(members), batch_frames):
             chunk = members[start : start + batch_frames]
-            pixels = np.stack([np.rint(images[i]).astype(np.uint8, copy=False) for i in chunk])
-            frames_FHW3 = torch.from_numpy(pixels)
+            frames_FHW3 = stack_frames([images[i] for i in chunk])
             tokens_FTC = encode(frames_FHW3)
             known = tokens_FTC.device.type != "cpu" and finite(frames_FHW3)
             good_F = [True] * len(chunk) if known else finite_frames(tokens_FTC).tolist()

@@ -1,6 +1,7 @@
 """Frames of many streams as an operator gets them: admitted in the one order, decoded to RGB where wanted only.
 
-An image that leaves here is finite, RGB, ``[H, W, 3]``, 0..255, whatever its codec, color order and bit depth were.
+An image that leaves here is finite, RGB, ``[H, W, 3]``, 0..255, whatever its codec, color order and bit depth were. It lies on
+the host, or, of a source that keeps its frames on a device, there.
 """
 
 from __future__ import annotations
@@ -11,15 +12,29 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch import Tensor
 
+from connectors import device_frames
 from connectors.extras import opencv_problem, optional
+from models.uploads import upload
 from operators.admission import Admitted, admit_rows
 from operators.output import OutputRows
 from operators.streams import Refusal, Stream, StreamTable
 
 cv2 = optional("cv2")
 
-__all__ = ["ENCODINGS", "Image", "admit_frames", "decode_image", "decode_row"]
+__all__ = [
+    "ENCODINGS",
+    "Frame",
+    "Image",
+    "admit_frames",
+    "as_tensors",
+    "decode_image",
+    "decode_row",
+    "on_host",
+    "stack_frames",
+]
 
 S = TypeVar("S", bound=Stream)
 
@@ -27,6 +42,9 @@ ENCODINGS = ("jpeg", "png", "raw_rgb8", "raw_bgr8", "raw_gray8", "raw_f32_rgb")
 """``raw_*``: height·width·channels values, row-major, no padding; ``raw_f32_rgb``: little-endian float32 in 0..255."""
 
 Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+"""On the host."""
+Frame = Image | Tensor
+"""On the host, or a uint8 tensor where the source keeps its frames."""
 
 _RAW = {"raw_rgb8": ("u1", 3), "raw_bgr8": ("u1", 3), "raw_gray8": ("u1", 1), "raw_f32_rgb": ("<f4", 3)}  # type, channels
 
@@ -87,21 +105,23 @@ def admit_frames(
     *,
     before_eviction: Callable[[S], None],
     wanted: Callable[[S | None, int], bool] = lambda stream, time_us: True,
-    problem: Callable[[Image], str | None] = lambda image: None,
+    problem: Callable[[Frame], str | None] = lambda image: None,
     refusal: Callable[[S, int], Refusal | None] = lambda stream, row: None,
     timeless: Collection[int] = (),
     read_late: bool = False,
-) -> Iterator[Admitted[S, Image | None]]:
+) -> Iterator[Admitted[S, Frame | None]]:
     """Yield the frames of a FRAME batch that count with their images; see :func:`operators.admission.admit_rows`.
 
     ``wanted`` says from the stream (None: a new one) and the event time whether a frame is to be decoded; else its content is
     None. ``problem`` says what is wrong with an image.
     """
+    encodings = batch.column("encoding").to_pylist()
 
-    def read(row: int, stream: S | None, time_us: int) -> tuple[Image | None, str | None]:
+    def read(row: int, stream: S | None, time_us: int) -> tuple[Frame | None, str | None]:
         if not wanted(stream, time_us):
             return None, None
-        image, reason = decode_row(batch, row)
+        image: Frame | None
+        image, reason = decode_row(batch, row) if encodings[row] != device_frames.ENCODING else _kept(batch, row)
         return image, reason or (problem(image) if image is not None else None)
 
     return admit_rows(
@@ -126,3 +146,34 @@ def decode_row(batch: pa.RecordBatch, row: int) -> tuple[Image | None, str | Non
     except (ValueError, cv2.error) as error:
         return None, str(error)
     return (decoded, None) if decoded.size else (None, "the image has no pixels")
+
+
+def _kept(batch: pa.RecordBatch, row: int) -> tuple[Tensor | None, str | None]:
+    """Return a frame that its source keeps on a device, or say why not."""
+    handle, height, width = (batch.column(name)[row].as_py() for name in ("image", "height", "width"))
+    frame = device_frames.find(handle)
+    if frame is None:
+        return None, "the row names a frame that this process does not keep, or not any longer"
+    if tuple(frame.shape) != (height, width, 3):
+        return None, f"the frame that the row names has the shape {tuple(frame.shape)}, the row says {height}x{width}"
+    return frame, None
+
+
+def as_tensors(images: Sequence[Frame]) -> list[Tensor]:
+    """Return images as tensors in one place: on the host, or on the device where a source keeps one of them."""
+    tensors = [image if isinstance(image, Tensor) else torch.from_numpy(image) for image in images]
+    kept = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
+    return tensors if kept is None else [upload(tensor, kept) for tensor in tensors]
+
+
+def stack_frames(images: Sequence[Frame]) -> Tensor:
+    """Return images of one size as uint8 [F, H, W, 3], in one place as :func:`as_tensors` does; fractions are rounded."""
+    whole = [
+        image if isinstance(image, Tensor) or image.dtype == np.uint8 else np.rint(image).astype(np.uint8) for image in images
+    ]
+    return torch.stack(as_tensors(whole))
+
+
+def on_host(image: Frame) -> Image:
+    """Return an image on the host; a copy where it is not there."""
+    return image.cpu().numpy() if isinstance(image, Tensor) else image

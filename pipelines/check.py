@@ -105,6 +105,8 @@ class _Checker:
             self.schemas[node.name] = None
             return
         source.listing_s = LISTING_S
+        if node.kept_on is not None:
+            self._device(node.kept_on, node.name, f"{where}.device")
         recorded = self.manifest.splits(self.spec.state, node.name) if self.manifest is not None else None
         listing = self._try(where, lambda: list_splits(source, recorded))
         if listing is not None and not listing.splits and recorded:
@@ -151,7 +153,7 @@ class _Checker:
         self.schemas |= {address_of(node.name, name): schema for name, schema in outputs.items()}
         for option, reason in kind.cautions(node.options, node.align_s):
             self._add("warning", f"{where}.{option}", reason)
-        device = self._device(node, f"{where}.device")
+        device = self._device(node.device, node.name, f"{where}.device")
         sound = sum(finding.level == "error" for finding in self.findings) == before
         if installed and sound and device is not None:
             shards = f", {node.shards} shards" if node.shards > 1 else ""
@@ -210,19 +212,19 @@ class _Checker:
             self._add("error", f"{kind}s.{node.name}.type", f"{node.type!r} cannot run here: {absent}")
         return elsewhere
 
-    def _device(self, node: OperatorSpec, where: str) -> str | None:
-        if node.device in ("auto", "cpu"):
-            return node.device
+    def _device(self, device: str, name: str, where: str) -> str | None:
+        if device in ("auto", "cpu"):
+            return device
         try:
-            return str(resolve_device(node.device, node.name))
+            return str(resolve_device(device, name))
         except DeviceError as error:
             if self.spec.runner == "local":
-                self._add("error", where, str(error).removeprefix(f"{node.name}: "))
+                self._add("error", where, str(error).removeprefix(f"{name}: "))
                 return None
             self._add(
                 "warning", where, "this machine has no such GPU; the Ray cluster must have one, else the run ends at once"
             )
-            return node.device
+            return device
 
     def _sink(self, node: SinkSpec) -> None:
         where = f"sinks.{node.name}"

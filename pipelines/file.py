@@ -18,6 +18,7 @@ from pipelines.devices import device_problem
 from pipelines.document import Document, KeyPath, Problem, parse_scalar_or_flow, raise_problems
 from pipelines.engine_keys import ENGINE_KEYS, RootKeys
 from pipelines.graph import topological_order
+from pipelines.kept_frames import kept_frame_problems
 from pipelines.options import former_names, option_infos, parse_options, parse_values, show_value, unknown_keys
 from pipelines.outputs import NAME, address_of, address_problem, node_of, output_names
 from pipelines.spec import NodeSpec, OperatorSpec, PipelineSpec, Secret, SinkSpec, SourceSpec, span_us
@@ -153,6 +154,8 @@ class _Checker:
             self._section(section, kind)
         self._wiring()
         self._alignment()
+        for path, problem in kept_frame_problems(self._nodes.values(), self._values.get("runner") or "local"):
+            self._document.report(path, problem)
         self._sink_folders()
         self._ray_folders(root)
         raise_problems(self._document)

@@ -74,6 +74,11 @@ class NodeSpec:
 class SourceSpec(SourceSettings, NodeSpec):
     """One entry of ``sources``."""
 
+    @property
+    def kept_on(self) -> str | None:
+        """The device on which its frames stay (``Source.keeps_frames``), None where rows carry all that they have."""
+        return cast("str | None", registry.load("source", self.type).keeps_frames(self.options))
+
     def build(self) -> Source:
         """Make the source. Does no I/O."""
         return cast("Source", registry.load("source", self.type)(self.options))
@@ -156,6 +161,11 @@ class PipelineSpec(RootKeys):
         """Return whether an operator is to remember streams that have ended, since control rows may still ask for them."""
         return any(isinstance(node := self.nodes[node_of(name)], SourceSpec) and node.stay for name in operator.control)
 
+    def takes_kept(self, operator: OperatorSpec) -> bool:
+        """Return whether frames that an operator reads stay on a device until it has processed them."""
+        nodes = (self.nodes[node_of(name)] for name in operator.inputs)
+        return any(isinstance(node, SourceSpec) and node.kept_on is not None for node in nodes)
+
     def with_runner(self, runner: str) -> PipelineSpec:
         """Return the same pipeline for another runner. Raise ``ConfigError`` for a runner or a device that it has not."""
         if runner not in RUNNERS:
@@ -164,6 +174,10 @@ class PipelineSpec(RootKeys):
             problem = device_problem(node.device, runner)
             if problem is not None:
                 raise ConfigError(f"operators.{node.name}.device: {problem}")
+        for source in self.sources:
+            problem = device_problem(source.kept_on or "cpu", runner)
+            if problem is not None:
+                raise ConfigError(f"sources.{source.name}.device: {problem}")
         return dataclasses.replace(self, runner=runner)
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("connectors", "models", "operators", "pipelines")
 BOTTOM = {
     f"connectors.{name}"
-    for name in ("canvas", "charts", "durable", "errors", "extras", "notebook", "options", "records", "signals")
+    for name in (
+        "canvas",
+        "charts",
+        "device_frames",
+        "durable",
+        "errors",
+        "extras",
+        "notebook",
+        "options",
+        "records",
+        "signals",
+    )
 }
 FORBIDDEN = {
     "connectors": {"torch", "ray", "models", "operators", "pipelines"},

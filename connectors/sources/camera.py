@@ -2,13 +2,14 @@
 
 A camera cannot replay: rows that were not committed when something died are gone (at most once). Each camera has a thread
 that grabs; the pipeline gets the newest frame whenever it asks, so it is never behind. A camera that is lost gives a row that
-says so and is connected again for ever.
+says so and is connected again for ever. OpenCV decodes, or TorchCodec, where ``decoder`` says so.
 """
 
 # H height, W width
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import Counter
@@ -21,13 +22,16 @@ import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader, Source
+from connectors.device_frames import KeptFrames
 from connectors.errors import ConfigError, SourceError
-from connectors.extras import optional
+from connectors.extras import need, optional
 from connectors.options import option
 from connectors.records import FRAME
 from connectors.sources.camera_list import CameraList, camera_problem
+from connectors.sources.decoding import DecodingOptions, kept_frames
 from connectors.sources.frames import Bytes, FrameBatch, FrameMemory
 from connectors.sources.grabber import Connect, Grabbed, Grabber, Timing, connect
+from connectors.sources.torchcodec_live import connect_by_torchcodec, torchcodec_problem
 
 cv2 = optional("cv2")
 
@@ -50,7 +54,7 @@ _FFMPEG_OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraOptions:
+class CameraOptions(DecodingOptions):
     """Options of the source ``camera``."""
 
     cameras: dict[str, str] = option(
@@ -61,7 +65,9 @@ class CameraOptions:
     )
     user: str | None = option(None, "User for URLs that name none.", secret=True)
     password: str | None = option(None, "Password of that user.", secret=True)
-    transport: Literal["tcp", "udp"] = option("tcp", "Of RTSP; one per process. udp loses packets rather than time.")
+    transport: Literal["tcp", "udp"] = option(
+        "tcp", "Of RTSP; with decoder opencv one per process. udp loses packets rather than time."
+    )
     mode: Literal["latest", "every_frame"] = option(
         "latest",
         "latest: a frame that is not taken is replaced by the next; every_frame: keep_frames wait, then the oldest is dropped.",
@@ -69,8 +75,6 @@ class CameraOptions:
     keep_frames: int = option(64, "With mode every_frame: frames of a camera that may wait.", ge=1, le=4096)
     max_lag_s: float | None = option(None, "Frames older than this when they are taken are dropped.", unit="s", gt=0)
     max_fps: float | None = option(None, "Take at most this many frames per second of a camera.", unit="1/s", gt=0)
-    encode: Literal["raw", "jpeg"] = option("raw", "raw: pixels (raw_bgr8); jpeg: for transport between machines.")
-    jpeg_quality: int = option(90, "Quality of encode: jpeg; lower is smaller.", ge=1, le=100)
     open_timeout_s: float = option(5.0, "A camera that does not answer for this long cannot be opened.", unit="s", gt=0)
     read_timeout_s: float = option(5.0, "A camera without a frame for this long is lost.", unit="s", gt=0)
     reconnect_s: float = option(0.5, "Pause before a lost camera is opened again; doubles with each try.", unit="s", gt=0)
@@ -82,12 +86,13 @@ class CameraOptions:
             raise ConfigError("give 'cameras', such as {gate: rtsp://host/path}, or 'cameras_file'")
         for name, address in self.cameras.items():
             problem = camera_problem(address)
+            if problem is None and self.decoder == "torchcodec":
+                problem = torchcodec_problem(address)
             if problem is not None:
                 raise ConfigError(f"cameras.{name}: {problem}")
         if self.password is not None and self.user is None:
             raise ConfigError("'password' needs 'user'")
-        if self.jpeg_quality != 90 and self.encode != "jpeg":
-            raise ConfigError(f"jpeg_quality: {self.jpeg_quality} needs encode: jpeg; it is {self.encode!r}")
+        super().__post_init__()
         if self.reconnect_max_s < self.reconnect_s:
             raise ConfigError(f"reconnect_max_s: {self.reconnect_max_s} is below reconnect_s: {self.reconnect_s}")
 
@@ -108,12 +113,13 @@ class CameraSource(Source):
         self,
         options: CameraOptions,
         *,
-        connect: Connect = connect,
+        connect: Connect | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(options)
-        self._connect = connect
+        self._connect = connect or _connect_of(options)
+        self._kept = kept_frames(options)
         self._clock = clock
         self._wall_clock = wall_clock
         self.bounded = options.duration_s is not None
@@ -121,6 +127,11 @@ class CameraSource(Source):
         self._list = CameraList(options.cameras, options.cameras_file, options.user, options.password, clock)
         self._listed: set[str] = set()
         self._began_s: float | None = None
+
+    @classmethod
+    def keeps_frames(cls, options: CameraOptions) -> str | None:
+        """Return ``device``."""
+        return options.device
 
     def splits(self) -> list[str]:
         """List the cameras of now."""
@@ -145,10 +156,22 @@ class CameraSource(Source):
         self._listed.add(split)
         if self._began_s is None:
             self._began_s = self._clock()
-            _choose_transport(self.options.transport)
+            if self.options.decoder == "torchcodec":
+                for module in ("av", "torchcodec.decoders"):
+                    need(module, "decoder: torchcodec of cameras")  # here, not in the threads that connect
+            else:
+                _choose_transport(self.options.transport)
         end_s = self._began_s + self.options.duration_s if self.options.duration_s is not None else None
         return CameraReader(
-            split, self._list, self.options, position, end_s, self._connect, clock=self._clock, wall_clock=self._wall_clock
+            split,
+            self._list,
+            self.options,
+            position,
+            end_s,
+            self._connect,
+            clock=self._clock,
+            wall_clock=self._wall_clock,
+            kept=self._kept,
         )
 
 
@@ -166,7 +189,9 @@ class CameraReader(Reader):
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        kept: KeptFrames | None,
     ) -> None:
+        self._kept = kept
         self._connect = connect
         self._clock = clock
         self._wall_clock = wall_clock
@@ -198,7 +223,7 @@ class CameraReader(Reader):
         segments: list[int] = []
         gaps: list[int] = []
         notices: list[str | None] = []
-        while self._grabber is not None and batch.fits(0):
+        while self._grabber is not None and batch.fits(0) and not (self._kept is not None and self._kept.full):
             event = self._grabber.take()
             if event is None:
                 break
@@ -287,6 +312,9 @@ class CameraReader(Reader):
         if event.image is None:
             batch.add_error("the frame cannot be decoded", sequence=self._sequence, time_us=time_us)
             return
+        if self._kept is not None:
+            batch.keep(event.image, self._kept, self._sequence, time_us)
+            return
         height, width = event.image.shape[:2]
         data: Bytes = np.ascontiguousarray(event.image).reshape(-1)
         encoding = "raw_bgr8"
@@ -294,6 +322,13 @@ class CameraReader(Reader):
             quality = [cv2.IMWRITE_JPEG_QUALITY, self._options.jpeg_quality]
             encoding, data = "jpeg", cv2.imencode(".jpg", event.image, quality)[1].reshape(-1)
         batch.add(data, self._sequence, time_us, encoding, height, width)
+
+
+def _connect_of(options: CameraOptions) -> Connect:
+    """Return what opens cameras with the decoder of the options."""
+    if options.decoder == "opencv":
+        return connect
+    return functools.partial(connect_by_torchcodec, transport=options.transport, device=options.device)
 
 
 def _choose_transport(transport: str) -> None:

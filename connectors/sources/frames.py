@@ -10,11 +10,13 @@ cost a quarter of the frame rate.
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from connectors.device_frames import ENCODING, KeptFrames
 from connectors.records import FRAME, TIME_TYPE
 
 __all__ = ["FRAME_WITH_ROLE", "Bytes", "FrameBatch", "FrameMemory"]
@@ -70,12 +72,13 @@ class FrameBatch:
         self._encoding: list[str | None] = []
         self._error: list[str | None] = []
         self._role: list[str | None] = []
+        self._kept_bytes = 0
 
     def fits(self, size: int) -> bool:
         """Say whether ``size`` more bytes of image fit. The first row always does."""
         if self.rows >= self._max_rows:
             return False
-        return self.rows == 0 or self._ends[-1] + size <= self._max_bytes
+        return self.rows == 0 or self._ends[-1] + self._kept_bytes + size <= self._max_bytes
 
     def slot(self, shape: tuple[int, ...], size: int) -> Bytes:
         """Return writable memory for a uint8 image of ``shape`` and ``size`` that ``fits``; ``take_slot`` makes it a row."""
@@ -97,6 +100,14 @@ class FrameBatch:
         flat = np.frombuffer(image, np.uint8)
         self.slot((flat.size,), flat.size)[:] = flat
         self._append(flat.size, sequence, time_us, encoding, height, width, None, role)
+
+    def keep(self, frame: Any, kept: KeptFrames, sequence: int, time_us: int) -> None:
+        """Append a row that names ``frame``, a uint8 RGB tensor [H, W, 3], which stays where it is."""
+        height, width = frame.shape[:2]
+        size = height * width * frame.shape[2]
+        handle = kept.put(frame, size)
+        self.add(handle, sequence, time_us, ENCODING, height, width)
+        self._kept_bytes += size - len(handle)
 
     def add_error(self, error: str, *, sequence: int, time_us: int) -> None:
         """Append a row without an image that says what was wrong."""

@@ -64,7 +64,7 @@ Event = Grabbed | Lost
 
 
 class Capture(Protocol):
-    """An open camera: what is used of ``cv2.VideoCapture``."""
+    """An open camera: what is used of ``cv2.VideoCapture``. Images are pixels, or tensors where frames stay on a device."""
 
     def grab(self) -> bool:
         """Wait for the next frame; False when the camera is lost."""
@@ -80,7 +80,7 @@ class Capture(Protocol):
 
 
 Connect = Callable[[str | int, Timing], Capture | None]
-"""Opens the camera at an address; None if it cannot be opened."""
+"""Opens the camera at an address; None if it cannot be opened. Raises ``LookupError`` that says why it cannot be used."""
 
 
 class Grabber:
@@ -163,7 +163,10 @@ class Grabber:
 
     def _connection(self) -> tuple[int, str]:
         """Open the camera and grab until it is lost; return how many frames there were, and why it ended."""
-        capture = self._connect(self.address, self._timing)
+        try:
+            capture = self._connect(self.address, self._timing)
+        except LookupError as error:
+            return 0, f"{masked(self.address)}: {error}"
         frames = 0
         try:
             if capture is None:

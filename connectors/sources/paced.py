@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from connectors import device_frames
 from connectors.base import Position, Reader, Source
 from connectors.errors import ConfigError, SourceError
 from connectors.options import option
@@ -76,6 +77,7 @@ def open_paced(source: Source, split: str, position: Position | None, clock: Cal
             reader.close()
             raise SourceError(f"split {split!r} ended {released} rows before the recorded position; has its content changed?")
         released -= batch.num_rows
+        device_frames.release(batch)
     factor = _speed(getattr(source.options, "pace", "max"))
     if math.isinf(factor):
         return reader

@@ -1,8 +1,8 @@
 """Recorded video files, one stream per file, decoded in order with the container's own timestamps.
 
-OpenCV decodes, PyAV where OpenCV lacks the codec; or TorchCodec, where ``decoder`` says so. Where the container's time goes
-back (joined files, a counter that wraps), event time goes on one frame step after the last frame, so that no part of a file
-that plays is late.
+OpenCV decodes, PyAV where OpenCV lacks the codec; or TorchCodec, where ``decoder`` says so, on a ``device`` where frames then
+stay. Where the container's time goes back (joined files, a counter that wraps), event time goes on one frame step after the
+last frame, so that no part of a file that plays is late.
 
 Frames are decoded straight into the Arrow buffer of the batch. A file that is empty, damaged or cut short gives the frames
 that decode and then one row with ``error``; other files are not affected. Memory does not depend on the length of a file.
@@ -17,18 +17,20 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from connectors.base import Position, Reader
-from connectors.errors import ConfigError, SourceError
+from connectors.device_frames import KeptFrames
+from connectors.errors import SourceError
 from connectors.extras import optional
 from connectors.options import option
 from connectors.records import FRAME
 from connectors.sources.av_capture import open_by_av, why_not
 from connectors.sources.containers import missing_bytes
+from connectors.sources.decoding import DecodingOptions, kept_frames
 from connectors.sources.files import FileStamp
 from connectors.sources.frames import FRAME_WITH_ROLE, Bytes, FrameBatch, FrameMemory
 from connectors.sources.media_files import MediaOptions, MediaSource
@@ -63,7 +65,7 @@ _DEFAULT_STEP_US = 40_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions(MediaOptions):
+class VideoOptions(DecodingOptions, MediaOptions):
     """Options of the source ``video``."""
 
     max_fps: float | None = option(
@@ -75,16 +77,10 @@ class VideoOptions(MediaOptions):
         ge=0,
         le=256,
     )
-    decoder: Literal["opencv", "torchcodec"] = option(
-        "opencv", "opencv: fastest on a CPU; torchcodec: FFmpeg's own libraries with all their codecs (extra `torchcodec`)."
-    )
-    encode: Literal["raw", "jpeg"] = option("raw", "raw: pixels (raw_bgr8), no copy; jpeg: for transport between machines.")
-    jpeg_quality: int = option(90, "Quality of encode: jpeg; lower is smaller.", ge=1, le=100)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.jpeg_quality != 90 and self.encode != "jpeg":
-            raise ConfigError(f"jpeg_quality: {self.jpeg_quality} needs encode: jpeg; it is {self.encode!r}")
+        MediaOptions.__post_init__(self)
+        DecodingOptions.__post_init__(self)
 
 
 class VideoSource(MediaSource):
@@ -96,6 +92,15 @@ class VideoSource(MediaSource):
     suffixes = _SUFFIXES
     bulky = True
 
+    def __init__(self, options: VideoOptions) -> None:
+        super().__init__(options)
+        self._kept = kept_frames(options)
+
+    @classmethod
+    def keeps_frames(cls, options: VideoOptions) -> str | None:
+        """Return ``device``."""
+        return options.device
+
     @property
     def schema(self) -> pa.Schema:
         """``frame.v1``, with ``role`` where references are asked for."""
@@ -103,7 +108,7 @@ class VideoSource(MediaSource):
 
     def reader(self, path: Path, stream_id: str, position: Position | None) -> VideoReader:
         """Return a reader of a file."""
-        return VideoReader(path, stream_id, self.options, position)
+        return VideoReader(path, stream_id, self.options, position, self._kept)
 
 
 class VideoReader(Reader):
@@ -114,7 +119,9 @@ class VideoReader(Reader):
     back before, so that no seek by time can find the frame.
     """
 
-    def __init__(self, path: Path, stream_id: str, options: VideoOptions, position: Position | None) -> None:
+    def __init__(
+        self, path: Path, stream_id: str, options: VideoOptions, position: Position | None, kept: KeptFrames | None = None
+    ) -> None:
         cv2.setNumThreads(1)  # readers share cores with other processes; frame decoding has its own threads
         self.closes: Sequence[str] = (stream_id,)
         self._path = path
@@ -122,6 +129,7 @@ class VideoReader(Reader):
         self._options = options
         self._schema = FRAME_WITH_ROLE if options.references else FRAME
         self._memory = FrameMemory()
+        self._kept = kept
         self._stamp = FileStamp.of(path)
         if position is not None:
             self._stamp.require(path, position)
@@ -148,10 +156,11 @@ class VideoReader(Reader):
             self._resume(position)
 
     def read(self, max_rows: int, max_bytes: int) -> pa.RecordBatch | None:
-        """Decode the next frames; None once the file has ended."""
-        if self.exhausted:
+        """Decode the next frames; None once the file has ended, and while as many are kept on a device as may be."""
+        if self.exhausted or (self._kept is not None and self._kept.full):
             return None
-        batch = FrameBatch(self._stream_id, self._schema, max_rows, min(max_bytes, _BATCH_BYTES), self._memory)
+        max_bytes = min(max_bytes, _BATCH_BYTES) if self._kept is None else max_bytes
+        batch = FrameBatch(self._stream_id, self._schema, max_rows, max_bytes, self._memory)
         if self._references_done < self._options.references:
             self._read_references(batch)
         while not self.exhausted and self._references_done >= self._options.references and batch.fits(self._size):
@@ -193,6 +202,12 @@ class VideoReader(Reader):
                 self._end(batch)
                 return True
             frame = self._grabbed - 1
+            if self._kept is not None:
+                image = self._capture.kept()
+                self._size = image.nbytes
+                batch.keep(image, self._kept, frame, self._epoch_us + time_us)
+                self._frame, self._time_us, self._crc = frame + 1, time_us, None
+                return not self._kept.full
             slot = batch.slot(self._shape, self._size) if self._shape is not None and self._options.encode == "raw" else None
             image = self._retrieve(slot)
             if image is None:
@@ -243,7 +258,7 @@ class VideoReader(Reader):
         self._grabbed = self._last_us = self._shift_us = 0
         self._timeless = False
         if self._options.decoder == "torchcodec":
-            other = open_by_torchcodec(self._path, _threads())
+            other = open_by_torchcodec(self._path, _threads(), self._options.device or "cpu")
             if other is not None:
                 self._use(other)
             return
@@ -330,6 +345,8 @@ class VideoReader(Reader):
             missing = missing_bytes(self._path)
         except OSError as error:
             return f"cannot be read: {error.strerror}"
+        if not missing and self._options.decoder == "torchcodec" and self._capture is not None and self._capture.problem:
+            return str(self._capture.problem)
         if missing:
             return f"the file ends {missing} bytes early, after {self._grabbed} decodable frames"
         if self._grabbed == 0:

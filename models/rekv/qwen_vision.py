@@ -22,7 +22,7 @@ from models.uploads import upload
 
 __all__ = ["QwenVision", "cells"]
 
-Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Image = npt.NDArray[np.uint8] | npt.NDArray[np.float32] | Tensor
 
 
 def cells(height: int, width: int, side: int, most: int) -> tuple[int, int]:
@@ -62,15 +62,17 @@ class QwenVision:
         vision = self.core.config.vision_config
         return int(vision.patch_size * vision.spatial_merge_size)
 
-    def resize(self, image: Image) -> npt.NDArray[np.uint8]:
-        """Scale an RGB image of 0..255, [H, W, 3], to whole cells; what the tower takes as uint8."""
+    def resize(self, image: Image) -> npt.NDArray[np.uint8] | Tensor:
+        """Scale an RGB image of 0..255, [H, W, 3], to whole cells, where it lies; what the tower takes as uint8."""
         rows, columns = cells(image.shape[0], image.shape[1], self.side, self.frame_tokens)
         size = (rows * self.side, columns * self.side)
         if image.shape[:2] == size:
-            return np.rint(image).astype(np.uint8, copy=False)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).unsqueeze(0).float()
+            return image if isinstance(image, Tensor) else np.rint(image).astype(np.uint8, copy=False)
+        given = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image))
+        pixels = given.permute(2, 0, 1).unsqueeze(0).float()
         scaled = torch.nn.functional.interpolate(pixels, size, mode="bicubic", antialias=True)
-        return scaled[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        whole = scaled[0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+        return whole if isinstance(image, Tensor) else whole.numpy()
 
     def patches(self, frames_FPHW3: Tensor) -> tuple[Tensor, Tensor]:
         """Return the patches of blocks of frames of one size, as processors hand them over, and their (time, rows, columns)."""

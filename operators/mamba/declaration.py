@@ -22,6 +22,7 @@ class MambaDeclaration(Operator):
     implementation = "operators.mamba.operator:MambaOperator"
     Options = MambaOptions
     input_schema = records.FRAME
+    takes_kept_frames = True
     statuses = STATUSES
     good_statuses = frozenset({"ok", "no_detection"})
     losses = STREAM_LOSSES

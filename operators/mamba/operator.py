@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ from models.uploads import upload
 from operators.admission import Admitted
 from operators.base import Context
 from operators.counters import STREAM_COUNTERS, Counters
-from operators.frames import Image, admit_frames
+from operators.frames import Frame, admit_frames, as_tensors
 from operators.mamba.config import MambaOptions
 from operators.mamba.declaration import MambaDeclaration
 from operators.mamba.detector import Frames, StreamDetector
@@ -51,7 +52,7 @@ class _Job:
 
     row: int
     slot: int
-    image: Image
+    image: Frame
     write: bool = True
     reset: bool = False
     references: list[Packed] = field(default_factory=list)
@@ -151,13 +152,13 @@ class MambaOperator(MambaDeclaration):
             )
         return frozenset(row for row, role in enumerate(batch.column("role").to_pylist()) if role == "reference")
 
-    def _too_small(self, image: Image) -> str | None:
+    def _too_small(self, image: Frame) -> str | None:
         height, width = image.shape[:2]
         if self.detector.model.is_too_small(height, width):
             return f"an image of {height}x{width} px is too small or too narrow"
         return None
 
-    def _is_new_scene(self, frame: Admitted[MambaStream, Image | None], image: Image, out: OutputRows) -> bool:
+    def _is_new_scene(self, frame: Admitted[MambaStream, Frame | None], image: Frame, out: OutputRows) -> bool:
         """Tell whether the stream's memory must be forgotten before this frame, and say why."""
         reasons = []
         options, stream = self.options, frame.stream
@@ -235,7 +236,7 @@ class MambaOperator(MambaDeclaration):
             return None, self._slots([])
         return looked.take(usable)[0], self._slots([images[i][0] for i in usable])
 
-    def _look(self, images: list[Image]) -> _Looked:
+    def _look(self, images: Sequence[Frame]) -> _Looked:
         """Prepare and look at images of any sizes, batched by padded size."""
         model = self.detector.model
         buckets: dict[tuple[int, int], list[int]] = {}
@@ -246,7 +247,7 @@ class MambaOperator(MambaDeclaration):
             size = max(1, int(self.options.chunk_mpix * 1e6) // (height * width))
             for start in range(0, len(members), size):
                 chunk = members[start : start + size]
-                prepared = model.prepare([torch.from_numpy(images[i]) for i in chunk], self.context.device)
+                prepared = model.prepare(as_tensors([images[i] for i in chunk]), self.context.device)
                 frames = self.detector.look(prepared.pixels_BCHW, prepared.sizes_B2)
                 looked.add(chunk, frames, prepared.scales_B2)
         return looked

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from connectors.extras import optional
 from operators.banks import random_numbers
-from operators.frames import Image
+from operators.frames import Frame, on_host
 
 cv2 = optional("cv2")
 
@@ -107,9 +107,13 @@ def select_cells(boxes: Boxes, map_BCHW: Tensor, rule: CellRule, *, seed_B: Tens
     return Cells(index_BN, torch.where(none_B, fallback, count_B))
 
 
-def color_histogram(image: Image) -> npt.NDArray[np.float32]:
+def color_histogram(image: Frame) -> npt.NDArray[np.float32]:
     """Return the hue-saturation histogram of an RGB image (16 x 8 bins, of a small copy), mean-free and of length 1."""
-    small = cv2.resize(image, (64, 48), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    if isinstance(image, Tensor) and image.device.type != "cpu":  # only the small copy comes to the host
+        area_1CHW = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None].float(), (48, 64), mode="area")
+        small = on_host(area_1CHW[0].permute(1, 2, 0).round().to(torch.uint8))
+    else:
+        small = cv2.resize(on_host(image), (64, 48), interpolation=cv2.INTER_AREA).astype(np.uint8)
     hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
     histogram = np.asarray(cv2.calcHist([hsv], [0, 1], None, [16, 8], [0, 180, 0, 256]), dtype=np.float32).ravel()
     histogram -= histogram.mean()

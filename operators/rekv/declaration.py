@@ -22,6 +22,7 @@ class ReKVDeclaration(Operator):
     input_schema = records.FRAME
     control_schema = QUESTION
     output_schema = ANSWER
+    takes_kept_frames = True
     statuses = STATUSES
     good_statuses = GOOD_STATUSES
     losses = LOSSES

@@ -20,7 +20,7 @@ from models.rekv.session import StreamState, open_stream, rebuild_window
 from operators.banks import REFUSED, BlockBank, BlockReader
 from operators.block_options import open_bank
 from operators.frame_features import PIXEL, frame_features
-from operators.frames import Image
+from operators.frames import Frame
 from operators.rekv.answering import Answering
 from operators.rekv.block_policies import Stats
 from operators.rekv.config import ReKVOptions
@@ -108,7 +108,7 @@ class FrameEncoding:
     # Frames
 
     @torch.inference_mode()
-    def features(self, images: Sequence[Image]) -> list[Tensor | None]:
+    def features(self, images: Sequence[Frame]) -> list[Tensor | None]:
         """Return the tokens [T, C] of RGB images, or of blocks of images; None where they are not finite."""
         return frame_features(images, self._tokens, self._options.batch_frames, self._finite)
 

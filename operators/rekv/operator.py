@@ -24,7 +24,7 @@ from operators.banks import stream_seed
 from operators.base import Context
 from operators.block_rows import BlockRows
 from operators.counters import STREAM_COUNTERS, Counters
-from operators.frames import Image, admit_frames
+from operators.frames import Frame, admit_frames, stack_frames
 from operators.output import OutputRows
 from operators.questions import QUESTION, QuestionLimits, Row
 from operators.rekv.answering import Answering
@@ -62,7 +62,7 @@ class _Job:
     """Of the last frame; None where the stream ends."""
     stream_id: str
     stream: ReKVStream
-    image: Image
+    image: Frame
     """[H, W, 3], or of a family with frames of any size [P, H, W, 3]."""
     frames: Sequence[tuple[int, int]]
     """Event time and sequence of each."""
@@ -156,14 +156,14 @@ class ReKVOperator(ReKVDeclaration):
     def _next_keep(self, stream: ReKVStream | None, time_us: int) -> int | None:
         return next_keep(time_us, NEVER_US if stream is None else stream.next_keep_us, self.options.sample_fps)
 
-    def _blocks(self, row: int, stream_id: str, stream: ReKVStream, image: Image, time_us: int, sequence: int) -> list[_Job]:
+    def _blocks(self, row: int, stream_id: str, stream: ReKVStream, image: Frame, time_us: int, sequence: int) -> list[_Job]:
         """Return the blocks that a frame completes. Of two frames that share one the first waits for the second."""
         vision = self._answering.model.frames
         if not isinstance(vision, QwenVision):
             return [_Job(row, stream_id, stream, image, [(time_us, sequence)])]
         done, new = [], Half(vision.resize(image), time_us, sequence)
         if stream.half is not None and stream.half.image.shape == new.image.shape:
-            images = np.stack((stream.half.image, new.image))
+            images = stack_frames((stream.half.image, new.image))
             frames = [(stream.half.time_us, stream.half.sequence), (time_us, sequence)]
             stream.half = None
             return [_Job(row, stream_id, stream, images, frames)]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from models.rekv.layouts import COLUMNS
 from models.rekv.session import StreamState
 from operators.block_rows import BlockRows, Ints, export_block_rows, load_block_rows
+from operators.frames import Frame, on_host
 from operators.state import Rows, State
 from operators.streams import NEVER_US, Stream
 
@@ -42,7 +42,7 @@ class VideoNumbers:
 class Half:
     """A frame as the vision tower takes it."""
 
-    image: npt.NDArray[np.uint8]
+    image: Frame
     time_us: int
     sequence: int
 
@@ -75,7 +75,7 @@ def export_halves(streams: Sequence[ReKVStream], state: State) -> None:
     """Add the frames that wait for their second (bytes), and what is known of them, to ``state``."""
     halves = [stream.half for stream in streams]
     known = [(0, 0, 0, 0) if half is None else (*half.image.shape[:2], half.time_us, half.sequence) for half in halves]
-    images = [half.image.reshape(-1) for half in halves if half is not None]
+    images = [on_host(half.image).reshape(-1) for half in halves if half is not None]
     pixels_R = torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *images]))
     state.dense[_HALVES] = torch.tensor(known, dtype=torch.int64).reshape(-1, 4)
     state.rows[_HALVES] = Rows.full(torch.tensor([3 * h * w for h, w, *_ in known], dtype=torch.int64), pixels_R)

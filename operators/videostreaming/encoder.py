@@ -23,7 +23,7 @@ from models.videostreaming.selection import stored_indicator
 from operators.banks import REFUSED, BlockReader, Fills, RowSpec, SlotBank, append
 from operators.block_options import open_bank
 from operators.frame_features import PIXEL, frame_features
-from operators.frames import Image
+from operators.frames import Frame
 from operators.rounds import rounds
 from operators.state import State
 from operators.videostreaming.answering import Answering, memory_of
@@ -125,7 +125,7 @@ class ClipEncoding:
     # Frames
 
     @torch.inference_mode()
-    def features(self, images: Sequence[Image]) -> list[Tensor | None]:
+    def features(self, images: Sequence[Frame]) -> list[Tensor | None]:
         """Return the tokens [N, C] of RGB images of any sizes; None where they are not finite."""
         return frame_features(images, self._tokens, self._options.batch_frames, self._finite)
 

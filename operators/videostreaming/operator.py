@@ -24,7 +24,7 @@ from operators.banks import stream_seed
 from operators.base import Context
 from operators.block_rows import BlockRows
 from operators.counters import STREAM_COUNTERS, Counters
-from operators.frames import Image, admit_frames
+from operators.frames import Frame, admit_frames
 from operators.output import OutputRows
 from operators.questions import QUESTION, QuestionLimits, Row
 from operators.sampling import next_keep
@@ -55,7 +55,7 @@ class _Job:
     stream: VideoStream
     sequence: int
     time_us: int
-    image: Image
+    image: Frame
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from connectors import faults
+from connectors import device_frames, faults
 from connectors.records import NEVER_US, encode_streams
 from operators.base import Emitted, Operator
 from pipelines.runtime.aligner import Aligner, HandedOver
@@ -56,7 +56,10 @@ logger = logging.getLogger(__name__)
 
 
 class OperatorTask:
-    """One operator shard. ``inputs`` are the addresses of its data. With ``keeps_streams`` streams that end stay open."""
+    """One operator shard. ``inputs`` are the addresses of its data. With ``keeps_streams`` streams that end stay open.
+
+    ``gives_back``: rows may name frames that their source keeps on a device; they are given back when a batch is processed.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class OperatorTask:
         open_streams: Mapping[str, Sequence[str]] | None = None,
         aligner: Aligner | None = None,
         keeps_streams: bool = False,
+        gives_back: bool = False,
     ) -> None:
         self.task = task
         self._name = str(task)
@@ -105,6 +109,7 @@ class OperatorTask:
         self._batchers = {node: Batcher(max_batch, max_wait_s, in_order=aligner is not None) for node in inputs}
         self._max_batch = max_batch
         self._keeps_streams = keeps_streams
+        self._gives_back = gives_back
         self._announced = -1  # the last epoch
         self._closing: list[str] = []  # streams to close once their last rows have left the batchers
         self._open = OpenStreams(inputs) if len(inputs) > 1 else None
@@ -311,6 +316,8 @@ class OperatorTask:
         self.stats.batches += 1
         self._contract.taken(batch)
         self._run("process", lambda: self._operator.process(batch), batch.num_rows)
+        if self._gives_back:
+            device_frames.release(batch)
         if self._closing:
             self._close_ready()
         if self._watermarks:
@@ -344,6 +351,8 @@ class OperatorTask:
 
     def _measure(self) -> None:
         self.stats.gauges = gauges = self._contract.gauges(self._operator.metrics())
+        if self._gives_back:
+            gauges["kept_frame_bytes"] = float(device_frames.kept_bytes())
         losses = self._operator.losses
         self.stats.tally.losses = Counter({name: round(gauges[name]) for name in losses if gauges.get(name)})
         self.stats.tally.reasons |= {name: losses[name] for name in self.stats.tally.losses}

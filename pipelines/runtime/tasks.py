@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from connectors.base import Source
 from connectors.sources.paced import open_paced
+from pipelines.devices import resolve_device
 from pipelines.graph import Graph
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.contracts import ReaderContract, require_splits
@@ -59,7 +60,8 @@ class TaskPlan:
     split_wait_s: float = math.inf
     """Sources only, as the two above: see ``SourceTask``."""
     keeps_streams: bool = False
-    """Operators only: see ``OperatorTask``."""
+    gives_back: bool = False
+    """Operators only, as the one above: see ``OperatorTask``."""
 
     @staticmethod
     def of(graph: Graph, task: TaskId, *, attempt: int) -> TaskPlan:
@@ -73,7 +75,7 @@ class TaskPlan:
                 "split_wait_s": graph.split_wait_s(task.node),
             }
         elif isinstance(node, OperatorSpec):
-            own = {"keeps_streams": spec.keeps_streams(node)}
+            own = {"keeps_streams": spec.keeps_streams(node), "gives_back": spec.takes_kept(node)}
         inputs, outputs = graph.inputs_of(task), graph.outputs_of(task)
         return TaskPlan(task=task, node=node, inputs=inputs, outputs=outputs, attempt=attempt, state=spec.state, **own)
 
@@ -81,7 +83,10 @@ class TaskPlan:
 def make_source_task(
     plan: TaskPlan, source: Source, splits: Mapping[str, SplitState], transport: Transport, report: Report, clock: Clock
 ) -> SourceTask:
-    """Make a task that reads ``splits`` of ``source``."""
+    """Make a task that reads ``splits`` of ``source``. Raise ``DeviceError`` where its device is not there."""
+    assert isinstance(plan.node, SourceSpec)
+    if plan.node.kept_on is not None:
+        resolve_device(plan.node.kept_on, plan.task.node)
     return SourceTask(
         plan.task,
         splits,
@@ -143,6 +148,7 @@ def make_operator_task(
             open_streams=merge_open_streams(states, shard=plan.task.shard, shards=node.shards),
             aligner=make_aligner(node, inbox, states, plan.state, shard=plan.task.shard, clock=clock),
             keeps_streams=plan.keeps_streams,
+            gives_back=plan.gives_back,
         )
 
 

@@ -16,6 +16,7 @@ from mjpeg_camera import MjpegCamera
 from scripted_camera import WALL_S, ScriptedCamera
 
 from connectors.errors import ConfigError, SourceError
+from connectors.extras import MissingExtra, need
 from connectors.sources.camera import CAMERA_FRAME, CameraOptions, CameraReader, CameraSource
 from connectors.sources.camera_list import masked
 from pipelines.testing import FakeClock
@@ -38,15 +39,26 @@ def scripted() -> Iterator[ScriptedCamera]:
     made.close()
 
 
+@pytest.fixture(params=["opencv", "torchcodec"])
+def decoder(request: pytest.FixtureRequest) -> str:
+    """What is asked of cameras is asked with both decoders."""
+    if request.param == "torchcodec":
+        try:
+            need("torchcodec.decoders", "this test")
+        except MissingExtra as error:
+            pytest.skip(f"FFmpeg's libraries are not here: {str(error)[:200]}")
+    return str(request.param)
+
+
 Open = Callable[..., CameraReader]
 
 
 @pytest.fixture
-def opened() -> Iterator[Open]:
+def opened(decoder: str) -> Iterator[Open]:
     readers: list[CameraReader] = []
 
     def open_(cameras: dict[str, str], position: dict[str, Any] | None = None, **options: Any) -> CameraReader:
-        source = CameraSource(CameraOptions(cameras=cameras, **{**PATIENT, **options}))
+        source = CameraSource(CameraOptions(cameras=cameras, **{**PATIENT, "decoder": decoder, **options}))
         readers.append(source.open(next(iter(source.splits())), position))
         return readers[-1]
 
@@ -241,11 +253,11 @@ def test_a_hundred_reconnects_leak_no_thread_and_no_descriptor(camera: MjpegCame
     wait(lambda: usage()[0] <= threads + 2 and usage()[1] <= files + 4)
 
 
-def test_cameras_come_and_go_with_their_file(camera: MjpegCamera, tmp_path: Path) -> None:
+def test_cameras_come_and_go_with_their_file(camera: MjpegCamera, tmp_path: Path, decoder: str) -> None:
     clock = FakeClock()
     listed = tmp_path / "cameras.yaml"
     listed.write_text(f"gate: {camera.url}\n")
-    source = CameraSource(CameraOptions(cameras_file=listed, **PATIENT), clock=clock)
+    source = CameraSource(CameraOptions(cameras_file=listed, decoder=decoder, **PATIENT), clock=clock)
     assert source.splits() == ["gate"]
     assert source.discover() == []
     gate = source.open("gate", None)

@@ -1,4 +1,4 @@
-"""The camera source against a real RTSP server that is killed and started again."""
+"""The camera source against RTSP servers that are killed and started again, with both decoders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 from ports import free_ports
+from rtsp_camera import RtspCamera
+from test_camera_source import decoder
 
 from connectors.sources.camera import CameraOptions, CameraReader, CameraSource
+
+__all__ = ["decoder"]
 
 _PYTHON = "/usr/bin/python3"
 _NEEDED = (
@@ -25,7 +29,7 @@ _PROBE = (
 )
 
 
-class RtspServer:
+class GStreamerServer:
     """A child process; dies without a farewell."""
 
     def __init__(self) -> None:
@@ -51,12 +55,17 @@ class RtspServer:
             self._process = None
 
 
-@pytest.fixture
-def server() -> Iterator[RtspServer]:
+@pytest.fixture(params=["ours", "gstreamer"])
+def server(request: pytest.FixtureRequest) -> Iterator[RtspCamera | GStreamerServer]:
+    if request.param == "ours":
+        ours = RtspCamera()
+        yield ours
+        ours.kill()
+        return
     there = shutil.which(_PYTHON) and subprocess.run([_PYTHON, "-c", _PROBE], capture_output=True, check=False).returncode == 0
     if not there:
         pytest.skip(f"no GStreamer RTSP server; apt-get install --no-install-recommends {_NEEDED}")
-    made = RtspServer()
+    made = GStreamerServer()
     yield made
     made.kill()
 
@@ -75,10 +84,16 @@ def until(reader: CameraReader, notice: str | None, count: int = 1) -> list[dict
     return rows
 
 
-def test_an_rtsp_camera_that_dies_comes_back_with_its_new_size(server: RtspServer) -> None:
+@pytest.mark.heavy
+def test_an_rtsp_camera_that_dies_comes_back_with_its_new_size(server: RtspCamera | GStreamerServer, decoder: str) -> None:
     source = CameraSource(
         CameraOptions(
-            cameras={"gate": server.url}, open_timeout_s=30.0, read_timeout_s=30.0, reconnect_s=0.1, reconnect_max_s=0.5
+            cameras={"gate": server.url},
+            decoder=decoder,
+            open_timeout_s=30.0,
+            read_timeout_s=30.0,
+            reconnect_s=0.1,
+            reconnect_max_s=0.5,
         )
     )
     reader = source.open(*source.splits(), None)  # before there is a server

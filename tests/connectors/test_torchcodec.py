@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import test_video_source as by_opencv
 from mp4_files import write_video
+from test_torchcodec_live import record
 from test_video_source import (
     av1,
     clip,
@@ -21,6 +22,7 @@ from test_video_source import (
     test_variable_frame_rate_times_are_the_container_times,
 )
 
+import connectors.sources.torchcodec_capture as capture
 from connectors.extras import MissingExtra, need
 from connectors.sources.video import VideoOptions, VideoSource
 
@@ -66,3 +68,26 @@ def test_both_decoders_see_the_same_picture(tmp_path) -> None:
 def test_a_codec_that_opencv_lacks_is_decoded(av1) -> None:
     table = by_opencv.read_all(by_opencv.source(av1))
     assert [by_opencv.number_of(image) for image in by_opencv.images(table)] == list(range(20))
+
+
+def test_a_file_whose_first_frames_it_passes_over_is_refused_in_one_row(tmp_path) -> None:
+    path = record(tmp_path / "film.ts", "libx264", bf="3")
+    (row,) = by_opencv.read_all(by_opencv.source(path)).to_pylist()
+    assert row["image"] is None
+    assert row["error"] == (
+        "film.ts: torchcodec begins 0.400 s behind the first frame of such a file; use decoder: opencv, or copy it: ffmpeg -i "
+        "film.ts -c copy film.mkv"
+    )
+    copied = record(tmp_path / "film.mkv", "libx264", bf="3")
+    assert [by_opencv.number_of(image) for image in by_opencv.images(by_opencv.read_all(by_opencv.source(copied)))] == [
+        *range(40)
+    ]
+
+
+def test_frames_that_it_leaves_out_at_the_end_are_told(tmp_path, monkeypatch) -> None:
+    path = write_video(tmp_path / "film.mp4", 10)
+    grab = capture.TorchCodecCapture.grab
+    monkeypatch.setattr(capture.TorchCodecCapture, "grab", lambda self: self._next < 7 and grab(self))
+    *rows, last = by_opencv.read_all(by_opencv.source(path)).to_pylist()
+    assert len(rows) == 7
+    assert last["error"].startswith("film.mp4: torchcodec decodes 7 of its 10 frames; use decoder: opencv, or copy it")

@@ -4,9 +4,17 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from kept_frames import keep
+from launches import DEVICE, on_device
+from video_streams import frames
 
-from connectors.records import FRAME
-from operators.frames import decode_image, decode_row
+from connectors.device_frames import ENCODING, KeptFrames, release
+from connectors.records import FRAME, output_schema
+from operators.counters import STREAM_COUNTERS, Counters
+from operators.frames import ENCODINGS, Frame, admit_frames, as_tensors, decode_image, decode_row, on_host, stack_frames
+from operators.output import OutputRows
+from operators.streams import STREAM_STATUSES, Stream, StreamOptions, StreamTable
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 GRAY = RGB[..., 0].copy()
@@ -92,3 +100,50 @@ def test_bad_rows_of_a_batch_are_flagged_and_the_others_decoded():
     assert np.array_equal(decoded[0][0], RGB) and decoded[0][1] is None
     assert decoded[1] == (None, "the row has no image")
     assert decoded[2][0] is None and "cannot be decoded" in decoded[2][1]
+
+
+def admitted(batch: pa.RecordBatch) -> tuple[dict[int, Frame | None], list[tuple[str, str | None]]]:
+    """Row → its image, and status and error of those that were left out."""
+    schema, statuses = output_schema("seen", 1), {"ok": "fine", **STREAM_STATUSES, "rejected_corrupt": "unusable"}
+    streams = StreamTable(
+        "see", lambda _, slot: Stream(slot), StreamOptions(), kind=Stream, counters=Counters(*STREAM_COUNTERS)
+    )
+    out = OutputRows(batch, schema, statuses)
+    found = {frame.row: frame.content for frame in admit_frames(batch, streams, out, before_eviction=lambda stream: None)}
+    rows = pa.Table.from_batches(out.batches({})).to_pylist()
+    return found, [(row["status"], row["error"]) for row in rows if row["status"] != "ok"]
+
+
+def test_a_row_names_the_frame_that_is_kept_or_says_why_it_has_none() -> None:
+    kept = KeptFrames(1 << 20)
+    plain = frames([("a", number) for number in range(4)], images=[RGB + number for number in range(4)])
+    named = keep(plain, kept)
+    found, refused = admitted(named)
+    assert [np.array_equal(found[row].numpy(), RGB + row) for row in range(4)] == [True] * 4
+    assert refused == []
+    release(named.slice(2, 1))
+    sizes = named.set_column(5, named.schema.field(5), pa.array([12, 10, 12, 12], pa.int32()))
+    assert named.schema.names[5] == "height"
+    found, refused = admitted(sizes)
+    assert list(found) == [0, 3]
+    assert refused == [
+        ("rejected_corrupt", "the frame that the row names has the shape (12, 10, 3), the row says 10x10"),
+        ("rejected_corrupt", "the row names a frame that this process does not keep, or not any longer"),
+    ]
+    assert decode_row(named, 0) == (None, f"encoding {ENCODING!r} is not supported; use one of {', '.join(ENCODINGS)}")
+
+
+def test_images_are_brought_together_where_one_is_kept() -> None:
+    float_image = RGB.astype(np.float32) + 0.4
+    assert stack_frames([RGB, float_image]).equal(torch.from_numpy(np.stack([RGB, RGB])))
+    with on_device() as launches:
+        there = torch.from_numpy(RGB).to(DEVICE)
+        launches.clear()
+        stacked = stack_frames([there, RGB, float_image])
+        assert stacked.device == DEVICE
+        assert launches.uploaded() == 2 * RGB.size  # those of the host only, as bytes
+        launches.clear()
+        assert [tensor.device for tensor in as_tensors([there, there])] == [DEVICE] * 2
+        assert launches.events == []
+        assert np.array_equal(on_host(stacked), np.stack([RGB] * 3))
+    assert on_host(RGB) is RGB

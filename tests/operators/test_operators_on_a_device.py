@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from launches import DEVICE, Launches, on_device
+from kept_frames import keep
+from launches import DEVICE, DeviceTensor, Launches, on_device
 from sound_models import write_model
 from video_streams import frames, interleaved
 
+from connectors.device_frames import KeptFrames, release
 from operators.base import Context, Operator
+from pipelines.testing._compare import state_difference
 
 HERE = Path(__file__).parent
 
@@ -190,3 +193,35 @@ def test_the_pixels_of_a_frame_cross_to_the_device_once_as_bytes_and_nothing_of_
             assert (
                 launches.uploaded() - pixels < pixels // 4 and sum(event.bytes for event in launches.of("read")) < pixels // 8
             )
+
+
+def mamba(module: ModuleType, folder: Path) -> Made:
+    return module.operator(), [("process", module.frames(module.interleaved("ab", 1, start=t))) for t in (0, 1)]
+
+
+@pytest.mark.parametrize(("method", "make"), [("mamba", mamba), ("rekv", rekv), ("videostreaming", videostreaming)])
+def test_frames_that_are_kept_on_the_device_are_not_copied_and_give_what_pixels_give(
+    method: str, make: Callable[..., Made], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module, kept = streams_of(method, monkeypatch), KeptFrames(1 << 30)
+    with on_device() as launches:
+        operator, steps = make(module, tmp_path)
+        steps = steps[: FIRST.get(method, 1) + 1]
+        wanted = [getattr(operator, kind)(batch) for kind, batch in steps]
+        other, _ = make(module, tmp_path)
+        for number, (kind, batch) in enumerate(steps):
+            rows = keep(batch, kept, DeviceTensor)
+            pixels = sum(len(image.as_py()) for image in batch.column("image"))
+            launches.clear()
+            got = getattr(other, kind)(rows)
+            release(rows)
+            assert [row.drop_columns(["latency_ms"]) if method == "mamba" else row for row in got] == [
+                row.drop_columns(["latency_ms"]) if method == "mamba" else row for row in wanted[number]
+            ]
+            if number < FIRST.get(method, 0):
+                continue
+            large = [event for event in launches.events if event.kind != "kernel" and event.bytes >= pixels // batch.num_rows]
+            assert [event.place for event in large] == []
+        assert len(kept) == 0
+        found = [one.snapshot() for one in (operator, other)]
+    assert state_difference(*found) is None

@@ -356,7 +356,7 @@ def test_an_empty_pipeline_lists_everything_that_is_missing(tmp_path: Path) -> N
             "path: videos/*.mp4",
             "pth: videos/*.mp4",
             "p.yaml:4:24  sources.clips.pth: unknown option 'pth' (did you mean 'path'?); allowed: pace, catch_up, follow, "
-            "settle_s, path, stream_names, start_time, max_fps, references, decoder, encode, jpeg_quality",
+            "settle_s, path, stream_names, start_time, decoder, device, device_mib, encode, jpeg_quality, max_fps, references",
         ),
         ("videos/*.mp4}", "3}", "p.yaml:4:24  sources.clips.path: must be text or a list of texts, got 3"),
         ("videos/*.mp4}", "v, max_fps: -1}", "p.yaml:4:33  sources.clips.max_fps: must be above 0 (1/s), got -1"),

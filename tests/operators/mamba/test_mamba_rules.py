@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launches import DEVICE, on_device
 
 from operators.mamba.rules import Boxes, CellRule, Cells, color_histogram, correlation, select_cells
 
@@ -98,3 +99,15 @@ def test_cut_detector_tells_a_cut_from_motion():
     assert correlation(color_histogram(red), color_histogram(blue)) < 0.1
     shifted = np.roll(mamba_streams.image("cam", 0), 5, axis=1)
     assert correlation(frames[0], color_histogram(shifted)) > 0.9
+
+
+def test_the_small_copy_of_a_frame_that_stays_on_a_device_has_nearly_the_same_colors() -> None:
+    pictures = [mamba_streams.image("a", number, height=240, width=320) for number in (0, 9)]
+    wanted = [color_histogram(picture) for picture in pictures]
+    assert np.array_equal(color_histogram(torch.from_numpy(pictures[0])), wanted[0])
+    with on_device() as launches:
+        kept = [color_histogram(torch.from_numpy(picture).to(DEVICE)) for picture in pictures]
+        assert {event.bytes for event in launches.of("read")} == {48 * 64 * 3}
+    for a, b in zip(kept, wanted, strict=True):
+        assert correlation(a, b) > 0.999
+    assert abs(correlation(*kept) - correlation(*wanted)) < 0.01

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from kept_frames import keep
 from qwen_models import QWEN, model_folder
 from rekv_streams import STEP_US, frames, interleaved, operator, question, questions, rows_of
 
+from connectors.device_frames import KeptFrames
 from connectors.errors import ConfigError
 from models.rekv import loaders
 from models.rekv.checkpoint import load_checkpoint
@@ -170,3 +172,14 @@ def test_options_that_do_not_fit_qwen_vl_are_refused(
 def test_other_families_take_no_options_of_qwen_vl(tiny_rekv: str) -> None:
     with pytest.raises(ConfigError, match="frame_tokens=8"):
         operator(tiny_rekv, frame_tokens=8)
+
+
+def test_frames_that_are_kept_where_they_were_decoded_give_the_same_memory(qwen_folders: dict[str, str]) -> None:
+    kept, found = KeptFrames(1 << 30), []
+    for place in (lambda batch: batch, lambda batch: keep(batch, kept)):
+        one = made(qwen_folders)
+        for start in (0, 3, 6):  # pairs lie across calls
+            one.process(place(sized(3, start)))
+        found.append(one.snapshot())
+    assert len(kept) == 9
+    assert state_difference(*found) is None
