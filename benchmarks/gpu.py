@@ -2,7 +2,8 @@
 
 First the golden vectors of eight methods are computed on the device and compared with what is recorded; a difference beyond
 what the tests allow a CPU is said, and the exit code is 1. Then random weights at published sizes in half precision. The peak
-of the device itself is measured (a large product, a large copy), and its results are compared with those of the CPU; then ReKV
+of the device itself is measured (a large product, a large copy), and its results are compared with those of the CPU; frames of
+a film, decoded there or on the CPU, where TorchCodec is installed; then ReKV
 0.5B and 7B (encoding, first token, 128 tokens), MAMBA R101 over streams, the tokens of SpecVQGAN, the sketch of ReLoop2, and
 how many streams keep a bound in 95 of 100 steps. Every row says tokens per frame, window, batch and the share of the measured
 peak. Needs torch, torchvision and transformers; no Ray, no Kafka. What time or memory do not suffice for is named in the
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from benchmarks.gpu_frames import film_frames, why_none
 from benchmarks.gpu_golden import check_golden
 from benchmarks.mamba_fps import fill_banks, frames
 from benchmarks.rekv_gpu import PREFIX_TOKENS, SHAPES, Shape, random_decoder, timed
@@ -46,7 +48,7 @@ from operators.rekv.encoder import JointWriter, SlotWriter
 from operators.specvqgan.drawing import Drawing, Turn
 from operators.specvqgan.streams import FrameStream
 
-PARTS = ("golden", "agreement", "rekv", "mamba", "specvqgan", "sketch", "streams")
+PARTS = ("golden", "agreement", "frames", "rekv", "mamba", "specvqgan", "sketch", "streams")
 
 COLUMN_S = HOP * COLUMN_FRAMES / RATE
 """Sound of a column of tokens: what it takes to make one may take so long where streams are live."""
@@ -72,6 +74,8 @@ class Sizes:
     batches: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (4, 4), (16, 1))
     """(streams, frames of each in a step)."""
     repeats: int = 5
+    film: tuple[int, int, int] = (1080, 1920, 200)
+    """Height, width, frames."""
     mamba: dict[str, Any] = dataclasses.field(default_factory=dict)
     mamba_streams: tuple[int, ...] = (1, 4, 16, 32, 64)
     step_bound_s: float = 0.2
@@ -90,6 +94,7 @@ TOY = Sizes(
     rekv={"toy": TOY_SHAPE},
     batches=((1, 2), (2, 1)),
     repeats=2,
+    film=(64, 96, 12),
     mamba={
         "network": {
             "backbone": "conv5", "channels": [8, 8, 16, 16, 16], "classes": ["a", "b"], "neck_channels": 16, "fc_channels": 32,
@@ -297,6 +302,12 @@ def measure(sizes: Sizes, device: torch.device, parts: Sequence[str], seconds: f
     found |= {"peak": peaks(sizes, device, dtype), "dtype": str(dtype)}
     if "agreement" in parts:
         found["agreement"] = agreement(device)
+    if "frames" in parts and clock.allows("frames"):
+        absent = why_none()
+        if absent is None:
+            found["frames"] = film_frames(*sizes.film, device)
+        else:
+            clock.left_out.append(f"frames: {absent}")
     if "rekv" in parts:
         found["rekv"] = []
         for name, shape in sizes.rekv.items():

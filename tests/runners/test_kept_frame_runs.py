@@ -186,3 +186,19 @@ def test_a_run_over_kept_frames_that_is_killed_gives_each_row_once(films: Path, 
     assert run_process(killed, resume=True, fault="after_prepare:epoch=1") == -signal.SIGKILL
     assert run_process(killed, resume=True) == 0
     assert rows_of(tmp_path / "killed").equals(rows_of(tmp_path / "whole"))
+
+
+@pytest.mark.ray
+@pytest.mark.heavy
+@pytest.mark.usefixtures("ray_address")
+def test_on_ray_kept_frames_reach_the_operator_in_its_own_process(films: Path, tmp_path: Path) -> None:
+    from pipelines.runners import run
+
+    carried, kept = values(films, tmp_path / "carried", None), values(films, tmp_path / "kept", "cpu")
+    for given in (carried, kept):
+        given["operators"]["detect"]["max_batch"] = 1  # batches of other sizes round differently
+    Pipeline.from_dict(carried).run()
+    report = run(Pipeline.from_dict(kept).spec, runner="ray")
+    (detect,) = [task for task in report.tasks if task.task.node == "detect"]
+    assert detect.gauges["kept_frame_bytes"] == 0
+    assert rows_of(tmp_path / "kept").equals(rows_of(tmp_path / "carried"))
