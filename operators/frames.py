@@ -32,6 +32,7 @@ __all__ = [
     "as_tensors",
     "decode_image",
     "decode_row",
+    "frame_of",
     "on_host",
     "stack_frames",
 ]
@@ -115,13 +116,11 @@ def admit_frames(
     ``wanted`` says from the stream (None: a new one) and the event time whether a frame is to be decoded; else its content is
     None. ``problem`` says what is wrong with an image.
     """
-    encodings = batch.column("encoding").to_pylist()
 
     def read(row: int, stream: S | None, time_us: int) -> tuple[Frame | None, str | None]:
         if not wanted(stream, time_us):
             return None, None
-        image: Frame | None
-        image, reason = decode_row(batch, row) if encodings[row] != device_frames.ENCODING else _kept(batch, row)
+        image, reason = frame_of(batch, row)
         return image, reason or (problem(image) if image is not None else None)
 
     return admit_rows(
@@ -148,8 +147,10 @@ def decode_row(batch: pa.RecordBatch, row: int) -> tuple[Image | None, str | Non
     return (decoded, None) if decoded.size else (None, "the image has no pixels")
 
 
-def _kept(batch: pa.RecordBatch, row: int) -> tuple[Tensor | None, str | None]:
-    """Return a frame that its source keeps on a device, or say why not."""
+def frame_of(batch: pa.RecordBatch, row: int) -> tuple[Frame | None, str | None]:
+    """Decode one frame, or return it where its source keeps it on a device, or say why not; exactly one of the two is None."""
+    if batch.column("encoding")[row].as_py() != device_frames.ENCODING:
+        return decode_row(batch, row)
     handle, height, width = (batch.column(name)[row].as_py() for name in ("image", "height", "width"))
     frame = device_frames.find(handle)
     if frame is None:

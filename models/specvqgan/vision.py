@@ -16,6 +16,7 @@ from connectors.errors import ConfigError
 from connectors.extras import optional
 from models.settings import Settings
 from models.specvqgan.config import FEATURE_FRAMES, FEATURE_RATE, WINDOW_COLUMNS
+from models.uploads import upload
 
 torchvision = optional("torchvision")
 
@@ -94,7 +95,7 @@ def resnet_pixels(frame_HW3: Tensor) -> Tensor:
         pixels = torch.nn.functional.interpolate(pixels, target, mode="bilinear", antialias=True).round().clamp(0, 255)
     top, left = (round((side - _CROP) / 2) for side in target)
     cut = pixels[0, :, top : top + _CROP, left : left + _CROP] / 255
-    center, spread = (torch.tensor(values, device=cut.device).view(3, 1, 1) for values in (_MEAN, _STD))
+    center, spread = (upload(torch.tensor(values).view(3, 1, 1), cut.device) for values in (_MEAN, _STD))
     return (cut - center) / spread
 
 

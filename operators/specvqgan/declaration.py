@@ -25,6 +25,7 @@ class SpecVQGANDeclaration(Operator):
     Options = SpecVQGANOptions
     input_schema = records.FRAME
     outputs = OUTPUTS
+    takes_kept_frames = True
     statuses = STATUSES
     good_statuses = frozenset({"ok", "gap"})
     losses: ClassVar[Mapping[str, str]] = {

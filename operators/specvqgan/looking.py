@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from models.compiled import per_frame
 from models.specvqgan.vision import FrameNetwork, picked_rows
 from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, TailBank, ring
+from operators.frames import Frame, as_tensors, stack_frames
 from operators.specvqgan.config import ROWS_PER_COLUMN, Geometry
 from operators.specvqgan.streams import FrameStream
 from operators.state import State
@@ -58,6 +58,8 @@ class FeatureRing:
         self._device = device
         self._picked = frozenset(picked_rows(geometry.rows, geometry.features))
         self._newest = TailBank("newest", self.newest_spec(network, width), slots=slots, capacity=1)
+        self._kept: dict[int, Tensor] = {}
+        """Slot → its newest frame, in the place of what the bank holds, where frames stay on a device."""
         self._rows = SlotBank("features", self.row_specs(width), slots=slots, capacity=geometry.ring, device=device)
         self._there_SC = np.zeros((slots, geometry.ring), np.bool_)
         """Which rows were looked at: what the bank holds of it, for the host."""
@@ -77,21 +79,29 @@ class FeatureRing:
 
     def open(self, slot: int, seed: int) -> None:
         """Make a slot ready for a new stream."""
-        self._newest.open([slot])
+        self._release([slot])
         self._rows.open(self._slots([slot]), torch.tensor([seed]))
 
     def release(self, slot: int) -> None:
         """Forget a slot's frame and features."""
-        self._newest.release([slot])
+        self._release([slot])
         self._rows.release(self._slots([slot]))
 
     def restart(self, slot: int) -> None:
         """Forget them; the stream goes on."""
-        self._newest.release([slot])
+        self._release([slot])
         self._rows.clear(self._slots([slot]))
+
+    def _release(self, slots: Sequence[int]) -> None:
+        self._newest.release(slots)
+        for slot in slots:
+            self._kept.pop(slot, None)
 
     def export(self, slots: Sequence[int], state: State, *, incremental: bool) -> None:
         """Add these streams to ``state``."""
+        for slot in slots:
+            if slot in self._kept:
+                self._newest.write(slot, self._kept[slot][None].cpu())
         self._newest.export(slots, state, incremental=incremental)
         self._rows.export(self._slots(slots), state, incremental=incremental)
 
@@ -101,6 +111,7 @@ class FeatureRing:
 
     def load(self, slots: Sequence[int], state: State) -> None:
         """Take these streams from a full ``state``; forget all others."""
+        self._kept.clear()
         self._newest.load(slots, state)
         self._rows.release(self._slots(range(self._rows.slots)))
         if slots:
@@ -112,20 +123,27 @@ class FeatureRing:
         return self._newest.bytes()["device"] + self._rows.bytes()["device"]
 
     def hold(self, slot: int, pixels: Tensor) -> None:
-        """Keep the newest frame."""
-        self._newest.write(slot, pixels[None])
+        """Keep the newest frame, where it is."""
+        if pixels.device.type == "cpu":
+            self._kept.pop(slot, None)
+            self._newest.write(slot, pixels[None])
+        else:
+            self._kept[slot] = pixels
 
-    def prepare(self, frame: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> Tensor:
+    def prepare(self, frame: Frame) -> Tensor:
         """Return what is kept of a frame."""
         assert self._network is not None
-        return self._network.pixels(torch.from_numpy(np.rint(frame).astype(np.uint8, copy=False)))
+        return self._network.pixels(stack_frames([frame])[0])
 
     def look(self, stream: FrameStream, rows: range) -> Look:
         """Return what is to be done for rows that are final now; the newest frame is that of all of them."""
         if self._geometry.exact:  # no later row is ever seen
             rows = range(rows.start, min(rows.stop, self._geometry.rows + 3))
         wanted = any(self._wanted(row) for row in rows)
-        return Look(stream, rows, self._newest.read(stream.slot)[0].clone() if wanted else None)
+        if not wanted:
+            return Look(stream, rows, None)
+        kept = self._kept.get(stream.slot)
+        return Look(stream, rows, self._newest.read(stream.slot)[0].clone() if kept is None else kept)
 
     def _wanted(self, row: int) -> bool:
         if self._geometry.exact or row == 0:
@@ -189,7 +207,7 @@ class FeatureRing:
             return list(pixels)
         out: list[Tensor] = []
         for start in range(0, len(pixels), self._batch):
-            part = upload(torch.stack(list(pixels[start : start + self._batch])), self._device)
+            part = upload(torch.stack(as_tensors(pixels[start : start + self._batch])), self._device)
             out += self._run(part).float().unbind()
         return out
 

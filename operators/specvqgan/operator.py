@@ -33,7 +33,7 @@ from operators.base import Context, Emitted
 from operators.budget import check_budget
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
-from operators.frames import decode_row
+from operators.frames import frame_of
 from operators.made_rows import MadeRows
 from operators.output import OutputRows
 from operators.pcm import sound_cells
@@ -174,7 +174,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
             self._key = row
             if features is not None:
                 return self._given(features[row])
-            image, problem = decode_row(batch, row)
+            image, problem = frame_of(batch, row)
             return None if image is None else self._looking.prepare(image), problem
 
         def refusal(stream: FrameStream, row: int) -> Refusal | None:

@@ -60,8 +60,8 @@ def test_one_operator_in_its_process_may_read_it(tmp_path: Path) -> None:
             "operators.detect.align_s: lets rows wait, and 'clips' keeps its frames on 'cpu'",
         ),
         (
-            {"operators__detect": {"type": "specvqgan", "input": "clips", "checkpoint": "x"}},
-            "operators.detect: 'clips' keeps its frames on 'cpu', and operators of type 'specvqgan' take frames with",
+            {"operators__detect": {"type": "null", "input": "clips"}},
+            "operators.detect: 'clips' keeps its frames on 'cpu', and operators of type 'null' take frames with",
         ),
         (
             {"sources__clips__device": "cuda", "operators__detect__device": "cpu"},
