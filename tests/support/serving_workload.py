@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,17 @@ from pipelines import Pipeline
 from pipelines.serving.app import ServeOptions, make_app
 
 FILMS = ("cam1", "cam2")
-LENGTH = 600
-FILM = make_film(31, length=LENGTH, events=5, shortest=8, longest=9)
+FILM = make_film(31, length=600, events=5, shortest=8, longest=9)
+LASTS_S = 900  # longer than all tests of a module take on a busy machine
 
 
 def write_pipeline(folder: Path) -> Pipeline:
     """Write films and samples; return a pipeline over them that shows all of it by Flight."""
     (folder / "films").mkdir()
-    for name in FILMS:
-        write_mp4(FILM, folder / "films" / f"{name}.mp4", scale=2)
-    x_L = two_frequencies(1, 6000, torch.Generator().manual_seed(3))[0][0, :, 0]
+    write_mp4(replace(FILM, length=3 * LASTS_S), folder / "films" / f"{FILMS[0]}.mp4", scale=2)
+    for name in FILMS[1:]:
+        shutil.copy(folder / "films" / f"{FILMS[0]}.mp4", folder / "films" / f"{name}.mp4")
+    x_L = two_frequencies(1, 20 * LASTS_S, torch.Generator().manual_seed(3))[0][0, :, 0]
     (folder / "pump.csv").write_text("pressure\n" + "\n".join(f"{value:.4f}" for value in x_L.tolist()) + "\n")
     asked = {
         "question_id": "string",
@@ -72,7 +75,7 @@ def write_pipeline(folder: Path) -> Pipeline:
 
 @contextlib.contextmanager
 def running(pipeline: Pipeline) -> Iterator[None]:
-    """Run it in a thread until the block ends."""
+    """Run it in a thread until the block ends; it can be asked from the beginning of the block."""
     stop, failed = threading.Event(), []
 
     def run() -> None:
@@ -84,11 +87,20 @@ def running(pipeline: Pipeline) -> Iterator[None]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
+        (port,) = (sink.options.port for sink in pipeline.spec.sinks if sink.type == "flight")
+        ends_s = time.monotonic() + 240
+        while not failed and not _listens(port) and time.monotonic() < ends_s:
+            time.sleep(0.05)
         yield
     finally:
         stop.set()
         thread.join(240)
     assert not failed, failed
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass(frozen=True)

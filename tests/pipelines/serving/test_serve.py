@@ -168,7 +168,15 @@ def test_ctrl_c_ends_the_server_as_it_should(tmp_path: Path) -> None:
     assert (server.returncode, said) == (0, "")
 
 
-def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(tmp_path: Path) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Have SIGINT raise KeyboardInterrupt, also where the suite was started with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_not_lost_where_python_ignores_exceptions(tmp_path: Path, ctrl_c: None) -> None:
     (tmp_path / "plant.yaml").write_text(PLANT.replace("rows.csv", str(tmp_path / "rows.csv")))
     impatient = threading.Timer(30, os.kill, (os.getpid(), signal.SIGINT))
 
