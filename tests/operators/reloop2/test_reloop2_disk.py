@@ -48,10 +48,10 @@ def test_while_every_list_is_read_predictions_are_those_of_the_exact_search(ctr_
 
 def test_the_oldest_rows_go_and_disk_and_memory_stay_bounded(ctr_model: str, tmp_path: Path):
     operator = on_disk(ctr_model, tmp_path)  # 8 slices of 16 rows
-    events = drifting(600)
+    events = drifting(400)
     sizes = []
-    for start in range(0, len(events.order), 200):
-        events.run(operator, start=start, stop=start + 200)
+    for start in range(0, len(events.order), 150):
+        events.run(operator, start=start, stop=start + 150)
         operator.snapshot()
         sizes.append(sum(file.stat().st_size for file in tmp_path.rglob("*.lists")))
     assert 8 * 16 <= operator.metrics()["bank_rows"] <= 10 * 16
@@ -69,18 +69,18 @@ def test_cuts_change_neither_output_nor_state(ctr_model: str, tmp_path: Path):
 
 
 def test_what_a_killed_run_wrote_after_its_snapshot_does_not_count(ctr_model: str, tmp_path: Path):
-    events = drifting(300)
+    events = drifting(160)
     undisturbed = on_disk(ctr_model, tmp_path / "a")
     wanted = events.run(undisturbed)
     killed = on_disk(ctr_model, tmp_path / "b")
     state = State()
-    for start in (0, 100, 200):
-        events.run(killed, start=start, stop=start + 100)
+    for start in (0, 50, 100):
+        events.run(killed, start=start, stop=start + 50)
         state = state.apply(killed.snapshot(incremental=True)) if start else clone_state(killed.snapshot())
-    events.run(killed, start=300, stop=420)
+    events.run(killed, start=150, stop=210)
     resumed = on_disk(ctr_model, tmp_path / "b")
     resumed.restore(state)
-    after = events.run(resumed, start=300)
+    after = events.run(resumed, start=150)
     assert after.equals(wanted.slice(wanted.num_rows - after.num_rows))
     assert state_difference(without_folder(undisturbed.snapshot()), without_folder(resumed.snapshot())) is None
 

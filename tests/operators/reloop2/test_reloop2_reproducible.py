@@ -119,9 +119,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-EVERY_MODE = [
-    pytest.param(mode, marks=() if mode in ("sketch", "sketch per key", "knn") else pytest.mark.slow) for mode in MODES
-]
+EVERY_MODE = [pytest.param(mode, marks=() if mode in ("sketch per key", "knn") else pytest.mark.slow) for mode in MODES]
 
 
 def final(operator: ReLoop2Operator) -> State:

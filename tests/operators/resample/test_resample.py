@@ -97,7 +97,7 @@ def bad_rows() -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=records.SAMPLE)
 
 
-@pytest.mark.parametrize(("method", "step_us"), [("mean", 11 * _MS), ("line", 60 * _MS)])
+@pytest.mark.parametrize(("method", "step_us"), [pytest.param("mean", 11 * _MS, marks=pytest.mark.slow), ("line", 60 * _MS)])
 def test_resample_conforms(method: str, step_us: int) -> None:
     rows = [samples(name, *uneven(40, step_us, seed)) for seed, name in enumerate("abc")]
     together = pa.Table.from_batches(rows).combine_chunks().to_batches()[0]

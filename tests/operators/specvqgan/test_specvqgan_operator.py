@@ -102,7 +102,7 @@ def test_rows_of_a_whole_stream_in_one_batch_come_in_order(folder: Path) -> None
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("lookahead", [0, 2, 6])
+@pytest.mark.parametrize("lookahead", [0, pytest.param(2, marks=pytest.mark.slow), 6])
 def test_live_windows_repeat_the_newest_frame(folder: Path, tmp_path: Path, lookahead: int) -> None:
     model = write_model(tmp_path / "live", features=24)
     made = operator(model, lookahead_cols=lookahead, window_hop=2)
@@ -153,11 +153,11 @@ def test_streams_have_noise_of_their_own_and_the_seed_changes_it(folder: Path) -
         made = operator(folder, **options)
         return tokens_of(ended(made, made.process(clip(name, 5, 60)), name), name)
 
-    assert drawn("a") == drawn("a") != drawn("b")
-    assert drawn("a", seed=1) != drawn("a")
-    assert drawn("a", temperature=0, seed=1) == drawn("a", temperature=0)
-    assert drawn("a", top_k=99) == drawn("a", top_k=0) != drawn("a", top_k=2)
-    assert drawn("a", top_k=1) == drawn("a", temperature=0)
+    usual, likeliest = drawn("a"), drawn("a", temperature=0)
+    assert drawn("a") == usual
+    assert usual not in (drawn("b"), drawn("a", seed=1), drawn("a", top_k=2))
+    assert drawn("a", temperature=0, seed=1) == likeliest == drawn("a", top_k=1)
+    assert drawn("a", top_k=99) == drawn("a", top_k=0)
 
 
 @pytest.mark.heavy
