@@ -9,13 +9,17 @@ n + 1 is asked for behind frame n, for which it never seeks; for frame 0 it goes
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import struct
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 from connectors.extras import optional
+from connectors.sources.camera_list import masked
 from connectors.sources.frames import Bytes
 from connectors.sources.grabber import Timing
 from connectors.sources.torchcodec_capture import TorchCodecCapture, tell_fallback
@@ -46,10 +50,47 @@ _FIRST_US = 1_000_000
 """Time of the first packet: what is shown before it may come after it."""
 _JUMP_US = 10_000_000
 """A step of time of more than this is none: the camera's clock was set, or its counter wrapped."""
+_PATIENCE_S = 60.0
+"""How long the end of the process waits at most for a camera that is silent: its read timeout, if that is not longer."""
 _READ_AHEAD = 100
 """Packets that the decoder may have taken ahead, more than it does: so many may fail in a row before a new one comes."""
 _RATE = 25.0
 """Of a camera that tells none."""
+
+
+class _Live:
+    """The captures that are open. If the interpreter ended before they are released, TorchCodec would abort the process.
+
+    A thread releases its capture when the next packet has come, or after the read timeout of its camera.
+    """
+
+    def __init__(self) -> None:
+        self.leaving = False
+        """The interpreter is about to end: nothing is read or opened anymore."""
+        self._captures: weakref.WeakSet[LiveCapture] = weakref.WeakSet()
+        self._change = threading.Condition()
+        atexit.register(self._leave)
+
+    def add(self, capture: LiveCapture) -> None:
+        """Wait for a capture. Raise ``RuntimeError`` where it is too late for one."""
+        with self._change:
+            if self.leaving:
+                raise RuntimeError("the process ends")
+            self._captures.add(capture)
+
+    def remove(self, capture: LiveCapture) -> None:
+        """Wait for it no longer."""
+        with self._change:
+            self._captures.discard(capture)
+            self._change.notify_all()
+
+    def _leave(self) -> None:
+        with self._change:
+            self.leaving = True
+            self._change.wait_for(lambda: not self._captures, _PATIENCE_S)
+
+
+_live = _Live()
 
 
 def connect_by_torchcodec(address: str | int, timing: Timing, *, transport: str, device: str | None) -> LiveCapture | None:
@@ -68,7 +109,7 @@ def connect_by_torchcodec(address: str | int, timing: Timing, *, transport: str,
     try:
         return LiveCapture(container, device)
     except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
-        logger.info("torchcodec_failed error=%s", error)
+        logger.info("torchcodec_failed error=%s", masked(str(error)))
         container.close()
         return None
     except LookupError:
@@ -91,9 +132,16 @@ class LiveCapture(TorchCodecCapture):
     def __init__(self, container: Any, device: str | None) -> None:
         """Wait for the first packets; raise ``LookupError`` where there is no video that TorchCodec takes."""
         self._container, self._device = container, device
+        self._file: Any
         self._failed = 0  # in a row, without a new packet
-        self._file = PacketFile(container)
-        super().__init__(self._open())
+        _live.add(self)
+        try:
+            self._file = PacketFile(container)
+            super().__init__(self._open())
+        except BaseException:
+            self._file = None
+            _live.remove(self)
+            raise
 
     def grab(self) -> bool:
         """Wait for the next frame; false when the camera is lost. A frame that cannot be decoded is one, without an image."""
@@ -104,7 +152,7 @@ class LiveCapture(TorchCodecCapture):
                 self._frame = self._decoder.get_frame_at(self._next)
             except (RuntimeError, ValueError, IndexError) as error:
                 self._failed = self._failed + 1 if self._file.packets == before else 0
-                if self._file.ended or self._failed > _READ_AHEAD:
+                if self._file.ended or _live.leaving or self._failed > _READ_AHEAD:
                     return False
                 logger.info("torchcodec_decode_failed frame=%d error=%s", self._next, error)
                 if self._next:
@@ -131,7 +179,9 @@ class LiveCapture(TorchCodecCapture):
     def release(self) -> None:
         """Let the camera go."""
         super().release()
+        self._file = None
         self._container.close()
+        _live.remove(self)
 
     def _open(self) -> Any:
         try:
@@ -209,11 +259,11 @@ class PacketFile:
 
     def _take(self) -> bool:
         """Append the next packet; false at the end, and where the camera is silent for too long."""
-        while not self.ended:
+        while not (self.ended or _live.leaving):
             try:
                 packet = next(self._packets)
             except (StopIteration, av.FFmpegError, OSError) as error:
-                logger.info("camera_ended error=%s", error)
+                logger.info("camera_ended error=%s", masked(str(error)))
                 packet = None
             if packet is None or not packet.size:  # the last one is empty
                 self.ended = packet is None or packet.dts is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from connectors.sources.camera import CameraOptions, CameraSource
 from connectors.sources.torchcodec_live import LiveCapture, PacketFile, connect_by_torchcodec
 
 __all__ = ["camera"]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +163,48 @@ def test_a_codec_that_torchcodec_does_not_get_is_named_in_the_row(tmp_path: Path
         assert row["error"].endswith("use decoder: opencv")
     finally:
         reader.close()
+
+
+def test_a_password_is_in_no_row_and_no_log(camera: MjpegCamera, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    url = camera.url.replace("://", "://me:secret@")
+    options = CameraOptions(cameras={"gate": url}, decoder="torchcodec", **{**PATIENT, "read_timeout_s": 0.3})
+    reader = CameraSource(options).open("gate", None)
+    try:
+        rows = until(reader, is_frame)
+        camera.stalled.set()
+        rows += until(reader, lambda row: row["notice"] == "lost")
+        camera.die()
+        assert "camera_ended error=" in caplog.text and "***@127.0.0.1" in caplog.text
+        assert "secret" not in caplog.text + str(rows)
+    finally:
+        reader.close()
+
+
+LEAVES = """
+import sys
+from connectors.sources.camera import CameraOptions, CameraSource
+options = CameraOptions(cameras={"gate": sys.argv[1]}, decoder="torchcodec", read_timeout_s=1.0)
+reader = CameraSource(options).open("gate", None)
+while reader.read(1, 1 << 20) is None:
+    pass
+print("there", flush=True)
+input()
+if sys.argv[2] == "closed":
+    reader.close()
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", ["closed", "left open"])
+def test_a_process_ends_well_while_a_camera_is_silent(how: str, camera: MjpegCamera) -> None:
+    command = [sys.executable, "-c", LEAVES, camera.url, how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "there\n"
+        camera.stalled.set()
+        process.communicate("\n", timeout=240)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("address", ["0", "/dev/video0"])
