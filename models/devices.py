@@ -16,11 +16,11 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 """What a device may be called."""
 
 
-def resolve_device(name: str, where: str) -> torch.device:
+def resolve_device(name: str, where: str, *, remedy: str = "set 'device: auto' or 'device: cpu'") -> torch.device:
     """Return the device of this process that ``name`` means; ``auto`` is CUDA where there is a GPU, else the CPU.
 
-    ``where``: who asks, for messages. Raises ``ConfigError`` for a name that means nothing and ``DeviceError`` where the GPU
-    that was asked for is not there. Does not initialize CUDA where it is absent.
+    ``where``: who asks, and ``remedy``: what to do without that GPU, for messages. Raises ``ConfigError`` for a name that means
+    nothing and ``DeviceError`` where the GPU that was asked for is not there. Does not initialize CUDA where it is absent.
     """
     import torch
 
@@ -34,5 +34,5 @@ def resolve_device(name: str, where: str) -> torch.device:
     index = int(name.partition(":")[2] or 0)
     if index >= there:
         has = "there is no CUDA GPU" if there == 0 else f"there are {there} GPUs, cuda:0 to cuda:{there - 1}"
-        raise DeviceError(f"{where}: device {name!r} is not there: on this machine {has}; set 'device: auto' or 'device: cpu'")
+        raise DeviceError(f"{where}: device {name!r} is not there: on this machine {has}; {remedy}")
     return torch.device(name)

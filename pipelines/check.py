@@ -18,7 +18,7 @@ import pyarrow as pa
 from connectors import extras, records
 from connectors.errors import DeviceError, StreambankError
 from pipelines import registry
-from pipelines.devices import resolve_device
+from pipelines.devices import resolve_device, resolve_source_device
 from pipelines.outputs import address_of, examined, node_of
 from pipelines.runtime.keys import shard_of
 from pipelines.runtime.manifest import Manifest, read_manifests
@@ -106,7 +106,7 @@ class _Checker:
             return
         source.listing_s = LISTING_S
         if node.kept_on is not None:
-            self._device(node.kept_on, node.name, f"{where}.device")
+            self._device(node.kept_on, node.name, f"{where}.device", resolve_source_device)
         recorded = self.manifest.splits(self.spec.state, node.name) if self.manifest is not None else None
         listing = self._try(where, lambda: list_splits(source, recorded))
         if listing is not None and not listing.splits and recorded:
@@ -212,11 +212,11 @@ class _Checker:
             self._add("error", f"{kind}s.{node.name}.type", f"{node.type!r} cannot run here: {absent}")
         return elsewhere
 
-    def _device(self, device: str, name: str, where: str) -> str | None:
+    def _device(self, device: str, name: str, where: str, resolve: Callable[[str, str], object] = resolve_device) -> str | None:
         if device in ("auto", "cpu"):
             return device
         try:
-            return str(resolve_device(device, name))
+            return str(resolve(device, name))
         except DeviceError as error:
             if self.spec.runner == "local":
                 self._add("error", where, str(error).removeprefix(f"{name}: "))

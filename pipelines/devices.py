@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from models.devices import DEVICE, resolve_device
 
-__all__ = ["device_problem", "resolve_device"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["device_problem", "resolve_device", "resolve_source_device"]
 
 
 def device_problem(name: str, runner: str) -> str | None:
@@ -14,3 +19,8 @@ def device_problem(name: str, runner: str) -> str | None:
     if runner == "ray" and ":" in name:
         return f"is {name!r}, but on Ray every task sees only the GPU that it was given; write cuda, and num_gpus for a share"
     return None
+
+
+def resolve_source_device(name: str, where: str) -> torch.device:
+    """Return the device on which a source keeps its frames. Raises ``DeviceError`` where it is not there."""
+    return resolve_device(name, where, remedy="set 'device: cpu', or remove it")

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from connectors.base import Source
 from connectors.sources.paced import open_paced
-from pipelines.devices import resolve_device
+from pipelines.devices import resolve_source_device
 from pipelines.graph import Graph
 from pipelines.runtime.clock import Clock
 from pipelines.runtime.contracts import ReaderContract, require_splits
@@ -86,7 +86,7 @@ def make_source_task(
     """Make a task that reads ``splits`` of ``source``. Raise ``DeviceError`` where its device is not there."""
     assert isinstance(plan.node, SourceSpec)
     if plan.node.kept_on is not None:
-        resolve_device(plan.node.kept_on, plan.task.node)
+        resolve_source_device(plan.node.kept_on, plan.task.node)
     return SourceTask(
         plan.task,
         splits,

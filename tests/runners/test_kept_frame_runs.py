@@ -129,8 +129,8 @@ def counted(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[Copied]:
 
         patch.setattr(capture, "decoders", SimpleNamespace(VideoDecoder=decoder))
         patch.setattr(VideoReader, "read", noted)
-        for module in ("pipelines.spec", "pipelines.runtime.tasks"):
-            patch.setattr(f"{module}.resolve_device", lambda name, where: DEVICE)
+        for place in ("pipelines.spec.resolve_device", "pipelines.runtime.tasks.resolve_source_device"):
+            patch.setattr(place, lambda name, where: DEVICE)
         yield copied
         assert began
 
