@@ -133,6 +133,7 @@ def test_a_row_names_the_frame_that_is_kept_or_says_why_it_has_none() -> None:
     assert decode_row(named, 0) == (None, f"encoding {ENCODING!r} is not supported; use one of {', '.join(ENCODINGS)}")
 
 
+@pytest.mark.heavy
 def test_images_are_brought_together_where_one_is_kept() -> None:
     float_image = RGB.astype(np.float32) + 0.4
     assert stack_frames([RGB, float_image]).equal(torch.from_numpy(np.stack([RGB, RGB])))

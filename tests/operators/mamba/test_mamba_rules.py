@@ -101,6 +101,7 @@ def test_cut_detector_tells_a_cut_from_motion():
     assert correlation(frames[0], color_histogram(shifted)) > 0.9
 
 
+@pytest.mark.heavy
 def test_the_small_copy_of_a_frame_that_stays_on_a_device_has_nearly_the_same_colors() -> None:
     pictures = [mamba_streams.image("a", number, height=240, width=320) for number in (0, 9)]
     wanted = [color_histogram(picture) for picture in pictures]
