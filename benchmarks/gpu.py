@@ -6,8 +6,9 @@ of the device itself is measured (a large product, a large copy), and its result
 a film, decoded there or on the CPU, where TorchCodec is installed; then ReKV
 0.5B and 7B (encoding, first token, 128 tokens), MAMBA R101 over streams, the tokens of SpecVQGAN, the sketch of ReLoop2, and
 how many streams keep a bound in 95 of 100 steps. Every row says tokens per frame, window, batch and the share of the measured
-peak. Needs torch, torchvision and transformers; no Ray, no Kafka. What time or memory do not suffice for is named in the
-result. Without a GPU: says so and exits with 2.
+peak. Answers and sounds are also decoded by compiled steps (CUDA graphs) and, beside it, by those that are not. Needs torch,
+torchvision and transformers; no Ray, no Kafka. What time or memory do not suffice for is named in the result. Without a GPU:
+says so and exits with 2.
 
     python -m benchmarks.gpu [--minutes 8] [--only rekv,mamba] [--toy]
 """
@@ -37,6 +38,7 @@ from models.rekv.config import ReKVConfig
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.session import StreamView, open_stream
+from models.rekv.steps import CompiledSteps
 from models.specvqgan.config import COLUMN_FRAMES, HOP, RATE, ROWS, TransformerConfig
 from models.specvqgan.transformer import SoundTransformer
 from operators.banks import BlockBank, SignHash, SketchBank
@@ -48,7 +50,7 @@ from operators.rekv.encoder import JointWriter, SlotWriter
 from operators.specvqgan.drawing import Drawing, Turn
 from operators.specvqgan.streams import FrameStream
 
-PARTS = ("golden", "agreement", "frames", "rekv", "mamba", "specvqgan", "sketch", "streams")
+PARTS = ("golden", "agreement", "frames", "rekv", "mamba", "specvqgan", "sketch", "streams", "decoding")
 
 COLUMN_S = HOP * COLUMN_FRAMES / RATE
 """Sound of a column of tokens: what it takes to make one may take so long where streams are live."""
@@ -82,6 +84,8 @@ class Sizes:
     sound: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
     sound_streams: tuple[int, ...] = (1, 16, 64, 256, 512)
     sketch_rows: int = 65_536
+    decoded_questions: tuple[int, ...] = (1, 8)
+    decoded_streams: tuple[int, ...] = (1, 64)
 
 
 TOY_SHAPE = Shape(
@@ -107,6 +111,8 @@ TOY = Sizes(
     sound=TransformerConfig(codes=32, layers=2, heads=2, width=32, features=5, feature_width=12, columns=4),
     sound_streams=(1, 2),
     sketch_rows=256,
+    decoded_questions=(2,),
+    decoded_streams=(2,),
 )  # fmt: skip
 
 
@@ -249,22 +255,38 @@ def mamba(streams: int, sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def specvqgan(streams: int, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Return the tokens that are drawn per second for so many streams together."""
+def specvqgan(streams: int, sizes: Sizes, device: torch.device, *, compiled: bool = False) -> dict[str, Any]:
+    """Return the tokens that are drawn per second for so many streams together; ``compiled``: by ``compile: true``."""
     config = sizes.sound
     model = SoundTransformer(config).eval().requires_grad_(False).to(device)
     drawing = Drawing(
-        model, slots=streams, columns=config.columns, temperature=1.0, top_k=config.codes // 2, batch=streams, device=device
+        model,
+        slots=streams,
+        columns=config.columns,
+        temperature=1.0,
+        top_k=config.codes // 2,
+        batch=streams,
+        device=device,
+        compiled=compiled,
     )
-    watched = [FrameStream(slot=slot, seed=slot + 1) for slot in range(streams)]
-    feats = [torch.randn(config.feature_width, config.features, device=device) for _ in watched]
-    for stream in watched:
-        drawing.open(stream.slot, stream.seed)
+    feats = [torch.randn(config.feature_width, config.features, device=device) for _ in range(streams)]
+
+    def opened() -> list[FrameStream]:
+        watched = [FrameStream(slot=slot, seed=slot + 1) for slot in range(streams)]
+        for stream in watched:
+            drawing.open(stream.slot, stream.seed)
+        return watched
 
     def draw(column: int) -> None:
         turns = zip(watched, feats, strict=True)
         drawing.draw([Turn(s, 0, None if column else feats_EF) for s, feats_EF in turns], largest=10.0)
 
+    began = time.monotonic()
+    watched = opened()
+    for column in range(config.columns if compiled else 0):  # every size is compiled before the clock runs
+        draw(column)
+    warm_s = time.monotonic() - began
+    watched = opened()
     draw(0)
     spent = [timed(device, partial(draw, column))[0] for column in range(1, config.columns)]
     tokens_per_s = streams * ROWS * len(spent) / sum(spent)
@@ -274,7 +296,55 @@ def specvqgan(streams: int, sizes: Sizes, device: torch.device) -> dict[str, Any
         "tokens_per_s": tokens_per_s,
         "real_time_streams": tokens_per_s * COLUMN_S / ROWS,
         "step_p95_s": p95_s,
+        "warm_s": warm_s,
     }
+
+
+def decoding(sizes: Sizes, device: torch.device, dtype: torch.dtype, clock: Clock) -> list[dict[str, Any]]:
+    """Return seconds per token of answers and sounds, step by step and by compiled steps (``compile: true``)."""
+    rows: list[dict[str, Any]] = []
+    for name, shape in sizes.rekv.items():
+        for questions in sizes.decoded_questions:
+            if clock.allows(f"decoding: rekv {name}, {questions} questions"):
+                rows.append({"model": f"rekv {name}", "batch": questions})
+                rows[-1] |= _answers(dataclasses.replace(shape, dtype=dtype), questions, sizes, device)
+            _free(device)
+    for streams in sizes.decoded_streams:
+        if clock.allows(f"decoding: specvqgan, {streams} streams"):
+            eager, compiled = (specvqgan(streams, sizes, device, compiled=c) for c in (False, True))
+            rows.append({"model": "specvqgan", "batch": streams, "compile_s": compiled["warm_s"]})
+            rows[-1] |= {"token_s": streams / eager["tokens_per_s"], "compiled_token_s": streams / compiled["tokens_per_s"]}
+        _free(device)
+    return rows
+
+
+def _answers(shape: Shape, questions: int, sizes: Sizes, device: torch.device) -> dict[str, float]:
+    """Return seconds per token of so many answers together."""
+    config = ReKVConfig(window_tokens=shape.window, retrieve_frames=shape.retrieved)
+    decoder = random_decoder(shape, config, device)
+    bank, (stream,), together = _streams(decoder, shape, config, 1)
+    film = torch.randn(shape.retrieved + 1, shape.tokens, shape.hidden, dtype=shape.dtype, device=device)
+    encode_frames(decoder, config, [stream], [film], together=together)
+    ids = torch.arange(shape.question_tokens) % shape.vocabulary
+
+    def ask(tokens: int, compiled: CompiledSteps | None) -> int:
+        with bank.reader(0) as blocks:
+            view = StreamView(stream.prefix, stream.grid, blocks)
+            asked = TokenQuestion(stream=view, question_ids_n=ids, prompt_ids_n=ids, max_new_tokens=tokens)
+            answers = answer_questions(decoder, config, [asked] * questions, (), compiled)
+            return len(answers[0].tokens)
+
+    found = {}
+    for name, compiled in (("token_s", None), ("compiled_token_s", CompiledSteps(decoder, config))):
+        first, _ = timed(device, partial(ask, shape.answer_tokens, compiled))
+        whole, short = (
+            statistics.median(timed(device, partial(ask, tokens, compiled))[0] for _ in range(sizes.repeats))
+            for tokens in (shape.answer_tokens, 1)
+        )
+        found[name] = (whole - short) / (shape.answer_tokens - 1)
+        found["compile_s"] = first - whole
+    bank.close()
+    return found
 
 
 def sketch(sizes: Sizes, device: torch.device) -> dict[str, float]:
@@ -326,6 +396,8 @@ def measure(sizes: Sizes, device: torch.device, parts: Sequence[str], seconds: f
                 _free(device)
     if "sketch" in parts and clock.allows("sketch"):
         found["sketch"] = sketch(sizes, device)
+    if "decoding" in parts:
+        found["decoding"] = decoding(sizes, device, dtype, clock)
     if "streams" in parts:
         bounds = {"mamba": sizes.step_bound_s, "specvqgan": max(COLUMN_S, sizes.step_bound_s if device.type == "cpu" else 0)}
         found["most_streams"] = [

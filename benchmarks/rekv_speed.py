@@ -31,7 +31,6 @@ from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenQuestion, answer_questions
 from models.rekv.session import StreamView, open_stream
 from models.rekv.store import TensorStore
-from models.weight_order import order_for_one_row
 
 NEEDED = 5.0
 TOKENS, HIDDEN, LAYERS = 196, 256, 8
@@ -164,8 +163,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    (decoder, model), (plain_decoder, plain_model) = build(), build()
-    order_for_one_row(model)  # as the operator does
+    (decoder, _), (plain_decoder, plain_model) = build(), build()
+    decoder.pack()  # as the operator does
     generator = torch.Generator().manual_seed(1)
     prefix = torch.randint(0, VOCABULARY, (14,), generator=generator)
     frames = torch.randn(arguments.frames + arguments.repeats, TOKENS, HIDDEN, generator=generator)

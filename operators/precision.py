@@ -19,8 +19,9 @@ class CompileOptions:
 
     compile: bool = option(
         False,
-        "Compile the network that frames go through, once per frame size and power of two of frames (CUDA graphs on a GPU): "
-        "the first ones of a size take minutes, later ones less time. Results differ by rounding.",
+        "Compile the network that frames go through, once per frame size and power of two of frames, and the step that makes "
+        "one token of an answer or a sound, once per power of two of them and of what they see (CUDA graphs on a GPU): the "
+        "first ones of a size take minutes, later ones less time. Results differ by rounding.",
     )
 
 

@@ -9,7 +9,7 @@ questions, of one stream or of many, go through the decoder together, behind eac
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,13 +20,15 @@ from models.rekv.attention import Reach, Sinks, attend
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.layouts import Laid
+from models.rekv.one_row import OneRow
 from models.rekv.rotary import Turn
 from models.rekv.selection import frame_scores, select_frames
 from models.rekv.session import StreamView
+from models.rekv.steps import CompiledSteps
 from models.rekv.store import whole_tokens
 from models.uploads import upload
 
-__all__ = ["Context", "Request", "read_text", "retrieve"]
+__all__ = ["Context", "Request", "read_text", "reading", "retrieve"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,22 +66,50 @@ class Context:
     """Per question: text tokens read."""
     turns: dict[int, Turn] = field(default_factory=dict)
     """Rotations of all text tokens from some position on: worked out once for all steps of an answer."""
+    compiled: CompiledSteps | None = None
+    """Whose buffers keys and values are."""
+
+
+def reading(decoder: TextDecoder, config: ReKVConfig, context: Context) -> Callable[[Tensor], Tensor]:
+    """Return what reads a token of each question [B] after the text so far, and returns the logits [B, V] of the next.
+
+    By the steps that the context was made for; on a CPU one question's tokens by :class:`OneRow`.
+    """
+    if context.compiled is not None:
+        starts, positions = (
+            [[number + read for number, read in zip(numbers, context.text, strict=True)] for numbers in numbers_L]
+            for numbers_L in (context.lengths, context.ends)
+        )
+        return context.compiled.reading(context.keys, starts, positions)
+    longest = max(lengths[0] for lengths in context.lengths)
+    if len(context.requests) == 1 and OneRow.fits(decoder) and longest + context.room <= config.window_tokens:
+        text, read = _Text(decoder, config, context, [0], [1]), context.text[0]
+        turns = [text._turn(layer, 0, context.room - read) for layer in range(decoder.layers)]
+        return OneRow(decoder, context.keys, context.values, [lengths[0] + read for lengths in context.lengths], turns)
+
+    def read_all(next_B: Tensor) -> Tensor:
+        return decoder.logits(torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1)))))
+
+    return read_all
 
 
 @torch.inference_mode()
-def retrieve(decoder: TextDecoder, config: ReKVConfig, requests: Sequence[Request], room: int) -> tuple[Context, list[Tensor]]:
+def retrieve(
+    decoder: TextDecoder, config: ReKVConfig, requests: Sequence[Request], room: int, compiled: CompiledSteps | None = None
+) -> tuple[Context, list[Tensor]]:
     """Choose and load the context of every question in every layer (paper section 3.2; spec: retrieval pass).
 
-    ``room``: text tokens that will be read at most, answer included. Returns the context without text, and the decoder's
-    output for the questions ([n, C] each; empty where frames were given, which needs no pass).
+    ``room``: text tokens that will be read at most, answer included. ``compiled``: the context is for its steps, and ends with
+    the next one. Returns the context without text, and the decoder's output for the questions ([n, C] each; empty where frames
+    were given, which needs no pass).
     """
     most = max((len(r.question_ids_n) for r in requests if r.frames is None), default=0)
     context = Context(requests, max(room, most), text=[0] * len(requests))
     inner = [row for row, request in enumerate(requests) if request.frames is None]
     session = _Retrieval(decoder, config, context, inner)
     given = _sharing(requests)
+    session.open_layers(compiled)
     for layer in range(decoder.layers):
-        session.open_layer()
         for rows, frames in given:
             session.load(layer, rows, frames.to(decoder.device), None)
     hidden = [decoder.embed(request.question_ids_n[:0]) for request in requests]
@@ -118,27 +148,36 @@ class _Text:
         self, decoder: TextDecoder, config: ReKVConfig, context: Context, rows: Sequence[int], counts: Sequence[int]
     ) -> None:
         self.decoder, self.config, self.context = decoder, config, context
-        self.rows, self.counts = rows, counts
+        self.numbers, self.counts = rows, counts
+        self.single = type(self) is _Text and len(rows) == len(context.requests) and set(counts) == {1}
         self.factor = decoder.rotary.factor
         self._sink_turn: Turn | None = None
         # Most layers and questions have contexts of equal length and share these.
         self._laid: dict[Hashable, tuple[Laid, Turn]] = {}
         self._reaches: dict[tuple[int, int, int], Reach] = {}
-        self._steps: dict[tuple[int, ...], tuple[Turn, _Places | None]] = {}
+        self._steps: dict[tuple[int, ...], _OneToken] = {}
 
     def layer(self, index: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float) -> Tensor:
+        return self.rows(index, torch.cat((query_HnD, key_GnD, value_GnD)), scale)
+
+    def rows(self, index: int, rows_XnD: Tensor, scale: float) -> Tensor:
+        heads, groups = self.decoder.heads, self.decoder.groups
         if self.factor != 1:
-            query_HnD, key_GnD, scale = query_HnD / self.factor, key_GnD / self.factor, scale * self.factor**2
+            turned = heads + groups
+            rows_XnD = torch.cat((rows_XnD[:turned] / self.factor, rows_XnD[turned:]))
+            scale *= self.factor**2
+        if self.single:
+            starts = [length + read for length, read in zip(self.context.lengths[index], self.context.text, strict=True)]
+            if max(starts) < self.config.window_tokens:
+                return self._one_token(index, starts, rows_XnD, scale)
+        query_HnD, key_GnD, value_GnD = torch.split(rows_XnD, [heads, groups, groups])
         self.prepare(index, query_HnD)
-        starts = [self.context.lengths[index][row] + self.context.text[row] for row in self.rows]
-        single = len(self.rows) == len(self.context.requests) and set(self.counts) == {1}
-        if single and max(starts) < self.config.window_tokens:
-            return self._one_token(index, starts, query_HnD, key_GnD, value_GnD, scale)
+        starts = [self.context.lengths[index][row] + self.context.text[row] for row in self.numbers]
         runs = self._runs(index, starts)
         lengths = [sum(self.counts[i] for i in run) for run in runs]
         queries, keys, values = (torch.split(x, lengths, dim=1) for x in (query_HnD, key_GnD, value_GnD))
         parts = [
-            self._some(index, self.rows[run.start], len(run), starts[run.start], query, key, value, scale)
+            self._some(index, self.numbers[run.start], len(run), starts[run.start], query, key, value, scale)
             for run, query, key, value in zip(runs, queries, keys, values, strict=True)
         ]
         return _cat(parts, dim=1)
@@ -149,8 +188,8 @@ class _Text:
     def _runs(self, index: int, starts: Sequence[int]) -> list[range]:
         """Return which neighbors attend together: those with as much context and text, all of which they see."""
         ends, window, runs = self.context.ends[index], self.config.window_tokens, [range(1)]
-        for i in range(1, len(self.rows)):
-            row, before = self.rows[i], self.rows[i - 1]
+        for i in range(1, len(self.numbers)):
+            row, before = self.numbers[i], self.numbers[i - 1]
             alike = (starts[i], self.counts[i], ends[row]) == (starts[i - 1], self.counts[i - 1], ends[before])
             if alike and row == before + 1 and starts[i] + self.counts[i] <= window:
                 runs[-1] = range(runs[-1].start, i + 1)
@@ -184,32 +223,41 @@ class _Text:
         output_XnD = attend(query_XnD, keys_BGMD.flatten(0, 1), values_BGMD.flatten(0, 1), self._reaches[key], scale, sinks)
         return output_XnD.reshape(count, -1, n, output_XnD.shape[-1]).transpose(0, 1).flatten(1, 2)
 
-    def _one_token(
-        self, index: int, starts: Sequence[int], query_HBD: Tensor, key_GBD: Tensor, value_GBD: Tensor, scale: float
-    ) -> Tensor:
+    def _one_token(self, index: int, starts: Sequence[int], rows_XBD: Tensor, scale: float) -> Tensor:
         """Attend with one token of every question at once."""
+        heads, groups = self.decoder.heads, self.decoder.groups
+        step = self._step(index, starts)
+        # One rotation for queries and keys: the step is bound by the number of calls.
+        turned_YBD = step.turn(rows_XBD[: heads + groups])
+        new_BGD, value_BGD = turned_YBD[heads:].transpose(0, 1), rows_XBD[heads + groups :].transpose(0, 1)
+        query_BGRD = turned_YBD[:heads].transpose(0, 1).reshape(len(starts), groups, -1, turned_YBD.shape[-1])
         keys_BGMD, values_BGMD = self.context.keys[index], self.context.values[index]
-        key = (*starts, *self.context.ends[index])
-        if key not in self._steps:
-            turns = [self._turn(index, row, 1) for row in self.rows]
-            turn = Turn(_cat([t.cos_ND for t in turns]), _cat([t.sin_ND for t in turns]))
-            level = min(starts) == max(starts)
-            self._steps[key] = (turn, None if level else _Places.of(starts, query_HBD.device))
-        turn, places = self._steps[key]
-        groups, seen = keys_BGMD.shape[1], max(starts) + 1
-        turned_ABD = turn(torch.cat((query_HBD, key_GBD)))  # one rotation for both: the step is bound by the number of calls
-        new_BGD, value_BGD = turned_ABD[len(query_HBD) :].transpose(0, 1), value_GBD.transpose(0, 1)
-        query_BGRD = turned_ABD[: len(query_HBD)].transpose(0, 1).reshape(len(starts), groups, -1, query_HBD.shape[-1])
+        seen, places = step.seen, step.places
         if places is None:
-            keys_BGMD[:, :, seen - 1], values_BGMD[:, :, seen - 1] = new_BGD, value_BGD
+            keys_BGMD.select(2, seen - 1).copy_(new_BGD)
+            values_BGMD.select(2, seen - 1).copy_(value_BGD)
         else:
             keys_BGMD[places.row_B, :, places.start_B] = new_BGD
             values_BGMD[places.row_B, :, places.start_B] = value_BGD
-        keys_BGMD, values_BGMD = keys_BGMD[:, :, :seen], values_BGMD[:, :, :seen]
         # Query heads that share keys are queries of one head.
-        mask = None if places is None else places.seen_B11M
-        output_BGRD = F.scaled_dot_product_attention(query_BGRD, keys_BGMD, values_BGMD, attn_mask=mask, scale=scale)
+        output_BGRD = F.scaled_dot_product_attention(
+            query_BGRD,
+            keys_BGMD.narrow(2, 0, seen),
+            values_BGMD.narrow(2, 0, seen),
+            attn_mask=None if places is None else places.seen_B11M,
+            scale=scale,
+        )
         return output_BGRD.flatten(1, 2).transpose(0, 1)
+
+    def _step(self, index: int, starts: Sequence[int]) -> _OneToken:
+        """Return what layers that have as long contexts share in a step of one token."""
+        key = (*starts, *self.context.ends[index])
+        if key not in self._steps:
+            turns = [self._turn(index, row, 1) for row in self.numbers]
+            turn = Turn(_cat([t.cos_ND for t in turns]), _cat([t.sin_ND for t in turns]))
+            places = None if min(starts) == max(starts) else _Places.of(starts, turn.cos_ND.device)
+            self._steps[key] = _OneToken(turn, max(starts) + 1, places)
+        return self._steps[key]
 
     def _turn(self, index: int, row: int, count: int) -> Turn:
         """Rotation of the next ``count`` text tokens of a question."""
@@ -246,6 +294,18 @@ class _Places:
         return _Places(torch.arange(len(starts), device=device), start_B, seen_BM[:, None, None])
 
 
+@dataclass(frozen=True, slots=True)
+class _OneToken:
+    """A step in which every question reads one token, in some layers."""
+
+    turn: Turn
+    """To the token's position, of each question."""
+    seen: int
+    """Most rows that a question sees, its token included."""
+    places: _Places | None
+    """None where all see as many."""
+
+
 def _apart(x_XnD: Tensor, count: int) -> Tensor:
     """Return the tokens of ``count`` questions, behind each other, as [X, count, n, D]."""
     return x_XnD.view(len(x_XnD), count, -1, x_XnD.shape[-1])
@@ -262,29 +322,38 @@ class _Retrieval(_Text):
         counts = [len(context.requests[row].question_ids_n) for row in rows]
         super().__init__(decoder, config, context, rows, counts)
 
-    def open_layer(self) -> None:
-        """Add a layer without any frame."""
+    def open_layers(self, compiled: CompiledSteps | None) -> None:
+        """Make all layers, without any frame."""
         context, decoder = self.context, self.decoder
-        streams = [request.stream for request in context.requests]
-        given = [0 if request.frames is None else len(request.frames) for request in context.requests]
+        count = len(context.requests)
         rows = max(
-            stream.prefix.tokens + max(self.config.retrieve_frames, number) * stream.grid.tokens
-            for stream, number in zip(streams, given, strict=True)
+            request.stream.prefix.tokens
+            + max(self.config.retrieve_frames, 0 if request.frames is None else len(request.frames))
+            * request.stream.grid.tokens
+            for request in context.requests
         )
-        shape = (len(streams), decoder.groups, rows + context.room, decoder.dim)
-        # A mask is added to the scores of rows that a question has not reached: what stands there must be a number.
-        context.keys.append(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
-        context.values.append(torch.zeros(shape, dtype=decoder.dtype, device=decoder.device))
+        buffers = None if compiled is None else compiled.open(count, rows, context.room)
+        if buffers is not None:
+            context.compiled = compiled
+            context.keys, context.values = buffers
+        else:
+            shape = (count, decoder.groups, rows + context.room, decoder.dim)
+            # A mask is added to the scores of rows that a question has not reached: what stands there must be a number.
+            context.keys, context.values = (
+                [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(decoder.layers)]
+                for _ in range(2)
+            )
         none = torch.empty(0, dtype=torch.long, device=decoder.device)
-        context.frames.append([none] * len(streams))
-        context.lengths.append([0] * len(streams))
-        context.ends.append([0] * len(streams))
-        context.scores.append([None] * len(streams))
+        for _ in range(decoder.layers):
+            context.frames.append([none] * count)
+            context.lengths.append([0] * count)
+            context.ends.append([0] * count)
+            context.scores.append([None] * count)
 
     def prepare(self, index: int, query_HnD: Tensor) -> None:
         """Score, choose and load. The picks of this layer are the best guess at the next one's."""
         config, requests = self.config, self.context.requests
-        for row, part_HnD in zip(self.rows, torch.split(query_HnD, list(self.counts), dim=1), strict=True):
+        for row, part_HnD in zip(self.numbers, torch.split(query_HnD, list(self.counts), dim=1), strict=True):
             blocks = requests[row].stream.blocks
             chosen, scores_N = self.context.frames[index][row], None
             if blocks.below > blocks.first:

@@ -34,6 +34,19 @@ class AttentionSession(Protocol):
         """Return the attention output [H, n, D] for queries and keys before rotation."""
 
 
+def attended_by(session: AttentionSession, index: int, rows_XnD: Tensor, heads: int, groups: int, scale: float) -> Tensor:
+    """Hand one layer's queries, keys and values, behind each other, to a session; return the attention output [H, n, D].
+
+    A session that has ``rows`` takes them in one piece, which it need not put together to rotate them.
+    """
+    rows = getattr(session, "rows", None)
+    if rows is not None:
+        joined_HnD: Tensor = rows(index, rows_XnD, scale)
+        return joined_HnD
+    query_HnD, key_GnD, value_GnD = torch.split(rows_XnD, [heads, groups, groups])
+    return session.layer(index, query_HnD, key_GnD, value_GnD, scale)
+
+
 def register() -> None:
     """Make the function known to transformers as ``attn_implementation="rekv"``. May be called often."""
     # No mask function of this name: the library then builds no mask, which the session would not use.

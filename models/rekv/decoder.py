@@ -9,18 +9,20 @@ the attention function. Holds no stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from connectors.errors import ConfigError
-from models.rekv.attention import ATTENTION, AttentionSession, register
+from models.rekv.attention import ATTENTION, AttentionSession, attended_by, register
 from models.rekv.config import ReKVConfig
+from models.rekv.layers import LooseLayer, PackedLayer, normalized, pack_layer
 from models.rekv.layouts import Grid
 from models.rekv.rotary import Rotary
 from models.uploads import upload
+from models.weight_order import order_for_one_row
 
 __all__ = ["TextDecoder"]
 
@@ -50,6 +52,8 @@ class TextDecoder:
     """Key/value heads."""
     dim: int
     """Width of a head."""
+    packs: list[LooseLayer | PackedLayer] = field(default_factory=list)
+    """The layers by :meth:`pack`."""
 
     @staticmethod
     def of(module: Any, head: nn.Module, config: ReKVConfig) -> TextDecoder:
@@ -92,6 +96,11 @@ class TextDecoder:
         """Type of the weights, and of keys and values."""
         return next(self.module.parameters()).dtype
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its layers are run here, one module after the other, and not by the library."""
+        return type(self.module).__name__ in _PLAIN
+
     def grid(self, tokens: int, volume: tuple[int, int, int] | None = None) -> Grid:
         """Return the positions of a frame's tokens: a (time, rows, columns) volume for three axes, else a line.
 
@@ -120,7 +129,7 @@ class TextDecoder:
         """
         module: Any = self.module
         embeds_nC, *deep_JnC = torch.split(embeds_nC, module.config.hidden_size, dim=1)
-        if type(self.module).__name__ in _PLAIN:
+        if self.is_plain:
             return self._run_plain(embeds_nC, deep_JnC, session, keys_only)
         if deep_JnC:
             raise ConfigError(f"rekv: {type(self.module).__name__} takes no features behind its first layers; give its width")
@@ -131,60 +140,43 @@ class TextDecoder:
         last: Tensor = hidden.last_hidden_state[0]
         return last
 
+    def pack(self) -> None:
+        """Lay out the weights for inference, in place: layers that take the same input side by side, as one product.
+
+        Parameters keep their names, shapes and values. Where they are moved afterwards they are products of their own again.
+        """
+        self.packs.clear()
+        if self.is_plain:
+            self.packs.extend(pack_layer(layer) for layer in self.module.layers)  # type: ignore[union-attr]
+        for part in (self.module, self.head) if not self.is_plain else (self.head,):
+            order_for_one_row(part)
+
     def _run_plain(self, embeds_nC: Tensor, deep_JnC: Sequence[Tensor], session: AttentionSession, keys_only: bool) -> Tensor:
         """The same numbers from the modules of the layers, without the library's masks, caches and rotation by zero.
 
         Answers are generated token by token, and there those take longer than the attention.
         """
         module: Any = self.module
-        hidden_nC, factor = embeds_nC, self.rotary.factor
-        for index, layer in enumerate(module.layers):
-            attention: Any = layer.self_attn
-            normal_nC = _normalized(layer.input_layernorm, hidden_nC)
-            query_nHD, key_nGD, value_nGD = (
-                project(normal_nC).unflatten(-1, (-1, self.dim))
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            if hasattr(attention, "q_norm"):
-                query_nHD = _normalized(attention.q_norm, query_nHD)
-                key_nGD = _normalized(attention.k_norm, key_nGD)
+        hidden_nC, factor, turned = embeds_nC, self.rotary.factor, self.heads + self.groups
+        packed = self.packs and all(layer.holds() for layer in self.packs)
+        layers = self.packs if packed else [LooseLayer(layer) for layer in module.layers]
+        for index, layer in enumerate(layers):
+            rows_nXD = layer.attended(hidden_nC).view(len(hidden_nC), -1, self.dim)
+            if layer.norms is not None:
+                parts = torch.split(rows_nXD, [self.heads, self.groups, self.groups], dim=1)
+                normal = [normalized(norm, part) for norm, part in zip(layer.norms, parts, strict=False)]
+                rows_nXD = torch.cat((*normal, parts[2]), dim=1)
             if factor != 1:
-                query_nHD, key_nGD = query_nHD * factor, key_nGD * factor
-            query_HnD, key_GnD, value_GnD = (x.transpose(0, 1) for x in (query_nHD, key_nGD, value_nGD))
-            output_HnD = session.layer(index, query_HnD, key_GnD, value_GnD, attention.scaling)
+                rows_nXD = torch.cat((rows_nXD[:, :turned] * factor, rows_nXD[:, turned:]), dim=1)
+            output_HnD = attended_by(session, index, rows_nXD.transpose(0, 1), self.heads, self.groups, layer.scaling)
             if keys_only and index == self.layers - 1:
                 return hidden_nC
-            hidden_nC = _added(hidden_nC, attention.o_proj, output_HnD.transpose(0, 1).flatten(1))
-            normal_nC, mlp = _normalized(layer.post_attention_layernorm, hidden_nC), layer.mlp
-            inner_nI = mlp.act_fn(mlp.gate_proj(normal_nC)) * mlp.up_proj(normal_nC)
-            hidden_nC = _added(hidden_nC, mlp.down_proj, inner_nI)
+            hidden_nC = layer.rest(hidden_nC, output_HnD.transpose(0, 1).flatten(1))
             if index < len(deep_JnC):
                 hidden_nC = hidden_nC + deep_JnC[index]
-        return _normalized(module.norm, hidden_nC)
+        return normalized(module.norm, hidden_nC)
 
     def logits(self, hidden_nC: Tensor) -> Tensor:
         """Return the vocabulary logits [n, V] in float32."""
         logits: Tensor = self.head(hidden_nC)
         return logits.float()
-
-
-def _normalized(norm: Any, x: Tensor) -> Tensor:
-    """Return what an RMS norm of the library returns, by one kernel where there is one.
-
-    PyTorch makes six passes of it on a CPU; for one row, as in every step of an answer, three do.
-    """
-    one = len(x) == 1 and x.dim() == 2 and not torch.is_grad_enabled()
-    if one and x.dtype == norm.weight.dtype == torch.float32 and x.device.type == "cpu":
-        row_C = x[0]
-        mean = float(torch.dot(row_C, row_C)) / len(row_C)
-        scaled_1C: Tensor = x * norm.weight
-        return scaled_1C.mul_((mean + norm.variance_epsilon) ** -0.5)
-    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-
-
-def _added(sum_nC: Tensor, linear: Any, x: Tensor) -> Tensor:
-    """Return ``sum_nC + linear(x)``, the sum done by the product's kernel where that is all that ``linear`` does."""
-    if type(linear) is nn.Linear and getattr(linear, "bias", None) is None:
-        return torch.addmm(sum_nC, x, linear.weight.t())
-    total_nC: Tensor = sum_nC + linear(x)
-    return total_nC

@@ -174,6 +174,7 @@ class _FramePass:
     ) -> None:
         self.steps = steps
         self.factor = decoder.rotary.factor
+        self.heads, self.groups_of_heads = decoder.heads, decoder.groups
         self.last = decoder.layers - 1 if skip_last else -1
         self.counts = [step.tokens for step in steps]
         self.turn = decoder.rotary.turn(torch.cat([step.positions_AN for step in steps], dim=1))
@@ -196,11 +197,17 @@ class _FramePass:
         self.write = together.begin([(s.number, s.frames) for s in steps]) if together is not None and equal else None
 
     def layer(self, index: int, query_HnD: Tensor, key_GnD: Tensor, value_GnD: Tensor, scale: float) -> Tensor:
+        return self.rows(index, torch.cat((query_HnD, key_GnD, value_GnD)), scale)
+
+    def rows(self, index: int, rows_XnD: Tensor, scale: float) -> Tensor:
+        heads, groups = self.heads, self.groups_of_heads
+        both_YnD, value_GnD = torch.split(rows_XnD, [heads + groups, groups])
         if self.factor != 1:
-            query_HnD, key_GnD, scale = query_HnD / self.factor, key_GnD / self.factor, scale * self.factor**2
+            both_YnD, scale = both_YnD / self.factor, scale * self.factor**2
+        query_HnD, key_GnD = torch.split(both_YnD, [heads, groups])
         self._store(index, query_HnD, key_GnD, value_GnD)
         skip = index == self.last
-        turned = self.turn(key_GnD if skip else torch.cat((query_HnD, key_GnD)))
+        turned = self.turn(key_GnD if skip else both_YnD)
         keys = torch.split(turned[0 if skip else len(query_HnD) :], self.counts, dim=1)
         for step, key, value in zip(self.steps, keys, torch.split(value_GnD, self.counts, dim=1), strict=True):
             window = step.stream.window

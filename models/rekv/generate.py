@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from models.greedy import greedy
-from models.rekv.answering import Context, Request, read_text, retrieve
+from models.rekv.answering import Context, Request, read_text, reading, retrieve
 from models.rekv.config import ReKVConfig
 from models.rekv.decoder import TextDecoder
 from models.rekv.session import StreamView
+from models.rekv.steps import CompiledSteps
 
 __all__ = ["TokenAnswer", "TokenQuestion", "answer_questions", "read_answers"]
 
@@ -63,9 +64,16 @@ class TokenAnswer:
 
 
 def answer_questions(
-    decoder: TextDecoder, config: ReKVConfig, questions: Sequence[TokenQuestion], end_tokens: Collection[int]
+    decoder: TextDecoder,
+    config: ReKVConfig,
+    questions: Sequence[TokenQuestion],
+    end_tokens: Collection[int],
+    compiled: CompiledSteps | None = None,
 ) -> list[TokenAnswer]:
-    """Answer a batch of questions greedily, each as if it were alone. Streams are not changed."""
+    """Answer a batch of questions greedily, each as if it were alone. Streams are not changed.
+
+    ``compiled``: of this decoder; its steps are taken where they can be.
+    """
     answers = [TokenAnswer(status=_status(q, config), frames_seen=q.stream.blocks.below) for q in questions]
     good = [i for i, answer in enumerate(answers) if answer.status == "ok"]
     good.sort(key=lambda i: _length(questions[i]))  # neighbors of one length attend together
@@ -74,7 +82,7 @@ def answer_questions(
     asked = [questions[i] for i in good]
     requests = [Request(q.stream, q.question_ids_n, None if q.frames is None else torch.tensor(q.frames)) for q in asked]
     room = max(len(q.prompt_ids_n) for q in asked) + max(q.max_new_tokens for q in asked)
-    context, _ = retrieve(decoder, config, requests, room)
+    context, _ = retrieve(decoder, config, requests, room, compiled)
     prompts, limits = [q.prompt_ids_n for q in asked], [q.max_new_tokens for q in asked]
     tokens, confidences = read_answers(decoder, config, context, prompts, limits, end_tokens)
     for row, i in enumerate(good):
@@ -98,12 +106,8 @@ def read_answers(
     steps: list[Tensor] | None = None,
 ) -> tuple[list[list[int]], list[float]]:
     """Read the prompts and answer them from their contexts; see :func:`models.greedy.greedy`."""
-
-    def read(next_B: Tensor) -> Tensor:
-        return decoder.logits(torch.cat(read_text(decoder, config, context, list(torch.split(next_B, 1)))))
-
     first_BC = torch.stack([part[-1] for part in read_text(decoder, config, context, prompts)])
-    return greedy(decoder.logits(first_BC), read, limits, end_tokens, steps)
+    return greedy(decoder.logits(first_BC), reading(decoder, config, context), limits, end_tokens, steps)
 
 
 def _length(question: TokenQuestion) -> tuple[int, ...]:

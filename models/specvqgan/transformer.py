@@ -8,7 +8,7 @@ so streams join and leave a batch freely. Parameter names are the official ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,20 +26,26 @@ __all__ = ["Block", "KVCache", "SoundTransformer"]
 class KVCache:
     """Keys and values of the positions read so far, allocated once."""
 
-    keys_LSHPD: Tensor
-    values_LSHPD: Tensor
+    keys: list[Tensor]
+    """Per layer [S, H, P, D]."""
+    values: list[Tensor]
 
     @classmethod
     def empty(
         cls, config: TransformerConfig, slots: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> KVCache:
         """Allocate for ``slots`` streams. Positions that were never written are never read."""
-        shape = (config.layers, slots, config.heads, config.positions, config.width // config.heads)
-        return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+        shape = (slots, config.heads, config.positions, config.width // config.heads)
+        return cls(*([torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)] for _ in range(2)))
 
     def bytes(self) -> int:
         """Return the bytes of all slots."""
-        return 2 * self.keys_LSHPD.numel() * self.keys_LSHPD.element_size()
+        return sum(held_SHPD.numel() * held_SHPD.element_size() for held_SHPD in (*self.keys, *self.values))
+
+    def clear(self, slot: int) -> None:
+        """Forget what is no number: masked positions count as nothing only where numbers stand."""
+        for held_SHPD in (*self.keys, *self.values):
+            held_SHPD[slot].zero_()
 
     def extend(self, layer: int, new: _Places, keys_BHND: Tensor, values_BHND: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new positions of a layer and return its keys and values [B, H, P, D] up to the furthest one.
@@ -47,7 +53,7 @@ class KVCache:
         Those of slots that stand side by side, in order, are a view: no copy of all that was read so far.
         """
         found = []
-        for held_SHPD, new_BHND in ((self.keys_LSHPD[layer], keys_BHND), (self.values_LSHPD[layer], values_BHND)):
+        for held_SHPD, new_BHND in ((self.keys[layer], keys_BHND), (self.values[layer], values_BHND)):
             if new.level:
                 held_SHPD[new.chosen, :, new.to - 1] = new_BHND[:, :, 0].to(held_SHPD.dtype)
             else:
@@ -199,6 +205,40 @@ class SoundTransformer(nn.Module):
         else:
             last_BC = x_BNC[torch.arange(len(x_BNC), device=x_BNC.device), upload(last_B, x_BNC.device)]
         logits_BK: Tensor = self.head(self.ln_f(last_BC))
+        return logits_BK.float()
+
+    def read_one(
+        self,
+        tokens_B: Tensor,
+        slots_B: Tensor,
+        at_B: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        rows: int,
+        *,
+        beside: bool,
+    ) -> Tensor:
+        """Read one token of each of some slots, as :meth:`read` does, where all numbers lie on the device: to be compiled.
+
+        Shapes depend on no position: of the cache's ``keys`` and ``values`` the first ``rows`` positions are looked at, and
+        those behind ``at_B`` are masked. ``beside``: the slots are 0, 1, .. in order, so that nothing is copied to bring them
+        side by side. Slots may repeat where all else does, too.
+        """
+        x_B1C = (self.tok_emb(tokens_B) + self.pos_emb[0, at_B])[:, None]
+        seen_B11P = (torch.arange(rows, device=at_B.device) <= at_B[:, None])[:, None, None]
+        for block, keys_SHPD, values_SHPD in zip(self._blocks(), keys, values, strict=True):
+            q, k, v = block.attn.split(block.ln1(x_B1C))
+            found = []
+            for held_SHPD, new_BH1D in ((keys_SHPD, k), (values_SHPD, v)):
+                held_SHPD[slots_B, :, at_B] = new_BH1D[:, :, 0].to(held_SHPD.dtype)
+                chosen = held_SHPD[: len(slots_B), :, :rows] if beside else held_SHPD[:, :, :rows].index_select(0, slots_B)
+                found.append(chosen.to(q.dtype))
+            # Spelled out: a compiler makes better code of it than the kernels that take a mask are for one query.
+            scores_BH1P = (q @ found[0].transpose(2, 3)) * q.shape[-1] ** -0.5
+            weights_BH1P = scores_BH1P.masked_fill(~seen_B11P, -torch.inf).softmax(dim=-1)
+            x_B1C = x_B1C + block.attn.join(weights_BH1P @ found[1])
+            x_B1C = x_B1C + block.mlp(block.ln2(x_B1C))
+        logits_BK: Tensor = self.head(self.ln_f(x_B1C[:, 0]))
         return logits_BK.float()
 
     def _blocks(self) -> Iterator[Block]:

@@ -7,7 +7,7 @@ Questions are answered together, padded before their beginnings; each is answere
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.greedy import greedy
 from models.videostreaming.model import VideoStreamingModel
+from models.videostreaming.steps import CompiledSteps
 
 __all__ = ["Prompt", "Shown", "answer_prompts", "prompt_embeds", "shown_embeds"]
 
@@ -68,8 +69,9 @@ def answer_prompts(
     limits: Sequence[int],
     end_tokens: Collection[int],
     steps: list[Tensor] | None = None,
+    compiled: CompiledSteps | None = None,
 ) -> tuple[list[list[int]], list[float]]:
-    """Answer greedily; see :func:`models.greedy.greedy`."""
+    """Answer greedily; see :func:`models.greedy.greedy`. ``compiled``: of this model, takes the steps after the first token."""
     shown: dict[tuple[int, ...], Tensor] = {}  # many may be shown the same
     embeds = []
     for prompt in prompts:
@@ -77,7 +79,7 @@ def answer_prompts(
         if key not in shown:
             shown[key] = shown_embeds(model, prompt.shown)
         embeds.append(prompt_embeds(model, prompt, shown[key]))
-    reading = _Reading(model.language_model, [len(rows) for rows in embeds], model.device)
+    reading = _Reading(model.language_model, [len(rows) for rows in embeds], model.device, max(limits), compiled)
     longest = max(len(rows) for rows in embeds)
     padded_BnC = torch.stack([torch.nn.functional.pad(rows, (0, 0, longest - len(rows), 0)) for rows in embeds])
     return greedy(reading.embeds(padded_BnC), reading.tokens, limits, end_tokens, steps)
@@ -86,8 +88,17 @@ def answer_prompts(
 class _Reading:
     """A batch of texts that the answering model reads on and on, with the library's cache of keys and values."""
 
-    def __init__(self, language_model: Any, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        language_model: Any,
+        lengths: Sequence[int],
+        device: torch.device,
+        room: int,
+        compiled: CompiledSteps | None,
+    ) -> None:
         self._model, self._cache = language_model, None
+        self._room, self._compiled = room, compiled
+        self._step: Callable[[Tensor], Tensor] | None = None
         longest = max(lengths)
         ragged = len(set(lengths)) > 1
         self._behind_B = torch.tensor([longest - length for length in lengths], device=device)  # padding
@@ -96,6 +107,10 @@ class _Reading:
 
     def tokens(self, next_B: Tensor) -> Tensor:
         """Read a token of each; return the logits [B, V] of the next."""
+        if self._compiled is not None:
+            if self._step is None:
+                self._step = self._compiled.reading(self._cache, self._behind_B, self._read, self._room)
+            return self._step(next_B)
         return self.embeds(self._model.get_input_embeddings()(next_B).unsqueeze(1))
 
     def embeds(self, embeds_BnC: Tensor) -> Tensor:

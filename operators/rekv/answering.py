@@ -19,6 +19,7 @@ from models.rekv.generate import TokenAnswer, TokenQuestion, answer_questions
 from models.rekv.layouts import BlockNumbers, Grid, Layout
 from models.rekv.loaders import VideoLanguageModel
 from models.rekv.session import Prefix, StreamView
+from models.rekv.steps import CompiledSteps
 from models.rekv.store import ReadableBlocks
 from models.rekv.vision import FrameEncoder
 from operators.banks import BlockSpec
@@ -79,11 +80,12 @@ class Answering:
     """Shape of a frame's blocks as they are written."""
     policy: BlockPolicy
     """How the blocks are stored, and which are read."""
+    compiled: CompiledSteps | None = None
 
     def __call__(self, questions: Sequence[BlockQuestion], blocks: Sequence[ReadableBlocks]) -> list[BlockAnswer]:
         """Answer questions together, ``questions[i]`` from ``blocks[i]``."""
         asked = [self._question(question, reader) for question, reader in zip(questions, blocks, strict=True)]
-        answers = answer_questions(self.model.decoder, self.config, asked, self.model.end_tokens)
+        answers = answer_questions(self.model.decoder, self.config, asked, self.model.end_tokens, self.compiled)
         return [self._answer(answer, reader.first) for answer, reader in zip(answers, blocks, strict=True)]
 
     def layout(self, numbers: BlockNumbers | None) -> Layout:

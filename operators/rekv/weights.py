@@ -15,7 +15,7 @@ from models.hub import weights_place
 from models.rekv.header import SMALL_MATCHER, SMALL_WEIGHTS
 from models.rekv.loaders import load_model
 from models.rekv.qwen_vision import QwenVision
-from models.weight_order import order_for_one_row
+from models.rekv.steps import CompiledSteps
 from operators.banks import BlockSpec, FileReader, SharedBlocks
 from operators.precision import network_dtype
 from operators.rekv.answering import Answering, BlockAnswer, BlockQuestion, one_grid
@@ -48,8 +48,7 @@ def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Ans
         frame_tokens=options.frame_tokens,
         frames_per_block=options.frames_per_block,
     )
-    for part in (model.decoder.module, model.decoder.head):
-        order_for_one_row(part)
+    model.decoder.pack()
     grid = one_grid(model)
     tokens = grid.tokens if grid is not None else model.video.most_tokens if model.video is not None else 0
     config.check_block(tokens)
@@ -61,7 +60,8 @@ def load_answering(options: ReKVOptions, name: str, device: torch.device) -> Ans
             f"{name}: policy {options.policy.type if options.policy else ''} makes the tokens of a frame fewer, whose places "
             f"on the axes of {model.family} are not stored; use block_float, think, em_llm or none"
         )
-    return Answering(model, config, model.prefix(), grid, spec, policy)
+    compiled = CompiledSteps(decoder, config) if options.compile and decoder.is_plain else None
+    return Answering(model, config, model.prefix(), grid, spec, policy, compiled)
 
 
 def load_file_answering(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from models.bounds import largest_of
 from models.specvqgan.config import ROWS
-from models.specvqgan.sampling import choose
+from models.specvqgan.steps import CompiledSteps, compiled_draws, drawn, eager_step
 from models.specvqgan.transformer import KVCache, SoundTransformer
 from models.uploads import upload, upload_values
 from operators.banks import RowSpec, SlotBank, random_numbers, ring
@@ -63,13 +64,17 @@ class Drawing:
         top_k: int | None,
         batch: int,
         device: torch.device,
+        compiled: bool = False,
     ) -> None:
-        """``columns``: that the ring keeps of a stream."""
-        self._network, self._temperature, self._top_k, self._batch = network, temperature, top_k, batch
+        """``columns``: that the ring keeps of a stream. ``compiled``: steps of one token are compiled."""
+        self._network, self._temperature, self._batch = network, temperature, batch
         self._device = device
         self._dtype = next(network.parameters()).dtype
         self.tokens = SlotBank("tokens", self.token_specs(), slots=slots, capacity=columns, device=device)
         self.cache = KVCache.empty(network.config, slots, dtype=self._dtype, device=device)
+        self._step = (CompiledSteps if compiled else eager_step)(network, self.cache)
+        draw = partial(drawn, temperature=temperature, top_k=top_k)
+        self._draw_one = compiled_draws(draw, device) if compiled else draw
         # Tokens of its window that the cache holds of a stream. What it holds follows from the ring, so no snapshot has it.
         self._held_S = np.full(slots, _NOTHING)
         self._proved: bool | None = None
@@ -145,18 +150,11 @@ class Drawing:
         column_BN = torch.zeros(len(turns), ROWS, dtype=torch.int64, device=self._device)
         good_B = torch.ones(len(turns), dtype=torch.bool, device=self._device)
         logits_BK = self._first(turns, slots_B, known_B)
-        for n in range(ROWS):
+        noise_NBK = self._noise(seed_B, place_B) if self._temperature else [None] * ROWS
+        for n, noise_BK in enumerate(noise_NBK):
             if n:
-                x_B1C = self._network.embed(None, column_BN[:, n - 1 : n])
-                logits_BK = self._network.read(x_B1C, self.cache, slots_B, known_B + (config.features + n - 1))
-            good_B &= logits_BK.isfinite().all(1)
-            logits_BK = torch.where(good_B[:, None], logits_BK, torch.zeros_like(logits_BK))
-            if self._temperature == 0:
-                column_BN[:, n] = logits_BK.argmax(1)
-            else:
-                noise_BK = token_noise(seed_B, place_B + n, config.codes)
-                drawn_B = choose(logits_BK, noise_BK, temperature=self._temperature, top_k=self._top_k)
-                column_BN[:, n] = torch.where(greedy_B, logits_BK.argmax(1), drawn_B)
+                logits_BK = self._step(column_BN[:, n - 1], slots_B, known_B + (config.features + n - 1))
+            column_BN[:, n], good_B = self._draw_one(logits_BK, good_B, greedy_B, noise_BK)
         good = [True] * len(turns) if proved else good_B.tolist()
         there_B = upload(slots_B, self._device)
         self.tokens.write(there_B, {"column": column_BN[:, None].to(torch.int16)}, good_B.long(), ring)
@@ -165,7 +163,15 @@ class Drawing:
             self._held_S[turn.stream.slot] = known + ROWS - 1 if is_good else _NOTHING
             if is_good:
                 turn.stream.column += 1
+            else:
+                self.cache.clear(turn.stream.slot)
         return list(map(bool, good))
+
+    def _noise(self, seed_B: Tensor, place_B: Tensor) -> Sequence[Tensor]:
+        """Return the noise [B, K] of each token of a column that begins at these places."""
+        place_NB = place_B + torch.arange(ROWS, device=self._device)[:, None]
+        noise_XK = token_noise(seed_B.repeat(ROWS), place_NB.flatten(), self._network.config.codes)
+        return noise_XK.view(ROWS, len(seed_B), -1).unbind()
 
     def _first(self, turns: Sequence[Turn], slots_B: Tensor, known_B: Tensor) -> Tensor:
         """Return the logits of the first token of each stream's column."""
@@ -182,10 +188,9 @@ class Drawing:
             logits_BK[i] = self._network.read(x_1NC, self.cache, slots_B[i : i + 1], slots_B.new_zeros(1))[0]
         if going_on:
             chosen_G = torch.tensor(going_on)
-            newest_GN = torch.stack([self.last(turns[i].stream, 1) for i in going_on])[:, -1:]
+            newest_G = torch.stack([self.last(turns[i].stream, 1) for i in going_on])[:, -1]
             start_G = known_B[chosen_G] + (config.features - 1)
-            x_G1C = self._network.embed(None, newest_GN)
-            logits_BK[upload(chosen_G, self._device)] = self._network.read(x_G1C, self.cache, slots_B[chosen_G], start_G)
+            logits_BK[upload(chosen_G, self._device)] = self._step(newest_G, slots_B[chosen_G], start_G)
         return logits_BK
 
     def export(self, slots: Sequence[int], state: State, *, incremental: bool) -> None:

@@ -102,6 +102,7 @@ class SpecVQGANOperator(SpecVQGANDeclaration):
             top_k=top_k,
             batch=options.batch_streams,
             device=device,
+            compiled=options.compile,
         )
         self.codebook = PoolBank(config.codes, autoencoder.config.code_width, metric="l2", name="codebook", device=device)
         self.codebook.write(autoencoder.codes_KD)

@@ -19,6 +19,7 @@ from models.videostreaming.answering import Prompt, Shown, answer_prompts
 from models.videostreaming.encoding import Clip, encode_clips, encode_questions
 from models.videostreaming.loaders import VideoStreaming
 from models.videostreaming.selection import similarities, stored_indicator, top_clips
+from models.videostreaming.steps import CompiledSteps
 
 __all__ = ["Answering", "ChosenClip", "ClipAnswer", "ClipQuestion", "OpenClip", "ReadableClips", "memory_of"]
 
@@ -128,6 +129,7 @@ class Answering:
     max_question_tokens: int
     frame_tokens: int
     """Tokens per frame."""
+    compiled: CompiledSteps | None = None
 
     @torch.inference_mode()
     def __call__(self, questions: Sequence[ClipQuestion], clips: Sequence[ReadableClips]) -> list[ClipAnswer]:
@@ -255,7 +257,7 @@ class Answering:
         limits = [one.question.max_tokens for one in written]
         texts: dict[int, tuple[str, float]] = {}
         if written:
-            tokens, confidences = answer_prompts(ready.model, prompts, limits, ready.end_tokens)
+            tokens, confidences = answer_prompts(ready.model, prompts, limits, ready.end_tokens, compiled=self.compiled)
             for one, said, confidence in zip(written, tokens, confidences, strict=True):
                 texts[one.number] = (ready.tokenizer.decode(said), confidence)
         unusable = ClipAnswer(status="no_video", error="no clip that this question may see has a memory of finite numbers")

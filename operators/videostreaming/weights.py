@@ -13,6 +13,7 @@ import torch
 from connectors.errors import ConfigError
 from models.videostreaming.header import SMALL_MATCHER, SMALL_WEIGHTS
 from models.videostreaming.loaders import load_model
+from models.videostreaming.steps import CompiledSteps
 from operators.banks import FileReader, SharedBlocks
 from operators.precision import network_dtype
 from operators.standing import FrameGate, open_gate
@@ -41,7 +42,9 @@ def load_answering(options: VideoStreamingOptions, name: str, device: torch.devi
             f"{name}: a clip of {config.frames_per_clip} frames is {length} tokens to the encoder, which reads {positions}; "
             "lower frames_per_clip"
         )
-    answering = Answering(ready, options.max_question_tokens, tokens)
+    language = ready.model.language_model
+    compiled = CompiledSteps(language) if options.compile and CompiledSteps.fit(language) else None
+    answering = Answering(ready, options.max_question_tokens, tokens, compiled)
     most = answering.most_clips(options.max_question_tokens + options.max_answer_tokens)
     if config.select_clips + config.include_newest > most:
         raise ConfigError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.weight_order import laid_for_one_row, order_for_one_row
+from models.weight_order import laid_for_one_row, lay_side_by_side, order_for_one_row
 
 
 def test_wide_layers_are_transposed_in_memory_and_compute_the_same() -> None:
@@ -60,3 +60,15 @@ def test_other_types_stay_as_they_are() -> None:
     layer = nn.Linear(4, 8).to(torch.bfloat16)
     order_for_one_row(layer)
     assert layer.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_one_input_lie_side_by_side_as_one_product(dtype: torch.dtype) -> None:
+    groups = [[nn.Linear(16, 24), nn.Linear(16, 8)], [nn.Linear(40, 16)]]
+    before = [[layer.to(dtype).weight.detach().clone() for layer in group] for group in groups]
+    laid = lay_side_by_side(groups)
+    for group, weights, weight_NK in zip(groups, before, laid, strict=True):
+        assert torch.equal(weight_NK, torch.cat(weights))
+        assert all(torch.equal(layer.weight, weight) for layer, weight in zip(group, weights, strict=True))
+        group[-1].weight.data.zero_()  # it is the same memory
+        assert not weight_NK[-group[-1].out_features :].any()

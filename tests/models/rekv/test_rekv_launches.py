@@ -38,6 +38,7 @@ DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(torch.bfloat16
 def on_the_device(dtype: torch.dtype, streams: int, config: ReKVConfig) -> tuple[TextDecoder, Slots, list[StreamState]]:
     module, head = (part.to(device=DEVICE, dtype=dtype) for part in text_model(layers=LAYERS))
     decoder = TextDecoder.of(module, head, config)
+    decoder.pack()
     slots, prefix = Slots(decoder, streams, dtype), encode_prefix(decoder, PREFIX)
     grid = decoder.grid(TOKENS)
     return decoder, slots, [open_stream(decoder, config, prefix, grid, slots) for _ in range(streams)]

@@ -130,8 +130,9 @@ def test_streams_at_other_positions_do_not_change_a_stream() -> None:
     with torch.inference_mode():
         wanted = network(feats, tokens)
         cache = KVCache.empty(network.config, slots=5)
-        cache.keys_LSHPD.fill_(100.0)  # what was never written is never read
-        cache.values_LSHPD.fill_(7.0)
+        for keys_SHPD, values_SHPD in zip(cache.keys, cache.values, strict=True):  # what was never written is never read
+            keys_SHPD.fill_(100.0)
+            values_SHPD.fill_(7.0)
         at = [0, 0, 0]
         for joined in ([0], [0, 2], [0, 1, 2], [1], [1, 2], [0, 1, 2], [2]):
             rows, starts, lasts = [], [], []
