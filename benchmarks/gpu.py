@@ -312,7 +312,7 @@ def decoding(sizes: Sizes, device: torch.device, dtype: torch.dtype, clock: Cloc
     for streams in sizes.decoded_streams:
         if clock.allows(f"decoding: specvqgan, {streams} streams"):
             eager, compiled = (specvqgan(streams, sizes, device, compiled=c) for c in (False, True))
-            rows.append({"model": "specvqgan", "batch": streams, "compile_s": compiled["warm_s"]})
+            rows.append({"model": "specvqgan", "batch": streams, "first_compiled_s": compiled["warm_s"]})
             rows[-1] |= {"token_s": streams / eager["tokens_per_s"], "compiled_token_s": streams / compiled["tokens_per_s"]}
         _free(device)
     return rows
@@ -335,14 +335,15 @@ def _answers(shape: Shape, questions: int, sizes: Sizes, device: torch.device) -
             return len(answers[0].tokens)
 
     found = {}
-    for name, compiled in (("token_s", None), ("compiled_token_s", CompiledSteps(decoder, config))):
+    for name, compiled in (("", None), ("compiled_", CompiledSteps(decoder, config))):
         first, _ = timed(device, partial(ask, shape.answer_tokens, compiled))
         whole, short = (
             statistics.median(timed(device, partial(ask, tokens, compiled))[0] for _ in range(sizes.repeats))
             for tokens in (shape.answer_tokens, 1)
         )
-        found[name] = (whole - short) / (shape.answer_tokens - 1)
-        found["compile_s"] = first - whole
+        found[f"{name}answer_s"] = whole
+        found[f"{name}token_s"] = (whole - short) / (shape.answer_tokens - 1)
+        found["first_compiled_s"] = first
     bank.close()
     return found
 
