@@ -38,9 +38,9 @@ def requests_of(decoder: TextDecoder) -> list[Request]:
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
-        ("Qwen2", {}),
-        pytest.param("Qwen3", {}, marks=pytest.mark.heavy),
-        pytest.param("Llama", {"rope_parameters": YARN}, marks=pytest.mark.heavy),
+        pytest.param("Qwen2", {}, marks=pytest.mark.heavy),
+        pytest.param("Qwen3", {}, marks=pytest.mark.slow),
+        pytest.param("Llama", {"rope_parameters": YARN}, marks=pytest.mark.slow),
     ],
 )
 def test_logits_of_every_step_are_those_of_the_eager_steps(
@@ -64,6 +64,7 @@ def test_compiled_code_gives_them_too() -> None:
         torch.testing.assert_close(logits_of(decoder, some, compiled), logits_of(decoder, some, None), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.heavy
 def test_text_that_may_outgrow_the_window_is_read_by_eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     found = captured(monkeypatch)
     decoder = tiny_decoder(SMALL)

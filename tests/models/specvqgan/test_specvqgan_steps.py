@@ -52,6 +52,7 @@ def test_compiled_code_gives_them_too() -> None:
     check()
 
 
+@pytest.mark.heavy
 @torch.inference_mode()
 def test_tokens_are_drawn_as_without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     found = captured(monkeypatch)
