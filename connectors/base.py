@@ -95,6 +95,11 @@ class Source(ABC):
     """How long ``splits`` may wait for a service that does not answer; ``check`` sets less."""
 
     @classmethod
+    def also_needs(cls, options: Any) -> tuple[str, ...]:
+        """Return what these options need besides the type's own: keys of ``connectors.extras.EXTRAS``."""
+        return ()
+
+    @classmethod
     def keeps_frames(cls, options: Any) -> str | None:
         """Return the device on which decoded frames stay with these options, None where rows carry their pixels.
 

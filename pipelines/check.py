@@ -202,14 +202,17 @@ class _Checker:
 
     def _installed(self, kind: registry.Kind, node: NodeSpec) -> bool:
         """Note where a package of an extra is missing; return whether to look further."""
-        absent = registry.lacks(kind, node.type)
+        absent, where = registry.lacks(kind, node.type), f"{kind}s.{node.name}.type"
+        if absent is None and isinstance(node, SourceSpec):
+            absent = extras.missing(registry.load("source", node.type).also_needs(node.options))
+            where = f"sources.{node.name}"
         if absent is None:
             return True
         elsewhere = self.spec.runner == "ray" and bool(os.environ.get("RAY_ADDRESS"))
         if elsewhere:
-            self._add("warning", f"{kind}s.{node.name}.type", f"on this machine {absent}; the cluster's nodes must have it")
+            self._add("warning", where, f"on this machine {absent}; the cluster's nodes must have it")
         else:
-            self._add("error", f"{kind}s.{node.name}.type", f"{node.type!r} cannot run here: {absent}")
+            self._add("error", where, f"{node.type!r} cannot run here: {absent}")
         return elsewhere
 
     def _device(self, device: str, name: str, where: str, resolve: Callable[[str, str], object] = resolve_device) -> str | None:

@@ -129,6 +129,11 @@ class CameraSource(Source):
         self._began_s: float | None = None
 
     @classmethod
+    def also_needs(cls, options: CameraOptions) -> tuple[str, ...]:
+        """Return those of ``decoder``."""
+        return ("av", "torchcodec") if options.decoder == "torchcodec" else ()
+
+    @classmethod
     def keeps_frames(cls, options: CameraOptions) -> str | None:
         """Return ``device``."""
         return options.device

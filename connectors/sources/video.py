@@ -97,6 +97,11 @@ class VideoSource(MediaSource):
         self._kept = kept_frames(options)
 
     @classmethod
+    def also_needs(cls, options: VideoOptions) -> tuple[str, ...]:
+        """Return those of ``decoder``."""
+        return ("torchcodec",) if options.decoder == "torchcodec" else ()
+
+    @classmethod
     def keeps_frames(cls, options: VideoOptions) -> str | None:
         """Return ``device``."""
         return options.device

@@ -134,6 +134,23 @@ def test_check_names_every_missing_extra_at_once(bare: None, tmp_path: Path) -> 
     }
 
 
+def test_check_names_what_an_option_of_a_source_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    (tmp_path / "clip.mp4").touch()
+    values = {
+        "name": "p",
+        "state": str(tmp_path / "state"),
+        "sources": {
+            "clips": {"type": "video", "path": str(tmp_path / "*.mp4"), "decoder": "torchcodec"},
+            "doors": {"type": "camera", "cameras": {"door": "http://127.0.0.1:9/"}, "decoder": "torchcodec"},
+        },
+        "sinks": {"rows": {"type": "jsonl", "inputs": ["clips", "doors"], "path": str(tmp_path / "rows")}},
+    }
+    found = {finding.where: finding.message for finding in Pipeline.from_dict(values).check() if finding.level == "error"}
+    remedy = "cannot run here: torchcodec is not installed; run: pip install 'streambank[torchcodec]'"
+    assert found == {"sources.clips": f"'video' {remedy}", "sources.doors": f"'camera' {remedy}"}
+
+
 def test_a_run_on_ray_without_ray_ends_with_the_command_that_installs_it(bare: None, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"stream_id": "a", "v": 1}\n')
     pipeline = Pipeline.from_dict(
