@@ -1,8 +1,8 @@
 """Drift that comes and returns: `prompt` against `online`, `pretrained` and `retrained` on simulated streams.
 
-Every key changes its regime at the same times. The networks are pre-trained on three regimes; the stream then brings two new
-ones and returns to four. All scores are differences from the truth on the same events, in nats per event, so that the noise of
-the events drops out:
+Every key changes its regime at the same times. The networks are pre-trained on three regimes, on keys of their own; the stream
+then brings two new ones and returns to four. All scores are differences from the truth on the same events, in nats per event,
+so that the noise of the events drops out:
 
 * current: over the second half of each phase, scored before it is learned;
 * forgotten: on new sequences of a regime that the schemes never see, right after its last visit less right before the next one;
@@ -18,6 +18,7 @@ paired differences: `prompt` is not worse than `online` on the current regime, a
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,38 +38,30 @@ from models.prompttpp.simulate import Hawkes, Simulated, simulate
 PHASES = (0, 1, 2, 3, 0, 4, 3, 1, 4)
 """Regimes 0, 1, 2 are pre-trained on; 3 and 4 are new; 0, 3, 1 and 4 return."""
 PRETRAIN = 3
+PRETRAINED = 200
+"""Keys of the pre-training, none of them in the stream: 40 networks know by heart, and fall by 0.1 nats an event on others."""
 GAP_S = 60.0
 EVENTS, FIRST = 30, 8
 """Events of a sequence on which regimes are remembered, and how many of them only make the history."""
 NETWORK = {
     "backbone": "s2p2", "hidden": 24, "state": 8, "slowest": 0.1, "pool": 16, "top_k": 2, "prompt_length": 5,
-    "query_events": 12,
+    "query_events": 12, "prompt_head": True,
 }  # fmt: skip
 LEARNING = {"learn_batch": 128, "learn_history": 28}
 TUNED: dict[str, dict[str, Any]] = {
-    "online": {"network_rate": 0.01},
-    "prompt": {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006},
+    "online": {"network_rate": 0.003, "learn_steps": 3},
+    "prompt": {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.7, "novelty": 0.7},
 }
 TRIED: dict[str, list[dict[str, Any]]] = {
     "online": [
-        {"network_rate": 0.003},
-        {"network_rate": 0.006},
         {"network_rate": 0.01},
-        {"network_rate": 0.02},
         {"network_rate": 0.006, "learn_steps": 2},
-        {"network_rate": 0.01, "learn_steps": 2},
-        {"network_rate": 0.003, "learn_steps": 2},
         {"network_rate": 0.003, "learn_steps": 3},
     ],
     "prompt": [
         {"learning_rate": 0.04},
-        {"learning_rate": 0.06, "learn_steps": 2},
-        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006},
-        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.012},
-        {"learn": "all", "learning_rate": 0.03, "network_rate": 0.004},
-        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006, "learn_steps": 2},
-        {"learn": "prompts+head", "learning_rate": 0.03, "network_rate": 0.006, "learn_steps": 3},
-        {"learn": "all", "learning_rate": 0.03, "network_rate": 0.001, "learn_steps": 2},
+        {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.7},
+        {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.7, "novelty": 0.7},
     ],
 }
 
@@ -87,6 +80,19 @@ def make(seed: int, keys: int, span: float) -> Simulated:
     changes = [span * (number + 1) for number in range(len(PHASES) - 1)]
     rng = np.random.default_rng(seed)
     return simulate([known[number] for number in PHASES], keys=keys, end=span * len(PHASES), changes=changes, rng=rng)
+
+
+def earlier(seed: int, span: float) -> EventSet:
+    """Simulate what the networks are pre-trained on, seconds."""
+    known, changes = world(), [span * (number + 1) for number in range(PRETRAIN - 1)]
+    rng = np.random.default_rng(50_000 + seed)
+    processes = [known[number] for number in PHASES[:PRETRAIN]]
+    return scaled(simulate(processes, keys=PRETRAINED, end=span * PRETRAIN, changes=changes, rng=rng).events)
+
+
+def scaled(events: EventSet) -> EventSet:
+    """Return events with times in seconds."""
+    return EventSet(events.time_E * GAP_S, events.type_E, events.start_N, events.types, events.keys)
 
 
 def held_out() -> list[tuple[Batch, float]]:
@@ -150,8 +156,6 @@ def run(seed: int, scheme: str, keys: int, span: float, options: dict[str, Any],
         cache.clear()
         cache["stream", seed] = make(seed, keys, span)
     simulated = cache["stream", seed]
-    events = simulated.events
-    scaled = EventSet(events.time_E * GAP_S, events.type_E, events.start_N, events.types, events.keys)
     setting = Setting(
         edges=[span * GAP_S * number for number in range(len(PHASES) + 1)],
         pretrain=PRETRAIN,
@@ -163,9 +167,11 @@ def run(seed: int, scheme: str, keys: int, span: float, options: dict[str, Any],
     )
     prompts = scheme == "prompt"
     if ("network", prompts) not in cache:
-        cache["network", prompts] = pretrained_network(scaled, setting, list(range(PRETRAIN)), seed, prompts=prompts)
+        tasks = list(range(PRETRAIN))
+        cache["network", prompts] = pretrained_network(earlier(seed, span), setting, tasks, seed, prompts=prompts)
     remembered = Remembered()
-    found = run_scheme(scaled, setting, scheme, seed, {prompts: cache["network", prompts]}, matrix=False, after=remembered)
+    models = {prompts: cache["network", prompts]}
+    found = run_scheme(scaled(simulated.events), setting, scheme, seed, models, matrix=False, after=remembered)
     score_E = difference(found, simulated)
     current, lost = measure(score_E, found.task_E)
     bins = np.array_split(np.nan_to_num(score_E, nan=float(np.nanmean(score_E))), 12 * len(PHASES))
@@ -175,6 +181,22 @@ def run(seed: int, scheme: str, keys: int, span: float, options: dict[str, Any],
         "lost_on_return": lost,
         "curve": [round(float(part.mean()), 4) for part in bins],
     }
+
+
+def kept(
+    folder: Path | None, seed: int, scheme: str, keys: int, span: float, options: dict[str, Any], cache: dict[Any, Any]
+) -> Any:
+    """Return what ``run`` does, from ``folder`` where a run of the same settings has left it there."""
+    settings = {"keys": keys, "span": span, "pretrained_keys": PRETRAINED, "network": NETWORK, "learning": LEARNING | options}
+    if folder is None:
+        return run(seed, scheme, keys, span, options, cache)
+    path = folder / f"{seed}_{scheme}.json"
+    if path.exists() and (content := json.loads(path.read_text(encoding="utf-8")))["settings"] == settings:
+        return content["result"]
+    result = run(seed, scheme, keys, span, options, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": settings, "result": result}), encoding="utf-8")
+    return result
 
 
 def main() -> None:
@@ -188,6 +210,7 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="print scores of all settings in TRIED on seeds 100 and up; no result"
     )
+    parser.add_argument("--keep", type=Path, help="folder of the results of each seed, so that a run that was stopped goes on")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -200,7 +223,8 @@ def main() -> None:
                 continue
             for options in TRIED.get(scheme, []) if arguments.tune else [TUNED.get(scheme, {})]:
                 number = seed + 100 * arguments.tune
-                result = run(number, scheme, arguments.keys, arguments.span, options, cache)
+                folder = None if arguments.tune else arguments.keep
+                result = dict(kept(folder, number, scheme, arguments.keys, arguments.span, options, cache))
                 curve = result.pop("curve")
                 curves.setdefault(scheme, curve)
                 name = f"{scheme} {options}" if arguments.tune else scheme
@@ -215,7 +239,7 @@ def save(found: dict[str, dict[str, list[float]]], curves: dict[str, Any], argum
     """Write what there is of two seeds or more."""
     result: dict[str, Any] = {
         "settings": {"seeds": len(found["prompt"]["current"]), "keys": arguments.keys, "span": arguments.span, "phases": PHASES}
-        | {"network": NETWORK, "learning": LEARNING, "tuned": TUNED, "tried": TRIED},
+        | {"pretrained_keys": PRETRAINED, "network": NETWORK, "learning": LEARNING, "tuned": TUNED, "tried": TRIED},
         "nats_per_event_from_the_truth": {
             scheme: {name: interval(values) for name, values in parts.items() if len(values) > 1}
             for scheme, parts in found.items()

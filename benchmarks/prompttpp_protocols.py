@@ -102,7 +102,7 @@ def pretrained_network(events: EventSet, setting: Setting, tasks: Sequence[int],
     """Train a network on some tasks."""
     start, stop = setting.edges[tasks[0]], setting.edges[tasks[-1] + 1]
     (data,) = between(events, start, stop, 1, setting.length)
-    sizes = dict(setting.network) | ({} if prompts else {"pool": 0})
+    sizes = dict(setting.network) | ({} if prompts else {"pool": 0, "prompt_head": False})
     model = build_model(TppConfig(types=events.types, time_scale=setting.time_scale, **sizes), seed=seed)
     seed_prompts(model, data, seed=seed)
     if not setting.held_out:

@@ -9,6 +9,7 @@ of updates without any memory. All of an episode stands in ``state``, so that a 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,22 @@ class Episodes:
 
     def losses(self, step: int) -> Iterator[Mapping[str, Tensor]]:
         """Yield the loss of one iteration."""
+        with self._own_dropout():
+            parts = self._parts(step)
+        yield parts
+
+    @contextlib.contextmanager
+    def _own_dropout(self) -> Iterator[None]:
+        """Let the block drop what the episodes' generator says: PyTorch's own belongs to the process, whatever else it did."""
+        if not self.model.config.dropout:
+            yield
+            return
+        device = torch.device(self.device)
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator)))
+            yield
+
+    def _parts(self, step: int) -> dict[str, Tensor]:
         settings, generator, model = self.settings, self._generator, self.model
         if step % settings.iterations == 0:
             self._begin()
@@ -126,7 +143,7 @@ class Episodes:
             silent_BWTK, known_B = silent_WTK.view(logits_BWTK.shape), (~permuted_B).to(device)
             parts["silent"] = window_losses(silent_BWTK, wanted_BWT, known_B).mean()
             parts["agreement"] = settings.agreement * agreement(logits_BWTK, silent_BWTK.detach(), known_B).mean()
-        yield parts
+        return parts
 
     def _pooled(self, permuted_B: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
         """Draw which of all prompts [B * prompts] each subsequence may read, and which of them it does, [B, N] each.

@@ -8,6 +8,7 @@ part's. Writes safetensors that the operator loads, and ``training.json``. Knows
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ from models.training import (
     Stage,
     Training,
     TrainResult,
+    WeightAverage,
+    at_rest,
     check_choice,
     cosine,
     data_checksum,
@@ -115,6 +118,13 @@ class Options(PreviewOptions, OwnDataOptions):
     wrong: float = option(0.0, "Share of prompts that do not tell the truth.", ge=0, lt=1)
     learning_rate: float = option(1e-4, "Of AdamW; warm-up of 50 updates.", gt=0)
     decay: float = option(1.0, "Share of learning_rate that is left at the last update; falls along a cosine.", gt=0, le=1)
+    average: float = option(
+        0.0,
+        "Validate and keep a running mean of the weights, in which each update weighs so much of the next (0.99: the last "
+        "hundred or so count). 0: the weights themselves.",
+        ge=0,
+        lt=1,
+    )
     vary: float | None = option(
         None, "Subsequences begin anywhere, and play up to this share faster or slower. Default: as they are cut.", ge=0, lt=1
     )
@@ -150,6 +160,7 @@ USC_HAD = {
     "vary": 0.2,  # people walk at different speeds
     "learning_rate": 1e-3,
     "decay": 0.05,
+    "average": 0.99,  # what single batches have left in the weights moves with prompts on a new subject
 }
 """The recipe ``usc_had``: own data of these settings."""
 
@@ -242,16 +253,26 @@ def _train(options: Options, training: Training) -> TrainResult:
     state: dict[str, Any] = {"best": -1.0, "since": 0, "weights": {}}
     held = [(i, first) for i, first in parts.validation if int(data.states[i][first : first + length].min()) >= 0]
 
+    average = WeightAverage(model, options.average, state) if options.average else None
+    averaged = average.applied if average is not None else contextlib.nullcontext
+
     def after(done: int) -> After | None:
+        if average is not None:
+            average.take(done)
         if not held or (done % options.validate_every and done != options.steps):
             return None
-        found = _accuracy(model, x, data.states, held, length)
-        if found > state["best"]:
-            best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            state.update(best=found, since=0, weights=best)
-        else:
-            state["since"] += 1
+        with averaged(), at_rest(model):
+            found = _accuracy(model, x, data.states, held, length)
+            if found > state["best"]:
+                best = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                state.update(best=found, since=0, weights=best)
+            else:
+                state["since"] += 1
         return After(f"validation {found:.3f}, best {state['best']:.3f}", last=state["since"] >= options.patience)
+
+    def preview() -> Picture:
+        with averaged():
+            return _preview(model, data, parts, length)
 
     training.run(
         Stage(
@@ -266,11 +287,13 @@ def _train(options: Options, training: Training) -> TrainResult:
             generators=(generator,),
             state=state,
             after=after,
-            preview=lambda: _preview(model, data, parts, length),
+            preview=preview,
         )
     )
     if state["weights"]:
         model.load_state_dict(state["weights"])
+    elif average is not None:
+        model.load_state_dict(average.weights())
     model.eval().requires_grad_(False).cpu()
     weights = training.path / "network.safetensors"
     save_network(model, weights)
@@ -331,13 +354,12 @@ def _preview(model: MemPromptTSS, data: _Data, parts: Split, length: int) -> Pic
     return show_states(model, one.x_LC[start:stop], data.states[chosen][start:stop], one.channels)
 
 
-@torch.no_grad()
 def _accuracy(
     model: MemPromptTSS, x: Sequence[Tensor], states: Sequence[Tensor], pieces: Sequence[tuple[int, int]], length: int
 ) -> float:
     """Return the accuracy without prompts on some subsequences."""
     right = [
-        segment(model.eval(), x[i][first : first + length], standardized=True).state_L == states[i][first : first + length]
+        segment(model, x[i][first : first + length], standardized=True).state_L == states[i][first : first + length]
         for i, first in pieces
     ]
     return float(torch.cat(right).float().mean())

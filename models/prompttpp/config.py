@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from connectors.errors import ConfigError
 from models.settings import Settings
@@ -39,6 +39,9 @@ class TppConfig(Settings):
     """Prompts read."""
     prompt_length: int = 5
     """Tokens of a prompt."""
+    prompt_head: bool = False
+    """Each prompt also holds a change of the rate head (``s2p2``, ``nhp``), so that what it learns stays with its readers;
+    and the file tells how often each was read in the training."""
     query_events: int = 0
     """Events that the prompt query remembers: 0 is the mean over the whole history (published), n forgets by 1/n per event."""
     layer_norm: bool = False
@@ -69,8 +72,17 @@ class TppConfig(Settings):
             raise ConfigError(f"slowest is {self.slowest}; it must be above 0 and below 20 per unit of model time")
         if self.backbone == "thp" and (self.pool or self.hidden % self.heads):
             raise ConfigError("backbone thp has no prompts (set pool=0), and hidden must be a multiple of heads")
+        if self.prompt_head and (not self.pool or self.backbone not in ("s2p2", "nhp")):
+            raise ConfigError(
+                "prompt_head needs prompts and backbone s2p2 or nhp; leave it out, or set pool above 0 and one of these"
+            )
         if self.type_names and len(self.type_names) != self.types:
             raise ConfigError(f"{len(self.type_names)} type_names are given for {self.types} types")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values; ``prompt_head`` only where it is set, as in files that know no such setting."""
+        values = Settings.to_json(self)
+        return values if self.prompt_head else {name: value for name, value in values.items() if name != "prompt_head"}
 
     @property
     def token_dim(self) -> int:
@@ -89,17 +101,23 @@ class TppConfig(Settings):
             return 0
         return 2 * self.heads * self.layers if self.backbone == "attnhp" else 1
 
+    @property
+    def prompt_rows(self) -> int:
+        """Vectors of a prompt: its tokens, and the change of the rate head."""
+        return self.prompt_length + self.types * self.prompt_head
+
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of the network's own cells, which are replaced at every event of a key."""
+        head: dict[str, tuple[int, ...]] = {"head": (self.types, self.hidden)} if self.prompt_head else {}
         match self.backbone:
             case "nhp":  # values, where they decay to, how fast, and the output gate
-                return dict.fromkeys(("cell", "target", "decay", "gate"), (self.hidden,))
+                return {name: (self.hidden,) for name in ("cell", "target", "decay", "gate")} | head
             case (
                 "s2p2"
             ):  # the states and what they relax to (real parts, then imaginary), the first input, how the last is read
                 width = (self.layers, 2 * self.state)
                 read = {"read": (2, self.hidden)} if self.pool else {}
-                return {"state": width, "target": width, "input": (self.hidden,)} | read
+                return {"state": width, "target": width, "input": (self.hidden,)} | read | head
             case "thp":  # the hidden state at the latest event
                 return {"hidden": (self.hidden,)}
             case _:

@@ -118,8 +118,12 @@ class PointProcess(nn.Module, ABC):
         self.prompts: PromptPools | None = None
         if config.pool:
             self.prompts = PromptPools(
-                config.pools, config.pool, config.query_dim, config.prompt_length, config.hidden, config.top_k
-            )
+                config.pools, config.pool, config.query_dim, config.prompt_rows, config.hidden, config.top_k,
+                counted=config.prompt_head,
+            )  # fmt: skip
+            if config.prompt_head and not self.prompts.value.is_meta:  # the rate head begins as it is for all
+                with torch.no_grad():
+                    self.prompts.value[:, :, config.prompt_length :] = 0
 
     @property
     @abstractmethod

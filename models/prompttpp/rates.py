@@ -44,6 +44,7 @@ class RateHead(nn.Module):
         self.linear = nn.Linear(width, types, bias=bias)
         self.log_beta = nn.Parameter(torch.zeros(types)) if scaled else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return λ, [..., K], per unit of model time."""
-        return scaled_softplus(self.linear(hidden), self.log_beta)
+    def forward(self, hidden: Tensor, change: Tensor | None = None) -> Tensor:
+        """Return λ, [..., G, K], per unit of model time; ``change`` [..., K, D] is added to the weights."""
+        x = self.linear(hidden)
+        return scaled_softplus(x if change is None else x + hidden @ change.transpose(-1, -2), self.log_beta)

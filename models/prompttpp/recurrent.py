@@ -27,6 +27,7 @@ from models.prompttpp.rates import RateHead, encode_time
 
 __all__ = ["RecurrentProcess"]
 
+_HEAD_STEP = 0.2  # of a prompt's change of the rate head, beside its other numbers: few steps fit it to few events
 _SHORT = 0.01  # gaps are told apart by their logarithm above this, model units
 
 
@@ -84,12 +85,14 @@ class RecurrentProcess(PointProcess):
         """Return the cells after an event, and the prompts that are chosen from then on (by this query, where it is given)."""
         event_BD = self.types(type_B)
         after: dict[str, Tensor] = {}
-        prompt_BX, chosen = None, None
+        prompt_BX, head, chosen = None, None, None
         if self.prompt is not None and prompts is not None:
             after["last"] = self.query_code[type_B]
             token_BQ = self._query_token(after["last"], cells["last"], gap_B)
             after["query"], after["weight"] = self.remember(cells["query"], cells["weight"], token_BQ)
-            prompt_BX, chosen = self._steer(after["query"] / after["weight"] if mean_BQ is None else mean_BQ, prompts)
+            mean_BQ = after["query"] / after["weight"] if mean_BQ is None else mean_BQ
+            prompt_BX, head, chosen = self._steer(mean_BQ, prompts)
+            after |= {} if head is None else {"head": head}
         return after | self.absorb(cells, gap_B.to(event_BD.dtype), event_BD, prompt_BX), chosen
 
     def query_tokens(self, time_BL: Tensor, type_BL: Tensor) -> Tensor:
@@ -104,19 +107,37 @@ class RecurrentProcess(PointProcess):
         pace = (gap + _SHORT).log().tanh().to(code.dtype)[..., None]
         return torch.cat([pair, pair * pace, encode_time(gap, self.config.time_dim, code.dtype)], dim=-1)
 
-    def _steer(self, mean: Tensor, prompts: PromptReader) -> tuple[Tensor, Chosen]:
-        """Return what the prompts say, [..., X], to a history with this mean of tokens [..., Q], and which were chosen."""
+    def query(self, mean: Tensor) -> Tensor:
+        """Return what prompts are looked up by for means of tokens, [..., Q]."""
+        return (mean - self.query_center) @ self.query_map
+
+    def _steer(self, mean: Tensor, prompts: PromptReader) -> tuple[Tensor, Tensor | None, Chosen]:
+        """Return what the prompts say to a history with this mean of tokens [..., Q], and which were chosen.
+
+        They say what the network is steered by, [..., X], and what changes the weights of the rate head, [..., K, D].
+        """
         assert self.prompt is not None
-        chosen = prompts.choose(0, (mean - self.query_center) @ self.query_map)
+        chosen = prompts.choose(0, self.query(mean))
         value = prompts.values(0).flatten(1)[chosen.index].mean(-2)
-        return self.prompt(torch.cat([value, mean[..., -self.config.time_dim :]], dim=-1)), chosen
+        head = None
+        if self.config.prompt_head:
+            size = self.config.prompt_length * self.config.hidden
+            change = value[..., size:].reshape(*value.shape[:-1], self.config.types, self.config.hidden)
+            value, head = value[..., :size], _HEAD_STEP * change
+        return self.prompt(torch.cat([value, mean[..., -self.config.time_dim :]], dim=-1)), head, chosen
+
+    def read(self, cells: dict[str, Tensor], hidden: Tensor) -> Tensor:
+        """Return the rates [..., G, K] of hidden states [..., G, D], by the head as the prompts in the cells change it."""
+        head = cells.get("head")
+        rates: Tensor = self.rate(hidden, None if head is None else head.view(*hidden.shape[:-2], *head.shape[1:]))
+        return rates
 
     def _prompts_of(
         self, time_BL: Tensor, type_BL: Tensor, prompts: PromptReader | None, heard: Heard | None
-    ) -> tuple[Tensor | None, Chosen | None]:
-        """Return what prompts say after each event of whole sequences, [B, L, X], and what was chosen for it."""
+    ) -> tuple[Tensor | None, Tensor | None, Chosen | None]:
+        """Return what prompts say after each event of whole sequences (see ``_steer``), and what was chosen for it."""
         if self.prompt is None or prompts is None:
-            return None, None
+            return None, None, None
         return self._steer(running_mean(self.query_tokens(time_BL, type_BL), self.config.query_events, heard), prompts)
 
     def run(
@@ -151,7 +172,7 @@ class RecurrentProcess(PointProcess):
         lag = lag_BLG.flatten(0, 1).to(self.types.weight.dtype)
         hidden = self.hidden(stacked, lag).view(*lag_BLG.shape, -1)
         cosine_BL = pick(torch.stack(cosines, dim=1), after_BC) if cosines else hidden.new_zeros(lag_BLG.shape[:2])
-        return Run(self.rate(hidden), cosine_BL, {0: torch.stack(indices, dim=1)} if indices else {}, hidden)
+        return Run(self.read(stacked, hidden), cosine_BL, {0: torch.stack(indices, dim=1)} if indices else {}, hidden)
 
     def step(self, key: KeyState, time_B: Tensor, type_B: Tensor, prompts: PromptReader | None = None) -> dict[str, Tensor]:
         """Take one event of each key; there are no rows."""
@@ -165,5 +186,4 @@ class RecurrentProcess(PointProcess):
 
     def rates(self, key: KeyState, lag_BG: Tensor, prompts: PromptReader | None = None) -> Tensor:
         """Return the rates so long after each key's latest event; its prompts were read at the step."""
-        rate_BGK: Tensor = self.rate(self.hidden(key.cells, lag_BG.to(self.types.weight.dtype)))
-        return rate_BGK
+        return self.read(key.cells, self.hidden(key.cells, lag_BG.to(self.types.weight.dtype)))

@@ -109,9 +109,9 @@ class S2P2(RecurrentProcess):
         prompts = prompts or self.reader()
         gap_BL = time_BL.diff(dim=1, prepend=time_BL[:, :1])
         event_BLD = self.types(type_BL)
-        prompt_BLX, chosen = self._prompts_of(time_BL, type_BL, prompts, heard)
+        prompt_BLX, head, chosen = self._prompts_of(time_BL, type_BL, prompts, heard)
         given, event_BLD, cells = self._steered(event_BLD, prompt_BLX)
-        cells["input"] = given
+        cells |= {"input": given} | ({} if head is None else {"head": head})
         states, targets = [], []
         gap = gap_BL.to(event_BLD.dtype)[..., None]
         for layer in self.layers:
@@ -123,8 +123,8 @@ class S2P2(RecurrentProcess):
         cells = {name: pick(cell, after_BC).flatten(0, 1) for name, cell in cells.items()}
         hidden = self.hidden(cells, lag_BLG.flatten(0, 1).to(event_BLD.dtype)).view(*lag_BLG.shape, -1)
         if chosen is None:
-            return Run(self.rate(hidden), hidden.new_zeros(lag_BLG.shape[:2]), {}, hidden)
-        return Run(self.rate(hidden), pick(chosen.cosine.sum(-1), after_BC), {0: chosen.index}, hidden)
+            return Run(self.read(cells, hidden), hidden.new_zeros(lag_BLG.shape[:2]), {}, hidden)
+        return Run(self.read(cells, hidden), pick(chosen.cosine.sum(-1), after_BC), {0: chosen.index}, hidden)
 
     def hidden(self, cells: dict[str, Tensor], lag_BG: Tensor) -> Tensor:
         """Return the hidden states so long after the last event."""

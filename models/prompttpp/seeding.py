@@ -18,7 +18,7 @@ from models.prompttpp.process import PointProcess, running_mean
 from models.prompttpp.prompts import Chosen, PromptReader, unit
 from models.prompttpp.recurrent import RecurrentProcess
 
-__all__ = ["seed_prompts"]
+__all__ = ["count_reads", "seed_prompts"]
 
 _SEQUENCES = 64
 _QUERIES = 4_096  # of each pool at most
@@ -67,6 +67,20 @@ def seed_prompts(model: PointProcess, events: EventSet, *, seed: int = 0) -> Non
         query_nQ = unit(query_BLQ.cpu()[real_BL])
         query_nQ = query_nQ[torch.randperm(len(query_nQ), generator=generator)[:_QUERIES]]
         model.prompts.key[pool, :known] = size * centers(query_nQ, known, generator).to(device)
+
+
+@torch.no_grad()
+def count_reads(model: PointProcess, events: EventSet, *, seed: int = 0) -> None:
+    """Note how often each prompt is read in a sample of ``events``, where ``model`` keeps such counts."""
+    if model.prompts is None or model.prompts.reads is None:
+        return
+    rows = torch.randperm(len(events), generator=torch.Generator().manual_seed(seed))[:_SEQUENCES].numpy()
+    batch, device = events.batch(rows, model.config.time_scale), model.embedding.weight.device
+    time_BL = batch.time_BL.to(device)
+    run = model.run(time_BL, batch.type_BL.to(device), torch.zeros(*time_BL.shape, 1, dtype=torch.float64, device=device))
+    for pool, index_BLN in run.chosen.items():
+        read = index_BLN[batch.real_BL.to(device)].flatten()
+        model.prompts.reads[pool] = torch.bincount(read, minlength=model.config.pool)
 
 
 def _fit_query(model: RecurrentProcess, time_BL: Tensor, type_BL: Tensor, real_BL: Tensor) -> None:

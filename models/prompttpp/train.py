@@ -31,7 +31,7 @@ from models.prompttpp.model import build_model
 from models.prompttpp.preview import show_rates
 from models.prompttpp.process import PointProcess
 from models.prompttpp.recipe import RECIPES, Recipe, write_data
-from models.prompttpp.seeding import seed_prompts
+from models.prompttpp.seeding import count_reads, seed_prompts
 from models.training import (
     After,
     OwnDataOptions,
@@ -96,6 +96,9 @@ class Options(Schedule, PreviewOptions, OwnDataOptions):
     )
     pool: int = option(10, "Prompts of a pool; 0: none.", ge=0)
     top_k: int = option(5, "Prompts read.", ge=1)
+    prompt_head: bool = option(
+        False, "Each prompt also holds a change of the rate head (s2p2, nhp): what a stream teaches it stays with its readers."
+    )
     query_events: int = option(0, "Events that the prompt query remembers; 0: all (published).", ge=0)
     time_scale: float | None = option(
         None, "Seconds per unit of model time; default: the mean gap of the data.", unit="s", gt=0
@@ -209,6 +212,7 @@ def fit(
     best = state["best"]
     model.load_state_dict(best["weights"])
     model.eval()
+    count_reads(model, events, seed=seed)
     return {"validation_loglik": best["score"], "best_step": float(best["step"])}
 
 
@@ -252,6 +256,7 @@ def _train(options: Options, name: str, recipe: str | None, training: Training) 
         pool=0 if options.backbone == "thp" else options.pool,
         top_k=options.top_k,
         query_events=options.query_events,
+        prompt_head=options.prompt_head,
         time_scale=options.time_scale or earlier.mean_gap(),
         type_names=names,
     )

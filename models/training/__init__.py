@@ -4,6 +4,7 @@ Knows no network. A method's ``train.py`` names its ``RECIPES``, its ``Options``
 as: check what was asked for, open a :class:`Training`, run stages, write weights, finish.
 """
 
+from models.training.averages import WeightAverage
 from models.training.checksums import data_checksum, weights_checksum
 from models.training.folder import TrainResult
 from models.training.loop import After, Stage, Training, TrainingStopped
@@ -23,6 +24,7 @@ __all__ = [
     "TrainResult",
     "Training",
     "TrainingStopped",
+    "WeightAverage",
     "at_rest",
     "check_choice",
     "check_options",

@@ -18,6 +18,16 @@ def check(config: TppConfig, options: PromptTPPOptions, name: str) -> None:
     """Raise ``ConfigError`` unless options and network go together and all keys fit into ``bank_gib``."""
     if options.learn == "prompts" and not config.pool:
         raise ConfigError(f"{name}: the network has no prompts to learn; set learn to 'off' or 'all', or take another one")
+    if options.common_share and (not config.pool or config.backbone not in ("s2p2", "nhp")):
+        raise ConfigError(
+            f"{name}: common_share mixes queries of s2p2 or nhp with prompts, the network is {config.backbone} with "
+            f"{config.pool} prompts; remove it, or take another network"
+        )
+    if options.novelty and not config.prompt_head:
+        raise ConfigError(
+            f"{name}: novelty needs to know which prompts the training has used, and the network's file does not tell; train "
+            "one with prompt_head, or set novelty to 0"
+        )
     if options.types == "name" and not config.type_names:
         raise ConfigError(f"{name}: the network knows its types by numbers only; set types='id'")
     if options.unknown_type == "other" and "other" not in config.type_names:

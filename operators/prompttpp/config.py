@@ -66,6 +66,19 @@ class PromptTPPOptions(StreamOptions):
         None, "Of Adam, for the network's own weights (head, or all); None: a fifth of learning_rate.", gt=0
     )
     alpha: float = option(0.1, "Weight of drawing the keys of chosen prompts towards their queries (published: 0.1).", ge=0)
+    common_share: float = option(
+        0.0,
+        "Share of what all keys looked like in the last step in the query that chooses prompts; the rest is the key's own. For "
+        "drift that all keys take part in: known sooner and more surely than from one key's latest events. 0: none.",
+        ge=0, le=1,
+    )  # fmt: skip
+    novelty: float = option(
+        0.0,
+        "Where what all keys look like has a smaller cosine than this to every prompt's key, the prompts that were read least "
+        "are moved there, as many as a query reads, and begin with what was read so far: new behavior gets prompts of its own. "
+        "0: never.",
+        ge=0, lt=1,
+    )  # fmt: skip
     refresh_lag: int | None = option(
         None,
         "Make a key's state anew from its window when it is more than so many steps old: 0 is exact and slow, None never.",
@@ -79,6 +92,12 @@ class PromptTPPOptions(StreamOptions):
             raise ConfigError("refresh_lag does nothing with learn='off', where states never grow old; remove it")
         if self.learn in ("off", "prompts") and self.network_rate is not None:
             raise ConfigError(f"network_rate does nothing with learn='{self.learn}': the network stays as it is; remove it")
+        if self.common_share and self.learn == "off":
+            raise ConfigError("common_share does nothing with learn='off', which takes no steps; remove it")
+        if self.novelty and not self.common_share:
+            raise ConfigError(
+                f"novelty={self.novelty:g} needs common_share above 0, to tell what is new; set it, or no novelty"
+            )
         if self.learn != "off" and self.learn_history >= self.window:
             raise ConfigError(
                 f"learn_history={self.learn_history} leaves nothing of window={self.window} to learn; lower it, or raise window"

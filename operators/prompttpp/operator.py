@@ -91,6 +91,8 @@ class PromptTPPOperator(PromptTPPDeclaration):
                 alpha=options.alpha,
                 points=options.points,
                 steps=options.learn_steps,
+                common_share=options.common_share,
+                novelty=options.novelty,
             )
         self._scored = 0
         """Events scored so far, late ones not among them."""
@@ -506,7 +508,7 @@ class PromptTPPOperator(PromptTPPDeclaration):
         self._network.load_state(np.array([stream.slot for stream in streams], np.int64), live)
         self._name_of = {stream.slot: name for stream, name in zip(streams, live.streams, strict=True)}
         if self._network.prompts is not None:
-            self._network.prompts.load(state, learned=self._learner is not None)
+            self._network.prompts.load(state, learned=self._learner is not None, share=self.options.common_share)
         if self._learner is not None:
             self._learner.load(state, self.context.name)
             self._scored = int(state.shared["scored"][0])

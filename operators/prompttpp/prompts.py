@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from models.prompttpp.process import PointProcess
-from models.prompttpp.prompts import Chosen
+from models.prompttpp.prompts import Chosen, Common
 from operators.banks.pool_bank import PoolBank
 from operators.banks.slot_bank import RowSpec
 from operators.state import State
 
 __all__ = ["PromptBank"]
 
-_READS = "prompts.reads"
+_READS, _COMMON = "prompts.reads", "prompts.common"
 
 
 class PromptBank:
@@ -32,7 +32,7 @@ class PromptBank:
             PoolBank(
                 config.pool,
                 config.query_dim,
-                {"value": RowSpec((config.prompt_length, config.hidden))},
+                {"value": RowSpec((config.prompt_rows, config.hidden))},
                 name=f"prompts.{number}",
                 device=device,
             )
@@ -40,6 +40,8 @@ class PromptBank:
         ]
         self.reads_JM = torch.zeros(config.pools, config.pool, dtype=torch.int64)
         """How often each prompt was read for a prediction."""
+        self.common: Common | None = None
+        """What is mixed into all queries, once a step of learning has found it."""
         self.write(model.prompts.key, model.prompts.value)
 
     def write(self, key_JMQ: Tensor, value_JMZD: Tensor) -> None:
@@ -53,6 +55,7 @@ class PromptBank:
 
     def choose(self, pool: int, query: Tensor) -> Chosen:
         """Return the prompts of a pool for queries [..., Q]."""
+        query = query if self.common is None else self.common.mixed(pool, query)
         found = self.pools[pool].search(query, self.top_k)
         return Chosen(found.index, found.score)
 
@@ -77,13 +80,17 @@ class PromptBank:
     def export(self, state: State, *, learned: bool, incremental: bool) -> None:
         """Add counts, and prompts that are ``learned``, to ``state``."""
         state.additive[_READS] = self.reads_JM.clone()
+        if self.common is not None:
+            state.shared[_COMMON] = self.common.query_JQ.cpu().clone()
         if learned:
             for pool in self.pools:
                 pool.export(state, incremental=incremental)
                 pool.mark_clean()
 
-    def load(self, state: State, *, learned: bool) -> None:
-        """Take them from a full ``state``."""
+    def load(self, state: State, *, learned: bool, share: float = 0.0) -> None:
+        """Take them from a full ``state``; ``share`` as in the options."""
+        common = state.shared.get(_COMMON)
+        self.common = None if common is None else Common(common.to(self.pools[0].device), share)
         stored = state.additive.get(_READS)
         self.reads_JM = torch.zeros_like(self.reads_JM) if stored is None else stored.clone()
         if learned:

@@ -28,5 +28,9 @@ def load_model(options: PromptTPPOptions, name: str, device: torch.device) -> Po
 def settings_of(options: PromptTPPOptions) -> str:
     """Return the options that a state's meaning depends on."""
     told = ", ".join(f"{name} {getattr(options, name)}" for name in _SHAPING)
-    # Not told where it is not set, as in snapshots that know no such option.
-    return told if options.learn_interval_s is None else f"{told}, learn_interval_s {options.learn_interval_s}"
+    # Not told where they are not set, as in snapshots that know no such options.
+    if options.learn_interval_s is not None:
+        told += f", learn_interval_s {options.learn_interval_s}"
+    if options.common_share:
+        told += f", common_share {options.common_share}, novelty {options.novelty}"
+    return told

@@ -82,6 +82,56 @@ def test_own_series_are_learned_with_the_statistics_of_their_training_part(tmp_p
     assert result.metrics["subsequences"] == 10  # of 48 samples in two files of 240
 
 
+def test_weights_are_averaged_where_it_is_asked_for_and_dropout_goes_on_after_a_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series(tmp_path)
+    learned: list[bool] = []
+    weights: list[dict[str, torch.Tensor]] = []
+    losses = Episodes.losses
+
+    def watched(self: Episodes, step: int) -> Any:
+        learned.append(self.model.training)
+        if step:
+            weights.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        return losses(self, step)
+
+    monkeypatch.setattr(Episodes, "losses", watched)
+    own: dict[str, Any] = {"data": str(tmp_path), "split": "file", "test": 0.25, **SMALL}
+    train(tmp_path / "a", validation=0.25, **own)
+    assert learned == [True] * 6  # validated after three
+    weights.clear()
+    given = load_network(train(tmp_path / "b", validation=0.0, average=0.5, **own).weights).state_dict()
+    last = load_network(train(tmp_path / "c", validation=0.0, **own).weights).state_dict()  # the same updates, not averaged
+    for name, tensor in given.items():
+        mean = weights[0][name]
+        for done, one in enumerate([*weights[1:5], last], start=2):
+            keep = min(0.5, (1 + done) / (10 + done))
+            mean = keep * mean + (1 - keep) * one[name]
+        torch.testing.assert_close(tensor, mean)
+
+
+def test_own_series_with_dropout_are_a_function_of_the_seed_and_of_nothing_else_and_can_be_resumed(tmp_path: Path) -> None:
+    series(tmp_path)
+    own: dict[str, Any] = {"data": str(tmp_path), "split": "file", "validation": 0.0, "average": 0.5, **SMALL, "dropout": 0.3}
+    torch.manual_seed(0)
+    whole = load_network(train(tmp_path / "a", **own).weights).state_dict()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise TrainingStopped
+
+    with pytest.raises(TrainingStopped):
+        train(tmp_path / "b", progress=stop, checkpoint_every=1, **own)
+    again = load_network(train(tmp_path / "b", resume=True, checkpoint_every=1, **own).weights).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+    assert torch.equal(torch.get_rng_state(), before)
+    still = load_network(train(tmp_path / "c", **(own | {"dropout": 0.0})).weights).state_dict()
+    assert not torch.equal(whole["state_decoder.head.weight"], still["state_decoder.head.weight"])
+
+
 def test_varied_pieces_stay_within_their_part_and_keep_samples_and_states_together() -> None:
     x_LC, state_L = torch.arange(100.0)[:, None].repeat(1, 2), torch.arange(100)
     pieces = [(0, 0), (0, 20), (0, 60), (1, 0)]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from tpp_models import BACKBONES, events, small
 
+from connectors.errors import ConfigError
 from models.prompttpp.attnhp import AttentionLayer
+from models.prompttpp.config import TppConfig
 from models.prompttpp.process import PointProcess
 from models.prompttpp.prompts import PromptPools
 from models.prompttpp.rates import encode_time
@@ -60,6 +62,45 @@ def test_every_parameter_that_is_used_learns(backbone: str) -> None:
     (run.rate_BLGK.square().sum() + run.cosine_BL.sum()).backward()
     still = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert not still
+
+
+@pytest.mark.parametrize("backbone", ["s2p2", "nhp"])
+@torch.no_grad()
+def test_prompts_change_the_rate_head_of_their_readers_and_begin_without_a_change(backbone: str) -> None:
+    model, without = small(backbone, prompt_head=True, query_events=2), small(backbone, query_events=2)
+    assert model.prompts is not None and model.prompts.value.shape == (1, 5, 2 + 3, 8)
+    assert not model.prompts.value[:, :, 2:].any() and model.prompts.value[:, :, :2].all()
+    state, value = without.state_dict(), model.prompts.value.detach()
+    model.load_state_dict(state | {"prompts.value": value, "prompts.reads": model.prompts.reads})
+    without.load_state_dict(state | {"prompts.value": value[:, :, :2]})
+    time, kind = events(4, 11, 3)
+    lag = LAG.expand(4, 11, -1)
+    before = model.run(time, kind, lag)
+    assert torch.equal(before.rate_BLGK, without.run(time, kind, lag).rate_BLGK)
+    model.prompts.value[0, 1, 2:] = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    after = model.run(time, kind, lag)
+    assert torch.equal(after.hidden_BLGD, before.hidden_BLGD)
+    # A slow obvious reference: the weights of the head and the mean change of the prompts read, event by event.
+    head = model.rate.linear  # type: ignore[union-attr]
+    for row in range(4):
+        for place in range(11):
+            change = 0.2 * model.prompts.value[0, after.chosen[0][row, place], 2:].mean(0)
+            x = after.hidden_BLGD[row, place] @ (head.weight + change).T + head.bias  # type: ignore[union-attr, operator]
+            torch.testing.assert_close(after.rate_BLGK[row, place], torch.nn.functional.softplus(x), rtol=1e-5, atol=1e-6)
+    reads = (after.chosen[0] == 1).any(2)
+    assert reads.any() and not reads.all()
+    moved = (after.rate_BLGK != before.rate_BLGK).flatten(2).any(2)
+    assert torch.equal(moved, reads)
+    torch.testing.assert_close(stepped(model, time, kind, 4), after.rate_BLGK, rtol=1e-4, atol=1e-6)
+
+
+def test_prompts_change_the_head_of_networks_that_have_both() -> None:
+    for changes in ({"backbone": "attnhp"}, {"backbone": "s2p2", "pool": 0}, {"backbone": "thp", "pool": 0}):
+        with pytest.raises(ConfigError, match="prompt_head needs prompts and backbone s2p2 or nhp"):
+            TppConfig(types=3, prompt_head=True, **changes)  # type: ignore[arg-type]
+    plain, own = TppConfig(types=3, backbone="nhp"), TppConfig(types=3, backbone="nhp", prompt_head=True)
+    assert "prompt_head" not in plain.to_json() and TppConfig.from_json(plain.to_json()) == plain  # names of old files stay
+    assert TppConfig.from_json(own.to_json()) == own
 
 
 def test_prompts_are_chosen_in_order_and_ties_go_to_the_lower_index() -> None:

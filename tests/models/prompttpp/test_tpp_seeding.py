@@ -12,7 +12,7 @@ from models.prompttpp.process import running_mean
 from models.prompttpp.prompts import unit
 from models.prompttpp.recipe import regimes
 from models.prompttpp.recurrent import RecurrentProcess
-from models.prompttpp.seeding import centers, seed_prompts
+from models.prompttpp.seeding import centers, count_reads, seed_prompts
 from models.prompttpp.simulate import simulate
 
 
@@ -44,6 +44,21 @@ def test_half_of_the_keys_begin_among_the_queries_and_values_alike(backbone: str
     assert not torch.isclose(model.prompts.key[:, :3], drawn[:, :3]).any(-1).all()
     bare = small(backbone, pool=0)
     seed_prompts(bare, data)
+
+
+def test_reads_of_the_training_are_counted_where_the_file_tells_them() -> None:
+    model, data, plain = small("s2p2", prompt_head=True), mixed(0, keys=3), small("s2p2")
+    count_reads(model, data)
+    count_reads(plain, data)
+    assert model.prompts is not None and model.prompts.reads is not None and plain.prompts is not None
+    assert plain.prompts.reads is None and "prompts.reads" not in plain.state_dict()
+    wanted = torch.zeros(5, dtype=torch.int64)
+    for row in range(9):  # one by one, without padding
+        batch = data.batch([row], model.config.time_scale)
+        run = model.run(batch.time_BL, batch.type_BL, torch.zeros(*batch.time_BL.shape, 1, dtype=torch.float64))
+        for index in run.chosen[0].flatten().tolist():
+            wanted[index] += 1
+    assert torch.equal(model.prompts.reads[0], wanted) and int(wanted.sum()) == 2 * len(data.time_E)
 
 
 def test_histories_of_one_regime_read_prompts_of_their_own() -> None:

@@ -23,12 +23,16 @@ def test_conformance_without_learning(backbone: str, tmp_path: Path) -> None:
     ("backbone", "options"),
     [
         ("s2p2", {"learn": "prompts", "learn_batch": 5}),
+        pytest.param(
+            "s2p2+head", {"learn": "prompts", "learn_batch": 5, "common_share": 0.5, "novelty": 0.9}, marks=pytest.mark.slow
+        ),
         pytest.param("s2p2", {"learn": "all", "learn_batch": 7, "refresh_lag": 1}, marks=pytest.mark.slow),
         pytest.param("attnhp", {"learn": "prompts+head", "learn_batch": 6, "refresh_lag": 0}, marks=pytest.mark.slow),
     ],
-    ids=["prompts", "all", "attention"],
+    ids=["prompts", "their head", "all", "attention"],
 )
 @pytest.mark.heavy
 def test_conformance_with_learning(backbone: str, options: dict[str, object], tmp_path: Path) -> None:
-    path = network(tmp_path, backbone)
+    name, _, own_head = backbone.partition("+")
+    path = network(tmp_path, name, prompt_head=bool(own_head))
     check_operator(lambda: operator(path, **options), stream(3, 7), bad_rows=BAD, fill_after=1)

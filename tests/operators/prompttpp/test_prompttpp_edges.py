@@ -183,6 +183,14 @@ def test_options_that_do_not_fit_the_network_are_refused(path: str, tmp_path: Pa
         operator(path, max_streams=10_000_000, bank_gib=0.1)
     with pytest.raises(ConfigError, match="leaves nothing of window=6"):
         operator(path, learn="prompts", learn_history=6)
+    with pytest.raises(ConfigError, match="common_share mixes queries of s2p2 or nhp"):
+        operator(network(tmp_path / "attention", "attnhp"), learn="prompts", common_share=0.5)
+    with pytest.raises(ConfigError, match="novelty needs to know which prompts the training has used"):
+        operator(network(tmp_path / "uncounted"), learn="prompts", common_share=0.5, novelty=0.5)
+    with pytest.raises(ConfigError, match="needs common_share above 0"):
+        operator(network(tmp_path / "uncounted"), learn="prompts", novelty=0.5)
+    with pytest.raises(ConfigError, match="common_share does nothing with learn='off'"):
+        operator(network(tmp_path / "uncounted"), common_share=0.5)
     with pytest.raises(ConfigError, match="refresh_lag does nothing"):
         operator(path, refresh_lag=1)
     (tmp_path / "text").write_text("no weights")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from prompttpp_streams import network, operator, stream, table
 
-from models.prompttpp.checkpoint import load
+from models.prompttpp.checkpoint import load, save
 from models.prompttpp.model import build_model
-from models.prompttpp.prompts import PromptReader
+from models.prompttpp.prompts import Common, PromptReader, TensorPrompts, unit
 from operators.prompttpp import PromptTPPOperator
 from operators.prompttpp.learning import Moments, row_adam
 
@@ -224,6 +224,135 @@ def test_with_refresh_lag_zero_states_are_those_of_the_present_weights(path: str
     stale = operator(path, learn="all", learn_batch=6, window=20)
     stale.process(batch.slice(0, 20))
     assert not table(stale.process(rest)).column("loglik").equals(wanted.column("loglik"))
+
+
+def test_heads_of_prompts_are_learned_by_their_readers_and_restored(tmp_path: Path) -> None:
+    path = network(tmp_path, pool=12, top_k=2, prompt_head=True)
+    frozen, batch = load(path).state_dict(), stream(4, 12)
+    options = {"learn": "prompts", "learn_batch": 9}
+    whole, one, outputs = operator(path, **options), operator(path, **options), []
+    wanted = table(whole.process(batch))
+    for start in range(0, batch.num_rows, 11):
+        outputs += one.process(batch.slice(start, 11))
+        state, one = one.snapshot(), operator(path, **options)
+        one.restore(state)
+    assert table(outputs).equals(wanted)
+    value, learned = prompts_of(one)[1][0], whole._learner
+    assert torch.equal(value, prompts_of(whole)[1][0]) and learned is not None
+    unread = learned._moments["prompts.value"].step[0] == 0
+    assert unread.any() and torch.equal(value[unread], frozen["prompts.value"][0, unread])
+    assert not frozen["prompts.value"][:, :, 2:].any() and value[~unread][:, 2:].abs().amax((1, 2)).min() > 0
+    model = one._network.model
+    assert all(torch.equal(t, frozen[n]) for n, t in model.state_dict().items() if not n.startswith("prompts."))
+
+
+def counted(folder: Path, **changes: int) -> str:
+    """Write a network whose file tells how often prompts were read."""
+    model = load(network(folder, pool=12, top_k=2, prompt_head=True, **changes))
+    assert model.prompts is not None and model.prompts.reads is not None
+    model.prompts.reads[0] = torch.tensor([9, 3, 9, 9, 3, 9, 9, 9, 7, 9, 9, 9])
+    save(model, folder / "counted.safetensors")
+    return str(folder / "counted.safetensors")
+
+
+@pytest.mark.parametrize("backbone", ["s2p2", "nhp"])
+def test_a_part_of_every_query_is_what_all_keys_looked_like_in_the_last_step(backbone: str, tmp_path: Path) -> None:
+    path, batch = network(tmp_path, backbone, pool=12, top_k=2, query_events=3), stream(4, 9)
+    one = operator(path, learn="prompts", learn_batch=12, common_share=0.6, window=12)
+    said = table(one.process(batch)).to_pylist()
+    plain = table(operator(path, learn="prompts", learn_batch=12, window=12).process(batch)).to_pylist()
+    model, bank = load(path), one._network.prompts
+    assert bank is not None and bank.common is not None and model.prompts is not None
+    # A slow obvious reference, row by row: tokens of each key, and at each step the mean of those of its scored events.
+    seconds = [time.timestamp() for time in batch.column("event_time").to_pylist()]
+    names, kinds = batch.column("stream_id").to_pylist(), batch.column("type").to_pylist()
+    history: dict[str, list[tuple[float, int]]] = {}
+    waiting: list[torch.Tensor] = []
+    common: torch.Tensor | None = None
+    key_MQ, stop, differs = model.prompts.key[0].detach(), batch.num_rows, 0
+    for row, (name, second, kind) in enumerate(zip(names, seconds, kinds, strict=True)):
+        mine = history.setdefault(name, [])
+        mine.append((second, kind))
+        time_1L = torch.tensor([[(then - mine[0][0]) / 60.0 for then, _ in mine]], dtype=torch.float64)
+        token_LQ = model.query_tokens(time_1L, torch.tensor([[what for _, what in mine]]))[0]  # type: ignore[operator]
+        keep = (1 - 1 / 3) ** torch.arange(len(mine)).flip(0)
+        query_Q = model.query((keep[:, None] * token_LQ).sum(0) / keep.sum())  # type: ignore[operator]
+        query_Q = query_Q if common is None else 0.4 * query_Q + 0.6 * common
+        wanted = (unit(key_MQ) @ unit(query_Q)).topk(2).indices.tolist()
+        assert said[row]["prompt_ids_k"] == wanted
+        differs += common is not None and plain[row]["prompt_ids_k"] != wanted
+        if row == stop:  # the second step moves the keys again
+            break
+        waiting += [token_LQ[-1]] if len(mine) > 1 else []
+        if len(waiting) == 12:
+            common, stop = model.query(torch.stack(waiting).mean(0)), row + 12  # type: ignore[operator]
+            until = operator(path, learn="prompts", learn_batch=12, common_share=0.6, window=12)
+            until.process(batch.slice(0, row + 1))
+            assert until._network.prompts is not None and until._network.prompts.common is not None
+            torch.testing.assert_close(until._network.prompts.common.query_JQ[0], common)
+            key_MQ = prompts_of(until)[0][0]
+    assert common is not None and differs
+
+
+def test_new_behavior_is_given_the_prompts_that_were_read_least(tmp_path: Path) -> None:
+    path, before = counted(tmp_path), load(counted(tmp_path)).state_dict()
+    for novelty, moved in ((0.999, [1, 4]), (1e-6, [])):
+        one = operator(path, learn="prompts", learn_batch=10_000, common_share=0.5, novelty=novelty)
+        one.process(stream(6, 6))
+        windows, _ = one._network.windows(np.flatnonzero(one._network.keys.pending_S), 3)
+        learner, bank = one._learner, one._network.prompts
+        assert learner is not None and bank is not None
+        for name in ("prompts.key", "prompts.value"):
+            for tensor in learner._moments[name]:
+                tensor.fill_(5)
+        learner._meet(windows)
+        assert bank.common is not None
+        key_MQ, value_MZD = (tensor[0] for tensor in prompts_of(one))
+        still = [row for row in range(12) if row not in moved]
+        assert torch.equal(key_MQ[still], before["prompts.key"][0, still])
+        assert torch.equal(value_MZD[still], before["prompts.value"][0, still])
+        query_Q = unit(bank.common.query_JQ[0])
+        lag = torch.zeros(*windows.after_BC.shape, 1, dtype=torch.float64)
+        model, every = one._network.model, torch.arange(len(windows.after_BC))[:, None]
+
+        def read(key_JMQ: torch.Tensor, one: PromptTPPOperator = one, common: Common = bank.common) -> torch.Tensor:
+            given = {"heard": windows.heard, "after_BC": windows.after_BC, "before_B": windows.before_B}  # noqa: B023
+            reader = TensorPrompts(key_JMQ, before["prompts.value"], 2, common=common)
+            chosen = model.run(windows.time_BL, windows.type_BL, lag, prompts=reader, **given).chosen[0]  # noqa: B023
+            return chosen[every, windows.after_BC][windows.real_BC].flatten().bincount(minlength=12)  # noqa: B023
+
+        if moved:
+            assert (unit(before["prompts.key"][0]) @ query_Q).max() < 0.999
+            size = before["prompts.key"][0].norm(dim=1).mean()
+            first = read(before["prompts.key"])
+            value_ZD = (first[:, None, None] * before["prompts.value"][0]).sum(0) / first.sum()
+            for row in moved:
+                torch.testing.assert_close(key_MQ[row], size * query_Q)
+                torch.testing.assert_close(value_MZD[row], value_ZD)
+        counts = before["prompts.reads"][0].clone()
+        counts[moved] = 0
+        assert torch.equal(learner._reads_M, counts + read(key_MQ[None]))
+        for name in ("prompts.key", "prompts.value"):
+            for tensor in learner._moments[name]:
+                assert bool((tensor[0, still] == 5).all()) and not tensor[0, moved].any()
+
+
+def test_what_all_keys_look_like_is_restored_with_the_same_bits(tmp_path: Path) -> None:
+    path, batch = counted(tmp_path), stream(5, 14)
+    options = {"learn": "prompts", "learn_batch": 7, "common_share": 0.6, "novelty": 0.5}
+    whole, one, outputs = operator(path, **options), operator(path, **options), []
+    wanted = table(whole.process(batch))
+    for start in range(0, batch.num_rows, 9):
+        outputs += one.process(batch.slice(start, 9))
+        state, one = one.snapshot(), operator(path, **options)
+        one.restore(state)
+    assert table(outputs).equals(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(prompts_of(one), prompts_of(whole), strict=True))
+    assert one._learner is not None and whole._learner is not None
+    assert torch.equal(one._learner._reads_M, whole._learner._reads_M)
+    without = operator(path, **(options | {"novelty": 0.0}))
+    without.process(batch)
+    assert not torch.equal(prompts_of(without)[0], prompts_of(whole)[0])  # some were given away
 
 
 def test_evicted_keys_are_not_learned_from_and_are_counted(path: str) -> None:
