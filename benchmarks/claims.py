@@ -233,7 +233,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         _TPP,
         "prompttpp_drift",
-        "simulated streams whose regimes change and return: the present regime, 95 % intervals over seeds",
+        "simulated streams whose regimes change and return for all keys at once: the present regime, 95 % intervals over seeds",
         words.drift_current,
         goal="current",
     ),
