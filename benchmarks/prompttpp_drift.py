@@ -49,18 +49,22 @@ NETWORK = {
 }  # fmt: skip
 LEARNING = {"learn_batch": 128, "learn_history": 28}
 TUNED: dict[str, dict[str, Any]] = {
-    "online": {"network_rate": 0.003, "learn_steps": 3},
+    "online": {"network_rate": 0.006, "learn_steps": 3},
     "prompt": {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.7, "novelty": 0.7},
 }
 TRIED: dict[str, list[dict[str, Any]]] = {
     "online": [
         {"network_rate": 0.01},
         {"network_rate": 0.006, "learn_steps": 2},
+        {"network_rate": 0.01, "learn_steps": 2},
         {"network_rate": 0.003, "learn_steps": 3},
+        {"network_rate": 0.006, "learn_steps": 3},
     ],
     "prompt": [
         {"learning_rate": 0.04},
         {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.7},
+        {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.5, "novelty": 0.7},
+        {"learning_rate": 0.03, "learn_steps": 3, "common_share": 0.7, "novelty": 0.7},
         {"learning_rate": 0.04, "learn_steps": 2, "common_share": 0.7, "novelty": 0.7},
     ],
 }
