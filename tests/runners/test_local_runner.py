@@ -389,9 +389,9 @@ def test_no_more_is_read_than_the_sinks_have_taken_and_one_batch(tmp_path: Path)
         stop: threading.Event
 
     shared = Shared([], [], threading.Event())
-    endless = SourceSpec(name="src", type="endless:EndlessSource", options=None)
+    endless = SourceSpec(name="src", type=f"{__name__}:EndlessSource", options=None)
     object.__setattr__(endless, "build", lambda: EndlessSource(EndlessOptions(taken=shared.taken)))
-    bounded = SinkSpec(name="out", type="bounded:BoundedSink", options=EndlessOptions(), inputs=("op",))
+    bounded = SinkSpec(name="out", type=f"{__name__}:BoundedSink", options=EndlessOptions(), inputs=("op",))
     object.__setattr__(bounded, "build", lambda: BoundedSink(shared))
     object.__setattr__(endless, "options", EndlessOptions())
     plan = spec(tmp_path, [endless], [operator("op", "src")], [bounded], epoch_s=0.01)
