@@ -180,7 +180,6 @@ def test_real_clips_give_the_same_rows_kept_or_carried(films: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_a_run_over_kept_frames_that_is_killed_gives_each_row_once(films: Path, tmp_path: Path) -> None:
     whole, killed = (values(films, tmp_path / name, "cpu", pace=pace) for name, pace in (("whole", "max"), ("killed", 2.0)))
-    for run in (whole, killed):
     Pipeline.from_dict(whole).run()
     assert run_process(killed, resume=True, fault="after_prepare:epoch=1") == -signal.SIGKILL
     assert run_process(killed, resume=True) == 0
@@ -194,7 +193,6 @@ def test_on_ray_kept_frames_reach_the_operator_in_its_own_process(films: Path, t
     from pipelines.runners import run
 
     carried, kept = values(films, tmp_path / "carried", None), values(films, tmp_path / "kept", "cpu")
-    for given in (carried, kept):
     Pipeline.from_dict(carried).run()
     report = run(Pipeline.from_dict(kept).spec, runner="ray")
     (detect,) = [task for task in report.tasks if task.task.node == "detect"]
