@@ -34,6 +34,7 @@ from benchmarks.gpu_frames import film_frames, why_none
 from benchmarks.gpu_golden import check_golden
 from benchmarks.mamba_fps import fill_banks, frames
 from benchmarks.rekv_gpu import PREFIX_TOKENS, SHAPES, Shape, random_decoder, timed
+from benchmarks.specvqgan_speed import drawing_for
 from models.rekv.config import ReKVConfig
 from models.rekv.encoding import encode_frames, encode_prefix
 from models.rekv.generate import TokenQuestion, answer_questions
@@ -47,7 +48,7 @@ from operators.base import Context
 from operators.mamba.config import MambaOptions
 from operators.mamba.operator import MambaOperator
 from operators.rekv.encoder import JointWriter, SlotWriter
-from operators.specvqgan.drawing import Drawing, Turn
+from operators.specvqgan.drawing import Turn
 from operators.specvqgan.streams import FrameStream
 
 PARTS = ("golden", "agreement", "frames", "rekv", "mamba", "specvqgan", "sketch", "streams", "decoding")
@@ -259,16 +260,7 @@ def specvqgan(streams: int, sizes: Sizes, device: torch.device, *, compiled: boo
     """Return the tokens that are drawn per second for so many streams together; ``compiled``: by ``compile: true``."""
     config = sizes.sound
     model = SoundTransformer(config).eval().requires_grad_(False).to(device)
-    drawing = Drawing(
-        model,
-        slots=streams,
-        columns=config.columns,
-        temperature=1.0,
-        top_k=config.codes // 2,
-        batch=streams,
-        device=device,
-        compiled=compiled,
-    )
+    drawing = drawing_for(model, streams, compiled=compiled)
     feats = [torch.randn(config.feature_width, config.features, device=device) for _ in range(streams)]
 
     def opened() -> list[FrameStream]:

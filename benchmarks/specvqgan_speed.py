@@ -92,18 +92,23 @@ def published_token(model: SoundTransformer, feats_1EF: torch.Tensor, place: int
     return processor_s(draw)
 
 
-def drawn_window(model: SoundTransformer, streams: int) -> float:
-    """Return the processor seconds of a whole window of sound for so many streams."""
-    config = model.config
-    drawing = Drawing(
+def drawing_for(model: SoundTransformer, streams: int, *, compiled: bool = False) -> Drawing:
+    """Return what draws the tokens of so many streams, on the model's device."""
+    return Drawing(
         model,
         slots=streams,
-        columns=config.columns,
+        columns=model.config.columns,
         temperature=1.0,
-        top_k=config.codes // 2,
+        top_k=model.config.codes // 2,
         batch=streams,
-        device=torch.device("cpu"),
+        device=model.pos_emb.device,
+        compiled=compiled,
     )
+
+
+def drawn_window(model: SoundTransformer, streams: int) -> float:
+    """Return the processor seconds of a whole window of sound for so many streams."""
+    config, drawing = model.config, drawing_for(model, streams)
     watched = [FrameStream(slot=slot, seed=slot + 1) for slot in range(streams)]
     feats = [torch.randn(config.feature_width, config.features) for _ in watched]
 
