@@ -7,24 +7,26 @@ and allocations none. Mixing devices raises, as CUDA does: an operator that pass
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 __all__ = ["DEVICE", "DeviceTensor", "Event", "Launches", "on_device", "on_host"]
 
 DEVICE = torch.device("cuda", 0)
 _HOST = torch.device("cpu")
 _ROOT = Path(__file__).resolve().parents[2]
+_OURS = tuple(f"{_ROOT}/{folder}/" for folder in ("models", "operators", "benchmarks"))
 
 _FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "alias", "lift_fresh"}
 _FREE |= {"_unsafe_view"}
@@ -36,8 +38,7 @@ _SIZED_BY_CONTENT = {"nonzero", "masked_select", "nms", "_unique2", "unique_dim"
 _FLASH = {"_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"}
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One thing that a GPU would have been asked for."""
 
     kind: str
@@ -146,14 +147,31 @@ def on_host(value: Any) -> Any:
     return tree_map(lambda x: x.inner if isinstance(x, DeviceTensor) else x, value)
 
 
-def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any], launches: Launches, mode: AbstractContextManager[Any]) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """What is known of an operation before it is called. An operator asks for tens of thousands, of a hundred kinds."""
+
+    name: str
+    composite: bool
+    free: bool
+
+
+@functools.cache
+def _operation(func: Any) -> _Operation:
     name = func._schema.name.split("::")[1]
-    flat = tree_flatten((args, kwargs))[0]
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return _Operation(name, name not in _ONE and composite, _is_free(func, name))
+
+
+def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any], launches: Launches, mode: AbstractContextManager[Any]) -> Any:
+    flat = [*_leaves(args), *_leaves(kwargs.values())]
     device = any(isinstance(x, DeviceTensor) for x in flat)
     wanted = next((x for x in flat if isinstance(x, torch.device)), None)
     if not device and (wanted is None or wanted.type == "cpu"):
         return func(*args, **kwargs)
-    if name not in _ONE and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+    operation = _operation(func)
+    name = operation.name
+    if operation.composite:
         with mode:  # so that its parts come here too
             made = func.decompose(*args, **kwargs)
         if made is not NotImplemented:
@@ -177,21 +195,23 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any], launches: Launc
     else:
         result_device = True
         _same_device(name, flat)
-        indices = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, DeviceTensor) and x.dim()]
-        if name in ("index", "index_put_", "index_put") and indices:
-            launches.events.append(Event("upload", name, _place(), sum(x.numel() * x.element_size() for x in indices), True))
+        if name in ("index", "index_put_", "index_put"):
+            indices = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, DeviceTensor) and x.dim()]
+            if indices:
+                size = sum(x.numel() * x.element_size() for x in indices)
+                launches.events.append(Event("upload", name, _place(), size, True))
         if name == "_local_scalar_dense":
             launches.events.append(Event("read", name, _place(), args[0].element_size()))
             return args[0].inner.item()
         masked = name in ("index", "index_put_") and any(_is_mask(x) for x in args[1])
         if name == "repeat_interleave":
             masked = kwargs.get("output_size") is None
-        if not _is_free(func, name):
+        if not operation.free:
             launches.events.append(Event("kernel", name, _place()))
             if name in _SIZED_BY_CONTENT or masked:
                 launches.events.append(Event("read", name, _place()))
-    inner_args, inner_kwargs = on_host((args, kwargs))
-    inner_args = tree_map(lambda x: _HOST if isinstance(x, torch.device) else x, inner_args)
+    inner_args = _changed(_inner, args)
+    inner_kwargs = {key: _changed(_inner, value) for key, value in kwargs.items()}
     if wanted is not None:
         inner_kwargs["device"] = _HOST
     inner_kwargs.pop("non_blocking", None)
@@ -199,8 +219,10 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any], launches: Launc
         result = _flash(*inner_args, efficient="efficient" in name, **inner_kwargs)
     else:
         result = func(*inner_args, **inner_kwargs)
+    if name == "copy_":
+        return args[0]
     if not result_device:
-        return args[0] if name == "copy_" else result
+        return result
     known = {id(x.inner): x for x in flat if isinstance(x, DeviceTensor)}
 
     def wrap(x: Any) -> Any:
@@ -211,9 +233,32 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any], launches: Launc
         with torch.inference_mode(x.is_inference()):  # a view must be of the kind of what it views
             return DeviceTensor(x)
 
-    if name == "copy_":
-        return args[0]
-    return tree_map(wrap, result)
+    return _changed(wrap, result)
+
+
+def _inner(x: Any) -> Any:
+    """Return what the CPU gets for an argument."""
+    if isinstance(x, DeviceTensor):
+        return x.inner
+    return _HOST if isinstance(x, torch.device) else x
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield what stands in the lists and tuples of arguments, the only nests that an operation takes."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _changed(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return a value, or a list or tuple of values, with each changed."""
+    if isinstance(value, list):
+        return [_changed(change, x) for x in value]
+    if isinstance(value, tuple):
+        return tuple(_changed(change, x) for x in value)
+    return change(value)
 
 
 def _is_mask(x: Any) -> bool:
@@ -250,8 +295,14 @@ def _place() -> str:
     """Return the innermost line of this project that is being run, tests excepted."""
     frame = sys._getframe(2)
     while frame is not None:
-        path = frame.f_code.co_filename
-        if path.startswith((f"{_ROOT}/models/", f"{_ROOT}/operators/", f"{_ROOT}/benchmarks/")):
-            return f"{Path(path).relative_to(_ROOT)}:{frame.f_lineno}"
+        file = _named(frame.f_code.co_filename)
+        if file is not None:
+            return f"{file}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "outside"
+
+
+@functools.cache
+def _named(path: str) -> str | None:
+    """Return the name of a file of this project, and nothing for other files."""
+    return str(Path(path).relative_to(_ROOT)) if path.startswith(_OURS) else None
