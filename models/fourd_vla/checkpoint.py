@@ -20,6 +20,7 @@ from models.file_headers import make_header
 from models.fourd_vla.header import FORMAT, MODEL, policy_config
 from models.fourd_vla.model import FourDVLA
 from models.fourd_vla.names import UNUSED, internvl_names
+from models.skeletons import skeleton
 from models.tokenizers import FolderTokenizer, Tokenizer, WordTokenizer
 from models.weight_files import read_safetensors, write_safetensors
 
@@ -67,7 +68,7 @@ def load_policy(
     else:
         tensors, metadata = read_safetensors(place)
         tokenizer = WordTokenizer(json.loads(metadata["words"]))
-    with torch.device("meta"):
+    with skeleton():
         model = FourDVLA(config)
     fresh = fit(model, tensors, str(place), strict=strict)
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)

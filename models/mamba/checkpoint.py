@@ -23,6 +23,7 @@ from models.file_headers import is_own, is_safetensors, make_header
 from models.mamba.config import IMAGENET_VID_CLASSES, MambaConfig
 from models.mamba.header import FORMAT, MODEL, stored_config
 from models.mamba.model import Mamba
+from models.skeletons import skeleton
 from models.weight_files import read_safetensors, read_state_dict, write_safetensors
 
 __all__ = ["checked_config", "convert", "infer_config", "load", "load_backbone", "official_key", "own_key", "save"]
@@ -106,7 +107,7 @@ def checked_config(path: str | os.PathLike[str]) -> MambaConfig:
     file = Path(path)
     state, stored = _read(file, header_only=True)
     config = _settle_config(stored, state, file)
-    with torch.device("meta"):
+    with skeleton():
         wanted = Mamba(config).state_dict()
     _check(state, wanted, file)
     return config

@@ -22,6 +22,7 @@ from models.prompttpp.config import TppConfig
 from models.prompttpp.header import FORMAT, MODEL, require_safetensors, stored_config
 from models.prompttpp.model import build_model
 from models.prompttpp.process import PointProcess
+from models.skeletons import skeleton
 from models.weight_files import read_safetensors, read_state_dict, weights_name, write_safetensors
 
 __all__ = ["checked_config", "infer_config", "load", "load_official", "model_id", "official_state", "save"]
@@ -54,7 +55,7 @@ def checked_config(path: str | os.PathLike[str]) -> TppConfig:
     """Return the config of one of our files after comparing its names and shapes with a network of these settings."""
     file = Path(path)
     state, config = _read(file, header_only=True)
-    with torch.device("meta"):
+    with skeleton():
         wanted = build_model(config).state_dict()
     _check(state, wanted, file)
     return config

@@ -24,6 +24,7 @@ from models.reloop2.config import CtrConfig, from_fuxictr
 from models.reloop2.feature_map import FeatureMap, read_fuxictr
 from models.reloop2.header import FORMAT, MODEL, Header, require_safetensors, stored_header
 from models.reloop2.model import build_model
+from models.skeletons import skeleton
 from models.weight_files import read_safetensors, read_state_dict, write_safetensors
 
 __all__ = ["checked_header", "load", "load_official", "model_id", "official_state", "save"]
@@ -54,7 +55,7 @@ def checked_header(path: str | os.PathLike[str]) -> Header:
     """Return the header of one of our files after comparing its names and shapes with a network of these settings."""
     file = Path(path)
     state, header = _read(file, header_only=True)
-    with torch.device("meta"):
+    with skeleton():
         wanted = _build(header.config, header.feature_map, file).state_dict()
     _check(state, wanted, file)
     return header

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from connectors.errors import CheckpointMismatch, ConfigError
 from models.file_headers import damaged_named, is_own, is_safetensors, make_header, require_model
 from models.pretrained import some_of
+from models.skeletons import skeleton
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.config import ROWS, WINDOW_COLUMNS, AutoencoderConfig, TransformerConfig, VocoderConfig
 from models.specvqgan.tokens import sequence_of
@@ -263,7 +264,7 @@ def _folded(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def _filled(network: type[M], config: object, tensors: Mapping[str, Tensor], file: Path) -> M:
-    with torch.device("meta"):
+    with skeleton():
         model = network(config)
     wanted = model.state_dict()
     missing, unknown = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()

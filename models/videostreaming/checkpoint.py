@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from connectors.errors import CheckpointMismatch, first_line
 from connectors.extras import optional
 from models.pretrained import quiet, read_config, some_of
+from models.skeletons import skeleton
 from models.videostreaming.config import VideoStreamingConfig
 from models.videostreaming.header import PUBLISHED
 from models.videostreaming.model import PARTS, TOWERS, VideoStreamingModel, projector
@@ -292,7 +293,7 @@ def fitting_tensors(part: str, settings: Any, tensors: Tensors, where: str) -> t
     """
     cls: Any = transformers.AutoModelForCausalLM if part == "language_model" else transformers.AutoModel
     own = cls._model_mapping[type(settings)]
-    with torch.device("meta"):
+    with skeleton():
         shell = own(settings)
     if part == "vision_tower":
         tensors = _vision_tensors(tensors, shell)
