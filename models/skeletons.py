@@ -14,12 +14,12 @@ __all__ = ["skeleton"]
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out normal numbers for tensors without memory.
+    """Leaves out drawing initial values for tensors without memory.
 
-    For them PyTorch imports its compiler, which takes as long as importing PyTorch.
+    For normal numbers PyTorch imports its compiler there, which takes as long as importing PyTorch.
     """
 
-    _DRAWS = (Tensor.normal_, nn.init.normal_)
+    _DRAWS = (Tensor.normal_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
     def __torch_function__(
         self,
