@@ -182,8 +182,9 @@ def run_here(values: dict[str, Any], *, resume: bool = False, runner: str = "loc
 def start_process(values: dict[str, Any], **options: Any) -> Any:
     """Start a run in a process of its own. It is forked from a clean server that has everything imported already."""
     context = multiprocessing.get_context("forkserver")
+    # Arrow asks pandas about the first list that it takes; importing it takes longer than such a run.
     context.set_forkserver_preload(
-        ["pipelines.runners.local", "pipelines.api", "pipelines.testing.running_mean", "connectors.sinks.jsonl"]
+        ["pipelines.runners.local", "pipelines.api", "pipelines.testing.running_mean", "connectors.sinks.jsonl", "pandas"]
     )
     process = context.Process(target=run_here, args=(values,), kwargs=options)
     process.start()
