@@ -63,15 +63,15 @@ def test_operators_compile_the_network_that_frames_go_through(
     results = []
     for compile_ in (False, True):
         if method == "specvqgan":
-            made = module.operator(write_model(tmp_path / "model"), compile=compile_, batch_frames=3)
-            out = made.process(module.clip("a", 3, 60))
+            made = module.operator(write_model(tmp_path / "model", columns=3), compile=compile_, batch_frames=3)
+            out = made.process(module.clip("a", 3, 30))
             results.append((module.tokens_of(out), module.samples_of(out).tolist()))
         else:
             made = module.operator(module.tiny(tmp_path), compile=compile_, batch_frames=3)
-            for start in (0, 5):
-                made.process(frames(interleaved("ab", 5, start=start)))
+            for start in (0, 3, 6):  # twice three frames, which are padded: one size, as each takes seconds
+                made.process(frames(interleaved("ab", 3, start=start)))
             results.append(made.snapshot())
-    assert found.graphs and set(sizes) <= {1, 2, 4}
+    assert found.graphs and set(sizes) <= {1, 2, 4} and 4 in sizes
     if method == "specvqgan":
         assert results[0] == results[1] and len(results[0][0]) > 5
         return

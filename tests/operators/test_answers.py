@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,9 +256,15 @@ def test_other_processes_answer_in_the_order_of_asking_and_end_with_close() -> N
     assert made.method.held == 0 and not made.answers.busy
 
 
-@pytest.mark.heavy
-def test_a_process_that_ends_is_an_error_that_says_what_to_do() -> None:
-    made = Asked(Answerers("counting", 1, loaded))
+@pytest.mark.parametrize("ends", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_process_that_ends_is_an_error_that_says_what_to_do(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none ends, the pool says so nevertheless."""
+    pool = Answerers("counting", 1, loaded)
+    if not ends:
+        told: Future[list[str]] = Future()
+        told.set_exception(BrokenProcessPool("a process was terminated"))
+        monkeypatch.setattr(pool._pool, "submit", lambda *_: told)
+    made = Asked(pool)
     made.take("a", 12)
     made.ask({})
     with pytest.raises(StreambankError, match=r"counting: a process that answers questions has ended .* lower answerers"):

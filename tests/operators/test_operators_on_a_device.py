@@ -102,12 +102,12 @@ def specvqgan(module: ModuleType, folder: Path, *, unbounded: bool = False) -> M
 
     ``unbounded``: nothing is known of how large the features of frames are, as with ResNet-50.
     """
-    operator = module.operator(write_model(folder))
+    operator = module.operator(write_model(folder, columns=3))  # a window of half a second
     if unbounded:
         network = operator._looking._run
         operator._looking._run = lambda pixels_B: network(pixels_B).exp().log()
     steps: list[Step] = []
-    for t in range(6):
+    for t in range(4):
         clips = [module.clip(name, seed, 12, start=12 * t, start_us=400_000 * t) for seed, name in enumerate("ab")]
         steps.append(("process", pa.Table.from_batches(clips).combine_chunks().to_batches()[0]))
     return operator, steps
@@ -134,7 +134,7 @@ CASES = [
 ]
 
 
-FIRST = {"reloop2": 1, "rekv": 1, "videostreaming": 2, "specvqgan": 3}
+FIRST = {"reloop2": 1, "rekv": 1, "videostreaming": 2, "specvqgan": 2}
 """Steps in which networks are proved to give finite numbers, as far as they are."""
 
 
