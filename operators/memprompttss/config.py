@@ -92,6 +92,12 @@ class Geometry:
     cached: int
     """Encoded windows that are remembered."""
 
+    @property
+    def ahead(self) -> int:
+        """Windows that are taken in behind one before it is settled: what it is about is still remembered then."""
+        about = self.window + max(self.min_segment, 1) + 1
+        return min((self.cached - 1) // 2, (self.kept - about) // self.stride)
+
     @staticmethod
     def of(options: MemPromptTSSOptions, config: MemPromptTSSConfig, name: str) -> Geometry:
         """Raise ``ConfigError`` for lengths that do not go together."""

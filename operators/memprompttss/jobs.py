@@ -46,10 +46,14 @@ class Job:
         return self.taken in self.late
 
     def take(self, geometry: Geometry, *, one_tick: bool) -> int:
-        """Return how many rows are taken in next: up to a gap or a late row, and to the next tick, or as history allows."""
+        """Return how many rows are taken in next: one that is late; else up to a gap or a late one, and to the next tick, or as
+        history allows.
+        """
+        if self.is_late():
+            return 1
         end = min((cut for cut in (*self.cuts, *self.late) if cut > self.taken), default=len(self.rows_N))
         to_tick = geometry.window + self.stream.windows * geometry.stride - self.stream.received
-        most = to_tick if one_tick else to_tick + geometry.stride * max(0, (geometry.cached - 1) // 2)
+        most = to_tick if one_tick else to_tick + geometry.stride * geometry.ahead
         return min(end - self.taken, most)
 
 
@@ -62,3 +66,5 @@ class Tick:
     """Its number since the origin."""
     key: int
     """The row that completed it."""
+    received: int
+    """Samples of the stream that had come when it was run."""

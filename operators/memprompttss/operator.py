@@ -144,6 +144,7 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
             while jobs:
                 self._round(out, samples, jobs)
                 jobs = [job for job in jobs if job.taken < len(job.rows_N)]
+            self._runner.settle()
         return self._tells.joined(out.batches())
 
     def _jobs(self, names: pa.Array, samples: Samples, rows_P: Ints, slots_P: Ints) -> list[Job]:
@@ -166,18 +167,18 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
 
     def _round(self, out: Rows, samples: Samples, jobs: Sequence[Job]) -> None:
         """Take in some rows of each stream, or one that is late, and run the windows that they complete."""
-        sizes, before, following = [], [], []
-        for number, job in enumerate(jobs):
-            if job.is_late():
-                before.append(job.stream.received)
-                self._intake.insert(out, samples, job)
-                sizes.append(1)
-                continue
+        for job in jobs:
             if job.after_gap():
                 self._restart(out, samples, job)
-            before.append(job.stream.received)
-            sizes.append(job.take(self._geometry, one_tick=self._applier.waits(job.stream_id, job.slot)))
-            following.append(number)
+        before = [job.stream.received for job in jobs]
+        sizes = [job.take(self._geometry, one_tick=self._applier.waits(job.stream_id, job.slot)) for job in jobs]
+        self._runner.make_room(jobs, sizes)
+        following = []
+        for number, job in enumerate(jobs):
+            if job.is_late():
+                self._intake.insert(out, samples, job)
+            else:
+                following.append(number)
         if following:
             self._intake.append(out, samples, [jobs[n] for n in following], np.array([sizes[n] for n in following]))
         window, stride = self._geometry.window, self._geometry.stride
@@ -188,7 +189,7 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
             complete = (job.stream.received - window) // stride + 1 if job.stream.received >= window else 0
             for number in range(job.stream.windows, complete):
                 row = start + number * stride + window - 1 - had
-                ticks.append(Tick(job, number, int(job.rows_N[row])))
+                ticks.append(Tick(job, number, int(job.rows_N[row]), job.stream.received))
         if ticks:
             self._runner.run(out, ticks)
 
@@ -242,6 +243,7 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
                 self._runner.apply_late(out, Job(stream_id, stream, np.zeros(0, np.int64), ()))
                 if self._applier.applied:
                     self._streams.changed(stream_id)
+        self._runner.settle()
         return ended + self._tells.joined(out.batches())
 
     # Prompts
@@ -356,6 +358,7 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
         hint = "the memories hold what these weights and options gave, so resume with the same ones"
         live, streams = self._streams.restore(state, weights=self.model_id, settings=self._settings, hint=hint)
         slots_N = np.array([stream.slot for stream in streams], np.int64)
+        self._runner.forget()  # of a call that has failed
         for slot in range(self.options.max_streams):
             self._timeline.release(slot)
             for bank in self._banks:

@@ -138,7 +138,7 @@ class Reviser:
         """Segment the samples from ``first`` on again; tell what is gone, new or different."""
         timeline, slot = self._timeline, tick.job.slot
         machine_14, low = self._machine_before(level, slot, first)
-        low = max(low, timeline.oldest(tick.job.stream.received))
+        low = max(low, timeline.oldest(tick.received))
         parts = {
             name: timeline.states_of(level, slot, f"segment_{name}", low, settled)
             for name in ("start", "state", "revision", "base", "sequence", "time_us")

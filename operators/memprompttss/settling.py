@@ -106,7 +106,7 @@ class Settler:
             values, number = np.unique(states, return_counts=True)
             start, state = 0, int(values[number.argmax()])
             one = np.zeros(1, np.int64)
-            self._note(level, one + slot, one, one + state, one + end, one + end, one + tick.job.stream.received)
+            self._note(level, one + slot, one, one + state, one + end, one + end, one + tick.received)
         self.tell_segment(out, level, tick, Segment(start, end, state), end, revision=None)
 
     def tell_segment(
@@ -124,10 +124,9 @@ class Settler:
         """Add the row of a segment; ``settled``: how many samples are final. ``revision`` None: as it was when it began."""
         timeline, job = self.timeline, tick.job
         last = (settled if segment.end == NONE else segment.end) - 1
-        at = last % self.geometry.kept
-        held, samples = timeline.states[level].rows, timeline.samples.rows
-        row = {name: held[f"segment_{name}"][job.slot, at].item() for name in ("revision", "base", "sequence", "time_us")}
-        total, number = held["sum"][job.slot, at].item(), last + 1 - segment.start
+        one = np.array([job.slot]), np.array([last])
+        row = {name: timeline.state(level, f"segment_{name}", *one).item() for name in _TOLD}
+        total, number = timeline.state(level, "sum", *one).item(), last + 1 - segment.start
         out.segment(
             tick.key,
             stream_id=job.stream_id,
@@ -135,8 +134,8 @@ class Settler:
             event_time=row["time_us"],
             granularity=self.granularities[level],
             segment_id=job.stream.origin + segment.start,
-            end_sequence=samples["sequence"][job.slot, at].item(),
-            end_time=samples["time_us"][job.slot, at].item(),
+            end_sequence=timeline.get("sequence", *one).item(),
+            end_time=timeline.get("time_us", *one).item(),
             state=segment.state,
             mean_confidence=(total - row["base"]) / number,
             n_samples=number,
@@ -231,7 +230,7 @@ class Settler:
         slot_E, settled_E = slots_B[of_E], settled_B[of_E]
         is_last_E = np.append(of_E[1:] != of_E[:-1], True)
         end_E = np.where(is_last_E, settled_E, np.append(start_E[1:], 0))
-        received_B, origin_B = np.array([(tick.job.stream.received, tick.job.stream.origin) for tick in ticks]).T
+        received_B, origin_B = np.array([(tick.received, tick.job.stream.origin) for tick in ticks]).T
         known = self._note(level, slot_E, start_E, begun.state_E, end_E, settled_E, received_B[of_E])
         # Two rows for each: of the segment that ends before it, where there is one, and its own.
         last_E2 = np.stack([start_E - 1, settled_E - 1], axis=1)

@@ -1,6 +1,7 @@
 """What is remembered of each stream: samples, encoded windows, votes, states and segments, all in rings of fixed size.
 
 Positions count samples from a stream's origin; sample i lies in row i % kept of its slot. Encoded windows lie on the device.
+While windows wait to be settled, more samples may come: what is known of those that they overwrite is then retained besides.
 """
 
 # S slots, B slots of a call, R rows over all slots, N samples, T samples of a window, G granularities, K states, C channels
@@ -72,6 +73,10 @@ class Timeline:
         self.machine_SG4 = np.full((slots, levels, len(MACHINE)), NONE, np.int64)
         self.last_SC = np.full((slots, channels), np.nan, np.float32)
         self.held_SC = np.zeros((slots, channels), np.int64)
+        self._retained: dict[str, npt.NDArray[np.generic]] = {}
+        self._place_S, self._most_S = np.full(slots, -1), np.zeros(slots, np.int64)
+        """Where a slot is retained, and how many samples of it may have come before it is let go."""
+        self.let_go()
 
     def bytes(self) -> int:
         """Return the bytes of everything."""
@@ -86,9 +91,41 @@ class Timeline:
 
     def get(self, name: str, slot_R: Ints, position_R: Ints) -> npt.NDArray[np.generic]:
         """Return what is known of samples that are remembered."""
-        rows_SN = self.samples.rows[name].numpy()
-        found: npt.NDArray[np.generic] = rows_SN[slot_R, position_R % self.geometry.kept]
+        kept = self.geometry.kept
+        found: npt.NDArray[np.generic] = self.samples.rows[name].numpy()[slot_R, position_R % kept]
+        if len(self._retained.get(name, ())):
+            place_R = self._place_S[slot_R]
+            gone_R = (place_R >= 0) & (position_R < self._received(slot_R) - kept)
+            if gone_R.any():
+                found = np.where(gone_R, self._retained[name][place_R, position_R % kept], found)
         return found
+
+    def retain(self, slots: Sequence[int]) -> None:
+        """Have :meth:`get` know the samples of these slots that are remembered now also when more have come, values excepted.
+
+        Until :meth:`let_go`, which must be before more than :meth:`room` have come.
+        """
+        new = [slot for slot in slots if self._place_S[slot] < 0]
+        if new:
+            self._place_S[new] = len(self._retained["quality"]) + np.arange(len(new))
+            self._retained = {
+                name: np.concatenate([rows, self.samples.rows[name].numpy()[new]]) for name, rows in self._retained.items()
+            }
+            # Samples behind the last window may be replaced yet, so that those are never read here.
+            self._most_S[new] = self._received(np.array(new)) + self.geometry.kept - self.geometry.stride
+
+    def room(self, slot: int) -> int:
+        """Return how many samples of a slot that is retained may come."""
+        return int(self._most_S[slot] - self._received(np.array([slot]))[0])
+
+    def let_go(self) -> None:
+        """Forget what was retained."""
+        self._retained = {name: self.samples.rows[name].numpy()[:0] for name in _SAMPLES}
+        self._place_S[:] = -1
+
+    def _received(self, slot_R: Ints) -> Ints:
+        received_R: Ints = self.samples.written(torch.from_numpy(slot_R)).numpy()
+        return received_R
 
     def insert(self, slot: int, position: int, row: Mapping[str, npt.NDArray[np.generic]], received: int) -> None:
         """Put one sample [1, ...] before ``position`` of a slot of which so many samples have come; those behind move."""

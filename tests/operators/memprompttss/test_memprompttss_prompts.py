@@ -25,7 +25,9 @@ from connectors.errors import SchemaError
 from models.memprompttss.checkpoint import load_network
 from models.memprompttss.model import MemPromptTSS, Prompts
 from models.memprompttss.offline import segment
+from operators.memprompttss import windows
 from operators.memprompttss.operator import MemPromptTSSOperator
+from pipelines.testing._compare import state_difference
 
 
 def token(model: MemPromptTSS, x_LC: np.ndarray, at: int, state: int = 0, *, incorrect: int = 0, kind: int = 0) -> torch.Tensor:
@@ -401,3 +403,20 @@ def test_a_paused_stream_is_revised_wherever_its_last_window_ends(behind: int, t
         assert any(row["revision"] for row in found["states"].to_pylist())
         state = final_states(found["states"])
         assert final_segments(found["segments"]) == segments_of(np.array([state[i] for i in range(len(x_LC))], np.int64), 9)
+
+
+def test_all_windows_of_a_call_settled_at_once_give_what_they_give_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, length = network(tmp_path), 96  # a ring of 41 samples goes round twice
+    said = [{"at": at, "state": at % 4, "prompt_id": f"p{at}", "stream_id": "ab"[at % 2]} for at in range(9, length, 9)]
+    rows = together(samples("a", wave(length)), samples("b", wave(length, 1)))
+    found = []
+    for most in (windows._MOST_BYTES, 0):
+        monkeypatch.setattr(windows, "_MOST_BYTES", most)
+        op = operator(checkpoint, history=32)
+        found.append((tables([*op.control(prompts(*said)), *op.process(rows)]), op.snapshot()))
+    (at_once, state), (in_turn, wanted) = found
+    assert at_once == in_turn and state_difference(state, wanted) is None
+    revised = {str(row["caused_by"]) for row in at_once["states"].to_pylist() if row["revision"]}
+    assert len(revised) > 3 and at_once["bank"]["op"].to_pylist().count("write") == len(said)

@@ -89,6 +89,16 @@ def test_cuts_change_no_row(cut: int, tmp_path: Path) -> None:
         assert found[name].select(exact).equals(wanted[name].select(exact)), name
 
 
+def test_rows_of_a_short_history_name_their_own_samples_however_many_come_at_once(tmp_path: Path) -> None:
+    checkpoint, x_LC = network(tmp_path), wave(40)
+    whole, pieces = (operator(checkpoint, history=16, stride=1, min_segment=5) for _ in range(2))
+    wanted = tables([each for i in range(40) for each in pieces.process(samples("a", x_LC[i : i + 1], i))])
+    found = tables(whole.process(samples("a", x_LC)))
+    for name in wanted:
+        exact = [c for c in wanted[name].column_names if not pa.types.is_floating(wanted[name].schema.field(c).type)]
+        assert found[name].select(exact).equals(wanted[name].select(exact)), name
+
+
 def test_a_stream_of_less_than_a_window_has_no_states_unless_it_is_padded(tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(9)
     plain = operator(checkpoint)
