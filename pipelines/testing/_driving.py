@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ class Case:
     def rng(self) -> np.random.Generator:
         """Return the generator of the random interleavings and cuts."""
         return np.random.default_rng(self.seed)
+
+    @cached_property
+    def alone(self) -> dict[str, Tables]:
+        """The output of each stream alone, one row at a time, control rows where their time falls."""
+        events = events_of(self)
+        return {stream: as_tables(run_steps(self.make(), self, [[event] for event in mine])) for stream, mine in events.items()}
+
+    @cached_property
+    def alone_data(self) -> dict[str, Tables]:
+        """The output of each stream's data rows alone, in one batch, without control rows."""
+        mine = {stream: self.rows.filter(pc.equal(self.rows.column("stream_id"), stream)) for stream in self.streams}
+        return {stream: as_tables(process_rows(self.make(), rows)) for stream, rows in mine.items()}
 
 
 def resources() -> set[str]:
@@ -190,20 +203,6 @@ def do_step(operator: Operator, case: Case, step: Step) -> list[Emitted]:
 
 def run_steps(operator: Operator, case: Case, steps: Iterable[Step]) -> list[Emitted]:
     return [out for step in steps for out in do_step(operator, case, step)]
-
-
-def run_alone(case: Case) -> dict[str, Tables]:
-    """Return the output of each stream alone, one row at a time."""
-    events = events_of(case)
-    return {stream: as_tables(run_steps(case.make(), case, [[event] for event in mine])) for stream, mine in events.items()}
-
-
-def alone_data(case: Case) -> dict[str, Tables]:
-    """Return the output of each stream's data rows alone, without control rows."""
-    return {
-        stream: as_tables(process_rows(case.make(), case.rows.filter(pc.equal(case.rows.column("stream_id"), stream))))
-        for stream in case.streams
-    }
 
 
 def by_stream(case: Case, emitted: Sequence[Emitted]) -> dict[str, Tables]:

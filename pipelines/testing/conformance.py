@@ -25,7 +25,6 @@ from pipelines.testing._driving import (
     Case,
     ConformanceError,
     Tables,
-    alone_data,
     as_tables,
     by_stream,
     by_time,
@@ -42,7 +41,6 @@ from pipelines.testing._driving import (
     process_rows,
     resources,
     rows_between,
-    run_alone,
     run_steps,
     shifted,
     statuses_of,
@@ -137,11 +135,10 @@ def check_operator(
 
 def check_interleaving(case: Case, *, tries: int = 3) -> None:
     """A stream's output is that of the stream alone, however streams are interleaved and batches cut."""
-    alone = run_alone(case)
     rng = case.rng()
     for attempt in range(tries):
         steps = cut(interleave(case, rng), rng, 1 if attempt == 0 else len(case.streams) * 2)
-        expect(case, "interleaving", alone, run_steps(case.make(), case, steps))
+        expect(case, "interleaving", case.alone, run_steps(case.make(), case, steps))
 
 
 def check_cuts(case: Case, *, tries: int = 4) -> None:
@@ -194,7 +191,7 @@ def check_snapshot(case: Case) -> None:
     undisturbed = [plain_out for step in steps for plain_out in do_step(plain, case, step)]
     final = plain.snapshot()
 
-    points = sorted({0, len(steps) // 3, len(steps) * 2 // 3, len(steps)})
+    points = sorted({0, len(steps) // 2, len(steps)})
     first = case.make()
     taken: dict[int, State] = {}
     kept: dict[int, State] = {}
@@ -239,7 +236,6 @@ def check_resharding(case: Case) -> None:
     rng = case.rng()
     events = interleave(case, rng)
     half = len(events) // 2
-    alone = run_alone(case)
     whole = case.make()
     outputs = [out for step in cut(events[:half], rng, 2) for out in do_step(whole, case, step)]
     state = whole.snapshot()
@@ -256,7 +252,7 @@ def check_resharding(case: Case) -> None:
     merged = case.make()
     merged.restore(State.merge(parts))
     outputs += [out for step in cut(events[third:], rng, 2) for out in do_step(merged, case, step)]
-    expect(case, "resharding", alone, outputs)
+    expect(case, "resharding", case.alone, outputs)
 
 
 def check_bad_rows(case: Case) -> None:
@@ -292,7 +288,7 @@ def check_bad_rows(case: Case) -> None:
     found = as_tables(process_rows(case.make(), together))
     inputs = np.array(together.column("stream_id").to_pylist())
     whole = {} if is_keyed(operator) else by_stream(case, process_rows(case.make(), rows))
-    for stream, wanted in (whole or alone_data(case)).items():
+    for stream, wanted in (whole or case.alone_data).items():
         is_bad = (order >= rows.num_rows)[inputs == stream]
         mine = of_stream(found, stream)
         for output, table in mine.items():
@@ -395,7 +391,6 @@ def check_close(case: Case, *, patience_s: float = 10.0) -> None:
 
 def check_close_stream(case: Case) -> None:
     """A closed stream is forgotten and may start over; other streams do not notice; closing an unknown one is no error."""
-    alone = alone_data(case)
     operator = case.make()
     operator.close_stream("a stream that never was")
     first, other = case.streams[:2]
@@ -410,9 +405,9 @@ def check_close_stream(case: Case) -> None:
         raise ConformanceError(f"close_stream: an increment still holds {first!r} after close_stream")
     if first in operator.snapshot().streams:
         raise ConformanceError(f"close_stream: the snapshot still holds {first!r} after close_stream")
-    expect(case, "close_stream: after re-opening", {first: alone[first]}, process_rows(operator, mine))
+    expect(case, "close_stream: after re-opening", {first: case.alone_data[first]}, process_rows(operator, mine))
     outputs += process_rows(operator, theirs.slice(half))
-    expect(case, "close_stream: another stream", {other: alone[other]}, outputs)
+    expect(case, "close_stream: another stream", {other: case.alone_data[other]}, outputs)
 
     closing = case.make()
     closing.restore(base)
@@ -430,8 +425,8 @@ def check_close_stream(case: Case) -> None:
         raise ConformanceError(f"close_stream: all streams were closed, the snapshot holds {closing.snapshot().streams}")
 
 
-def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 40 * 1024) -> None:
-    """Nothing grows with the length of a stream: after 6 times what fills all memories, no byte more than after filling.
+def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 24 * 1024) -> None:
+    """Nothing grows with the length of a stream: after 4 times what fills all memories, no byte more than after filling.
 
     Compares snapshot and ``bank_bytes`` exactly, and what Python has allocated (from half way on) up to ``slack`` bytes.
     """
@@ -446,13 +441,13 @@ def check_bounded(case: Case, *, fill_after: int = 1, slack: int = 40 * 1024) ->
         snapshots: list[int] = []
         banks: list[float] = []
         python: list[int] = []
-        for repetition in range(6 * fill_after):
+        for repetition in range(4 * fill_after):
             process_rows(operator, shifted(case.rows, repetition * span, repetition * span_us))
-            if repetition + 1 in (fill_after, 6 * fill_after):
+            if repetition + 1 in (fill_after, 4 * fill_after):
                 banks.append(operator.metrics().get("bank_bytes", 0.0))
                 snapshots.append(operator.snapshot().bytes())
             # From half way on: until then caches of Python and torch may fill.
-            if repetition + 1 in (3 * fill_after, 6 * fill_after):
+            if repetition + 1 in (2 * fill_after, 4 * fill_after):
                 gc.collect()
                 python.append(tracemalloc.get_traced_memory()[0])
     finally:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
 
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.checkpoint import save
 from models.specvqgan.config import AutoencoderConfig, TransformerConfig, VocoderConfig
+from models.specvqgan.loaders import SoundNetworks
 from models.specvqgan.transformer import SoundTransformer
 from models.specvqgan.vision import PixelConfig, PixelFeatures
 from models.specvqgan.vocoder import Vocoder
 
-__all__ = ["CODES", "write_model"]
+__all__ = ["CODES", "copy_loaded", "write_model"]
 
 CODES = 16
 
@@ -55,3 +59,13 @@ def write_model(folder: Path, *, columns: int = 6, features: int = 4, side: int 
     ):
         save(network, folder / f"{name}.safetensors")
     return folder
+
+
+def copy_loaded(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """Have each operator of ``module`` take a copy of what was loaded once: reading the files costs more than most tests."""
+    load = functools.cache(module.load_networks)
+
+    def copied(folder: Path, parts: list[str], device: torch.device) -> SoundNetworks:
+        return copy.deepcopy(load(folder, tuple(parts), device))
+
+    monkeypatch.setattr(module, "load_networks", copied)

@@ -13,7 +13,7 @@ from operators.rekv.policies import EMLLM, BlockFloat, KVMerger, Policy, Scissor
 from pipelines.testing.conformance import Case, check_close, check_interleaving, check_operator
 
 STREAMS = ("a", "b")
-FRAMES = 7
+FRAMES = 8
 COLOR = "which colour is it?"
 
 
@@ -50,12 +50,12 @@ def test_rekv_conforms(options: dict[str, Any], tiny_rekv: str) -> None:
     rows = frames(interleaved(STREAMS, FRAMES))
     bad = bad_rows() if not options else None  # of frames that are skipped nothing is decoded
     check_operator(
-        lambda: operator(tiny_rekv, max_streams=3, **options),
+        lambda: operator(tiny_rekv, max_streams=2, window_tokens=12, retrieve_frames=2, frames_per_stream=5, **options),
         rows,
         control=asked(STREAMS, ASKED),
         bad_rows=bad,
         ignore=("lag_s",),
-        fill_after=3 if options else 2,  # sampled, a repetition fills less
+        fill_after=2 if options else 1,  # sampled, a repetition fills less
     )
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from sound_models import write_model
+from sound_models import copy_loaded, write_model
 from video_streams import frames, interleaved
 
 from operators.base import Context
 from operators.specvqgan import SpecVQGANOperator, SpecVQGANOptions
+from operators.specvqgan import operator as specvqgan
 from pipelines.testing.conformance import check_operator
 
 STREAMS = ("a", "b")
@@ -36,7 +37,8 @@ def bad_rows() -> pa.RecordBatch:
         pytest.param({"feature_mode": "clip", "precision": "float32", "batch_streams": 1}, id="clips", marks=pytest.mark.slow),
     ],
 )
-def test_specvqgan_conforms(options: dict[str, Any], tmp_path: Path) -> None:
+def test_specvqgan_conforms(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_loaded(monkeypatch, specvqgan)
     folder = write_model(tmp_path, columns=3, features=3)
     keys = interleaved(STREAMS, 13)
     images = [np.random.default_rng([ord(name), i]).integers(0, 256, (6, 8, 3), dtype=np.uint8) for name, i in keys]

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pyarrow as pa
-from sound_models import write_model
+import pytest
+from sound_models import copy_loaded, write_model
 from sound_rows import interleaved_sound, pcm, rows_of, tone
 
 from operators.base import Context
 from operators.specvqgan_codec import SpecVQGANCodecOperator, SpecVQGANCodecOptions
+from operators.specvqgan_codec import operator as specvqgan_codec
 from operators.specvqgan_codec.schemas import BLOCK
 from pipelines.testing.conformance import check_operator
 
@@ -22,6 +24,11 @@ def sound(length: int = 6_000) -> pa.RecordBatch:
             for seed, (name, rate) in enumerate(zip(STREAMS, rates, strict=True))
         ]
     )
+
+
+@pytest.fixture(autouse=True)
+def _copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_loaded(monkeypatch, specvqgan_codec)
 
 
 def codec(folder: Path, mode: str, **options: object) -> SpecVQGANCodecOperator:

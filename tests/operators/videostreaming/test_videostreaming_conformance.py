@@ -12,7 +12,7 @@ from videostreaming_streams import COLOR, operator
 
 from pipelines.testing.conformance import Case, check_close, check_interleaving, check_operator
 
-STREAMS = ("a", "b", "c")
+STREAMS = ("a", "b")
 FRAMES = 16
 ASKED = (
     (2, COLOR, 11 * STEP_US),
@@ -50,12 +50,11 @@ SHORT = {"clip_seconds": 1.5, "frames_per_clip": 3, "similarity": "dot", "includ
 )
 def test_videostreaming_conforms(options: dict[str, Any], tiny_videostreaming: str) -> None:
     check_operator(
-        lambda: operator(tiny_videostreaming, max_streams=3, **options),
+        lambda: operator(tiny_videostreaming, max_streams=2, clips_per_stream=3, **options),
         frames(interleaved(STREAMS, FRAMES)),
         control=asked(STREAMS, ASKED),
         bad_rows=bad_rows(),
         ignore=("lag_s",),
-        fill_after=2,
     )
 
 
