@@ -28,21 +28,23 @@ import torch
 compiler = torch.compile  # its first half: what it captures is run as it is
 torch.compile = lambda function, **_: compiler(function, backend="eager", dynamic=False, fullgraph=True)
 from benchmarks import gpu
-found = gpu.measure(gpu.TOY, torch.device("cpu"), [part for part in gpu.PARTS if part != "golden"], 600.0)
+found = gpu.measure(gpu.TOY, torch.device("cpu"), sys.argv[1:], 600.0)
 assert not set({BLOCKED}) & set(sys.modules)
 print("FOUND", json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+def measured(*parts: str) -> dict[str, Any]:
     """Return what is measured in a process where the packages of connectors and pipelines are missing."""
-    ran = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, timeout=600)
+    ran = subprocess.run([sys.executable, "-c", RUN, *parts], capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.partition("FOUND ")[2])
+    found: dict[str, Any] = json.loads(ran.stdout.partition("FOUND ")[2])
+    assert [what for what in found["left_out"] if not what.startswith("frames: ")] == []
+    return found
 
 
-def test_every_part_is_measured_where_ray_kafka_decord_and_open3d_are_missing(found: dict[str, Any]) -> None:
+def test_every_part_is_measured_where_ray_kafka_decord_and_open3d_are_missing() -> None:
+    found = measured(*(part for part in gpu.PARTS if part not in ("golden", "decoding")))
     assert found["peak"]["flop_per_s"] > 0 and found["peak"]["bytes_per_s"] > 0
     assert found["agreement"]["rekv_scores"] < 1e-5 < found["agreement"]["rekv_scores_size"]
     assert [(row["streams"], row["frames"]) for row in found["rekv"]] == [(1, 2), (2, 1)]
@@ -55,15 +57,19 @@ def test_every_part_is_measured_where_ray_kafka_decord_and_open3d_are_missing(fo
         ("mamba", 2, [1, 2]),
         ("specvqgan", 2, [1, 2]),
     ]
+    if why_none() is None:
+        assert [row["frames"] for row in found["frames"]] == ["carried", "kept"]
+        assert all(row["frames_per_s"] > 0 and row["difference"] == 0 for row in found["frames"])  # one decoder, one device
+
+
+@pytest.mark.slow  # eight seconds of compiling
+def test_compiled_decoding_is_measured_beside_eager_decoding() -> None:
+    found = measured("decoding")
     assert [(row["model"], row["batch"]) for row in found["decoding"]] == [("rekv toy", 2), ("specvqgan", 2)]
     answers, sounds = found["decoding"]
     assert answers["first_compiled_s"] > answers["compiled_answer_s"] > 0 and answers["answer_s"] > 0
     assert {"token_s", "compiled_token_s"} <= set(answers)
     assert sounds["first_compiled_s"] > 0 and sounds["token_s"] > 0 and sounds["compiled_token_s"] > 0
-    if why_none() is None:
-        assert [row["frames"] for row in found["frames"]] == ["carried", "kept"]
-        assert all(row["frames_per_s"] > 0 and row["difference"] == 0 for row in found["frames"])  # one decoder, one device
-    assert [what for what in found["left_out"] if not what.startswith("frames: ")] == []
 
 
 @pytest.mark.slow
