@@ -54,9 +54,9 @@ TINY = AutoencoderConfig(channels=32, multipliers=(1, 1, 1, 1, 1), blocks=1, z_c
 SHORT = BouncesSchedule(
     clips=2,
     seen_clips=2,
-    autoencoder=AutoencoderSchedule(plain_steps=2, steps=3, disc_start=2, columns=2),
+    autoencoder=AutoencoderSchedule(plain_steps=1, steps=2, disc_start=1, columns=2),
     transformer=TransformerSchedule(steps=2, batch=2),
-    vocoder=VocoderSchedule(steps=3, disc_start=2, batch=1, samples=2048, disc_channels=1),
+    vocoder=VocoderSchedule(steps=2, disc_start=1, batch=1, samples=2048, disc_channels=1),
     measured=1,
     clip_s=2.0,
 )
