@@ -7,7 +7,9 @@ import functools
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -28,6 +30,7 @@ BOTTOM = {
         "signals",
     )
 }
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 FORBIDDEN = {
     "connectors": {"torch", "ray", "models", "operators", "pipelines"},
     "models": {"av", "ray", "kafka", "decord", "open3d", "pydantic", "operators", "pipelines"},
@@ -36,15 +39,47 @@ FORBIDDEN = {
 }
 
 
-@functools.cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+class File(NamedTuple):
+    """What is looked at of a file; its syntax tree is dropped, since hundreds that are kept make every collection dear."""
+
+    modules: set[str]
+    """Those that it imports."""
+    public: list[str]
+    defined: set[str]
+    lines: int
 
 
 @functools.cache
-def imported_modules(path: Path) -> set[str]:
+def read(path: Path) -> File:
+    text = path.read_text()
+    tree = ast.parse(text)
+    defined: set[str] = set()
+    public: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            defined |= names
+            if "__all__" in names and node.value is not None:
+                public = ast.literal_eval(node.value)
+    by_call = "need(" in text or "optional(" in text
+    return File(imported_modules(ast.walk(tree) if by_call else statements(tree)), public, defined, len(text.splitlines()))
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements within a node, but no expression: they are a tenth of a tree."""
+    for child in (child for name in BODIES for child in getattr(node, name, ())):
+        yield child
+        yield from statements(child)
+
+
+def imported_modules(nodes: Iterable[ast.AST]) -> set[str]:
     modules = set()
-    for node in ast.walk(tree_of(path)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -66,7 +101,7 @@ def test_dependencies_point_one_way(package: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in files(package)
-        for module in imported_modules(path)
+        for module in read(path).modules
         if module.split(".")[0] in FORBIDDEN[package]
     ]
     assert not wrong, "\n".join(wrong)
@@ -77,7 +112,7 @@ def test_operators_and_models_use_only_the_bottom_of_connectors(package: str) ->
     wrong = [
         f"{path.relative_to(ROOT)} imports {module}"
         for path in files(package)
-        for module in imported_modules(path)
+        for module in read(path).modules
         if module.split(".")[0] == "connectors" and module not in BOTTOM
     ]
     assert not wrong, "\n".join(wrong)
@@ -86,24 +121,12 @@ def test_operators_and_models_use_only_the_bottom_of_connectors(package: str) ->
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_exist(package: str) -> None:
     """``__all__`` lists only what is there; checked on the syntax tree so that nothing heavy is imported."""
-    wrong = []
-    for path in files(package):
-        tree = tree_of(path)
-        defined: set[str] = set()
-        public: list[str] = []
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                defined.add(node.name)
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names = {target.id for target in targets if isinstance(target, ast.Name)}
-                defined |= names
-                if "__all__" in names and node.value is not None:
-                    public = ast.literal_eval(node.value)
-        has_lazy = "__getattr__" in defined
-        wrong += [f"{path.relative_to(ROOT)}: {name}" for name in public if name not in defined and not has_lazy]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files(package)
+        for name in read(path).public
+        if name not in read(path).defined and "__getattr__" not in read(path).defined
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -116,12 +139,7 @@ def test_importing_a_package_is_light(module: str) -> None:
 
 
 def test_no_file_is_longer_than_600_lines() -> None:
-    long = [
-        f"{path.relative_to(ROOT)}: {n}"
-        for p in PACKAGES
-        for path in files(p)
-        if (n := len(path.read_text().splitlines())) > 600
-    ]
+    long = [f"{path.relative_to(ROOT)}: {n}" for p in PACKAGES for path in files(p) if (n := read(path).lines) > 600]
     assert not long, "\n".join(long)
 
 

@@ -128,13 +128,15 @@ def bmp(height: int, width: int) -> bytes:
     return header + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(1000)
 
 
-DECODE = """
+DECODE_AND_RUN = """
+from pipelines.cli import main
 from operators.frames import decode_image
 for name in ("small.png", "large.png"):
     try:
         print(decode_image(open(name, "rb").read(), "png", None, None).shape)
     except ValueError as error:
         print(error)
+main()
 """
 
 
@@ -146,22 +148,19 @@ def alone(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("rows", [1, pytest.param(30_000, marks=pytest.mark.slow)])
-def test_a_picture_of_900_million_pixels_is_refused_and_not_unpacked(rows: int, tmp_path: Path) -> None:
+@pytest.mark.heavy
+def test_of_900_million_pixels_a_picture_is_refused_and_a_file_is_a_row_with_an_error(rows: int, tmp_path: Path) -> None:
+    """Nothing of them is unpacked, and the file after it is read."""
     (tmp_path / "small.png").write_bytes(png(20, 30, 20))
     (tmp_path / "large.png").write_bytes(png(30_000, 30_000, rows))
-    small, large = alone(tmp_path, "-c", DECODE).splitlines()
-    assert small == "(20, 30, 3)"
-    assert "more than 268,435,456 pixels" in large
-
-
-@pytest.mark.heavy
-def test_a_file_that_claims_900_million_pixels_is_a_row_with_an_error_and_the_next_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "cam"
     folder.mkdir()
     (folder / "1.bmp").write_bytes(bmp(30_000, 30_000))
     cv2.imwrite(str(folder / "2.bmp"), np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "p.yaml").write_text(json.dumps(copying(tmp_path, {"type": "images", "path": str(folder)})))
-    alone(tmp_path, "-c", "from pipelines.cli import main; main()", "run", "p.yaml")
+    small, large = alone(tmp_path, "-c", DECODE_AND_RUN, "run", "p.yaml").splitlines()[:2]
+    assert small == "(20, 30, 3)"
+    assert "more than 268,435,456 pixels" in large
     first, second = plain_rows(tmp_path / "rows")
     assert "more than 268,435,456 pixels" in first["error"]
     assert (second["height"], second["width"], second["error"]) == (8, 8, None)

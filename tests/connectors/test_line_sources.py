@@ -229,7 +229,7 @@ def test_a_line_too_long_is_one_row_and_is_not_kept_in_memory(tmp_path, small_bl
 
 @pytest.mark.heavy
 def test_restart_at_any_position_delivers_exactly_the_rest(tmp_path, small_blocks):
-    text = "".join("bad\n" if i % 11 == 3 else f'{{"v": {i}, "k": "{"ab"[i % 2]}", "t": {i}}}\n' for i in range(60))
+    text = "".join("bad\n" if i % 11 == 3 else f'{{"v": {i}, "k": "{"ab"[i % 2]}", "t": {i}}}\n' for i in range(30))
     write(tmp_path / "a.jsonl", text)
     write(tmp_path / "b.jsonl", text[:-1])
     assert_every_restart_is_exact(lambda: jsonl(tmp_path), "b", rows=2)

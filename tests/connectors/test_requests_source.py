@@ -123,10 +123,11 @@ def test_files_go_when_two_later_epochs_have_been_committed(folder: Path, opened
     assert list(folder.glob("*.jsonl")) == []
 
 
+@pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.heavy
-def test_ten_thousand_files_that_have_waited_are_read_and_deleted_in_order(folder: Path, opened: Open) -> None:
+def test_thousands_of_files_that_have_waited_are_read_and_deleted_in_order(count: int, folder: Path, opened: Open) -> None:
     folder.mkdir()
-    for n in range(10_000):
+    for n in range(count):
         (folder / f"{n:05d}.json").write_text(f'{{"stream_id": "s", "question": "{n}"}}\n')
     source, reader = opened()
     started, seen = time.process_time(), []
@@ -134,8 +135,8 @@ def test_ten_thousand_files_that_have_waited_are_read_and_deleted_in_order(folde
         seen += batch.column("question").to_pylist()
         source.discover()
         assert len(list((folder / "taken").iterdir())) <= 1001
-    assert seen == [str(n) for n in range(10_000)]
-    assert time.process_time() - started < 60
+    assert seen == [str(n) for n in range(count)]
+    assert time.process_time() - started < 0.006 * count
     assert len(json.dumps(reader.position())) < 100
 
 

@@ -290,7 +290,7 @@ def write_parquet(folder: Path, own: list[Any]) -> Callable[[], ParquetSource]:
 
 
 @pytest.mark.heavy
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(own=LINES.filter(bool))
 @pytest.mark.parametrize("write", [write_csv, write_parquet])
 def test_any_long_file_is_gathered_as_by_hand(write: Any, own: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -305,10 +305,10 @@ def test_any_long_file_is_gathered_as_by_hand(write: Any, own: list[Any], tmp_pa
 def test_every_restart_within_a_long_file_is_exact(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "_BLOCK_BYTES", 256)
     draw = random.Random(2)
-    own = [(f"s{time % 3}", time, channel, draw.random()) for time in range(60) for channel in "xyz"[: 1 + draw.randrange(3)]]
+    own = [(f"s{time % 3}", time, channel, draw.random()) for time in range(30) for channel in "xyz"[: 1 + draw.randrange(3)]]
     make = write(tmp_path, own)
     assert_every_restart_is_exact(make)
-    assert len(rows(make())) == 60
+    assert len(rows(make())) == 30
 
 
 # This machine

@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.errors import ConfigError
@@ -68,6 +68,7 @@ def written_times(draw):
     return text + zone, (moment - EPOCH) // MICROSECOND + extra_us
 
 
+@settings(max_examples=50)
 @given(st.lists(st.one_of(written_times(), st.just((None, None)), st.just(("soon", None))), min_size=1, max_size=8))
 @pytest.mark.heavy
 def test_any_time_of_iso_8601_and_rfc_3339_is_read_to_the_microsecond(rows):
@@ -80,6 +81,7 @@ def test_any_other_text_is_no_time_and_no_failure(texts):
         assert time is None or any(letter.isdecimal() for letter in text)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.from_regex(r"\A[0-9]{4}-?[0-9]{2}-?[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|\+00:00)?)?\Z"))
 )

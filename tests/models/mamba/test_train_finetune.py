@@ -23,6 +23,7 @@ from models.mamba.train import Progress, train
 from models.mamba.validation import detect_with_references, validate
 
 SHIPPED = Path(checkpoint.__file__).parent / "weights" / "shapes.safetensors"
+QUIET: dict[str, Any] = {"device": "cpu", "preview_every": 0}
 SMALL = {
     name: list(value) if isinstance(value, tuple) else value
     for name, value in shapes_model_config(ShapesConfig()).to_json().items()
@@ -54,20 +55,20 @@ class _StoppedError(Exception):
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(clips: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"annotations": str(clips), "init": str(SHIPPED), "iterations": 6, "batch": 2, "device": "cpu"}
+    options = QUIET | {"annotations": str(clips), "init": str(SHIPPED), "iterations": 4, "batch": 2}
 
     def stop(progress: Progress) -> None:
         raise _StoppedError
 
     whole = train(tmp_path / "whole", **options)
-    # Reports come with a validation, before the checkpoint of that step: the run loses steps 3 and 4.
+    # Reports come with a validation, before the checkpoint of that step: the run loses step 2.
     with pytest.raises(_StoppedError):
-        train(tmp_path / "stopped", progress=stop, validation=str(clips), validate_every=4, checkpoint_every=2, **options)
-    assert torch.load(tmp_path / "stopped" / "training.pt", weights_only=True)["position"]["done"] == 2
+        train(tmp_path / "stopped", progress=stop, validation=str(clips), validate_every=2, checkpoint_every=1, **options)
+    assert torch.load(tmp_path / "stopped" / "training.pt", weights_only=True)["position"]["done"] == 1
     assert not list((tmp_path / "stopped").glob(".training.pt*"))
     seen: list[int] = []
     resumed = train(tmp_path / "stopped", resume=True, progress=lambda p: seen.append(p.step), **options)
-    assert seen == [6]
+    assert seen == [4]
     first, second = (checkpoint.load(run.weights).state_dict() for run in (whole, resumed))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
@@ -102,7 +103,7 @@ def test_previews_show_what_is_found_on_frames_and_leave_the_weights_as_they_are
 
 
 def test_a_folder_of_another_run_is_refused_with_the_difference(clips: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"annotations": str(clips), "init": str(SHIPPED), "iterations": 1, "batch": 1, "device": "cpu"}
+    options = QUIET | {"annotations": str(clips), "init": str(SHIPPED), "iterations": 1, "batch": 1}
     done = train(tmp_path / "run", **options)
     assert train(tmp_path / "run", resume=True, **options).metrics == done.metrics
     with pytest.raises(ConfigError, match="batch was 1, is 2"):
@@ -128,11 +129,11 @@ def test_twenty_frames_are_learned_from_random_weights(tmp_path: Path) -> None:
         tmp_path / "out",
         annotations=str(path),
         network={**SMALL, "channels": [16, 24, 32, 48, 48], "neck_channels": 16},
-        iterations=100,
+        iterations=70,
         batch=1,
         learning_rate=0.02,
-        device="cpu",
         progress=lambda p: losses.append(p.loss),
+        **QUIET,
     )
     assert len(losses) == 2 and losses[1] < 0.6 * losses[0]
     assert checkpoint.load(result.weights).config.classes == ("red", "green")
@@ -142,9 +143,7 @@ def test_twenty_frames_are_learned_from_random_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixel_level", [False, True])
 def test_a_resnet_trains_with_its_stem_frozen(clips: Path, tmp_path: Path, pixel_level: bool) -> None:
     network = {**TINY_RESNET, "pixel_level": pixel_level}
-    result = train(
-        tmp_path, annotations=str(clips), validation=str(clips), network=network, iterations=2, batch=1, device="cpu"
-    )
+    result = train(tmp_path, annotations=str(clips), validation=str(clips), network=network, iterations=2, batch=1, **QUIET)
     model = checkpoint.load(result.weights)
     trained = model.state_dict()
     with torch.random.fork_rng():
@@ -168,7 +167,7 @@ def test_known_classes_keep_their_outputs_and_new_ones_start_fresh(tmp_path: Pat
         {"id": 4, "name": "red"},
     ]
     path.write_text(json.dumps(document))
-    options: dict[str, Any] = {"iterations": 1, "batch": 1, "learning_rate": 1e-12, "device": "cpu"}
+    options = QUIET | {"iterations": 1, "batch": 1, "learning_rate": 1e-12}
     done = train(tmp_path / "out", annotations=str(path), init=str(SHIPPED), **options)
     tuned, start = checkpoint.load(done.weights), checkpoint.load(SHIPPED)
     assert tuned.config.classes == ("van", "blue", "lorry", "red")
@@ -262,22 +261,21 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run_and_says_what_to_do(clips:
     from connectors.errors import StreambankError
 
     with pytest.raises(StreambankError, match="lower learning_rate"):
-        train(tmp_path, annotations=str(clips), network=SMALL, iterations=30, batch=1, learning_rate=1e30, device="cpu")
+        train(tmp_path, annotations=str(clips), network=SMALL, iterations=30, batch=1, learning_rate=1e30, **QUIET)
 
 
 def test_a_few_boxes_are_learned_from_views_of_their_frames_and_resume_bit_for_bit(clips: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "annotations": str(clips), "init": "package://mamba/shapes", "preset": "few", "iterations": 6, "device": "cpu",
+    options = QUIET | {
+        "annotations": str(clips), "init": "package://mamba/shapes", "preset": "few", "iterations": 4,
         "classes": ["green", "red", "blue"], "max_long_side": 64,
     }  # fmt: skip
 
     def stop(progress: Progress) -> None:
         raise _StoppedError
 
-    losses: list[float] = []
-    whole = train(tmp_path / "whole", progress=lambda p: losses.append(p.loss), **options)
+    whole = train(tmp_path / "whole", **options)
     with pytest.raises(_StoppedError):
-        train(tmp_path / "stopped", progress=stop, validation=str(clips), validate_every=4, checkpoint_every=2, **options)
+        train(tmp_path / "stopped", progress=stop, validation=str(clips), validate_every=2, checkpoint_every=1, **options)
     resumed = train(tmp_path / "stopped", resume=True, **options)
     first, second = (checkpoint.load(run.weights) for run in (whole, resumed))
     assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())

@@ -10,7 +10,7 @@ import torch
 
 from connectors.errors import ConfigError
 from models.mamba import checkpoint
-from models.mamba.recipe import ShapesSchedule, evaluate_shapes, train_shapes
+from models.mamba.recipe import ShapesSchedule, ShapesWeights, evaluate_shapes, train_shapes
 from models.mamba.shapes import ShapesConfig, make_scene
 from models.mamba.train import RECIPES, Progress, train
 from models.training import Training
@@ -29,6 +29,7 @@ def test_a_hundred_steps_halve_the_loss() -> None:
 
 def test_a_seed_fixes_the_weights_whatever_the_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.mamba.recipe._FRESH_CLIPS", 1)
+    monkeypatch.setitem(RECIPES, "shapes", ShapesConfig(frames=4))
     threads = torch.get_num_threads()
     states = []
     try:
@@ -43,30 +44,36 @@ def test_a_seed_fixes_the_weights_whatever_the_number_of_threads(tmp_path: Path,
         torch.set_num_threads(threads)
     for first, second in zip(*states, strict=True):
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    other = train_shapes(seed=6, schedule=TINY).memory.state_dict()
+    other = train_shapes(seed=6, shapes=RECIPES["shapes"], schedule=TINY, control=False).memory.state_dict()
     assert not torch.equal(other["neck_conv.weight"], states[0][0]["neck_conv.weight"])
     report = json.loads((tmp_path / "b" / "training.json").read_text())
     assert report["recipe"] == "shapes" and report["metrics"] == result.metrics
     assert {"map50_base", "map50_control", "map50_memory"} <= result.metrics.keys()
 
 
-def test_progress_names_every_stage_and_its_end() -> None:
+@pytest.fixture(scope="module")
+def tiny() -> tuple[ShapesWeights, list[Progress]]:
+    """What the shortest training makes and says."""
     seen: list[Progress] = []
-    train_shapes(seed=0, schedule=TINY, training=Training(progress=seen.append))
-    assert [(p.stage, p.step, p.steps) for p in seen] == [
+    return train_shapes(seed=0, schedule=TINY, training=Training(progress=seen.append)), seen
+
+
+def test_progress_names_every_stage_and_its_end(tiny: tuple[ShapesWeights, list[Progress]]) -> None:
+    assert [(p.stage, p.step, p.steps) for p in tiny[1]] == [
         (stage, 2, 2) for stage in ("heads", "easy", "hard", "memory", "control")
     ]
 
 
-def test_stage_two_starts_at_the_plain_detector_and_the_control_stays_one() -> None:
-    models = train_shapes(seed=0, schedule=TINY)
+def test_stage_two_starts_at_the_plain_detector_and_the_control_stays_one(tiny: tuple[ShapesWeights, list[Progress]]) -> None:
+    models, _ = tiny
     for model in (models.base, models.control):
         assert all(not parameter.any() for attention in model.head.attention for parameter in attention.output.parameters())
     assert any(parameter.any() for attention in models.memory.head.attention for parameter in attention.output.parameters())
 
 
-def test_the_shipped_weights_gain_from_memory_on_fresh_clips() -> None:
-    scenes = [make_scene(ShapesConfig(), seed) for seed in range(1000, 1008)]
+@pytest.mark.parametrize("clips", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_shipped_weights_gain_from_memory_on_fresh_clips(clips: int) -> None:
+    scenes = [make_scene(ShapesConfig(), seed) for seed in range(1000, 1000 + clips)]
     memory, control = (checkpoint.load(WEIGHTS / f"{name}.safetensors") for name in ("shapes", "shapes_base"))
     with_memory = evaluate_shapes(memory, scenes, memory=True)
     without = evaluate_shapes(control, scenes, memory=False)
