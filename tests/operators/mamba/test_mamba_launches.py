@@ -26,7 +26,7 @@ def require_no_stop(launches: Launches) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"pixel": True}], ids=["instance", "pixel"])
 def test_a_step_reads_nothing_between_upload_and_download(options: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = [frames(interleaved(["a", "b", "c"][: 2 + k % 2], 1, start=k)) for k in range(5)]  # c is younger than the others
+    batches = [frames(interleaved(["a", "b", "c"][: 2 + k % 2], 1, start=k)) for k in range(4)]  # c is younger than the others
     cpu = operator_on(torch.device("cpu"), monkeypatch, **options)
     wanted = [out for batch in batches for out in cpu.process(batch)]
     with on_device() as launches:
