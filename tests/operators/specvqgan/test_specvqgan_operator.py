@@ -147,7 +147,7 @@ def test_live_windows_repeat_the_newest_frame(written: Path, lookahead: int) -> 
 
 @pytest.mark.heavy
 def test_streams_that_join_late_get_what_they_get_alone(folder: Path) -> None:
-    clips = {name: clip(name, seed, 46 + seed, start_us=seed * 500_000) for seed, name in enumerate("abc")}
+    clips = {name: clip(name, seed, 54 + seed, start_us=seed * 500_000) for seed, name in enumerate("abc")}
     alone = {}
     for name, rows in clips.items():
         made = operator(folder, max_streams=1)
@@ -155,7 +155,7 @@ def test_streams_that_join_late_get_what_they_get_alone(folder: Path) -> None:
     table = pa.Table.from_batches(list(clips.values())).sort_by([("event_time", "ascending"), ("stream_id", "ascending")])
     rows = table.combine_chunks().to_batches()[0]
     made = operator(folder, max_streams=3, batch_streams=2)
-    out = [one for i in range(0, rows.num_rows, 25) for one in made.process(rows.slice(i, 25))]
+    out = [one for i in range(0, rows.num_rows, 40) for one in made.process(rows.slice(i, 40))]
     out = ended(made, out, *clips)
     for name in clips:
         assert tokens_of(out, name) == tokens_of(alone[name], name)
