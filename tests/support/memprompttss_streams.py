@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,19 @@ STEP_US = 10_000
 
 def network(path: Path, seed: int = 0, **settings: Any) -> str:
     """Write a tiny network with random weights that tell states and prompts apart; return its file."""
+    file = path / "tiny.safetensors"
+    file.write_bytes(_network(seed, tuple(sorted(settings.items()))))
+    return str(file)
+
+
+@functools.cache
+def _network(seed: int, settings: tuple[tuple[str, Any], ...]) -> bytes:
+    """Return the file of a network; one that many tests use is made once."""
     sizes: dict[str, Any] = {"channels": CHANNELS, "classes": CLASSES, "width": 16, "encoder_layers": 1, "decoder_blocks": 2}
     sizes |= {"patch": 4, "patch_stride": 2, "window": 16, "context": 12, "stride": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MemPromptTSS(MemPromptTSSConfig(**(sizes | settings))).eval()
+        model = MemPromptTSS(MemPromptTSSConfig(**(sizes | dict(settings)))).eval()
         for parameter in model.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
         # Random networks prefer one state; this one shall have all of them.
@@ -39,8 +49,9 @@ def network(path: Path, seed: int = 0, **settings: Any) -> str:
         tokens = model.ts_encoder(x_LC.unfold(0, config.window, 4).transpose(1, 2))
         empty, of_W = torch.zeros(1, 0, config.width), torch.zeros(len(tokens), dtype=torch.int64)
         head.bias.data = -(model.state_decoder(tokens, empty, None, of_W) - head.bias).mean((0, 1)).detach()
-    save_network(model, path / "tiny.safetensors")
-    return str(path / "tiny.safetensors")
+    with TemporaryDirectory() as folder:
+        save_network(model, Path(folder) / "tiny.safetensors")
+        return (Path(folder) / "tiny.safetensors").read_bytes()
 
 
 def operator(checkpoint: str, *, aligned: bool = False, **options: Any) -> MemPromptTSSOperator:

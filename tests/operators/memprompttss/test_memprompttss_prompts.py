@@ -78,13 +78,13 @@ def test_a_prompt_changes_what_comes_and_the_past_that_is_remembered_and_names_i
 
 @pytest.mark.heavy
 def test_segments_after_a_revision_are_those_of_the_states_that_count(tmp_path: Path) -> None:
-    checkpoint, x_LC = network(tmp_path), wave(400)
-    for history in (400, 90):
+    checkpoint, x_LC = network(tmp_path), wave(300)
+    for history in (300, 90):
         op = operator(checkpoint, history=history, min_segment=5)
-        said = [(150, [{"at": 120, "state": 1, "prompt_id": "p"}]), (260, [{"at": 230, "state": 2, "prompt_id": "q"}])]
-        found = run(op, x_LC, *said, (330, [{"kind": "retract", "target": "p", "prompt_id": "r"}]))
+        said = [(110, [{"at": 90, "state": 1, "prompt_id": "p"}]), (190, [{"at": 170, "state": 2, "prompt_id": "q"}])]
+        found = run(op, x_LC, *said, (240, [{"kind": "retract", "target": "p", "prompt_id": "r"}]))
         state = final_states(found["states"])
-        machine_states = np.array([state[i] for i in range(400)], np.int64)
+        machine_states = np.array([state[i] for i in range(300)], np.int64)
         assert final_segments(found["segments"]) == segments_of(machine_states, 5)
         rows = found["segments"].to_pylist()
         revised = [row for row in rows if row["caused_by"]]
@@ -127,7 +127,7 @@ def test_a_prompt_about_what_will_come_waits_for_it(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_the_newest_sample_and_seconds_can_be_named_in_place_of_a_time(tmp_path: Path) -> None:
-    checkpoint, x_LC = network(tmp_path), wave(120)
+    checkpoint, x_LC = network(tmp_path), wave(80)
     given = [{"state": 1, "prompt_id": "newest"}, {"at": 59, "state": 1, "prompt_id": "newest"}]
     one, other = (run(operator(checkpoint), x_LC, (60, [row])) for row in given)
     assert final_states(one["states"]) == final_states(other["states"])
@@ -181,15 +181,17 @@ def test_more_prompts_than_rows_keep_the_last_ones_and_those_with_a_pin(tmp_path
 
 
 @pytest.mark.heavy
-def test_of_300_prompts_in_256_rows_the_last_256_are_read(tmp_path: Path) -> None:
-    checkpoint, x_LC = network(tmp_path), wave(440)
-    given = [{"at": 20 + n, "state": n % 4, "prompt_id": f"p{n}"} for n in range(300)]
-    found = run(operator(checkpoint, capacity=256, history=460, provisional=False), x_LC, (430, given))
+@pytest.mark.parametrize(("said", "rows"), [(80, 64), pytest.param(300, 256, marks=pytest.mark.slow)])
+def test_of_many_prompts_in_fewer_rows_the_last_ones_are_read(said: int, rows: int, tmp_path: Path) -> None:
+    checkpoint, x_LC = network(tmp_path), wave(said + 140)
+    given = [{"at": 20 + n, "state": n % 4, "prompt_id": f"p{n}"} for n in range(said)]
+    op = operator(checkpoint, capacity=rows, history=said + 160, provisional=False)
+    found = run(op, x_LC, (said + 130, given))
     model = load_network(checkpoint)
-    bank = torch.stack([token(model, x_LC, 20 + n, n % 4) for n in range(44, 300)])
+    bank = torch.stack([token(model, x_LC, 20 + n, n % 4) for n in range(said - rows, said)])
     wanted = segment(model, torch.from_numpy(x_LC), bank).state_L
     assert final_states(found["states"]) == dict(enumerate(wanted.tolist()))
-    assert [name for kind, name, _ in events(found) if kind == "evict"] == [f"p{n}" for n in range(44)]
+    assert [name for kind, name, _ in events(found) if kind == "evict"] == [f"p{n}" for n in range(said - rows)]
 
 
 def test_a_prompt_that_is_too_old_is_forgotten_unless_it_is_pinned(tmp_path: Path) -> None:
@@ -390,7 +392,9 @@ def test_prompts_about_a_stream_that_has_paused_are_applied_at_the_second_flush(
     assert sorted(final_states(found["states"])) == list(range(160))
 
 
-@pytest.mark.parametrize("behind", [0, 6, 10, 13, 15])
+@pytest.mark.parametrize(
+    "behind", [0, pytest.param(6, marks=pytest.mark.slow), 10, pytest.param(13, marks=pytest.mark.slow), 15]
+)
 def test_a_paused_stream_is_revised_wherever_its_last_window_ends(behind: int, tmp_path: Path) -> None:
     checkpoint, x_LC = network(tmp_path), wave(208 + behind)
     for history in (80, 96):

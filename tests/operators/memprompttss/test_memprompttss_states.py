@@ -77,9 +77,9 @@ def test_states_of_several_streams_are_those_of_each_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 64, 997])
+@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 64, pytest.param(397, marks=pytest.mark.slow)])
 def test_cuts_change_no_row(cut: int, tmp_path: Path) -> None:
-    checkpoint, x_LC = network(tmp_path), wave(1100)
+    checkpoint, x_LC = network(tmp_path), wave(450)
     whole, pieces = operator(checkpoint), operator(checkpoint)
     wanted = tables([*whole.process(samples("a", x_LC)), *closed(whole, "a")])
     parts = [one for i in range(0, len(x_LC), cut) for one in pieces.process(samples("a", x_LC[i : i + cut], i))]
@@ -173,7 +173,7 @@ def test_rows_with_other_channels_and_late_rows_are_refused_and_leave_no_trace(t
     assert found.filter(found["state"].is_valid()).equals(plain)
 
 
-@pytest.mark.parametrize("cut", [1, 7, 1000])
+@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 7, 1000])
 def test_samples_out_of_order_are_put_where_they_belong(cut: int, tmp_path: Path) -> None:
     checkpoint, x_LC, rng = network(tmp_path), wave(103), np.random.default_rng(0)
     whole = samples("a", x_LC)

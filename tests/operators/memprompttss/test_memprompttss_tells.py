@@ -41,14 +41,14 @@ def test_an_alert_comes_with_each_segment_of_a_state_that_is_waited_for(tmp_path
 
 @pytest.mark.heavy
 def test_alerts_are_the_same_however_rows_are_cut_and_the_operator_restored(tmp_path: Path) -> None:
-    checkpoint, x_LC = network(tmp_path), wave(300)
+    checkpoint, x_LC = network(tmp_path), wave(200)
     one = operator(checkpoint)
     one.control(prompts(tell(1), tell(2, debounce_s=100 * STEP_US / 1e6)))
     whole = tables([*one.process(samples("a", x_LC)), *closed(one, "a")])
     cut, out = operator(checkpoint), []
     cut.control(prompts(tell(1), tell(2, debounce_s=100 * STEP_US / 1e6)))
-    for start in range(0, 300, 7):
-        out += cut.process(samples("a", x_LC[start : start + 7], start))
+    for start in range(0, 200, 9):
+        out += cut.process(samples("a", x_LC[start : start + 9], start))
         if start % 6 == 0:
             state, cut = cut.snapshot(), operator(checkpoint)
             cut.restore(state)
@@ -60,7 +60,7 @@ def test_alerts_are_the_same_however_rows_are_cut_and_the_operator_restored(tmp_
 
 
 def test_a_retracted_one_tells_no_more_and_one_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    one, x_LC = operator(network(tmp_path)), wave(300)
+    one, x_LC = operator(network(tmp_path)), wave(120)
     out = one.process(samples("a", x_LC[:8]))
     out += one.control(prompts(tell(1), tell(2), tell(9), tell(3, prompt_id=None), tell(3, at=4)))
     out += one.control(prompts({"stream_id": "a", "said": 8, "kind": "retract", "target": "p1", "prompt_id": "r"}))
