@@ -43,12 +43,16 @@ def split_evenly(x_ND: Tensor, parts: int, *, seed: int) -> Tensor:
     first_P = torch.randperm(number, generator=generator)[:parts].to(x_ND.device)
     center_PD = x_ND[first_P].clone()
     count_P = torch.full((parts,), number / parts, device=x_ND.device)
-    part_N = torch.zeros(number, dtype=torch.int64, device=x_ND.device)
+    part_N = torch.full((number,), -1, device=x_ND.device)
     spread = x_ND.new_zeros(())
+    square_N1, twice_ND = x_ND.square().sum(1, keepdim=True), 2 * x_ND
     for _ in range(_ITERATIONS):
-        distance_NP = (center_PD.square().sum(1) - 2 * x_ND @ center_PD.T) + x_ND.square().sum(1, keepdim=True)
+        before = part_N, spread
+        distance_NP = (center_PD.square().sum(1) - twice_ND @ center_PD.T) + square_N1
         part_N = (distance_NP + _BALANCE * spread * (count_P * parts / number)).argmin(1)
         spread = distance_NP.amin(1).clamp_min(0).mean()
+        if torch.equal(part_N, before[0]) and torch.equal(spread, before[1]):
+            break  # all further iterations would give the same
         count_P = torch.bincount(part_N, minlength=parts).to(x_ND.dtype)
         sum_PD = torch.zeros_like(center_PD).index_add_(0, part_N, x_ND)
         center_PD = torch.where(count_P[:, None] > 0, sum_PD / count_P.clamp_min(1)[:, None], center_PD)

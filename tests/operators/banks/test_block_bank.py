@@ -2,12 +2,14 @@
 
 # B streams, F new blocks per stream, L layers, G groups, T tokens, D dim
 
+import functools
 import itertools
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ MEAN = 3 * 2 * 6 * 4
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@functools.cache
 def content(key: int, number: int, spec: BlockSpec = SPEC) -> tuple[Tensor, Tensor]:
     """Keys and values [L, G, T, D] of a block, a function of whose it is and of its number."""
     generator = torch.Generator().manual_seed(key * 100_003 + number)
@@ -117,7 +120,7 @@ def test_blocks_come_back_bit_for_bit_from_every_tier(tiers):
 
 @pytest.mark.heavy
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_tiers_of_any_size_change_nothing(data, tmp_path_factory):
     host = data.draw(st.sampled_from([0, 30]))
     disk = data.draw(st.booleans())
@@ -146,7 +149,7 @@ def test_tiers_of_any_size_change_nothing(data, tmp_path_factory):
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @pytest.mark.heavy
 def test_any_course_of_events_leaves_the_blocks_that_are_held_as_written(data, tmp_path_factory):
     kind = data.draw(st.sampled_from(["device", "host_cached", "disk", "disk_cached"]))
@@ -522,6 +525,12 @@ CHILD = """
 import os, pickle, signal, sys
 sys.path[:0] = [{root!r}, {here!r}]
 from test_block_bank import *
+reader = FileReader(pickle.loads(sys.stdin.buffer.read()))
+check(reader, 7, [2, 5, 9])
+keys, _ = blocks(7, range(reader.first, reader.below))
+assert torch.equal(reader.representatives(1), keys[:, 1].float().mean(2))
+print(len(reader), flush=True)
+
 bank = BlockBank(SPEC, slots=2, **budgets("disk", Path({folder!r}), 60))
 bank.open([0, 1], [7, 8])
 append(bank, {{0: 7, 1: 8}}, 5)
@@ -534,14 +543,39 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@dataclass(frozen=True)
+class OtherProcess:
+    """What another process did: it read ten blocks of ``bank``, wrote a bank of its own to ``folder``, and was killed."""
+
+    bank: BlockBank
+    shared: bytes
+    folder: Path
+    state: Path
+    ended: subprocess.CompletedProcess[bytes]
+
+
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory: pytest.TempPathFactory) -> OtherProcess:
+    """One for two tests: it takes seconds to import all that it needs."""
+    path = tmp_path_factory.mktemp("processes")
+    bank = BlockBank(SPEC, slots=1, **budgets("disk_cached", path / "shared", 60))
+    bank.open([0], [7])
+    append(bank, {0: 7}, 10)
+    with bank.reader(0) as reader:
+        shared = pickle.dumps(reader.shared())
+        append(bank, {0: 7}, 10)
+        folder, state = path / "blocks", path / "state"
+        code = CHILD.format(root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder), state=str(state))
+        ended = subprocess.run([sys.executable, "-c", code], input=shared, check=False, timeout=240, capture_output=True)
+    return OtherProcess(bank, shared, folder, state, ended)
+
+
 @pytest.mark.heavy
-def test_after_kill_minus_9_the_snapshot_restores_and_what_came_later_is_overwritten(tmp_path):
-    folder, kept = tmp_path / "blocks", tmp_path / "state"
-    code = CHILD.format(root=str(ROOT), here=str(Path(__file__).parent), folder=str(folder), state=str(kept))
-    died = subprocess.run([sys.executable, "-c", code], check=False, timeout=240, capture_output=True)
+def test_after_kill_minus_9_the_snapshot_restores_and_what_came_later_is_overwritten(other_process):
+    folder, died = other_process.folder, other_process.ended
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     bank = BlockBank(SPEC, slots=2, **budgets("disk", folder, 60))
-    bank.load([0], pickle.loads(kept.read_bytes()))
+    bank.load([0], pickle.loads(other_process.state.read_bytes()))
     assert bank.count([0]).tolist() == [5]
     check_all(bank, 0, 7)
     bank.open([1], [8])
@@ -592,33 +626,13 @@ def test_readers_in_threads_see_their_moment_while_blocks_are_appended(tiers):
     bank.close()
 
 
-READER = """
-import pickle, sys
-sys.path[:0] = [{root!r}, {here!r}]
-from test_block_bank import *
-reader = FileReader(pickle.loads(sys.stdin.buffer.read()))
-check(reader, 7, [2, 5, 9])
-keys, _ = blocks(7, range(reader.first, reader.below))
-assert torch.equal(reader.representatives(1), keys[:, 1].float().mean(2))
-print(len(reader))
-"""
-
-
 @pytest.mark.heavy
-def test_another_process_reads_the_same_files_while_blocks_are_appended(tmp_path):
-    bank = BlockBank(SPEC, slots=1, **budgets("disk_cached", tmp_path, 60))
-    bank.open([0], [7])
-    append(bank, {0: 7}, 10)
-    with bank.reader(0) as reader:
-        shared = pickle.dumps(reader.shared())
-        append(bank, {0: 7}, 10)
-        code = READER.format(root=str(ROOT), here=str(Path(__file__).parent))
-        run = subprocess.run([sys.executable, "-c", code], input=shared, check=False, timeout=240, capture_output=True)
-    assert run.stdout.decode() == "10\n", run.stderr.decode()
-    bank.release([0])
+def test_another_process_reads_the_same_files_while_blocks_are_appended(other_process):
+    assert other_process.ended.stdout.decode() == "10\n", other_process.ended.stderr.decode()
+    other_process.bank.release([0])
     with pytest.raises(RecoveryError, match="cannot be read"):
-        FileReader(pickle.loads(shared))
-    bank.close()
+        FileReader(pickle.loads(other_process.shared))
+    other_process.bank.close()
 
 
 def test_only_files_can_be_shared_with_other_processes():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from connectors.errors import ConfigError, RecoveryError
 from operators.banks import Neighbors, PostingLists, PostingRules, RowRing
-from operators.banks.balanced_kmeans import cluster, representatives
+from operators.banks.balanced_kmeans import cluster, representatives, split_evenly
 from operators.banks.posting_files import sequences_of
 from operators.banks.posting_slice import closure
 from operators.banks.row_search import unit_rows
@@ -32,7 +32,7 @@ def rules(**changes: object) -> PostingRules:
     small = {
         "list_bytes": 20 * RECORD,
         "tail_rows": 50,
-        "slice_rows": 400,
+        "slice_rows": 200,
         "slices": 2,
         "eps2": math.inf,
         "lists_per_query": None,
@@ -58,7 +58,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("number", [30, 50, 430, pytest.param(2130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [30, 50, 230, pytest.param(2130, marks=pytest.mark.slow)])
 def test_with_pruning_off_it_equals_the_exact_search(tmp_path: Path, number: int):
     bank, held = PostingLists(tmp_path, DIM, rules=rules()), RowRing(4000, DIM)
     h_BD, values_BV = rows(number)
@@ -94,7 +94,7 @@ def test_fewer_rows_than_k_and_none(tmp_path: Path):
 
 def test_a_query_reads_the_same_lists_alone_and_among_others(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(eps2=0.4, lists_per_query=6))
-    bank.write(*rows(930))
+    bank.write(*rows(430))
     q_BD, _ = rows(100, seed=1)
     together = bank.search(q_BD, 5)
     for i in range(0, 100, 9):
@@ -106,7 +106,7 @@ def test_a_query_reads_the_same_lists_alone_and_among_others(tmp_path: Path):
 @pytest.mark.parametrize(("pruning", "recall"), [({"eps2": 0.6}, 0.75), ({"lists_per_query": 24}, 0.9)])
 def test_pruning_loses_few_neighbors(tmp_path: Path, pruning: dict[str, float], recall: float):
     bank, ring = PostingLists(tmp_path, DIM, rules=rules(slices=9, **pruning)), RowRing(4000, DIM)
-    h_BD, values_BV = rows(2000)
+    h_BD, values_BV = rows(800)
     bank.write(h_BD, values_BV)
     ring.write(h_BD, values_BV)
     q_BD, _ = rows(100, seed=1)
@@ -124,7 +124,7 @@ def test_a_query_that_is_a_center_still_finds_k_rows(tmp_path: Path):
 
 def test_no_list_passes_the_limit_and_every_row_stands_in_one_or_up_to_the_most_replicas(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(slices=9, replicas=4))
-    h_BD, values_BV = rows(1200)
+    h_BD, values_BV = rows(600)
     bank.write(h_BD, values_BV)
     for part in bank._slices:
         assert part.lengths.max() <= 20
@@ -140,11 +140,11 @@ def test_no_list_passes_the_limit_and_every_row_stands_in_one_or_up_to_the_most_
 
 
 def test_any_cut_of_the_rows_writes_the_same_files(tmp_path: Path):
-    h_BD, values_BV = rows(1030)
-    whole = PostingLists(tmp_path / "whole", DIM, rules=rules())
-    pieces = PostingLists(tmp_path / "pieces", DIM, rules=rules())
+    h_BD, values_BV = rows(530)
+    many = rules(tail_rows=20)  # of the files of a slice, so that they are merged before it is full
+    whole, pieces = (PostingLists(tmp_path / name, DIM, rules=many) for name in ("whole", "pieces"))
     whole.write(h_BD, values_BV)
-    for start in range(0, 1030, 33):
+    for start in range(0, 530, 33):
         pieces.write(h_BD[start : start + 33], values_BV[start : start + 33])
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "pieces")
     for name in files_of(tmp_path / "whole"):
@@ -155,11 +155,11 @@ def test_old_slices_are_dropped_as_files_and_neither_disk_nor_memory_grows(tmp_p
     bank = PostingLists(tmp_path, DIM, rules=rules())
     sizes, files = [], []
     for seed in range(12):
-        bank.write(*rows(400, seed))
+        bank.write(*rows(200, seed))
         sizes.append(bank.bytes())
         files.append(len(files_of(tmp_path)))
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) == sizes[-1]["disk"]
-    assert bank.oldest == 9 * 400
+    assert bank.oldest == 9 * 200
     for tier in ("device", "disk"):
         later = [size[tier] for size in sizes[3:]]
         assert max(later) < 1.3 * min(later)
@@ -168,23 +168,23 @@ def test_old_slices_are_dropped_as_files_and_neither_disk_nor_memory_grows(tmp_p
 
 def test_drop_before_drops_whole_slices_only(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules(slices=9))
-    bank.write(*rows(1300))
-    bank.drop_before(799)
+    bank.write(*rows(650))
+    bank.drop_before(399)
+    assert bank.oldest == 200
+    bank.drop_before(400)
     assert bank.oldest == 400
-    bank.drop_before(800)
-    assert bank.oldest == 800
-    assert bank.search(rows(5, seed=1)[0], 500).valid_Bk.all()
+    assert bank.search(rows(5, seed=1)[0], 250).valid_Bk.all()
 
 
 def test_clear_forgets_rows_and_files_and_never_reuses_a_sequence_number(tmp_path: Path):
     bank = PostingLists(tmp_path, DIM, rules=rules())
-    bank.write(*rows(470))
+    bank.write(*rows(270))
     bank.clear()
     assert len(bank) == 0
     assert files_of(tmp_path) == set()
     assert not bank.search(rows(2)[0], 3).valid_Bk.any()
-    assert bank.write(*rows(60)).tolist() == list(range(470, 530))
-    assert set(bank.search(rows(2)[0], 60).sequence_Bk[0].tolist()) == set(range(470, 530))
+    assert bank.write(*rows(60)).tolist() == list(range(270, 330))
+    assert set(bank.search(rows(2)[0], 60).sequence_Bk[0].tolist()) == set(range(270, 330))
 
 
 def resume(folder: Path, state: State) -> PostingLists:
@@ -194,13 +194,13 @@ def resume(folder: Path, state: State) -> PostingLists:
     return bank
 
 
-@pytest.mark.parametrize("number", [20, 430, pytest.param(1725, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [20, 230, pytest.param(1725, marks=pytest.mark.slow)])
 def test_resumed_from_a_snapshot_it_goes_on_bit_for_bit(tmp_path: Path, number: int):
     bank = PostingLists(tmp_path, DIM, rules=rules())
     bank.write(*rows(number))
     state = State()
     bank.export(state)
-    bank.write(*rows(700, seed=1))  # goes on, and is lost: the process dies here
+    bank.write(*rows(350, seed=1))  # goes on, and is lost: the process dies here
     (tmp_path / ".0000000099.lists.77.tmp").write_bytes(b"half")
     resumed = resume(tmp_path, state)
     assert ".0000000099.lists.77.tmp" not in files_of(tmp_path)
@@ -209,7 +209,7 @@ def test_resumed_from_a_snapshot_it_goes_on_bit_for_bit(tmp_path: Path, number: 
     q_BD, _ = rows(20, seed=2)
     assert_same(resumed.search(q_BD, 8), undisturbed.search(q_BD, 8))
     for one in (resumed, undisturbed):
-        one.write(*rows(900, seed=3))
+        one.write(*rows(450, seed=3))
     assert_same(resumed.search(q_BD, 8), undisturbed.search(q_BD, 8))
     assert resumed.oldest == undisturbed.oldest
 
@@ -218,13 +218,13 @@ def test_files_of_the_last_snapshots_stay_until_newer_ones_replace_them(tmp_path
     bank = PostingLists(tmp_path, DIM, rules=rules(snapshots_kept=2))
     states = []
     for seed in range(6):
-        bank.write(*rows(400, seed))
+        bank.write(*rows(200, seed))
         states.append(State())
         bank.export(states[-1])
         named = [{name for part in state.meta["lists"]["slices"] for name in part["files"]} for state in states[-2:]]
         assert set().union(*named) <= files_of(tmp_path)
-    bank.write(*rows(1600, seed=9))  # drops every slice that the last two snapshots name
-    assert resume(tmp_path, states[-2]).written == 2000
+    bank.write(*rows(800, seed=9))  # drops every slice that the last two snapshots name
+    assert resume(tmp_path, states[-2]).written == 1000
 
 
 def test_a_crash_while_a_file_is_written_leaves_the_last_snapshot_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -243,13 +243,13 @@ def test_a_crash_while_a_file_is_written_leaves_the_last_snapshot_whole(tmp_path
 
 def test_rows_whose_file_could_not_be_written_wait_and_go_with_the_next_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bank, ring = PostingLists(tmp_path, DIM, rules=rules()), RowRing(1000, DIM)
-    first, second = rows(530), rows(470, seed=1)
+    first, second = rows(330), rows(270, seed=1)
     bank.write(*first)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             bank.write(second[0][:100], second[1][:100])
-    assert bank.written == 550  # the tail was full then; the caller knows that the other rows were not taken
+    assert bank.written == 350  # the tail was full then; the caller knows that the other rows were not taken
     bank.write(second[0][20:], second[1][20:])
     for part in (first, second):
         ring.write(*part)
@@ -320,6 +320,22 @@ def test_clusters_are_no_larger_than_asked_for_and_numbered_without_gaps(most: i
     assert count_P.max() <= most
     assert count_P.min() >= 1
     assert torch.equal(label_N, cluster(x_ND, most, seed=0))
+
+
+@pytest.mark.parametrize("number", [9, 40, 300])
+def test_clusters_are_those_of_eight_plain_rounds(number: int):
+    x_ND = unit_rows(rows(number)[0])
+    x_ND[: number // 4] = x_ND[0]
+    center_PD = x_ND[torch.randperm(number, generator=torch.Generator().manual_seed(3))[:5]]
+    count_P, spread = torch.full((5,), number / 5), torch.zeros(())
+    for _ in range(8):
+        distance_NP = (center_PD.square().sum(1) - 2 * x_ND @ center_PD.T) + x_ND.square().sum(1, keepdim=True)
+        part_N = (distance_NP + 0.5 * spread * (count_P * 5 / number)).argmin(1)
+        spread = distance_NP.amin(1).clamp_min(0).mean()
+        count_P = torch.bincount(part_N, minlength=5).float()
+        sum_PD = torch.zeros(5, DIM).index_add_(0, part_N, x_ND)
+        center_PD = torch.where(count_P[:, None] > 0, sum_PD / count_P.clamp_min(1)[:, None], center_PD)
+    assert torch.equal(split_evenly(x_ND, 5, seed=3), torch.unique(part_N, return_inverse=True)[1])
 
 
 def test_representatives_are_the_rows_nearest_to_the_mean_of_their_cluster():

@@ -32,7 +32,7 @@ def rows(number: int, seed: int = 0, slots: int = 1) -> tuple[Tensor, Tensor, Te
 RULES = [Never(), ResetEvery(13), Slices(20, 4), Slices(23, 3), Slices(9, 1)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     rule=st.sampled_from(RULES),
     slots=st.integers(1, 3),
