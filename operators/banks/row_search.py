@@ -41,6 +41,7 @@ _CROWDED_SHARE = 0.5  # of a block's queries: from here on the half-precision pa
 _PAUSE = 64  # blocks until half precision is tried again
 _CROWDED_BLOCK = 16  # queries at a time where all rows may be candidates
 _FEW_ROWS = 1 << 16  # on a device so few are all ranked: to choose candidates the host would have to wait for it
+_FEW_PRODUCTS = 1 << 19  # on the CPU: so few are made in less time than it takes to choose candidates
 
 _LOW = 0xFFFFFFFF
 _MAGNITUDE = 0x7FFFFFFF
@@ -146,7 +147,7 @@ class KeyScan:
         out_Bk = torch.full((len(q_BD), k), NOTHING, device=q_BD.device)
         if rows == 0:
             return out_Bk
-        if q_BD.device.type != "cpu" and rows <= _FEW_ROWS:
+        if rows <= _FEW_ROWS if q_BD.device.type != "cpu" else q_BD.numel() * rows <= _FEW_PRODUCTS:
             position_1R = torch.arange(rows, device=q_BD.device)[None]
             all_BR = torch.ones(len(q_BD), rows, dtype=torch.bool, device=q_BD.device)
             return self.rank(q_BD, position_1R.expand_as(all_BR), all_BR, k, rows=rows, oldest=oldest)

@@ -57,6 +57,12 @@ class RowList:
             assert not found.values_BkV[i, len(order) :].any()
 
 
+@pytest.fixture(autouse=True)
+def candidates_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few the rows are."""
+    monkeypatch.setattr(row_search, "_FEW_PRODUCTS", 0)
+
+
 def filled(capacity: int, dim: int, rows: int, *, coarse: str = "float32", seed: int = 0) -> tuple[RowRing, RowList]:
     generator = torch.Generator().manual_seed(seed)
     ring, reference = RowRing(capacity, dim, coarse=coarse), RowList(capacity, dim)
@@ -74,6 +80,19 @@ def test_search_equals_brute_force(coarse: str, capacity: int, rows: int, k: int
     ring, reference = filled(capacity, 12, rows, coarse=coarse)
     q_QD = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
     reference.check(ring.search(q_QD, k), q_QD, k)
+
+
+@pytest.mark.parametrize(("capacity", "rows", "k"), [(300, 200, 7), (300, 750, 20), (5, 3, 4)])
+def test_few_rows_are_all_ranked_to_the_same_bits(capacity: int, rows: int, k: int, monkeypatch: pytest.MonkeyPatch):
+    ring, _ = filled(capacity, 12, rows)
+    q_QD = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
+    q_QD[2] = 0
+    chosen = ring.search(q_QD, k)
+    monkeypatch.setattr(row_search, "_FEW_PRODUCTS", 9 * 12 * capacity)
+    monkeypatch.delattr(row_search.KeyScan, "_candidates")
+    ranked = ring.search(q_QD, k)
+    for name in ("similarity_Bk", "sequence_Bk", "values_BkV", "valid_Bk"):
+        assert torch.equal(getattr(chosen, name), getattr(ranked, name)), name
 
 
 @pytest.mark.parametrize("coarse", COARSE)

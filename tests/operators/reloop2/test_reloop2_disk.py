@@ -24,11 +24,11 @@ TIMES = {"label_timeout_s": 30.0, "allowed_lateness_s": 1.0, "top_k": 5}
 @pytest.fixture(autouse=True)
 def small_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (row_memory, budget):
-        monkeypatch.setattr(module, "TAIL_ROWS", 16)
+        monkeypatch.setattr(module, "TAIL_ROWS", 8)
 
 
 def on_disk(ctr_model: str, folder: Path, **options: Any) -> ReLoop2Operator:
-    return make(ctr_model, mode="posting_lists", lists_path=str(folder), **{"capacity": 100, **TIMES, **options})
+    return make(ctr_model, mode="posting_lists", lists_path=str(folder), **{"capacity": 50, **TIMES, **options})
 
 
 def without_folder(state: State) -> State:
@@ -37,30 +37,30 @@ def without_folder(state: State) -> State:
 
 
 def test_while_every_list_is_read_predictions_are_those_of_the_exact_search(ctr_model: str, tmp_path: Path):
-    events = drifting(300)
+    events = drifting(150)
     disk = on_disk(ctr_model, tmp_path, capacity=1000, lists_per_query=10_000)
     wanted = events.run(make(ctr_model, mode="knn", capacity=1000, **TIMES))
     got = events.run(disk)
     assert np.allclose(got.column("y_pred").to_numpy(), wanted.column("y_pred").to_numpy(), atol=1e-6)
     assert list(tmp_path.rglob("*.lists"))
-    assert disk.metrics()["bank_rows"] > 200
+    assert disk.metrics()["bank_rows"] > 80
 
 
 def test_the_oldest_rows_go_and_disk_and_memory_stay_bounded(ctr_model: str, tmp_path: Path):
-    operator = on_disk(ctr_model, tmp_path)  # 8 slices of 16 rows
-    events = drifting(400)
+    operator = on_disk(ctr_model, tmp_path)  # 8 slices of 8 rows
+    events = drifting(180)
     sizes = []
-    for start in range(0, len(events.order), 150):
-        events.run(operator, start=start, stop=start + 150)
+    for start in range(0, len(events.order), 60):
+        events.run(operator, start=start, stop=start + 60)
         operator.snapshot()
         sizes.append(sum(file.stat().st_size for file in tmp_path.rglob("*.lists")))
-    assert 8 * 16 <= operator.metrics()["bank_rows"] <= 10 * 16
+    assert 8 * 8 <= operator.metrics()["bank_rows"] <= 10 * 8
     assert max(sizes[3:]) < 1.5 * sizes[3]
     assert operator.metrics()["bank_bytes_device"] <= budget.disk_bytes(operator.options, operator._scorer.model.hidden_dim)
 
 
 def test_cuts_change_neither_output_nor_state(ctr_model: str, tmp_path: Path):
-    events = drifting(200, duplicates=0.1)
+    events = drifting(120, duplicates=0.1)
     whole = on_disk(ctr_model, tmp_path / "whole")
     wanted = events.run(whole)
     cut = on_disk(ctr_model, tmp_path / "cut")
@@ -69,18 +69,18 @@ def test_cuts_change_neither_output_nor_state(ctr_model: str, tmp_path: Path):
 
 
 def test_what_a_killed_run_wrote_after_its_snapshot_does_not_count(ctr_model: str, tmp_path: Path):
-    events = drifting(160)
+    events = drifting(100)
     undisturbed = on_disk(ctr_model, tmp_path / "a")
     wanted = events.run(undisturbed)
     killed = on_disk(ctr_model, tmp_path / "b")
     state = State()
-    for start in (0, 50, 100):
-        events.run(killed, start=start, stop=start + 50)
+    for start in (0, 35, 70):
+        events.run(killed, start=start, stop=start + 35)
         state = state.apply(killed.snapshot(incremental=True)) if start else clone_state(killed.snapshot())
-    events.run(killed, start=150, stop=210)
+    events.run(killed, start=105, stop=145)
     resumed = on_disk(ctr_model, tmp_path / "b")
     resumed.restore(state)
-    after = events.run(resumed, start=150)
+    after = events.run(resumed, start=105)
     assert after.equals(wanted.slice(wanted.num_rows - after.num_rows))
     assert state_difference(without_folder(undisturbed.snapshot()), without_folder(resumed.snapshot())) is None
 
@@ -95,7 +95,7 @@ def test_a_snapshot_without_rows_is_resumed_from_too(ctr_model: str, tmp_path: P
 
 def test_a_missing_folder_is_named(ctr_model: str, tmp_path: Path):
     first = on_disk(ctr_model, tmp_path)
-    drifting(100).run(first)
+    drifting(30).run(first)
     state = first.snapshot()
     (folder,) = tmp_path.iterdir()
     shutil.rmtree(folder)

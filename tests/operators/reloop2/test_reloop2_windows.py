@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ def windows(**options: Any) -> CtrWindows:
     return CtrWindows(CtrWindowsOptions(**(SMALL | options)), Context("quality"))
 
 
-def predicted(model: str, count: int = 200, **options: Any) -> Events:
+@functools.cache
+def predicted(model: str, **options: Any) -> Events:
     """Predictions of the operator in the place of impressions, and the same labels."""
-    events = drifting(count, **options)
+    events = drifting(200, **options)
     out = events.run(make(model, label_timeout_s=30.0, allowed_lateness_s=1.0, soft_labels=False))
     return Events(out.combine_chunks().to_batches()[0], events.labels, events.order)
 
