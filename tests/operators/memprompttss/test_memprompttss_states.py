@@ -77,9 +77,9 @@ def test_states_of_several_streams_are_those_of_each_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 64, pytest.param(397, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 64, pytest.param(197, marks=pytest.mark.slow)])
 def test_cuts_change_no_row(cut: int, tmp_path: Path) -> None:
-    checkpoint, x_LC = network(tmp_path), wave(450)
+    checkpoint, x_LC = network(tmp_path), wave(300)
     whole, pieces = operator(checkpoint), operator(checkpoint)
     wanted = tables([*whole.process(samples("a", x_LC)), *closed(whole, "a")])
     parts = [one for i in range(0, len(x_LC), cut) for one in pieces.process(samples("a", x_LC[i : i + cut], i))]

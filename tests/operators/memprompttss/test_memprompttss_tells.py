@@ -49,7 +49,7 @@ def test_alerts_are_the_same_however_rows_are_cut_and_the_operator_restored(tmp_
     cut.control(prompts(tell(1), tell(2, debounce_s=100 * STEP_US / 1e6)))
     for start in range(0, 200, 9):
         out += cut.process(samples("a", x_LC[start : start + 9], start))
-        if start % 6 == 0:
+        if start % 27 == 0:
             state, cut = cut.snapshot(), operator(checkpoint)
             cut.restore(state)
     found = tables([*out, *closed(cut, "a")])
