@@ -99,6 +99,6 @@ def bad_rows() -> pa.RecordBatch:
 
 @pytest.mark.parametrize(("method", "step_us"), [pytest.param("mean", 11 * _MS, marks=pytest.mark.slow), ("line", 60 * _MS)])
 def test_resample_conforms(method: str, step_us: int) -> None:
-    rows = [samples(name, *uneven(40, step_us, seed)) for seed, name in enumerate("abc")]
+    rows = [samples(name, *uneven(24, step_us, seed)) for seed, name in enumerate("abc")]
     together = pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
     check_operator(lambda: make(method=method), together, bad_rows=bad_rows(), fill_after=2)
