@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from connectors import records
+from connectors.errors import RecoveryError
 from operators.base import Context, Emitted
 from operators.counters import STREAM_COUNTERS, Counters
 from operators.event_time import microseconds
@@ -354,7 +355,12 @@ class MemPromptTSSOperator(MemPromptTSSDeclaration):
         return state
 
     def restore(self, state: State) -> None:
-        """Replace everything by a full ``state``."""
+        """Replace everything by a full ``state``. Raise ``RecoveryError`` where other weights, options or versions made it."""
+        if state.streams and "first" not in state.dense:
+            raise RecoveryError(
+                f"{self.context.name}: the snapshot was written by an earlier version of this operator, which did not keep the "
+                "first sample of a stream; finish the run with that version, or start in a new state folder"
+            )
         hint = "the memories hold what these weights and options gave, so resume with the same ones"
         live, streams = self._streams.restore(state, weights=self.model_id, settings=self._settings, hint=hint)
         slots_N = np.array([stream.slot for stream in streams], np.int64)

@@ -238,8 +238,7 @@ class Reviser:
                 sequence, time_us = parts["sequence"][at], parts["time_us"][at]
                 revision = parts["revision"][at]
             else:
-                one = np.array([slot]), np.array([segment.start])
-                sequence, time_us = timeline.get("sequence", *one)[0], timeline.get("time_us", *one)[0]
+                (sequence,), (time_us,) = timeline.begin(np.array([slot]), np.array([segment.start]))
                 revision = np.int32(0)
             if segment.start == 0:
                 base: np.generic = np.float64(0)

@@ -106,7 +106,7 @@ class Settler:
             values, number = np.unique(states, return_counts=True)
             start, state = 0, int(values[number.argmax()])
             one = np.zeros(1, np.int64)
-            self._note(level, one + slot, one, one + state, one + end, one + end, one + tick.received)
+            self._note(level, one + slot, one, one + state, one + end, one + end)
         self.tell_segment(out, level, tick, Segment(start, end, state), end, revision=None)
 
     def tell_segment(
@@ -202,20 +202,19 @@ class Settler:
             self._begin(out, level, ticks, slots_B, start_B + size, begun)
 
     def _note(
-        self, level: int, slot_E: Ints, start_E: Ints, state_E: Ints, end_E: Ints, settled_E: Ints, received_E: Ints
+        self, level: int, slot_E: Ints, start_E: Ints, state_E: Ints, end_E: Ints, settled_E: Ints
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Note for the samples of segments that begin, up to ``end_E``, what is known of the segment; return that."""
         timeline, kept = self.timeline, self.geometry.kept
-        # The oldest sample that is remembered stands in for a start before it: only a stream without any long run has that.
-        head_E = np.maximum(start_E, received_E - kept)
+        sequence_E, time_us_E = timeline.begin(slot_E, start_E)
         first_E = np.maximum(start_E, settled_E - kept)
         known: dict[str, npt.NDArray[np.generic]] = {
             "start": start_E,
             "state": state_E.astype(np.int32),
             "revision": np.zeros(len(start_E), np.int32),
             "base": np.where(start_E == 0, 0.0, timeline.state(level, "sum", slot_E, start_E - 1)),
-            "sequence": timeline.get("sequence", slot_E, head_E),
-            "time_us": timeline.get("time_us", slot_E, head_E),
+            "sequence": sequence_E,
+            "time_us": time_us_E,
         }
         size_E = np.maximum(end_E - first_E, 0)
         of_R = np.repeat(np.arange(len(size_E)), size_E)
@@ -230,8 +229,8 @@ class Settler:
         slot_E, settled_E = slots_B[of_E], settled_B[of_E]
         is_last_E = np.append(of_E[1:] != of_E[:-1], True)
         end_E = np.where(is_last_E, settled_E, np.append(start_E[1:], 0))
-        received_B, origin_B = np.array([(tick.received, tick.job.stream.origin) for tick in ticks]).T
-        known = self._note(level, slot_E, start_E, begun.state_E, end_E, settled_E, received_B[of_E])
+        origin_B = np.array([tick.job.stream.origin for tick in ticks])
+        known = self._note(level, slot_E, start_E, begun.state_E, end_E, settled_E)
         # Two rows for each: of the segment that ends before it, where there is one, and its own.
         last_E2 = np.stack([start_E - 1, settled_E - 1], axis=1)
         both_E2 = (np.repeat(slot_E[:, None], 2, axis=1), np.maximum(last_E2, 0))

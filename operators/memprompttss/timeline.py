@@ -73,6 +73,8 @@ class Timeline:
         self.machine_SG4 = np.full((slots, levels, len(MACHINE)), NONE, np.int64)
         self.last_SC = np.full((slots, channels), np.nan, np.float32)
         self.held_SC = np.zeros((slots, channels), np.int64)
+        self.first_S2 = np.zeros((slots, 2), np.int64)
+        """``sequence`` and time of each slot's first sample, which a segment may begin with long after it has left the ring."""
         self._retained: dict[str, npt.NDArray[np.generic]] = {}
         self._place_S, self._most_S = np.full(slots, -1), np.zeros(slots, np.int64)
         """Where a slot is retained, and how many samples of it may have come before it is let go."""
@@ -87,6 +89,9 @@ class Timeline:
 
     def append(self, slots_B: Ints, rows: Mapping[str, npt.NDArray[np.generic]], sizes_B: Ints) -> None:
         """Append samples, those of each slot together and in order."""
+        begins_B = self._received(slots_B) == 0
+        start_B = (np.cumsum(sizes_B) - sizes_B)[begins_B]
+        self.first_S2[slots_B[begins_B]] = np.stack([rows["sequence"][start_B], rows["time_us"][start_B]], axis=1)
         _append(self.samples, slots_B, {name: torch.from_numpy(values) for name, values in rows.items()}, sizes_B)
 
     def get(self, name: str, slot_R: Ints, position_R: Ints) -> npt.NDArray[np.generic]:
@@ -140,6 +145,14 @@ class Timeline:
         at_N = np.arange(position, position + len(next(iter(rows.values()))))
         tensors = {name: torch.from_numpy(np.array(values)) for name, values in rows.items()}
         self.samples.put(torch.full((len(at_N),), slot), torch.from_numpy(at_N % self.geometry.kept), tensors)
+        if position == 0 and len(at_N):
+            self.first_S2[slot] = rows["sequence"][0], rows["time_us"][0]
+
+    def begin(self, slot_E: Ints, start_E: Ints) -> tuple[Ints, Ints]:
+        """Return ``sequence`` and time of the samples that segments begin with: remembered ones, or the first of all."""
+        sequence_E, time_us_E = self.get("sequence", slot_E, start_E), self.get("time_us", slot_E, start_E)
+        first_E2, is_first_E = self.first_S2[slot_E], start_E == 0
+        return np.where(is_first_E, first_E2[:, 0], sequence_E), np.where(is_first_E, first_E2[:, 1], time_us_E)
 
     def oldest(self, received: int) -> int:
         """Return the first sample that is remembered of so many."""
@@ -217,6 +230,7 @@ class Timeline:
             (self.machine_SG4, NONE),
             (self.last_SC, np.nan),
             (self.held_SC, 0),
+            (self.first_S2, 0),
             (self._valid_SC, False),
         ):
             array[slot] = value
@@ -250,6 +264,7 @@ class Timeline:
             "machine": self.machine_SG4,
             "last": self.last_SC,
             "held": self.held_SC,
+            "first": self.first_S2,
         }
 
 

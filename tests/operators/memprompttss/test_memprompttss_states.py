@@ -8,7 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from memprompttss_streams import closed, final_segments, final_states, network, operator, samples, tables, together, wave
+from memprompttss_streams import (
+    STEP_US,
+    closed,
+    final_segments,
+    final_states,
+    network,
+    operator,
+    samples,
+    tables,
+    together,
+    wave,
+)
 
 from connectors import records
 from connectors.errors import ConfigError, RecoveryError
@@ -97,6 +108,26 @@ def test_rows_of_a_short_history_name_their_own_samples_however_many_come_at_onc
     for name in wanted:
         exact = [c for c in wanted[name].column_names if not pa.types.is_floating(wanted[name].schema.field(c).type)]
         assert found[name].select(exact).equals(wanted[name].select(exact)), name
+
+
+def test_a_first_segment_that_is_told_late_begins_with_the_first_sample(tmp_path: Path) -> None:
+    """No run of 12 samples comes before more samples than the history holds."""
+    checkpoint, x_LC = network(tmp_path), wave(130)
+    for cut in (7, 130):
+        op = operator(checkpoint, history=64, min_segment=12)
+        parts = [one for i in range(0, len(x_LC), cut) for one in op.process(samples("a", x_LC[i : i + cut], 5 + i))]
+        first, *_ = [row for row in tables(parts)["segments"].to_pylist() if row["segment_id"] == 0]
+        assert first["n_samples"] > 64
+        assert (first["sequence"], first["event_time"].timestamp()) == (5, 5 * STEP_US / 1e6)
+
+
+def test_a_snapshot_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    op = operator(network(tmp_path))
+    op.process(samples("a", wave(20)))
+    state = op.snapshot()
+    del state.dense["first"]
+    with pytest.raises(RecoveryError, match="written by an earlier version of this operator, which did not keep"):
+        op.restore(state)
 
 
 def test_a_stream_of_less_than_a_window_has_no_states_unless_it_is_padded(tmp_path: Path) -> None:
