@@ -264,7 +264,7 @@ def test_a_loss_that_leaves_the_numbers_stops_the_run_and_says_what_to_do(clips:
         train(tmp_path, annotations=str(clips), network=SMALL, iterations=30, batch=1, learning_rate=1e30, **QUIET)
 
 
-def test_a_few_boxes_are_learned_from_views_of_their_frames_and_resume_bit_for_bit(clips: Path, tmp_path: Path) -> None:
+def test_training_on_views_of_a_few_boxes_resumes_bit_for_bit(clips: Path, tmp_path: Path) -> None:
     options = QUIET | {
         "annotations": str(clips), "init": "package://mamba/shapes", "preset": "few", "iterations": 4,
         "classes": ["green", "red", "blue"], "max_long_side": 64,
