@@ -59,23 +59,20 @@ def bars(sent: list[dict[str, object]]) -> list[tuple[bool, str, str]]:
 
 
 @pytest.mark.heavy
-def test_a_run_rewrites_one_line_in_the_output_of_its_cell(tmp_path: Path) -> None:
+def test_a_run_and_each_stage_of_a_training_rewrite_one_line_in_the_output_of_their_cell(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text("stream_id,value\n" + "<k0>,1.5\n" * 20)
     (tmp_path / "copy.yaml").write_text(
         "name: copy\nstate: state\nsources:\n"
         "  events: {type: csv, path: events.csv, stream_id: stream_id, event_time_unit: rows}\n"
         "sinks:\n  rows: {type: jsonl, input: events, path: rows}\n"
     )
-    sent = shown(RUN, tmp_path)
-    assert len({one["id"] for one in sent}) == 1
+    all_sent = shown(RUN + TRAIN, tmp_path)
+    sent = [one for one in all_sent if one["id"] == all_sent[0]["id"]]
     (first, *_), (*_, last) = bars(sent), bars(sent)
     assert first[:2] == (False, "starting") and "value=" not in first[2]
     assert last[0] and "20 rows" in last[1] and "20 written" in last[1] and 'value="1.0000"' in last[2]
 
-
-@pytest.mark.heavy
-def test_a_training_has_a_line_for_each_stage(tmp_path: Path) -> None:
-    sent = shown(TRAIN, tmp_path)
+    sent = all_sent[len(sent) :]
     assert len({one["id"] for one in sent}) == 2 and [one["update"] for one in sent] == [False, True, True] * 2
     assert [text.split(" loss")[0] for _, text, _ in bars(sent)] == [f"{s} {n}/10" for s in ("one", "two") for n in (4, 8, 10)]
     assert [page.split('"')[3] for *_, page in bars(sent)] == ["0.4000", "0.8000", "1.0000"] * 2

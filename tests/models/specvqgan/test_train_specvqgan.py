@@ -203,6 +203,7 @@ def test_a_vocoder_comes_nearer_in_spectrum_and_its_weights_fold_to_the_same_sou
         torch.testing.assert_close(model(mel_BHT), made_BN)
 
 
+@pytest.mark.slow  # own files are learned beside it
 def test_a_short_recipe_is_a_function_of_its_seed_and_writes_what_operators_load(tiny_recipe: None, tmp_path: Path) -> None:
     seen: list[Progress] = []
     first = train(tmp_path / "a", recipe="bounces", seed=3, schedule=SHORT, progress=seen.append)

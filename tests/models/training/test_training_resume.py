@@ -32,7 +32,7 @@ STOPPED = [
     *("rekv videos", "reloop2 recipe drift"),
     "reloop2 rows, dcnv2 with dropout",
     pytest.param("specvqgan recipe bounces", marks=pytest.mark.slow),
-    "specvqgan sound",
+    pytest.param("specvqgan sound", marks=pytest.mark.slow),
     pytest.param("videostreaming recipe shapes", marks=pytest.mark.slow),
 ]
 # Fewer updates than the benchmark makes: every stage, discriminators included, and checkpoints in the middle of each.

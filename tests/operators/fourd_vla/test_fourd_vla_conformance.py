@@ -44,7 +44,7 @@ def bad_frames() -> pa.RecordBatch:
     "options",
     [
         {},
-        {"sampling": "incremental"},
+        pytest.param({"sampling": "incremental"}, marks=pytest.mark.slow),
         pytest.param({"sampling": "incremental", "horizon": "unbounded"}, marks=pytest.mark.slow),
         pytest.param({"sampling": "uniform"}, marks=pytest.mark.slow),
         pytest.param({"sampling": "last_k"}, marks=pytest.mark.slow),

@@ -62,7 +62,7 @@ def test_memprompttss_conforms(options: dict[str, Any], trained: dict[str, Any],
         return operator(checkpoint, **options)
 
     control = said(len(options.get("granularities", [0])))
-    check_operator(make, rows(46), control=control, bad_rows=bad_rows(), fill_after=3, atol=1e-5, rtol=1e-4)
+    check_operator(make, rows(46), control=control, bad_rows=bad_rows(), fill_after=2, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -10,10 +10,8 @@ from pipelines.testing.conformance import check_operator
 BAD = rows([("x", 0, 0.0, None), ("x", 1, 0.0, 17), ("x", 2, 0.0, -4)])
 
 
-@pytest.mark.parametrize(
-    "backbone", ["s2p2", pytest.param("attnhp", marks=pytest.mark.slow), pytest.param("nhp", marks=pytest.mark.slow)]
-)
-@pytest.mark.heavy
+@pytest.mark.parametrize("backbone", ["s2p2", "attnhp", "nhp"])
+@pytest.mark.slow  # what learns goes through all of it too
 def test_conformance_without_learning(backbone: str, tmp_path: Path) -> None:
     path = network(tmp_path, backbone)
     check_operator(lambda: operator(path), stream(3, 7), bad_rows=BAD, fill_after=1)

@@ -42,6 +42,7 @@ def bad_rows() -> pa.RecordBatch:
     return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
+SHORT: dict[str, Any] = {"window_tokens": 12, "retrieve_frames": 2, "frames_per_stream": 5, "max_answer_tokens": 3}
 SAMPLED = {"sample_fps": 1.0, "score": "cosine", "chunk_frames": 2}
 
 
@@ -50,7 +51,7 @@ def test_rekv_conforms(options: dict[str, Any], tiny_rekv: str) -> None:
     rows = frames(interleaved(STREAMS, FRAMES))
     bad = bad_rows() if not options else None  # of frames that are skipped nothing is decoded
     check_operator(
-        lambda: operator(tiny_rekv, max_streams=2, window_tokens=12, retrieve_frames=2, frames_per_stream=5, **options),
+        lambda: operator(tiny_rekv, max_streams=2, **(SHORT | options)),
         rows,
         control=asked(STREAMS, ASKED),
         bad_rows=bad,

@@ -40,7 +40,7 @@ def bad_rows() -> pa.RecordBatch:
 def test_specvqgan_conforms(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_loaded(monkeypatch, specvqgan)
     folder = write_model(tmp_path, columns=3, features=3)
-    keys = interleaved(STREAMS, 13)
+    keys = interleaved(STREAMS, 12)
     images = [np.random.default_rng([ord(name), i]).integers(0, 256, (6, 8, 3), dtype=np.uint8) for name, i in keys]
     check_operator(
         lambda: SpecVQGANOperator(SpecVQGANOptions(checkpoint=str(folder), max_streams=2, **options), Context(name="sound")),

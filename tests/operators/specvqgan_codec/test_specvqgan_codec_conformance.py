@@ -16,7 +16,7 @@ from pipelines.testing.conformance import check_operator
 STREAMS = ("a", "b")
 
 
-def sound(length: int = 6_000) -> pa.RecordBatch:
+def sound(length: int = 5_000) -> pa.RecordBatch:
     rates = (22050, 16000)
     return interleaved_sound(
         [
@@ -63,7 +63,7 @@ def test_encoding_conforms(tmp_path: Path) -> None:
 
 def test_decoding_conforms(tmp_path: Path) -> None:
     folder, encoder = write_model(tmp_path), codec(write_model(tmp_path), "encode", block_cols=1)
-    rows = rows_of(encoder.process(sound(9_000)), "tokens").select(BLOCK.names).combine_chunks().to_batches()[0]
+    rows = rows_of(encoder.process(sound(7_000)), "tokens").select(BLOCK.names).combine_chunks().to_batches()[0]
     bad = [
         changed(rows, codebook="another one"),
         changed(rows, bits=9),
