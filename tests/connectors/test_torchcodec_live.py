@@ -205,6 +205,7 @@ if how == "closed":
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_a_process_ends_well_while_a_camera_is_silent(camera: MjpegCamera) -> None:
     """Whether its reader is closed or left open."""
     ways = ["closed", "left open"]

@@ -177,6 +177,7 @@ def test_a_script_whose_folder_hides_our_models_is_told_what_to_do_and_that_work
     assert bare.run("python", "replay.py", cwd=project).returncode == 0
 
 
+@pytest.mark.slow
 def test_commands_that_look_at_our_models_take_ours(bare: Environment, project: Path) -> None:
     listed = bare.run("streambank", "list", cwd=project)
     assert "mamba" in listed.stdout, listed.stderr

@@ -78,10 +78,10 @@ def undisturbed(request: pytest.FixtureRequest, films: Path, tmp_path_factory: p
 
 @pytest.mark.parametrize(
     ("undisturbed", "method"),
-    [("rekv", "rekv"), pytest.param("videostreaming", "videostreaming", marks=pytest.mark.slow)],
+    [("rekv", "rekv"), ("videostreaming", "videostreaming")],
     indirect=["undisturbed"],
 )
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_kill_while_one_is_answered_changes_no_row(
     method: str, films: Path, undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def test_the_compiled_backbone_of_the_detector_returns_what_the_eager_one_does()
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("method", ["rekv", "videostreaming", "specvqgan"])
+@pytest.mark.parametrize("method", ["rekv", "videostreaming", pytest.param("specvqgan", marks=pytest.mark.slow)])
 def test_operators_compile_the_network_that_frames_go_through(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,7 +125,9 @@ CASES = [
     pytest.param("rekv", rekv, {}, 0, id="rekv"),
     pytest.param("videostreaming", videostreaming, {"clip_events": True}, 0, id="videostreaming"),
     pytest.param("specvqgan", specvqgan, {}, 0, id="specvqgan"),
-    pytest.param("specvqgan", specvqgan, {"unbounded": True}, 0, id="specvqgan, features without a bound"),
+    pytest.param(
+        "specvqgan", specvqgan, {"unbounded": True}, 0, marks=pytest.mark.slow, id="specvqgan, features without a bound"
+    ),
     pytest.param("memprompttss", memprompttss, {}, 0, id="memprompttss"),
     pytest.param("memprompttss", memprompttss, {"prompted": True, "size": 4}, 0, id="memprompttss, prompted"),
     pytest.param("memprompttss", memprompttss, {"prompted": True, "size": 64}, 0, id="memprompttss, prompted, many windows"),

@@ -121,6 +121,7 @@ def test_a_damaged_checkpoint_of_a_run_is_named(clips: Path, tmp_path: Path) -> 
         train(tmp_path, resume=True, annotations=str(clips), init=str(SHIPPED), iterations=1, device="cpu")
 
 
+@pytest.mark.slow
 def test_twenty_frames_are_learned_from_random_weights(tmp_path: Path) -> None:
     config = ShapesConfig(frames=10, degraded=0.0, classes=2)
     path = render_clips(tmp_path / "clips", config=config, seeds=[2, 3], scale=1)

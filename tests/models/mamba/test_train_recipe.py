@@ -27,6 +27,7 @@ def test_a_hundred_steps_halve_the_loss() -> None:
     assert losses[1] < 0.6 * losses[0], "mean of steps 51-100 against that of steps 1-50"
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_weights_whatever_the_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.mamba.recipe._FRESH_CLIPS", 1)
     monkeypatch.setitem(RECIPES, "shapes", ShapesConfig(frames=4))

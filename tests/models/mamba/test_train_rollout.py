@@ -72,6 +72,7 @@ def test_with_output_projections_of_zero_memory_changes_no_loss(model: Mamba) ->
         assert torch.allclose(value, with_memory[name], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_through_the_memory_lowers_the_loss_below_what_one_frame_allows() -> None:
     model = checkpoint.load(SHIPPED.with_name("shapes_base.safetensors")).train()
     scene = next(

@@ -11,6 +11,7 @@ from models.prompttpp.train import evaluate
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_the_small_network_beats_a_constant_rate_and_not_the_truth() -> None:
     model = load(SMALL_WEIGHTS)
     drift = RECIPES["drift"].drift

@@ -84,6 +84,7 @@ def test_a_file_that_is_not_a_small_model_is_named_with_the_reason(tmp_path: Pat
 
 
 @pytest.mark.training
+@pytest.mark.slow
 def test_a_short_training_lowers_both_losses_and_is_a_function_of_its_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_clip_shows_what_is_asked_about_and_nothing_else_of_that_shape_or_colo
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_quality_is_the_same_from_a_bank_and_says_what_guessing_gives(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -106,6 +106,7 @@ def test_codes_begin_as_encoded_sound() -> None:
     assert len(model.codes_KD.unique(dim=0)) > 8
 
 
+@pytest.mark.slow
 def test_a_transformer_learns_the_tokens_of_a_clip_by_heart() -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():

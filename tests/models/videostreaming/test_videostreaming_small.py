@@ -15,6 +15,7 @@ def quality():  # type: ignore[no-untyped-def]
 
 @pytest.mark.heavy
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_the_right_clip_of_a_film_of_ten_minutes_is_selected(quality) -> None:  # type: ignore[no-untyped-def]
     assert quality.recall["memory"] >= 0.8 > 0.3 > quality.recall["uniform"]
 

@@ -190,7 +190,7 @@ def test_streams_have_noise_of_their_own_and_the_seed_changes_it(folder: Path) -
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("seconds", [4.0, 12.0])
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(12.0, marks=pytest.mark.slow)])
 @torch.inference_mode()
 def test_exact_is_the_published_procedure(written: Path, seconds: float) -> None:
     model = write_model(written / "published", columns=53, features=5)
