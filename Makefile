@@ -40,7 +40,7 @@ format: setup
 	$(BIN)/ruff format .
 
 # WORKERS processes side by side, one thread of torch each; what shares a cluster, a broker or the fixtures of a file stays together.
-WORKERS ?= 4
+WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=20
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
