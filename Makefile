@@ -12,7 +12,7 @@ help:
 	@echo "make demo       replay four videos through Ray, detect with memory, write Parquet and an annotated MP4"
 	@echo "make kafka      a Kafka broker on 127.0.0.1:9092 for a first try"
 	@echo "make test-fast  the tests that need no Ray, no Kafka and no training: about 3 minutes on two cores"
-	@echo "make test       lint, types and tests (what CI runs): about 10 minutes on two cores"
+	@echo "make test       lint, types and tests (what CI runs): about 12 minutes on two cores"
 	@echo "make test-slow  the soaks and minutes-long checks"
 	@echo "make bench      every benchmark of benchmarks/; results as JSON in benchmarks/results/"
 

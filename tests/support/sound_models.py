@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -13,12 +15,12 @@ import torch
 from models.specvqgan.autoencoder import Autoencoder
 from models.specvqgan.checkpoint import save
 from models.specvqgan.config import AutoencoderConfig, TransformerConfig, VocoderConfig
-from models.specvqgan.loaders import SoundNetworks
+from models.specvqgan.loaders import SoundNetworks, load_networks
 from models.specvqgan.transformer import SoundTransformer
 from models.specvqgan.vision import PixelConfig, PixelFeatures
 from models.specvqgan.vocoder import Vocoder
 
-__all__ = ["CODES", "copy_loaded", "write_model"]
+__all__ = ["CODES", "share_networks", "write_model"]
 
 CODES = 16
 
@@ -61,11 +63,16 @@ def write_model(folder: Path, *, columns: int = 6, features: int = 4, side: int 
     return folder
 
 
-def copy_loaded(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
-    """Have each operator of ``module`` take a copy of what was loaded once: reading the files costs more than most tests."""
-    load = functools.cache(module.load_networks)
+@functools.cache
+def _loaded(folder: Path, parts: frozenset[str], device: torch.device) -> SoundNetworks:
+    return load_networks(folder, parts, device)
 
-    def copied(folder: Path, parts: list[str], device: torch.device) -> SoundNetworks:
-        return copy.deepcopy(load(folder, tuple(parts), device))
 
-    monkeypatch.setattr(module, "load_networks", copied)
+def share_networks(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """Have the operators of ``module`` share networks, which hold weights only; each packs a transformer of its own."""
+
+    def load(folder: Path, parts: Collection[str], device: torch.device) -> SoundNetworks:
+        found = _loaded(folder, frozenset(parts), device)
+        return dataclasses.replace(found, transformer=copy.deepcopy(found.transformer))
+
+    monkeypatch.setattr(module, "load_networks", load)

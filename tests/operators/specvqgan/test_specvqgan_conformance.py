@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from sound_models import copy_loaded, write_model
+from sound_models import share_networks, write_model
 from video_streams import frames, interleaved
 
 from operators.base import Context
@@ -38,7 +38,7 @@ def bad_rows() -> pa.RecordBatch:
     ],
 )
 def test_specvqgan_conforms(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy_loaded(monkeypatch, specvqgan)
+    share_networks(monkeypatch, specvqgan)
     folder = write_model(tmp_path, columns=3, features=3)
     keys = interleaved(STREAMS, 12)
     images = [np.random.default_rng([ord(name), i]).integers(0, 256, (6, 8, 3), dtype=np.uint8) for name, i in keys]

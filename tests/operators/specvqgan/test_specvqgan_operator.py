@@ -1,9 +1,5 @@
 """Sound for frames: equal to the slow way, alone or together, cut or whole; every odd stream has an answer."""
 
-import copy
-import dataclasses
-import functools
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from sound_models import write_model
+from sound_models import share_networks, write_model
 from sound_rows import rows_of
 from specvqgan_reference import reference
 from video_streams import frames
 
 from connectors.errors import ConfigError
 from models.specvqgan.codec import unpack_tokens
-from models.specvqgan.loaders import SoundNetworks, load_networks
+from models.specvqgan.loaders import load_networks
 from models.specvqgan.parts import PARTS
 from models.specvqgan.sampling import generate
 from models.specvqgan.tokens import grid_of
@@ -40,20 +36,9 @@ def folder(written: Path) -> Path:
     return write_model(written / "model")
 
 
-@functools.cache
-def _networks(folder: Path, wanted: frozenset[str], device: torch.device) -> SoundNetworks:
-    return load_networks(folder, wanted, device)
-
-
 @pytest.fixture(autouse=True)
 def _loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are shared by operators, which hold all that changes; each packs a transformer of its own."""
-
-    def load(folder: Path, wanted: Collection[str], device: torch.device) -> SoundNetworks:
-        found = _networks(folder, frozenset(wanted), device)
-        return dataclasses.replace(found, transformer=copy.deepcopy(found.transformer))
-
-    monkeypatch.setattr(made_in, "load_networks", load)
+    share_networks(monkeypatch, made_in)
 
 
 def pictures(seed: int, count: int) -> list[np.ndarray]:

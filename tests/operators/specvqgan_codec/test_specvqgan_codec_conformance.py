@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from sound_models import copy_loaded, write_model
+from sound_models import share_networks, write_model
 from sound_rows import interleaved_sound, pcm, rows_of, tone
 
 from operators.base import Context
@@ -27,8 +27,8 @@ def sound(length: int = 5_000) -> pa.RecordBatch:
 
 
 @pytest.fixture(autouse=True)
-def _copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    copy_loaded(monkeypatch, specvqgan_codec)
+def _shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    share_networks(monkeypatch, specvqgan_codec)
 
 
 def codec(folder: Path, mode: str, **options: object) -> SpecVQGANCodecOperator:
